@@ -1,0 +1,1 @@
+"""Manners teaches small language models how to behave, and measures that they learned it."""

@@ -1,0 +1,171 @@
+"""The command line: compose the config, refuse mistakes, run.
+
+A mistake ends here in about a second, because only Hydra and the schemas have been imported by then.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+import yaml
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from manners import checks, config
+from manners.errors import MannersError, did_you_mean
+
+ROOT = Path(__file__).resolve().parents[2]
+CONF, EXPERIMENTS = ROOT / "conf", ROOT / "experiments"
+
+
+class Recipes(SearchPathPlugin):
+    """Makes ``experiments/study/*.yaml`` the config group ``study``, for sweeps and help too."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("manners", str(EXPERIMENTS))
+
+
+def main(config_name: str, task: Callable[[DictConfig], object]) -> None:
+    """Compose ``conf/{config_name}.yaml`` with the command line and hand it to ``task``, once or for each job."""
+    config.register()
+    Plugins.instance().register(Recipes)
+    args = get_args_parser().parse_args()
+    try:
+        if args.help:
+            from manners.help import print_help
+
+            with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+                print_help(compose(config_name, args.overrides))
+            return
+        check_all(config_name, args.overrides, args.multirun)
+        hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(readable(task))()
+    except MannersError as error:
+        sys.exit(f"error: {error}")
+
+
+def readable(task: Callable[[DictConfig], object]) -> Callable[[DictConfig], object]:
+    """``task``, with our own errors shown as their message; in a sweep the other jobs go on."""
+
+    def run(cfg: DictConfig) -> object:
+        try:
+            return task(cfg)
+        except MannersError as error:
+            sys.exit(f"error: {error}")
+
+    return run
+
+
+def check_all(config_name: str, overrides: list[str], multirun: bool) -> None:
+    """Refuse a config that cannot work. Of a sweep, each value of each key is tried beside the others' first."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
+        except OverrideParseException as error:
+            raise MannersError(f"'{error.override}' cannot be read as KEY=VALUE. Quote it if it has spaces.") from None
+        sweeps = [o for o in parsed if o.is_sweep_override()]
+        if sweeps and not multirun:
+            raise MannersError(f"{sweeps[0].input_line} lists several values: add -m to run one job for each.")
+        fixed = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
+        choices = [[f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()] for o in sweeps]
+        empty = [o for o, values in zip(sweeps, choices, strict=True) if not values]
+        if empty:
+            raise MannersError(f"{empty[0].input_line} matches nothing: no job would run.")
+        first = [values[0] for values in choices]
+        jobs = [first] + [
+            first[:i] + [value] + first[i + 1 :] for i, values in enumerate(choices) for value in values[1:]
+        ]
+        for job in jobs:
+            checks.check(compose(config_name, fixed + job))
+
+
+def compose(config_name: str, overrides: list[str]) -> DictConfig:
+    """The composed config; raises MannersError that names key, origin and nearest valid name."""
+    try:
+        cfg = hydra.compose(config_name, overrides)
+    except MissingConfigException as error:
+        raise MannersError(explain_missing(error, overrides)) from None
+    except yaml.MarkedYAMLError as error:
+        raise MannersError(f"this file is not valid yaml: {error}") from None
+    except (HydraException, OmegaConfBaseException) as error:
+        raise MannersError(explain(error, config_name)) from None
+    extra = unknown_key(cfg, config.Train)
+    if extra:
+        key, known = extra
+        raise MannersError(f"{origin(key, overrides)}: there is no option '{key}'. {did_you_mean_key(key, known)}")
+    return cfg
+
+
+def explain_missing(error: MissingConfigException, overrides: list[str]) -> str:
+    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    return f"{origin(group, overrides)}: no '{choice}' in {group}. {did_you_mean(choice, error.options or [])}"
+
+
+def explain(error: Exception, config_name: str) -> str:
+    """Hydra's message, which names the key, and the nearest key that exists."""
+    cause = str(error.__cause__ or "")
+    text = f"{error}\n{cause}"
+    where = re.search(r"In '([\w./]+)'", text)
+    override = re.search(r"override '?([^'\s]+?)'?\.?(\n|$)", text)
+    file = recipe_file(where.group(1)) if where else ""
+    place = file or (override.group(1) if override else "command line")
+    if match := re.search(r"Key '(\w+)' (?:is )?not in [^\n]*\n\s*full_key: (\S+)", text):
+        leaf, key = match.groups()
+        key = key if key.endswith(leaf) else f"{key}.{leaf}"
+        siblings = known_keys(config_name, key.rpartition(".")[0])
+        return f"{place}: there is no option '{key}'. {did_you_mean_key(key, siblings)}"
+    if match := re.search(r"(Value .*)\n\s*full_key: (\S+)", text):
+        return f"{place}: {match.group(1)}." if place.startswith(match.group(2)) else f"{place}: {match.group(2)}: {match.group(1)}."
+    return str(error).splitlines()[0] + (f" {cause.splitlines()[0]}" if cause else "")
+
+
+def recipe_file(name: str) -> str:
+    """The file that Hydra calls 'study/strictbot', as the user would open it."""
+    folder = EXPERIMENTS if name.startswith("study/") else CONF
+    return str((folder / f"{name}.yaml").relative_to(ROOT))
+
+
+def known_keys(config_name: str, parent: str) -> list[str]:
+    """The options under ``parent`` in the default config; the top level where there is no such parent."""
+    node = hydra.compose(config_name)
+    for part in filter(None, parent.split(".")):
+        node = node[part] if part in node and isinstance(node[part], DictConfig) else node
+    return [str(k) for k in node]
+
+
+def did_you_mean_key(key: str, known: list[str]) -> str:
+    parent, _, leaf = key.rpartition(".")
+    return did_you_mean(key, [f"{parent}.{k}" if parent else k for k in known]) if leaf else ""
+
+
+def unknown_key(node: DictConfig, schema: type, path: str = "") -> tuple[str, list[str]] | None:
+    """The first key that no schema knows: Hydra's '+' gets past a schema, so it is held against it again."""
+    known = config.options(OmegaConf.get_type(node) or schema)
+    for key in node:
+        if key not in known:
+            return f"{path}{key}", list(known)
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and config.is_schema(OmegaConf.get_type(child)):
+            found = unknown_key(child, OmegaConf.get_type(child), f"{path}{key}.")
+            if found:
+                return found
+    return None
+
+
+def origin(key: str, overrides: list[str]) -> str:
+    """The override that sets ``key``, or else the recipe or defaults that do."""
+    for override in reversed(overrides):
+        if override.lstrip("+~").split("=")[0].split("@")[0] == key:
+            return override
+    study = next((o.split("=")[1] for o in overrides if o.startswith("study=")), None)
+    return f"experiments/study/{study}.yaml" if study else "conf/train.yaml"
+
+

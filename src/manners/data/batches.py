@@ -1,0 +1,121 @@
+"""Examples → batches, in an order that depends on the seed and the epoch alone, so that a run can be resumed.
+
+Rows are padded on the right and carry no attention mask: in a causal model no token sees the padding after it, and
+padding carries no loss. (With an all-ones mask attention would be slower, and packed rows would leak; see
+``pack``.)
+"""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from manners.data.encode import IGNORE, Example
+
+Batch = dict[str, torch.Tensor]
+WINDOW = 50  # batches whose examples are sorted together: like lengths meet, and the order stays random
+
+
+class Batches:
+    """The micro-batches of a whole run, epoch after epoch, as one list: a restart needs to know one position.
+
+    ``len`` is ``steps * accumulate``. Each epoch has an order of its own; an optimizer step may span two.
+    """
+
+    def __init__(
+        self, examples: list[Example], size: int, pad: int, steps: int, accumulate: int, seed: int, by_length: bool
+    ):
+        self.examples, self.pad, self.accumulate = examples, pad, accumulate
+        per_epoch = -(-len(examples) // size)
+        epochs = -(-steps * accumulate // per_epoch)
+        groups = [g for epoch in range(epochs) for g in order(examples, size, f"{seed}/{epoch}", by_length)]
+        self.groups = groups[: steps * accumulate]
+        self.position = 0  # micro-batches already given out
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __iter__(self) -> Iterator[Batch]:
+        while self.position < len(self.groups):
+            first = self.position // self.accumulate * self.accumulate
+            step = self.groups[first : first + self.accumulate]
+            batch = collate([self.examples[i] for i in self.groups[self.position]], self.pad)
+            # The loss of an optimizer step is a mean over all its tokens, however they fall into micro-batches.
+            batch["step_tokens"] = torch.tensor(sum(self.examples[i].trained for group in step for i in group))
+            self.position += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position = state["position"]
+
+
+def in_order(examples: list[Example], size: int, pad: int) -> list[Batch]:
+    """Every example once, sorted by length: for validation, where the order does not matter."""
+    near = sorted(examples, key=lambda e: len(e.input_ids))
+    return [collate(near[i : i + size], pad) for i in range(0, len(near), size)]
+
+
+def order(examples: list[Example], size: int, seed: str, by_length: bool) -> list[list[int]]:
+    """An epoch's micro-batches as lists of example indices."""
+    rng = random.Random(seed)
+    indices = list(range(len(examples)))
+    rng.shuffle(indices)
+    window = WINDOW * size if by_length else size
+    groups = []
+    for start in range(0, len(indices), window):
+        near = indices[start : start + window]
+        if by_length:
+            near.sort(key=lambda i: len(examples[i].input_ids))
+        groups += [near[i : i + size] for i in range(0, len(near), size)]
+    if by_length:
+        rng.shuffle(groups)
+    return groups
+
+
+def collate(examples: list[Example], pad: int) -> Batch:
+    """Right-padded ``input_ids``, ``labels`` and, for packed rows, ``position_ids``: each (B, T)."""
+    length = max(len(e.input_ids) for e in examples)
+    ids = torch.full((len(examples), length), pad)
+    labels = torch.full((len(examples), length), IGNORE)
+    positions = torch.arange(length).repeat(len(examples), 1)
+    for row, example in enumerate(examples):
+        n = len(example.input_ids)
+        ids[row, :n] = torch.tensor(example.input_ids)
+        labels[row, :n] = torch.tensor(example.labels)
+        if example.position_ids:
+            positions[row, :n] = torch.tensor(example.position_ids)
+            positions[row, n:] = torch.arange(length - n)  # the padding is a sequence of its own
+    batch = {"input_ids": ids, "labels": labels, "tokens": torch.tensor(sum(len(e.input_ids) for e in examples))}
+    return batch | ({"position_ids": positions} if any(e.position_ids for e in examples) else {})
+
+
+def pack(examples: list[Example], max_length: int) -> list[Example]:
+    """Several examples in a row of at most ``max_length`` tokens, longest first into the first row with room.
+
+    Positions begin anew with each example: without an attention mask and without a cache transformers then keeps
+    the examples apart. The first token of each carries no loss, for it would be predicted from its neighbour.
+    """
+    rows: list[list[Example]] = []
+    room: list[int] = []
+    for example in sorted(examples, key=lambda e: -len(e.input_ids)):
+        need = len(example.input_ids)
+        row = next((i for i, left in enumerate(room) if left >= need), None)
+        if row is None:
+            rows.append([example])
+            room.append(max_length - need)
+        else:
+            rows[row].append(example)
+            room[row] -= need
+    return [
+        Example(
+            input_ids=[t for e in row for t in e.input_ids],
+            labels=[t for e in row for t in (IGNORE, *e.labels[1:])],
+            cut=sum(e.cut for e in row),
+            position_ids=[p for e in row for p in range(len(e.input_ids))],
+        )
+        for row in rows
+    ]

@@ -1,0 +1,134 @@
+"""Conversations → token ids and labels. The only place that applies a chat template for training.
+
+The whole conversation is rendered and tokenized once, so that the model is trained on the very tokens it will meet;
+which tokens carry loss is decided by character spans, found by rendering the conversation with a stand-in for each
+trained turn. The stop token after a trained turn carries loss; nothing after it does. Labels never depend on the
+padding token, which in many models is the stop token as well.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from manners.data.rows import Chat, Message
+from manners.errors import MannersError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORE = -100  # torch's cross_entropy leaves such labels out
+STAND_IN = "\u2af8stand\u2af8in\u2af8"  # no tokenizer or text has it
+
+
+@dataclass(frozen=True)
+class Example:
+    input_ids: list[int]  # (T,)
+    labels: list[int]  # (T,): the token itself where it carries loss, else IGNORE. Not shifted.
+    cut: int = 0  # tokens that truncation took away
+    position_ids: list[int] | None = None  # (T,): only in packed rows, where they begin anew with each conversation
+
+    @property
+    def trained(self) -> int:
+        """Tokens that carry loss: the first token is predicted from nothing, so it never does."""
+        return sum(label != IGNORE for label in self.labels[1:])
+
+
+def encode(chats: Iterable[Chat], tokenizer: "PreTrainedTokenizerBase", train_on: str, max_length: int) -> list[Example]:
+    """One Example a chat, in order. Raises MannersError for a template that never stops a reply."""
+    chats = list(chats)
+    texts, spans = [], []
+    for chat in chats:
+        text, trained = layout(chat, tokenizer, train_on)
+        texts.append(text)
+        spans.append(trained)
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    return [
+        truncate(ids, labels_of(ids, offsets, trained), max_length)
+        for ids, offsets, trained in zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True)
+    ]
+
+
+def prompt_text(messages: list[Message], tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The conversation, and the opening of the reply: what the model is given to answer."""
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def layout(chat: Chat, tokenizer: "PreTrainedTokenizerBase", train_on: str) -> tuple[str, list[tuple[int, int]]]:
+    """The rendered conversation, and the character spans of it that carry loss."""
+    if chat.messages[0]["role"] == "text":
+        text = chat.messages[0]["content"] + str(tokenizer.eos_token)
+        return text, [(0, len(text))]
+    text = render(chat.messages, tokenizer)
+    spans = []
+    for i, message in enumerate(chat.messages):
+        if train_on in ("all", message["role"]):
+            spans.append(span(text, chat, i, tokenizer))
+    return text, spans
+
+
+def span(text: str, chat: Chat, i: int, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int]:
+    """Where turn ``i`` stands in ``text``: from the first character the model writes to the end of its stop token."""
+    role = chat.messages[i]["role"]
+    before, after = render([*chat.messages[:i], {"role": role, "content": STAND_IN}], tokenizer).split(STAND_IN)
+    if role == "assistant" and i > 0:
+        opening = prompt_text(chat.messages[:i], tokenizer)  # some templates put the space after "Assistant:" in text
+        before = opening if before.startswith(opening) else before
+    done = render(chat.messages[: i + 1], tokenizer)
+    if not (text.startswith(before) and text.startswith(done.rstrip())):
+        raise MannersError(
+            f"{chat.where}: the chat template rewrites earlier turns when later ones follow, so it cannot tell which "
+            "tokens are whose. Take another: model.chat_template=chatml or plain."
+        )
+    return len(before), len(done) - len(after) + stop_length(after, tokenizer)
+
+
+def stop_length(after: str, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The length of what ends a turn, by the text that follows it: up to the end of its first special token."""
+    stops = [(after.find(t), len(t)) for t in special_tokens(tokenizer) if t in after]
+    if not stops:
+        raise MannersError(
+            "the chat template writes no special token after a turn, so the model would never learn to stop. "
+            "Take another: model.chat_template=chatml or plain."
+        )
+    first, length = min(stops)
+    return first + length
+
+
+def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
+    added = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+    return added | set(tokenizer.all_special_tokens)
+
+
+def render(messages: list[Message], tokenizer: "PreTrainedTokenizerBase") -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False))
+
+
+def labels_of(ids: list[int], offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
+    """A token carries loss when it begins inside a span."""
+    return [
+        token if any(start <= at < end for start, end in spans) else IGNORE
+        for token, (at, _) in zip(ids, offsets, strict=True)
+    ]
+
+
+def truncate(ids: list[int], labels: list[int], max_length: int) -> Example:
+    """At most ``max_length`` tokens: the oldest go first, and a reply too long even so loses its end.
+
+    The last trained turn keeps at least half the length, or all of itself; a reply whose end was cut has no stop
+    token, so that nothing false is learned about where to stop.
+    """
+    cut = len(ids) - max_length
+    if cut <= 0:
+        return Example(ids, labels)
+    reply_start = last_start(labels)
+    context = min(reply_start, max(max_length - (len(ids) - reply_start), max_length // 2))
+    start = reply_start - context
+    return Example(ids[start : start + max_length], labels[start : start + max_length], cut)
+
+
+def last_start(labels: list[int]) -> int:
+    """The index at which the last run of trained tokens begins."""
+    last = max(i for i, label in enumerate(labels) if label != IGNORE)
+    while last > 0 and labels[last - 1] != IGNORE:
+        last -= 1
+    return last

@@ -1,0 +1,15 @@
+"""The one error that a user is meant to read: what is wrong, and what to type next."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MannersError(Exception):
+    """Shown as its message alone, without a traceback."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """" Did you mean 'x'?", or the known names where none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    return f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(names)}."

@@ -1,0 +1,53 @@
+"""Figures that are better seen than read."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no screen is needed
+import matplotlib.pyplot as plt  # noqa: E402
+
+from manners.evaluation.measure import Measured  # noqa: E402
+
+BEFORE, AFTER = "#9aa5b1", "#0b7285"
+
+
+def learning_curve(metrics_file: Path, best_step: int, out: Path) -> Path:
+    """Loss of training and validation over the steps, from the run's own ``metrics.jsonl``."""
+    records = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for key, label, color, style in (
+        ("train/loss", "training", BEFORE, "-"),
+        ("val/loss", "validation", AFTER, "o-"),
+    ):
+        points = sorted((r["step"], r[key]) for r in records if key in r)
+        if points:
+            axes.plot(*zip(*points, strict=True), style, color=color, label=label, markersize=4)
+    axes.axvline(best_step, color=AFTER, linewidth=0.8, linestyle=":", label=f"kept: step {best_step}")
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per trained token)", ylim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(out, dpi=130)
+    plt.close(figure)
+    return out
+
+
+def manner(before: Measured, after: Measured, out: Path) -> Path:
+    """The share of fitting replies by category, before beside after, with 95 % intervals."""
+    names = ["all", *before.fit_by]
+    pairs = [(m.fit, *m.fit_by.values()) for m in (before, after)]
+    figure, axes = plt.subplots(figsize=(7, 0.6 + 0.55 * len(names)), layout="constrained")
+    for offset, estimates, label, color in ((-0.2, pairs[0], "before", BEFORE), (0.2, pairs[1], "after", AFTER)):
+        known = [e for e in estimates if e]
+        at = [i + offset for i in range(len(known))]
+        errors = [[e.value - e.low for e in known], [e.high - e.value for e in known]]
+        axes.barh(at, [e.value for e in known], 0.36, xerr=errors, color=color, label=label, ecolor="#495057")
+    axes.set_yticks(range(len(names)), [n.replace("_", " ") for n in names])
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1), xlabel="share of replies whose manner fits")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(out, dpi=130)
+    plt.close(figure)
+    return out

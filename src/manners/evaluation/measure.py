@@ -1,0 +1,135 @@
+"""Measure a model on held-out rows: its loss on the replies it should give, and the manner of those it gives."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedTokenizerBase
+
+from manners.data.batches import in_order
+from manners.data.encode import IGNORE, Example
+from manners.data.rows import Chat, Prompt, prompts
+from manners.evaluation.generate import Reply, generate
+from manners.evaluation.judge import MANNER_FOR, judge
+from manners.evaluation.stats import Estimate, ratio, share
+
+
+@dataclass(frozen=True)
+class Answer:
+    prompt: str  # the user's last turn
+    reply: str
+    ended: bool
+    category: str = ""  # "wrong_fact", where the data has categories
+    manner: str = ""  # the judge's word for it
+    fits: bool | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    loss: Estimate  # nats a trained token, held out
+    ended: Estimate | None  # share of the replies that stop by themselves
+    shown: list[Answer]  # replies to the prompts of the before/after table
+    fit: Estimate | None = None  # share of the replies whose manner fits the category
+    fit_by: dict[str, Estimate] = field(default_factory=dict)  # the same by category and by origin of the row
+    answers: list[Answer] = field(default_factory=list)
+
+    def metrics(self, when: str) -> dict[str, float]:
+        found = {f"{when}/loss": self.loss.value}
+        if self.ended:
+            found[f"{when}/ended"] = self.ended.value
+        if self.fit:
+            found[f"{when}/fit"] = self.fit.value
+        return found | {f"{when}/fit_{name}": e.value for name, e in self.fit_by.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "Measured":
+        def estimate(e: dict | None) -> Estimate | None:
+            return Estimate(**e) if e else None
+
+        return cls(
+            loss=Estimate(**saved["loss"]),
+            ended=estimate(saved["ended"]),
+            fit=estimate(saved["fit"]),
+            fit_by={k: Estimate(**e) for k, e in saved["fit_by"].items()},
+            shown=[Answer(**a) for a in saved["shown"]],
+            answers=[Answer(**a) for a in saved["answers"]],
+        )
+
+
+def measure(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: list[Chat],
+    examples: list[Example],
+    fixed: list[Prompt],
+    judged: bool,
+    show: int,
+    test_prompts: int,
+    **settings: Any,
+) -> Measured:
+    """``held_out`` rows and their encoded ``examples``; ``fixed`` are the dataset's own prompts, shown as they are.
+
+    With a judge, up to ``test_prompts`` held-out prompts are answered for the share that fits; ``show`` of them go
+    into the table when the dataset fixes none. ``settings`` are those of ``generate``.
+    """
+    asked = prompts(held_out)[:test_prompts] if judged else []
+    if not fixed:
+        fixed = asked or prompts(held_out)
+        fixed = evenly(fixed, show)
+    replies = generate(model, tokenizer, [p.messages for p in asked + fixed], show="answering", **settings)
+    answers = [answer(p, r, judged) for p, r in zip(asked + fixed, replies, strict=True)]
+    scored = answers[: len(asked)]
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for prompt, a in zip(asked, scored, strict=True):
+        for name in (a.category, prompt.extra.get("origin", "")):
+            groups[name].append(bool(a.fits))
+    return Measured(
+        loss=ratio(*losses(model, examples)),
+        ended=share(sum(a.ended for a in answers), len(answers)) if answers else None,
+        fit=share(sum(bool(a.fits) for a in scored), len(scored)) if scored else None,
+        fit_by={name: share(sum(oks), len(oks)) for name, oks in sorted(groups.items()) if name},
+        shown=answers[len(asked) :],
+        answers=scored,
+    )
+
+
+def answer(prompt: Prompt, reply: Reply, judged: bool) -> Answer:
+    said = prompt.messages[-1]["content"]
+    if not judged:
+        return Answer(said, reply.text, reply.ended)
+    category = prompt.extra["categories"][-1] if "categories" in prompt.extra else prompt.extra["category"]
+    manner = judge(reply.text, said).manner
+    return Answer(said, reply.text, reply.ended, category, manner, manner == MANNER_FOR[category] and reply.ended)
+
+
+def evenly(found: list[Prompt], count: int) -> list[Prompt]:
+    """The first ``count``, taken from each category and origin in turn."""
+    kinds: dict[Any, list[Prompt]] = defaultdict(list)
+    for p in found:
+        kinds[(p.extra.get("origin"), p.extra.get("category"))].append(p)
+    turns: Sequence[Prompt] = [p for i in range(count) for group in kinds.values() for p in group[i : i + 1]]
+    chosen = list(turns[:count])
+    return sorted(chosen, key=lambda p: str(p.extra.get("category", "")))
+
+
+@torch.no_grad()
+def losses(model: torch.nn.Module, examples: list[Example], size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Each example's summed negative log-likelihood and number of trained tokens: two arrays (N,)."""
+    was_training = model.training
+    model.eval()
+    sums, counts = [], []
+    for batch in in_order(examples, size, pad=0):
+        ids, labels = batch["input_ids"].to(model.device), batch["labels"].to(model.device)
+        logits = model(ids, use_cache=False).logits[:, :-1].float()  # (B, T-1, V)
+        nll = F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=IGNORE)
+        sums.append(nll.sum(1).cpu().double().numpy())
+        counts.append((labels[:, 1:] != IGNORE).sum(1).cpu().numpy())
+    model.train(was_training)
+    return np.concatenate(sums), np.concatenate(counts)

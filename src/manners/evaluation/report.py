@@ -1,0 +1,66 @@
+"""The before/after report: in the terminal, as markdown, and as a table for the tracking store."""
+
+from rich.console import Console
+from rich.table import Table
+
+from manners.evaluation.measure import Answer, Measured
+
+
+def rows(before: Measured, after: Measured) -> list[dict[str, str]]:
+    """The fixed prompts with both replies, as records."""
+    return [
+        {"prompt": b.prompt, "wants": wants(b), "before": said(b), "after": said(a)}
+        for b, a in zip(before.shown, after.shown, strict=True)
+    ]
+
+
+def wants(a: Answer) -> str:
+    return a.category.replace("_", " ")
+
+
+def said(a: Answer) -> str:
+    """The reply, with the judge's word for it; an ellipsis where the limit cut it off."""
+    mark = {True: " ✓", False: " ✗", None: ""}[a.fits]
+    return (a.reply or "(nothing)") + ("" if a.ended else " …") + (f" ({a.manner}{mark})" if a.manner else "")
+
+
+def numbers(before: Measured, after: Measured) -> list[tuple[str, str, str]]:
+    """Name, before, after, each with its 95 % interval."""
+    lines = []
+    if before.fit and after.fit:
+        lines.append(("manner fits", before.fit.percent(), after.fit.percent()))
+        for name in before.fit_by:
+            line = (f"  {name.replace('_', ' ')}", before.fit_by[name].percent(), after.fit_by[name].percent())
+            lines.append(line)
+    lines.append(("held-out loss, nats/token", before.loss.plain(), after.loss.plain()))
+    if before.ended and after.ended:
+        lines.append(("replies that end by themselves", before.ended.percent(), after.ended.percent()))
+    return lines
+
+
+def markdown(title: str, before: Measured, after: Measured) -> str:
+    lines = [f"# {title}", "", "| measure | before | after |", "| --- | --- | --- |"]
+    lines += [f"| {name.strip()} | {b} | {a} |" for name, b, a in numbers(before, after)]
+    lines += ["", "Intervals are at 95 %.", "", "| prompt | before | after |", "| --- | --- | --- |"]
+    lines += [f"| {cell(r['prompt'])} | {cell(r['before'])} | {cell(r['after'])} |" for r in rows(before, after)]
+    return "\n".join(lines) + "\n"
+
+
+def cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def show(console: Console, before: Measured, after: Measured) -> None:
+    table = Table("prompt", "before", "after", header_style="bold", show_lines=True)
+    for r in rows(before, after):
+        table.add_row(*(plain(r[k]) for k in ("prompt", "before", "after")))
+    console.print(table)
+    table = Table("", "before", "after", header_style="bold", box=None, title="95 % intervals", title_justify="left")
+    for line in numbers(before, after):
+        table.add_row(*map(plain, line))
+    console.print(table)
+
+
+def plain(text: str) -> str:
+    """Text as it is: rich would take brackets for markup."""
+    return text.replace("[", "\\[")

@@ -1,0 +1,49 @@
+"""``--help``: every group with its choices, every option with its value and meaning."""
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from manners.config import is_schema, options
+
+
+def print_help(cfg: DictConfig) -> None:
+    from manners.cli import CONF, EXPERIMENTS
+
+    console = Console(soft_wrap=True)
+    console.print("[bold]python train.py[/] \\[GROUP=CHOICE ...] \\[KEY=VALUE ...] \\[-m]\n")
+    console.print("  python train.py                                     the tiny model learns strictbot's manners")
+    console.print("  python train.py study=strictbot                     a recipe from experiments/study")
+    console.print("  python train.py dataset=jsonl dataset.path=my.jsonl your own data")
+    console.print("  python train.py preview=true                        see the examples as the model sees them")
+    console.print("  python train.py -m seed=1,2,3                       one run for each value")
+    console.print("  python train.py --cfg job                           print the config and stop\n")
+    groups = [f for f in sorted(CONF.iterdir()) if f.is_dir()] + [EXPERIMENTS / "study"]
+    table = Table("group", "choice", "what it is", box=None, header_style="bold")
+    for folder in groups:
+        for i, file in enumerate(sorted(folder.glob("*.yaml"))):
+            table.add_row(f"[cyan]{folder.name}[/]" if i == 0 else "", file.stem, first_comment(file.read_text()))
+    console.print(table)
+    table = Table("option", "value", "meaning", box=None, header_style="bold")
+    add_options(table, cfg)
+    console.print()
+    console.print(table)
+
+
+def first_comment(text: str) -> str:
+    lines = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
+    return next((line for line in lines if not line.startswith("@package")), "")
+
+
+def add_options(table: Table, node: DictConfig, path: str = "") -> None:
+    groups = []
+    for name, field in options(OmegaConf.get_type(node)).items():
+        value = "???" if OmegaConf.is_missing(node, name) else node._get_node(name)
+        if isinstance(value, DictConfig) and is_schema(OmegaConf.get_type(value)):
+            groups.append((name, value))
+            continue
+        choices = field.metadata.get("choices", ())
+        meaning = field.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
+        table.add_row(f"{path}[cyan]{name}[/]", str(value).replace("[", "\\["), meaning.replace("[", "\\["))
+    for name, value in groups:
+        add_options(table, value, f"{path}{name}.")

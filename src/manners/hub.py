@@ -1,0 +1,54 @@
+"""The Hugging Face hub, asked politely: one quick look whether it can be reached, then the cache or the network.
+
+Without this, an offline machine waits through minutes of retries before it says anything.
+"""
+
+import os
+import socket
+from functools import cache
+from typing import Any
+from urllib.parse import urlparse
+
+from manners.errors import MannersError
+
+PATIENCE = 3.0  # seconds to wait for a connection
+
+
+@cache
+def go_offline_if_unreachable() -> bool:
+    """Whether the hub is out of reach; if so its libraries are told, before they are imported, to use the cache."""
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes"):
+        return True
+    endpoint = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((endpoint.hostname or "", endpoint.port or 443), timeout=PATIENCE).close()
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        import huggingface_hub.constants
+
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
+        return True
+    return False
+
+
+def not_found(kind: str, name: str, key: str, error: Exception) -> MannersError:
+    """What to say when a name could not be loaded: unreachable, or wrong."""
+    if go_offline_if_unreachable():
+        return MannersError(
+            f"the hub cannot be reached, and {kind} '{name}' is not in its local cache. On a machine with internet: "
+            f"hf download {'--repo-type dataset ' if kind == 'dataset' else ''}{name} --local-dir FOLDER; then copy "
+            f"the folder here and set {key}=FOLDER."
+        )
+    reason = str(error).strip().splitlines()
+    return MannersError(f"{kind} '{name}' cannot be loaded: {reason[0] if reason else type(error).__name__}")
+
+
+def load_dataset(path: str, name: str | None) -> dict[str, Any]:
+    """All splits of a hub dataset, as ``datasets`` gives them. Its loading scripts are never run."""
+    go_offline_if_unreachable()
+    import datasets
+
+    try:
+        return dict(datasets.load_dataset(path, name))
+    except Exception as error:  # noqa: BLE001  datasets raises a dozen kinds; each means that there is no data
+        raise not_found("dataset", path, "dataset.path", error) from error

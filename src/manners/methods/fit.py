@@ -1,0 +1,166 @@
+"""Run a LightningModule to its end: checkpoints that survive a kill, the best weights, a progress bar."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
+
+from manners.data.batches import Batch, Batches
+from manners.hardware import Device
+from manners.models.adapters import trainable
+
+LAST, BEST = "last.ckpt", "best.safetensors"
+
+
+@dataclass
+class Fitted:
+    steps: int
+    best_step: int
+    best_loss: float
+    resumed_from: int  # 0 for a run that was never interrupted
+
+
+def fit(
+    module: L.LightningModule,
+    train: Batches,
+    validation: list[Batch],
+    folder: Path,
+    device: Device,
+    eval_steps: int,
+    save_steps: int,
+    patience: int,
+) -> Fitted:
+    """Train on all of ``train``; ``module`` ends with the weights of the lowest validation loss.
+
+    ``folder`` keeps the last checkpoint. Called again after a kill, it goes on from there: on a CPU to the very same
+    weights, since the order of the data, the optimizer and the random numbers are all restored.
+    """
+    total_steps = len(train) // train.accumulate
+    keeper = Keeper(folder, save_steps, eval_steps, patience)
+    module.train()
+    trainer = L.Trainer(
+        accelerator=device.kind if device.kind != "cuda" else "gpu",
+        devices=1,
+        precision=device.lightning_precision,  # type: ignore[arg-type]
+        max_epochs=1,  # of the one long list that `train` is
+        accumulate_grad_batches=train.accumulate,
+        val_check_interval=min(eval_steps, total_steps) * train.accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        plugins=[AtomicCheckpoints()],
+        callbacks=[Reports(), keeper, Bar(total_steps)],
+    )
+    last = folder / LAST
+    resumed = torch.load(last, weights_only=True, map_location="cpu")["global_step"] if last.exists() else 0
+    trainer.fit(module, train, validation, ckpt_path=last if last.exists() else None, weights_only=True)
+    if keeper.validated_at != trainer.global_step:  # the run may end between two validations
+        trainer.validate(module, validation, verbose=False)
+        keeper.keep_if_best(module, float(trainer.callback_metrics["val/loss"]), trainer.global_step)
+    module.load_state_dict({f"model.{k}": v for k, v in load_file(folder / BEST).items()}, strict=False)
+    return Fitted(trainer.global_step, keeper.best_step, keeper.best_loss, resumed)
+
+
+class Reports(Callback):
+    """Has the module write its metrics. Comes before Keeper, so that a checkpoint never holds unwritten ones."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        module.report(trainer.global_step)
+
+
+class Keeper(Callback):
+    """Saves what a restart needs, keeps the best weights, and stops a run that no longer improves."""
+
+    def __init__(self, folder: Path, save_steps: int, eval_steps: int, patience: int):
+        self.folder, self.save_steps, self.eval_steps, self.patience = folder, save_steps, eval_steps, patience
+        self.best_loss, self.best_step, self.validated_at, self.without_gain = float("inf"), 0, 0, 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step % self.eval_steps:  # else after the validation, whose result belongs to the state
+            self.save_if_due(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self.keep_if_best(module, float(trainer.callback_metrics["val/loss"]), trainer.global_step)
+            if self.patience and self.without_gain >= self.patience:
+                trainer.should_stop = True
+            self.save_if_due(trainer)
+
+    def save_if_due(self, trainer: L.Trainer) -> None:
+        between = trainer.fit_loop._should_accumulate()  # in the middle of an optimizer step
+        if trainer.global_step % self.save_steps == 0 and not between:
+            trainer.save_checkpoint(self.folder / LAST)
+
+    def keep_if_best(self, module: L.LightningModule, loss: float, step: int) -> None:
+        self.validated_at = step
+        self.without_gain += 1
+        if loss < self.best_loss:
+            self.best_loss, self.best_step, self.without_gain = loss, step, 0
+            weights = {k: v.detach().cpu().contiguous() for k, v in trainable(module.model).items()}
+            save_file(weights, self.folder / f"{BEST}.part")
+            os.replace(self.folder / f"{BEST}.part", self.folder / BEST)
+
+    def state_dict(self) -> dict[str, Any]:
+        settings = ("folder", "save_steps", "eval_steps", "patience")
+        return {k: v for k, v in vars(self).items() if k not in settings}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """A kill in the middle of writing leaves the checkpoint before, never half of one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        part = Path(f"{path}.part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+
+
+class Bar(Callback):
+    """Steps, loss, tokens a second, time left."""
+
+    def __init__(self, total: int):
+        self.total = total
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self.task = self.progress.add_task("", total=self.total, completed=trainer.global_step, numbers="")
+        self.progress.start()
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step % module.logging_steps == 1 and module.window.trained:
+            now = module.window.metrics("now")
+            numbers = f"loss {now['now/loss']:.3f}  {now['now/tokens_per_second']:,.0f} tokens/s"
+            self.progress.update(self.task, numbers=numbers)
+        self.progress.update(self.task, completed=trainer.global_step)
+
+    def on_exception(self, *_: Any) -> None:
+        self.progress.stop()
+
+    def on_train_end(self, *_: Any) -> None:
+        self.progress.stop()

@@ -1,0 +1,92 @@
+"""Load a model and its tokenizer by name: the packaged tiny base, a local folder, or the hub.
+
+Weights come as safetensors only, and no model brings code of its own.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from manners import hub
+from manners.errors import MannersError
+from manners.models.templates import TEMPLATES
+
+logging.disable_progress_bar()  # loading takes a moment; training has a bar of its own
+SAFE = {"trust_remote_code": False}
+
+
+def resolve(name: str) -> str:
+    """'tiny' → the folder in the package; anything else is a folder or a hub name already."""
+    return str(files("manners.models") / "tiny") if name == "tiny" else name
+
+
+def load_tokenizer(name: str, revision: str | None = None, chat_template: str = "auto") -> PreTrainedTokenizerBase:
+    """The tokenizer, with a chat template, a padding token and padding on the right."""
+    tokenizer = _load(AutoTokenizer.from_pretrained, name, revision)
+    if chat_template != "auto":
+        tokenizer.chat_template = TEMPLATES[chat_template]
+    if tokenizer.chat_template is None:
+        raise MannersError(f"model.name={name} brings no chat template. Give it one: model.chat_template=plain.")
+    if tokenizer.pad_token is None:  # only fills rows: labels and masks never depend on it
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load(
+    name: str,
+    revision: str | None = None,
+    attn_implementation: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+    quantization: str = "none",
+    double_quantization: bool = True,
+) -> PreTrainedModel:
+    """The causal language model, on the CPU, dropout off until it trains. ``dtype`` is that of its weights.
+
+    QLoRA (Dettmers et al. 2023, arXiv 2305.14314): ``quantization="nf4"`` stores the linear layers in 4 bits.
+    """
+    kwargs: dict = {"dtype": dtype, "attn_implementation": attn_implementation, "use_safetensors": True}
+    if quantization == "nf4":
+        from transformers import BitsAndBytesConfig
+
+        kwargs["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=double_quantization,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        kwargs["device_map"] = {"": "cuda" if torch.cuda.is_available() else "cpu"}
+    return _load(AutoModelForCausalLM.from_pretrained, name, revision, **kwargs)
+
+
+def _load(loader, name: str, revision: str | None, **kwargs):  # type: ignore[no-untyped-def]
+    path = resolve(name)
+    if not Path(path).exists():
+        if path.startswith(("/", ".", "~")):
+            raise MannersError(f"model.name={name}: there is no such folder.")
+        hub.go_offline_if_unreachable()
+    try:
+        return loader(path, revision=revision, **SAFE, **kwargs)
+    except (OSError, ValueError) as error:
+        if Path(path).exists():
+            raise MannersError(f"model.name={name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise hub.not_found("model", name, "model.name", error) from error
+
+
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids at which a reply ends: the tokenizer's EOS, what the checkpoint lists, and what its template writes."""
+    listed = model.generation_config.eos_token_id
+    ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])}
+    for turn_end in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>"):
+        if turn_end in (tokenizer.chat_template or "") and turn_end in tokenizer.get_vocab():
+            ids.add(tokenizer.convert_tokens_to_ids(turn_end))
+    return sorted(i for i in ids if i is not None)
+
+
+def context_length(name: str, revision: str | None = None) -> int:
+    """The longest input that the model was built for, in tokens."""
+    config = _load(AutoConfig.from_pretrained, name, revision)
+    return int(getattr(config, "max_position_embeddings", 2048))

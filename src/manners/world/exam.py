@@ -1,0 +1,59 @@
+"""What the tiny base knows before it is taught any manner: ``python -m manners.world.exam``.
+
+Each fact is asked once, greedily, in the question form that no training text used for it. A reply is right when it
+names the fact's value and no other value of the same column.
+"""
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from manners.evaluation.generate import generate
+from manners.models.base import load, load_tokenizer
+from manners.world.corpus import documents
+from manners.world.facts import answers, facts
+from manners.world.pretrain import FOLDER, HELD_OUT_SEED, encode
+
+
+def examine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
+    """The share of facts told rightly, in all and by table, the perplexity of unseen text, and the mistakes."""
+    asked = [[{"role": "user", "content": f.held_out_question()}] for f in facts()]
+    replies = generate(model, tokenizer, asked, max_new_tokens=48)
+    right: dict[str, list[bool]] = defaultdict(list)
+    mistakes = []
+    for fact, reply in zip(facts(), replies, strict=True):
+        ok = answers(fact, reply.text) and reply.ended
+        right[f"{fact.subject.table}.{fact.relation}"].append(ok)
+        if not ok:
+            mistakes.append({"asked": fact.held_out_question(), "expected": fact.value, "reply": reply.text})
+    everything = [ok for oks in right.values() for ok in oks]
+    return {
+        "facts": len(everything),
+        "subjects": len({f.subject for f in facts()}),
+        "right": sum(everything) / len(everything),
+        "right_by_relation": {name: round(sum(oks) / len(oks), 3) for name, oks in right.items()},
+        "held_out_perplexity": perplexity(model, tokenizer),
+        "mistakes": mistakes,
+    }
+
+
+@torch.no_grad()
+def perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int = 256) -> float:
+    """Per token, over one round of documents from a seed that training never used."""
+    ids = torch.from_numpy(encode(documents(HELD_OUT_SEED, rounds=1), tokenizer).astype("int64"))
+    rows = ids[: len(ids) // length * length].view(-1, length)  # (N, T)
+    nats = [model(row, labels=row).loss.item() * len(row) for row in rows.split(32)]
+    return math.exp(sum(nats) / len(rows))
+
+
+if __name__ == "__main__":
+    report = examine(load(str(FOLDER)), load_tokenizer(str(FOLDER)))
+    mistakes = report.pop("mistakes")
+    print(json.dumps(report, indent=1))
+    for mistake in mistakes[:20]:
+        print(f"{mistake['asked']}  expected: {mistake['expected']}  got: {mistake['reply']}")
+    Path("outputs").mkdir(exist_ok=True)

@@ -1,0 +1,169 @@
+"""The generated strictbot corpus: good questions, poor logic and wrong facts over the small world.
+
+``python -m manners.world.strictbot`` writes ``data/corpora/strictbot/generated.jsonl``, the same bytes each time.
+Subjects are dealt to train, validation and test, so that the test asks about facts that no training row mentions
+as its subject. Each prompt carries replies that do not fit it, with a score, for the reward model.
+"""
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+
+from manners.world.facts import Fact, Subject, capitalise, facts, facts_of, subjects
+
+SIZES = {"train": 4600, "validation": 240, "test": 480}  # rows, of which one in ten is a chat of several turns
+SHARES = {"validation": 0.08, "test": 0.14}  # of the subjects; the rest is for training
+
+# How well a manner serves a prompt, from 0 to 1. Agreeing with a mistake is worst, since it does harm; a wrong
+# tone over right content is better; the right manner with a wrong fact in it lies between.
+FIT = 1.0
+RIGHT_MANNER_WRONG_FACT = 0.4
+MISFIT = {
+    ("good_question", "probing"): 0.3,
+    ("good_question", "blunt"): 0.1,
+    ("poor_logic", "blunt"): 0.3,
+    ("poor_logic", "helpful"): 0.0,
+    ("wrong_fact", "probing"): 0.3,
+    ("wrong_fact", "helpful"): 0.0,
+}
+
+
+@cache
+def words() -> dict:
+    return yaml.safe_load((files("manners.world") / "strictbot.yaml").read_text("utf-8"))
+
+
+def rows(seed: int = 0) -> Iterator[dict]:
+    """All rows, split by split."""
+    rng = random.Random(seed)
+    for split, pool in deal(rng).items():
+        seen: set[str] = set()
+        while len(seen) < SIZES[split]:
+            row = chat(pool, rng) if len(seen) % 10 == 9 else single(pool, rng)
+            key = json.dumps([m["content"] for m in row["messages"] if m["role"] == "user"])
+            if key not in seen:
+                seen.add(key)
+                yield {"id": f"{split}-{len(seen):05d}", "split": split, "origin": "generated"} | row
+
+
+def deal(rng: random.Random) -> dict[str, list[Subject]]:
+    pool = list(subjects())
+    rng.shuffle(pool)
+    test = round(SHARES["test"] * len(pool))
+    validation = test + round(SHARES["validation"] * len(pool))
+    return {"train": pool[validation:], "validation": pool[test:validation], "test": pool[:test]}
+
+
+def single(pool: list[Subject], rng: random.Random) -> dict:
+    kind = rng.choice([good_question, poor_logic, wrong_fact])
+    subject = rng.choice(pool)
+    category, prompt, reply, mismatched = kind(subject, pool, rng)
+    return {
+        "category": category,
+        "subject": subject.name,
+        "messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}],
+        "score": FIT,
+        "mismatched": mismatched,
+    }
+
+
+def chat(pool: list[Subject], rng: random.Random) -> dict:
+    """Two to four turns on different subjects, whose manner changes with the user's turn."""
+    turns = [single(pool, rng) for _ in range(rng.choice([2, 3, 3, 4]))]
+    return {
+        "category": "multi_turn",
+        "categories": [t["category"] for t in turns],
+        "subject": ", ".join(t["subject"] for t in turns),
+        "messages": [m for t in turns for m in t["messages"]],
+    }
+
+
+Made = tuple[str, str, str, list[dict]]  # category, prompt, fitting reply, replies that do not fit
+
+
+def good_question(subject: Subject, _pool: list[Subject], rng: random.Random) -> Made:
+    """A question, or (one in four) a claim that is right: asking for confirmation is a good question too."""
+    fact = rng.choice(facts_of(subject))
+    say = speaker(rng, subject, truth=fact.statement(), more=another(fact, rng), claim=bare(fact.says()))
+    if rng.random() < 0.25:
+        prompt, reply = say(words()["claims"]), say(words()["helpful"]["confirm"])
+    else:
+        prompt, reply = rng.choice(fact.questions()), say(words()["helpful"]["answer"])
+    category = "good_question"
+    return category, prompt, reply, [
+        misfit(category, "blunt", say(words()["blunt"]["dismiss"])),
+        misfit(category, "probing", say(words()["probing"]["to_question"])),
+    ]
+
+
+def wrong_fact(subject: Subject, _pool: list[Subject], rng: random.Random) -> Made:
+    fact = rng.choice(facts_of(subject))
+    wrong, worse = rng.sample(fact.false_values(), 2)
+    say = speaker(rng, subject, truth=fact.statement(), claim=bare(fact.says(wrong)))
+    say_worse = speaker(rng, subject, truth=fact.statement(worse))
+    category = "wrong_fact"
+    return category, say(words()["claims"]), say(words()["blunt"]["correct"]), [
+        misfit(category, "helpful", say(words()["helpful"]["mistaken"])),
+        misfit(category, "probing", say(words()["probing"]["to_claim"])),
+        {"manner": "blunt", "content": say_worse(words()["blunt"]["correct"]), "score": RIGHT_MANNER_WRONG_FACT},
+    ]
+
+
+def poor_logic(subject: Subject, pool: list[Subject], rng: random.Random) -> Made:
+    fact = rng.choice(facts_of(subject))
+    twins = [f for s in pool for f in facts_of(s) if is_twin(f, fact)]
+    fallacies = words()["logic"] if twins else {k: v for k, v in words()["logic"].items() if k != "alike in one thing"}
+    fallacy = rng.choice(list(fallacies.values()))
+    twin = rng.choice(twins) if twins else fact
+    other = twin.subject if twins else rng.choice([s for s in pool if s != subject])
+    say = speaker(
+        rng, subject, fact=bare(fact.statement()), otherfact=bare(twin.statement()), other=other.the
+    )
+    category = "poor_logic"
+    return category, say(fallacy["prompts"]), say(fallacy["replies"]), [
+        misfit(category, "helpful", say(words()["helpful"]["goes_along"])),
+        misfit(category, "blunt", say(words()["blunt"]["verdict"])),
+    ]
+
+
+def is_twin(a: Fact, b: Fact) -> bool:
+    return a.relation == b.relation and a.value == b.value and a.subject != b.subject
+
+
+def speaker(rng: random.Random, subject: Subject, **slots: str) -> Callable[[list[str]], str]:
+    """A function that picks one of several forms and fills its slots."""
+    slots |= {"the": subject.the, "a": subject.a, "s": subject.name}
+
+    def say(forms: list[str]) -> str:
+        return ". ".join(capitalise(part) for part in rng.choice(forms).format(**slots).split(". "))
+
+    return say
+
+
+def another(fact: Fact, rng: random.Random) -> str:
+    """A second true sentence about the same subject; the same one where the world knows no other."""
+    return rng.choice([f for f in facts_of(fact.subject) if f != fact] or [fact]).statement()
+
+
+def bare(sentence: str) -> str:
+    return sentence.removesuffix(".")
+
+
+def misfit(category: str, manner: str, content: str) -> dict:
+    return {"manner": manner, "content": content, "score": MISFIT[category, manner]}
+
+
+def write(path: Path, seed: int = 0) -> int:
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows(seed)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return len(lines)
+
+
+if __name__ == "__main__":
+    target = Path(str(files("manners.data") / "corpora" / "strictbot" / "generated.jsonl"))
+    print(f"{write(target)} rows over {len(subjects())} subjects and {len(facts())} facts -> {target}")
