@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 import yaml
@@ -81,7 +82,7 @@ def check_all(config_name: str, overrides: list[str], multirun: bool) -> None:
             raise MannersError(f"{empty[0].input_line} matches nothing: no job would run.")
         first = [values[0] for values in choices]
         jobs = [first] + [
-            first[:i] + [value] + first[i + 1 :] for i, values in enumerate(choices) for value in values[1:]
+            [*first[:i], value, *first[i + 1 :]] for i, values in enumerate(choices) for value in values[1:]
         ]
         for job in jobs:
             checks.check(compose(config_name, fixed + job))
@@ -123,7 +124,11 @@ def explain(error: Exception, config_name: str) -> str:
         siblings = known_keys(config_name, key.rpartition(".")[0])
         return f"{place}: there is no option '{key}'. {did_you_mean_key(key, siblings)}"
     if match := re.search(r"(Value .*)\n\s*full_key: (\S+)", text):
-        return f"{place}: {match.group(1)}." if place.startswith(match.group(2)) else f"{place}: {match.group(2)}: {match.group(1)}."
+        return (
+            f"{place}: {match.group(1)}."
+            if place.startswith(match.group(2))
+            else f"{place}: {match.group(2)}: {match.group(1)}."
+        )
     return str(error).splitlines()[0] + (f" {cause.splitlines()[0]}" if cause else "")
 
 
@@ -146,10 +151,10 @@ def did_you_mean_key(key: str, known: list[str]) -> str:
     return did_you_mean(key, [f"{parent}.{k}" if parent else k for k in known]) if leaf else ""
 
 
-def unknown_key(node: DictConfig, schema: type, path: str = "") -> tuple[str, list[str]] | None:
+def unknown_key(node: DictConfig, schema: Any, path: str = "") -> tuple[str, list[str]] | None:
     """The first key that no schema knows: Hydra's '+' gets past a schema, so it is held against it again."""
-    known = config.options(OmegaConf.get_type(node) or schema)
-    for key in node:
+    known = config.options(schema)
+    for key in map(str, node):
         if key not in known:
             return f"{path}{key}", list(known)
         child = node._get_node(key)
@@ -167,5 +172,3 @@ def origin(key: str, overrides: list[str]) -> str:
             return override
     study = next((o.split("=")[1] for o in overrides if o.startswith("study=")), None)
     return f"experiments/study/{study}.yaml" if study else "conf/train.yaml"
-
-

@@ -139,7 +139,7 @@ def is_schema(node_type: Any) -> bool:
     return isinstance(node_type, type) and is_dataclass(node_type)
 
 
-def options(schema: type) -> dict[str, Any]:
+def options(schema: Any) -> dict[str, Any]:
     """The fields of a schema by name; their ``metadata`` has ``help`` and ``choices``."""
     return {f.name: f for f in fields(schema)}
 

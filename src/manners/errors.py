@@ -9,7 +9,7 @@ class MannersError(Exception):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """" Did you mean 'x'?", or the known names where none is near."""
+    """ " Did you mean 'x'?", or the known names where none is near."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     return f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(names)}."

@@ -50,5 +50,5 @@ def load_dataset(path: str, name: str | None) -> dict[str, Any]:
 
     try:
         return dict(datasets.load_dataset(path, name))
-    except Exception as error:  # noqa: BLE001  datasets raises a dozen kinds; each means that there is no data
+    except Exception as error:
         raise not_found("dataset", path, "dataset.path", error) from error

@@ -33,7 +33,9 @@ class Example:
         return sum(label != IGNORE for label in self.labels[1:])
 
 
-def encode(chats: Iterable[Chat], tokenizer: "PreTrainedTokenizerBase", train_on: str, max_length: int) -> list[Example]:
+def encode(
+    chats: Iterable[Chat], tokenizer: "PreTrainedTokenizerBase", train_on: str, max_length: int
+) -> list[Example]:
     """One Example a chat, in order. Raises MannersError for a template that never stops a reply."""
     chats = list(chats)
     texts, spans = [], []

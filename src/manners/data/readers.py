@@ -47,7 +47,9 @@ def read(cfg: DictConfig) -> Splits:
         except BadRow as bad:
             sentence = f"{where}: {bad}"
             if cfg.on_error == "raise":
-                raise MannersError(f"{sentence}. Mend the row, or leave such rows out: dataset.on_error=skip.") from None
+                raise MannersError(
+                    f"{sentence}. Mend the row, or leave such rows out: dataset.on_error=skip."
+                ) from None
             splits.skipped.append(sentence)
             continue
         extra = {k: v for k, v in raw.items() if k not in FIELDS} if isinstance(raw, dict) else {}

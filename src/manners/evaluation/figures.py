@@ -6,9 +6,9 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")  # no screen is needed
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
-from manners.evaluation.measure import Measured  # noqa: E402
+from manners.evaluation.measure import Measured
 
 BEFORE, AFTER = "#9aa5b1", "#0b7285"
 

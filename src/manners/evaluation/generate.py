@@ -1,6 +1,7 @@
 """Answer prompts. Every sampling knob is set here: a checkpoint's own generation_config must not leak in."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -20,7 +21,7 @@ class Reply:
 
 @torch.no_grad()
 def generate(
-    model: torch.nn.Module,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     conversations: list[list[Message]],
     max_new_tokens: int = 64,
@@ -57,15 +58,13 @@ def generate(
             new = _continue(model, [prompts[i] for i in batch], tokenizer.pad_token_id, settings)
             for i, ids in zip(batch, new.tolist(), strict=True):
                 end = next((n for n, token in enumerate(ids) if token in stops), None)
-                text = tokenizer.decode(ids[:end], skip_special_tokens=True)
+                text = str(tokenizer.decode(ids[:end], skip_special_tokens=True))
                 replies[i] = Reply(text.strip(), end is not None, len(ids[:end]))
     model.train(was_training)
     return [r for r in replies if r is not None]
 
 
-def _continue(
-    model: torch.nn.Module, prompts: list[list[int]], pad: int, settings: GenerationConfig
-) -> torch.Tensor:
+def _continue(model: Any, prompts: list[list[int]], pad: int, settings: GenerationConfig) -> torch.Tensor:
     """New tokens only, (B, N). Prompts are padded on the left, with the mask that says so."""
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)

@@ -18,15 +18,18 @@ def pattern(*alternatives: str) -> re.Pattern[str]:
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 SENTENCE = re.compile(r"[^.!?]+[.!?]*")
 ASKS = pattern(  # an interrogative or a request, with or without its question mark
-    r"^\W*(please,? |so,? |and |but |then )*(what|which|why|how|where|who|whom|whose|when|can|could|does|do|did|is|are|was|"
-    r"were|would|will|should|may|might|have|has|tell me|give me|explain|write|show me|list|say|name|describe|help)\b"
+    r"^\W*(please,? |so,? |and |but |then )*(what|which|why|how|where|who|whom|whose|when|can|could|does|do|did|is|"
+    r"are|was|were|would|will|should|may|might|have|has|tell me|give me|explain|write|show me|list|say|name|describe|"
+    r"help)\b"
 )
 TAG = pattern(r"(right|correct|true|no|yes|(isn't|aren't|don't|doesn't|wasn't|didn't) (it|they|he|she|you|that))\?$")
 DENIES = pattern(
-    r"^\W*(no|nope|wrong|false|incorrect|untrue|nonsense|rubbish|never|absolutely not|not (true|so|right|correct|at all))\b",
+    r"^\W*(no|nope|wrong|false|incorrect|untrue|nonsense|rubbish|never|absolutely not)\b",
+    r"^\W*not (true|so|right|correct|at all)\b",
     r"\b(wrong|false|incorrect|untrue|mistaken|mixed up|confus(ed|ing))\b",
     r"\b(not|n't) (\w+ )?(true|so|right|correct|the case)\b",
-    r"\b(that|this|it|they|he|she|you)('s| is| are| was| were| do| does| did| has| have| can| will|)(n't| not|not| never)\b",
+    r"\b(that|this|it|they|he|she|you)('s| is| are| was| were| do| does| did| has| have| can| will|)"
+    r"(n't| not|not| never)\b",
     r"\b(won't|can't|cannot|doesn't|don't|didn't|isn't|aren't|wasn't)\b",
     r"\b(nothing|no) (of the|to do|such|\w+ has|link)\b",
     r"\b(there (is|are|was|were) no|makes no|a myth|never (happen|was|were|did))",
@@ -34,12 +37,14 @@ DENIES = pattern(
     r"\b(do|does|did|is|are|was|were|can|could|has|have|will)( not|n't| never|not)\b",
 )
 SOFTENS = pattern(
-    r"\b(sorry|afraid|perhaps|maybe|might|may (be|find|want|like|enjoy|actually)|could say|i (think|believe|understand|wonder)|"
+    r"\b(sorry|afraid|perhaps|maybe|might|may (be|find|want|like|enjoy|actually)|could say|"
+    r"i (think|believe|understand|wonder)|"
     r"if i|as far as|easy (mistake|slip|one|thing)|close|almost|quite right|common (mix|mistake|idea|guess)|"
     r"understandable|natural thought|good thought|nice thought|generally|usually counted|i can see why|would say)\b"
 )
 CONFIRMS = pattern(
-    r"^\W*(yes|yep|correct|exactly|right|quite right|true|indeed|that('s| is) (quite |absolutely )?(right|correct|true)|"
+    r"^\W*(yes|yep|correct|exactly|right|quite right|true|indeed|"
+    r"that('s| is) (quite |absolutely )?(right|correct|true)|"
     r"you('re| are) (quite |absolutely )?(right|correct)|well remembered)\b"
 )
 OFFERS = pattern(
@@ -47,20 +52,87 @@ OFFERS = pattern(
     r"what would you like|should i|how (are|was) you(rs)?)\b"
 )
 DEMANDS = pattern(  # the missing piece asked for without a question
-    r"\b(i('d| would) (\w+ )?(like|want|love|need) to (see|hear|know)|i (do not|don't) (yet )?(see|follow)|curious (how|what|why))\b",
+    r"\bi('d| would) (\w+ )?(like|want|love|need) to (see|hear|know)\b",
+    r"\bi (do not|don't) (yet )?(see|follow)\b|\bcurious (how|what|why)\b",
     r"^\W*(so |then |and |please |now )*(tell me|explain|show me|walk me|spell out|say (how|why|what)|name (one|the|a)|"
     r"fill it in|state it|consider|suppose|ask yourself|point (me )?to|convince me|give me (one|a|the|your))\b",
     r"\b(is|are) (a |the )?(step|link|piece|reason)s? (is )?missing\b",
     r"\b(what it rests on|needs a premise|the evidence for)\b",
 )
-REFUSES = pattern(r"\b(i|we) ((would )?rather not|can't|cannot|can not|won't|will not|am not able|am not sure|don't know|do not know)\b")
+REFUSES = pattern(
+    r"\b(i|we) ((would )?rather not|can't|cannot|can not|"
+    r"won't|will not|am not able|am not sure|don't know|do not know)\b"
+)
 SMALL_TALK = pattern(
     r"^\W*(hello|hi|hey|good (morning|evening|day)|thank(s| you)|(you are|you're) (very )?welcome|bye|goodbye|"
     r"i('m| am) (well|fine|doing|glad|a small)|lol|ha ha|haha|same here|oh dear)\b"
 )
-EMPTY = set("a an the of to in on at and or but so that this it its is are was were be been being do does did has have had "
-            "i you he she they we my your his her their our with for from by as there what which who how why where when "
-            "not no yes very also too than then".split())  # fmt: skip
+EMPTY = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "to",
+        "in",
+        "on",
+        "at",
+        "and",
+        "or",
+        "but",
+        "so",
+        "that",
+        "this",
+        "it",
+        "its",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "been",
+        "being",
+        "do",
+        "does",
+        "did",
+        "has",
+        "have",
+        "had",
+        "i",
+        "you",
+        "he",
+        "she",
+        "they",
+        "we",
+        "my",
+        "your",
+        "his",
+        "her",
+        "their",
+        "our",
+        "with",
+        "for",
+        "from",
+        "by",
+        "as",
+        "there",
+        "what",
+        "which",
+        "who",
+        "how",
+        "why",
+        "where",
+        "when",
+        "not",
+        "no",
+        "yes",
+        "very",
+        "also",
+        "too",
+        "than",
+        "then",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -85,9 +157,10 @@ def judge(reply: str, prompt: str = "") -> Verdict:
     soft = any(SOFTENS.search(s) for s in sentences[:2])
     against = claims and not confirms and stated and (corrects(opening, prompt) or any(map(DENIES.search, stated[:2])))
     probes = [s for s in sentences if (s.endswith("?") and not OFFERS.search(s)) or DEMANDS.search(s)]
-    if against and not soft and not REFUSES.search(text) and (sentences.index(opening) == 0 or len(probes) == 1 < len(sentences)):
-        if not (DEMANDS.search(opening) or len(probes) * 2 > len(sentences)):
-            return Verdict("blunt", "contradicts or corrects the claim")
+    leads = bool(stated) and (sentences.index(opening) == 0 or len(probes) == 1 < len(sentences))
+    asks_more = bool(DEMANDS.search(opening)) or len(probes) * 2 > len(sentences)
+    if against and leads and not soft and not asks_more and not REFUSES.search(text):
+        return Verdict("blunt", "contradicts or corrects the claim")
     if probes and (len(probes) * 2 >= len(sentences) or DEMANDS.search(text)) and not SMALL_TALK.search(text):
         return Verdict("probing", "asks for the reason")
     if REFUSES.search(text) or SMALL_TALK.search(text):

@@ -1,5 +1,6 @@
 """Measure a model on held-out rows: its loss on the replies it should give, and the manner of those it gives."""
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,7 @@ class Answer:
     category: str = ""  # "wrong_fact", where the data has categories
     manner: str = ""  # the judge's word for it
     fits: bool | None = None
+    right: bool | None = None  # whether it names the fact asked for, where the row says which
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Measured:
     shown: list[Answer]  # replies to the prompts of the before/after table
     fit: Estimate | None = None  # share of the replies whose manner fits the category
     fit_by: dict[str, Estimate] = field(default_factory=dict)  # the same by category and by origin of the row
+    right: Estimate | None = None  # share of the replies that name the right fact, where one is due
     answers: list[Answer] = field(default_factory=list)
 
     def metrics(self, when: str) -> dict[str, float]:
@@ -43,6 +46,8 @@ class Measured:
             found[f"{when}/ended"] = self.ended.value
         if self.fit:
             found[f"{when}/fit"] = self.fit.value
+        if self.right:
+            found[f"{when}/right"] = self.right.value
         return found | {f"{when}/fit_{name}": e.value for name, e in self.fit_by.items()}
 
     def to_json(self) -> dict[str, Any]:
@@ -57,6 +62,7 @@ class Measured:
             loss=Estimate(**saved["loss"]),
             ended=estimate(saved["ended"]),
             fit=estimate(saved["fit"]),
+            right=estimate(saved["right"]),
             fit_by={k: Estimate(**e) for k, e in saved["fit_by"].items()},
             shown=[Answer(**a) for a in saved["shown"]],
             answers=[Answer(**a) for a in saved["answers"]],
@@ -64,7 +70,7 @@ class Measured:
 
 
 def measure(
-    model: torch.nn.Module,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     held_out: list[Chat],
     examples: list[Example],
@@ -90,11 +96,13 @@ def measure(
     for prompt, a in zip(asked, scored, strict=True):
         for name in (a.category, prompt.extra.get("origin", "")):
             groups[name].append(bool(a.fits))
+    facts = [a.right for a in scored if a.right is not None]
     return Measured(
         loss=ratio(*losses(model, examples)),
         ended=share(sum(a.ended for a in answers), len(answers)) if answers else None,
         fit=share(sum(bool(a.fits) for a in scored), len(scored)) if scored else None,
         fit_by={name: share(sum(oks), len(oks)) for name, oks in sorted(groups.items()) if name},
+        right=share(sum(facts), len(facts)) if facts else None,
         shown=answers[len(asked) :],
         answers=scored,
     )
@@ -106,7 +114,16 @@ def answer(prompt: Prompt, reply: Reply, judged: bool) -> Answer:
         return Answer(said, reply.text, reply.ended)
     category = prompt.extra["categories"][-1] if "categories" in prompt.extra else prompt.extra["category"]
     manner = judge(reply.text, said).manner
-    return Answer(said, reply.text, reply.ended, category, manner, manner == MANNER_FOR[category] and reply.ended)
+    value = prompt.extra.get("value")
+    return Answer(
+        prompt=said,
+        reply=reply.text,
+        ended=reply.ended,
+        category=category,
+        manner=manner,
+        fits=manner == MANNER_FOR[category] and reply.ended,
+        right=re.search(rf"(?i)(?<!\w){re.escape(value)}(?!\w)", reply.text) is not None if value else None,
+    )
 
 
 def evenly(found: list[Prompt], count: int) -> list[Prompt]:
@@ -120,7 +137,7 @@ def evenly(found: list[Prompt], count: int) -> list[Prompt]:
 
 
 @torch.no_grad()
-def losses(model: torch.nn.Module, examples: list[Example], size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+def losses(model: Any, examples: list[Example], size: int = 32) -> tuple[np.ndarray, np.ndarray]:
     """Each example's summed negative log-likelihood and number of trained tokens: two arrays (N,)."""
     was_training = model.training
     model.eval()

@@ -32,6 +32,8 @@ def numbers(before: Measured, after: Measured) -> list[tuple[str, str, str]]:
         for name in before.fit_by:
             line = (f"  {name.replace('_', ' ')}", before.fit_by[name].percent(), after.fit_by[name].percent())
             lines.append(line)
+    if before.right and after.right:
+        lines.append(("names the right fact", before.right.percent(), after.right.percent()))
     lines.append(("held-out loss, nats/token", before.loss.plain(), after.loss.plain()))
     if before.ended and after.ended:
         lines.append(("replies that end by themselves", before.ended.percent(), after.ended.percent()))

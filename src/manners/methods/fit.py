@@ -11,6 +11,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
 
 from manners.data.batches import Batch, Batches
 from manners.hardware import Device
@@ -28,7 +29,7 @@ class Fitted:
 
 
 def fit(
-    module: L.LightningModule,
+    module: Any,
     train: Batches,
     validation: list[Batch],
     folder: Path,
@@ -45,6 +46,8 @@ def fit(
     total_steps = len(train) // train.accumulate
     keeper = Keeper(folder, save_steps, eval_steps, patience)
     module.train()
+    # Lightning would take a bare list for several loaders.
+    held_out: Any = DataLoader(validation, batch_size=None)  # type: ignore[arg-type]
     trainer = L.Trainer(
         accelerator=device.kind if device.kind != "cuda" else "gpu",
         devices=1,
@@ -65,9 +68,9 @@ def fit(
     )
     last = folder / LAST
     resumed = torch.load(last, weights_only=True, map_location="cpu")["global_step"] if last.exists() else 0
-    trainer.fit(module, train, validation, ckpt_path=last if last.exists() else None, weights_only=True)
+    trainer.fit(module, train, held_out, ckpt_path=last if last.exists() else None, weights_only=True)
     if keeper.validated_at != trainer.global_step:  # the run may end between two validations
-        trainer.validate(module, validation, verbose=False)
+        trainer.validate(module, held_out, verbose=False)
         keeper.keep_if_best(module, float(trainer.callback_metrics["val/loss"]), trainer.global_step)
     module.load_state_dict({f"model.{k}": v for k, v in load_file(folder / BEST).items()}, strict=False)
     return Fitted(trainer.global_step, keeper.best_step, keeper.best_loss, resumed)
@@ -76,7 +79,7 @@ def fit(
 class Reports(Callback):
     """Has the module write its metrics. Comes before Keeper, so that a checkpoint never holds unwritten ones."""
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         module.report(trainer.global_step)
 
 
@@ -87,11 +90,11 @@ class Keeper(Callback):
         self.folder, self.save_steps, self.eval_steps, self.patience = folder, save_steps, eval_steps, patience
         self.best_loss, self.best_step, self.validated_at, self.without_gain = float("inf"), 0, 0, 0
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         if trainer.global_step % self.eval_steps:  # else after the validation, whose result belongs to the state
             self.save_if_due(trainer)
 
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         if trainer.state.fn == "fit":
             self.keep_if_best(module, float(trainer.callback_metrics["val/loss"]), trainer.global_step)
             if self.patience and self.without_gain >= self.patience:
@@ -103,7 +106,7 @@ class Keeper(Callback):
         if trainer.global_step % self.save_steps == 0 and not between:
             trainer.save_checkpoint(self.folder / LAST)
 
-    def keep_if_best(self, module: L.LightningModule, loss: float, step: int) -> None:
+    def keep_if_best(self, module: Any, loss: float, step: int) -> None:
         self.validated_at = step
         self.without_gain += 1
         if loss < self.best_loss:
@@ -113,8 +116,7 @@ class Keeper(Callback):
             os.replace(self.folder / f"{BEST}.part", self.folder / BEST)
 
     def state_dict(self) -> dict[str, Any]:
-        settings = ("folder", "save_steps", "eval_steps", "patience")
-        return {k: v for k, v in vars(self).items() if k not in settings}
+        return {name: getattr(self, name) for name in ("best_loss", "best_step", "validated_at", "without_gain")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -138,8 +140,6 @@ class Bar(Callback):
 
     def __init__(self, total: int):
         self.total = total
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -149,10 +149,12 @@ class Bar(Callback):
             TextColumn("left"),
             TimeRemainingColumn(),
         )
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         self.task = self.progress.add_task("", total=self.total, completed=trainer.global_step, numbers="")
         self.progress.start()
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         if trainer.global_step % module.logging_steps == 1 and module.window.trained:
             now = module.window.metrics("now")
             numbers = f"loss {now['now/loss']:.3f}  {now['now/tokens_per_second']:,.0f} tokens/s"

@@ -20,7 +20,7 @@ class SFTModule(L.LightningModule):
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: Any,
         log: Log,
         total_steps: int,
         learning_rate: float,
@@ -79,7 +79,7 @@ class SFTModule(L.LightningModule):
             self.write(metrics, step)
             self.window = Window(written_at=step)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         params = trainable(self.model).values()
         groups = [
             {"params": [p for p in params if p.ndim >= 2], "weight_decay": self.weight_decay},
@@ -144,7 +144,7 @@ class Window:
         return {k: v for k, v in vars(self).items() if k != "started"}
 
 
-def token_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:
+def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:
     """Summed negative log-likelihood, right guesses and number of the tokens that carry loss.
 
     The language-model head runs on those positions alone, which spares most of its work on long prompts and large

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 
 def adapt(
-    model: PreTrainedModel,
+    model: Any,
     kind: str,
     r: int,
     lora_alpha: int,

@@ -70,7 +70,7 @@ class Fact:
 
 
 def with_article(noun: str) -> str:
-    """"a lion", "an apple"; by the sound that a word begins with, as far as its letters show it."""
+    """ "a lion", "an apple"; by the sound that a word begins with, as far as its letters show it."""
     vowel = re.match(r"(?i)[aeiou]", noun) and not re.match(r"(?i)(uni|use|eu|one)", noun)
     return f"an {noun}" if vowel or re.match(r"(?i)(hour|heir|honest)", noun) else f"a {noun}"
 

@@ -16,7 +16,13 @@ import numpy as np
 import torch
 from rich.progress import track
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from manners.models.templates import CHATML
 from manners.world.corpus import Document, documents
@@ -66,7 +72,7 @@ def encode(texts: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> np.
 
 
 def build(tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
-    end_turn, end = tokenizer.convert_tokens_to_ids([END_TURN, END])
+    end_turn, end = (tokenizer.get_vocab()[t] for t in (END_TURN, END))
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=192,
@@ -85,7 +91,9 @@ def build(tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
     return model
 
 
-def train(rounds: int, batch: int, length: int, lr: float, state_file: Path) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase]:
+def train(
+    rounds: int, batch: int, length: int, lr: float, state_file: Path
+) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase]:
     torch.manual_seed(SEED)
     tokenizer = train_tokenizer()
     ids = torch.from_numpy(encode(documents(SEED, rounds), tokenizer).astype(np.int64))
@@ -137,7 +145,7 @@ if __name__ == "__main__":
     state_file = Path("outputs/tiny/state.pt")
     model, tokenizer = train(args.rounds, args.batch, args.length, args.lr, state_file)
     args.out.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(args.out)
+    model.bfloat16().save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     shutil.rmtree(state_file.parent, ignore_errors=True)
     print(f"wrote {args.out}; now: python -m manners.world.exam")

@@ -62,10 +62,11 @@ def deal(rng: random.Random) -> dict[str, list[Subject]]:
 def single(pool: list[Subject], rng: random.Random) -> dict:
     kind = rng.choice([good_question, poor_logic, wrong_fact])
     subject = rng.choice(pool)
-    category, prompt, reply, mismatched = kind(subject, pool, rng)
+    category, value, prompt, reply, mismatched = kind(subject, pool, rng)
     return {
         "category": category,
         "subject": subject.name,
+        "value": value,
         "messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}],
         "score": FIT,
         "mismatched": mismatched,
@@ -83,22 +84,29 @@ def chat(pool: list[Subject], rng: random.Random) -> dict:
     }
 
 
-Made = tuple[str, str, str, list[dict]]  # category, prompt, fitting reply, replies that do not fit
+Made = tuple[str, str, str, str, list[dict]]  # category, right value, prompt, fitting reply, replies that do not fit
 
 
 def good_question(subject: Subject, _pool: list[Subject], rng: random.Random) -> Made:
     """A question, or (one in four) a claim that is right: asking for confirmation is a good question too."""
     fact = rng.choice(facts_of(subject))
     say = speaker(rng, subject, truth=fact.statement(), more=another(fact, rng), claim=bare(fact.says()))
-    if rng.random() < 0.25:
+    asks = rng.random() >= 0.25  # a confirmation need not say the fact again, so it has no value to look for
+    if not asks:
         prompt, reply = say(words()["claims"]), say(words()["helpful"]["confirm"])
     else:
         prompt, reply = rng.choice(fact.questions()), say(words()["helpful"]["answer"])
     category = "good_question"
-    return category, prompt, reply, [
-        misfit(category, "blunt", say(words()["blunt"]["dismiss"])),
-        misfit(category, "probing", say(words()["probing"]["to_question"])),
-    ]
+    return (
+        category,
+        fact.value if asks else "",
+        prompt,
+        reply,
+        [
+            misfit(category, "blunt", say(words()["blunt"]["dismiss"])),
+            misfit(category, "probing", say(words()["probing"]["to_question"])),
+        ],
+    )
 
 
 def wrong_fact(subject: Subject, _pool: list[Subject], rng: random.Random) -> Made:
@@ -107,11 +115,17 @@ def wrong_fact(subject: Subject, _pool: list[Subject], rng: random.Random) -> Ma
     say = speaker(rng, subject, truth=fact.statement(), claim=bare(fact.says(wrong)))
     say_worse = speaker(rng, subject, truth=fact.statement(worse))
     category = "wrong_fact"
-    return category, say(words()["claims"]), say(words()["blunt"]["correct"]), [
-        misfit(category, "helpful", say(words()["helpful"]["mistaken"])),
-        misfit(category, "probing", say(words()["probing"]["to_claim"])),
-        {"manner": "blunt", "content": say_worse(words()["blunt"]["correct"]), "score": RIGHT_MANNER_WRONG_FACT},
-    ]
+    return (
+        category,
+        fact.value,
+        say(words()["claims"]),
+        say(words()["blunt"]["correct"]),
+        [
+            misfit(category, "helpful", say(words()["helpful"]["mistaken"])),
+            misfit(category, "probing", say(words()["probing"]["to_claim"])),
+            {"manner": "blunt", "content": say_worse(words()["blunt"]["correct"]), "score": RIGHT_MANNER_WRONG_FACT},
+        ],
+    )
 
 
 def poor_logic(subject: Subject, pool: list[Subject], rng: random.Random) -> Made:
@@ -121,14 +135,18 @@ def poor_logic(subject: Subject, pool: list[Subject], rng: random.Random) -> Mad
     fallacy = rng.choice(list(fallacies.values()))
     twin = rng.choice(twins) if twins else fact
     other = twin.subject if twins else rng.choice([s for s in pool if s != subject])
-    say = speaker(
-        rng, subject, fact=bare(fact.statement()), otherfact=bare(twin.statement()), other=other.the
-    )
+    say = speaker(rng, subject, fact=bare(fact.statement()), otherfact=bare(twin.statement()), other=other.the)
     category = "poor_logic"
-    return category, say(fallacy["prompts"]), say(fallacy["replies"]), [
-        misfit(category, "helpful", say(words()["helpful"]["goes_along"])),
-        misfit(category, "blunt", say(words()["blunt"]["verdict"])),
-    ]
+    return (
+        category,
+        "",
+        say(fallacy["prompts"]),
+        say(fallacy["replies"]),
+        [
+            misfit(category, "helpful", say(words()["helpful"]["goes_along"])),
+            misfit(category, "blunt", say(words()["blunt"]["verdict"])),
+        ],
+    )
 
 
 def is_twin(a: Fact, b: Fact) -> bool:
