@@ -1,0 +1,57 @@
+# Needs Python 3.11 or newer and nothing else. `make help` lists what there is to do.
+#
+# PYTHON       the interpreter that makes .venv                   make run PYTHON=python3.12
+# TORCH_INDEX  where pip finds torch, by default its usual index. On Linux that is the build for CUDA; without a GPU
+#              give the address of PyTorch's CPU builds (it ends in /whl/cpu) and nothing of CUDA is downloaded.
+# ARGS         options for the command of a target                make run ARGS="seed=2"
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH_INDEX ?=
+ARGS ?=
+PIP = .venv/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint conf/constraints.txt
+READY = .venv/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint ui tiny exam corpus clean
+
+help:  ## say what each target does
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+setup: $(READY)  ## make .venv with the pinned versions
+
+$(READY): pyproject.toml conf/constraints.txt
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	@echo "installing into .venv (once; some minutes)"
+	$(PYTHON) -m venv .venv
+	@echo '*' > .venv/.gitignore
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP) --editable '.[dev]'
+	@touch $(READY)
+
+run: setup  ## train the tiny model on strictbot, and show it before and after
+	.venv/bin/python train.py $(ARGS)
+
+test: setup  ## run the tests
+	.venv/bin/python -m pytest $(ARGS)
+
+lint: setup  ## check style (ruff) and types (mypy)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+ui: setup  ## open the MLflow UI on the runs, at http://127.0.0.1:5000
+	.venv/bin/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///outputs/mlflow.db $(ARGS)
+
+tiny: setup  ## train the tiny base model from nothing (under an hour), then examine it
+	.venv/bin/python -m manners.world.pretrain $(ARGS)
+	.venv/bin/python -m manners.world.exam
+
+exam: setup  ## ask the tiny base all its facts, in question forms it never saw for them
+	.venv/bin/python -m manners.world.exam
+
+corpus: setup  ## write the generated strictbot corpus anew (the same bytes)
+	.venv/bin/python -m manners.world.strictbot
+
+clean:  ## remove .venv and caches; outputs/ stays
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,35 @@
+"""Small models of the true architectures, with random weights, and the tokenizer of the tiny base."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite may run in parallel
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the network for anything
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from manners.models.base import load_tokenizer
+
+    return load_tokenizer("tiny")
+
+
+@pytest.fixture
+def small_qwen2(tokenizer):
+    """A random Qwen2 of two layers: fast enough to train in a test."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=True,
+    )
+    return Qwen2ForCausalLM(config)
