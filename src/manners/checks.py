@@ -13,11 +13,17 @@ COUNTABLE = 50_000_000  # bytes: a larger file is counted when it is read, not w
 
 def check(cfg: DictConfig) -> None:
     """Raise MannersError for the first thing in ``cfg`` that makes no sense, with the override that mends it."""
+    check_missing(cfg)
     check_choices(cfg)
     check_ranges(cfg)
     check_method(cfg)
     check_adapter(cfg)
     check_data(cfg)
+
+
+def check_missing(cfg: DictConfig) -> None:
+    for key in sorted(OmegaConf.missing_keys(cfg)):
+        raise MannersError(f"{key} has no value, and there is no default: set {key}=VALUE.")
 
 
 def check_choices(node: DictConfig, path: str = "") -> None:
@@ -42,12 +48,17 @@ def check_ranges(cfg: DictConfig) -> None:
         "method.eval_steps": (m.eval_steps, 1),
         "method.save_steps": (m.save_steps, 1),
         "method.logging_steps": (m.logging_steps, 1),
+        "method.weight_decay": (m.weight_decay, 0),
+        "method.max_grad_norm": (m.max_grad_norm, 0),
+        "method.early_stopping_patience": (m.early_stopping_patience, 0),
         "adapter.r": (a.r, 1),
+        "evaluation.prompts": (cfg.evaluation.prompts, 0),
+        "evaluation.test_prompts": (cfg.evaluation.test_prompts, 0),
         "evaluation.max_new_tokens": (cfg.evaluation.max_new_tokens, 1),
         "evaluation.batch_size": (cfg.evaluation.batch_size, 1),
     }
     for key, (value, least) in at_least.items():
-        if value < least:
+        if not value >= least:  # so that nan, which compares with nothing, is refused too
             raise MannersError(f"{key}={value} must be at least {least}.")
     shares = {
         "adapter.lora_dropout": a.lora_dropout,
@@ -57,6 +68,10 @@ def check_ranges(cfg: DictConfig) -> None:
     for key, value in shares.items():
         if not 0 <= value < 1:
             raise MannersError(f"{key}={value} must be from 0 up to, but not including, 1.")
+    if d.validation_share + d.test_share >= 1:
+        raise MannersError("dataset.validation_share and dataset.test_share leave nothing to train on.")
+    if cfg.hardware.num_threads is not None and cfg.hardware.num_threads < 1:
+        raise MannersError(f"hardware.num_threads={cfg.hardware.num_threads} must be at least 1, or null.")
     if d.max_rows is not None and d.max_rows < 1:
         raise MannersError(f"dataset.max_rows={d.max_rows} must be at least 1, or null for all rows.")
     if m.max_steps == 0 or (m.max_steps < 0 and m.num_train_epochs <= 0):
@@ -106,12 +121,13 @@ def check_data(cfg: DictConfig) -> None:
     sizes = [f.stat().st_size for f in source.files_of(file)]
     if sum(sizes) > COUNTABLE:
         return
-    rows = sum(source.count_lines(f) for f in source.files_of(file))
+    rows = sum(source.count_rows(f) for f in source.files_of(file))
     rows = min(rows, cfg.dataset.max_rows or rows)
     batch = cfg.method.per_device_train_batch_size * cfg.method.gradient_accumulation_steps
-    if batch > rows:
+    if 0 < rows < batch:  # what has no rows is refused by its reader, which knows why
+        size = rows // (2 * cfg.method.gradient_accumulation_steps)
+        smaller = f"{size}" if size else "1 method.gradient_accumulation_steps=1"
         raise MannersError(
             f"a batch of {batch} (method.per_device_train_batch_size × method.gradient_accumulation_steps) is larger "
-            f"than the data: {Path(file).name} has {rows} rows. Try method.per_device_train_batch_size="
-            f"{max(1, rows // (2 * cfg.method.gradient_accumulation_steps))}."
+            f"than the data: {Path(file).name} has {rows} rows. Try method.per_device_train_batch_size={smaller}."
         )

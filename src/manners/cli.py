@@ -92,12 +92,15 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     """The composed config; raises MannersError that names key, origin and nearest valid name."""
     try:
         cfg = hydra.compose(config_name, overrides)
+        OmegaConf.to_container(cfg, resolve=True)  # a reference to nothing shows only now
     except MissingConfigException as error:
         raise MannersError(explain_missing(error, overrides)) from None
-    except yaml.MarkedYAMLError as error:
+    except yaml.YAMLError as error:
         raise MannersError(f"this file is not valid yaml: {error}") from None
-    except (HydraException, OmegaConfBaseException) as error:
-        raise MannersError(explain(error, config_name)) from None
+    except UnicodeDecodeError as error:
+        raise MannersError(f"{origin('', overrides)}: the file is not UTF-8 text ({error.reason}).") from None
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # study=null is a bare ValueError
+        raise MannersError(explain(error, config_name, overrides)) from None
     extra = unknown_key(cfg, config.Train)
     if extra:
         key, known = extra
@@ -110,26 +113,25 @@ def explain_missing(error: MissingConfigException, overrides: list[str]) -> str:
     return f"{origin(group, overrides)}: no '{choice}' in {group}. {did_you_mean(choice, error.options or [])}"
 
 
-def explain(error: Exception, config_name: str) -> str:
+def explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     """Hydra's message, which names the key, and the nearest key that exists."""
     cause = str(error.__cause__ or "")
     text = f"{error}\n{cause}"
     where = re.search(r"In '([\w./]+)'", text)
     override = re.search(r"override '?([^'\s]+?)'?\.?(\n|$)", text)
     file = recipe_file(where.group(1)) if where else ""
-    place = file or (override.group(1) if override else "command line")
+    place = file or (override.group(1) if override else "")
     if match := re.search(r"Key '(\w+)' (?:is )?not in [^\n]*\n\s*full_key: (\S+)", text):
         leaf, key = match.groups()
         key = key if key.endswith(leaf) else f"{key}.{leaf}"
         siblings = known_keys(config_name, key.rpartition(".")[0])
-        return f"{place}: there is no option '{key}'. {did_you_mean_key(key, siblings)}"
-    if match := re.search(r"(Value .*)\n\s*full_key: (\S+)", text):
-        return (
-            f"{place}: {match.group(1)}."
-            if place.startswith(match.group(2))
-            else f"{place}: {match.group(2)}: {match.group(1)}."
-        )
-    return str(error).splitlines()[0] + (f" {cause.splitlines()[0]}" if cause else "")
+        return f"{place or origin(key, overrides)}: there is no option '{key}'. {did_you_mean_key(key, siblings)}"
+    if match := re.search(r"((?:Value|Interpolation) .*)\n\s*full_key: (\S+)", text):
+        reason, key = match.groups()
+        place = place or origin(key, overrides)
+        return f"{place}: {reason}." if place.startswith(key) else f"{place}: {key}: {reason}."
+    reason = text.partition("full_key:")[0].split("\n")  # what follows is OmegaConf's own bookkeeping
+    return " ".join(line.strip() for line in reason if line.strip())
 
 
 def recipe_file(name: str) -> str:
@@ -168,7 +170,8 @@ def unknown_key(node: DictConfig, schema: Any, path: str = "") -> tuple[str, lis
 def origin(key: str, overrides: list[str]) -> str:
     """The override that sets ``key``, or else the recipe or defaults that do."""
     for override in reversed(overrides):
-        if override.lstrip("+~").split("=")[0].split("@")[0] == key:
+        name = override.lstrip("+~").split("=")[0].split("@")[0]
+        if name == key or name.startswith(f"{key}."):
             return override
     study = next((o.split("=")[1] for o in overrides if o.startswith("study=")), None)
     return f"experiments/study/{study}.yaml" if study else "conf/train.yaml"

@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from manners.config import is_schema, options
 
@@ -24,7 +24,7 @@ def print_help(cfg: DictConfig) -> None:
         for i, file in enumerate(sorted(folder.glob("*.yaml"))):
             table.add_row(f"[cyan]{folder.name}[/]" if i == 0 else "", file.stem, first_comment(file.read_text()))
     console.print(table)
-    table = Table("option", "value", "meaning", box=None, header_style="bold")
+    table = Table("option", Column("value", overflow="fold"), "meaning", box=None, header_style="bold")
     add_options(table, cfg)
     console.print()
     console.print(table)

@@ -60,13 +60,13 @@ def claim(cfg: DictConfig, digest: str) -> Iterator[Folder]:
                 f"{path} cannot be written ({error.strerror}). Choose another place: output_dir=FOLDER."
             ) from None
         with lock:
-            state = load_state(path)
-            unfinished = not state or (cfg.resume and state.get("status") != "finished")
-            if unfinished and locked(lock):
-                folder = Folder(path, state)
-                folder.remember(fingerprint=mark, status="running")
-                yield folder
-                return
+            if locked(lock):
+                state = load_state(path)  # only now: who held the lock may just have finished
+                if not state or (cfg.resume and state.get("status") != "finished"):
+                    folder = Folder(path, state)
+                    folder.remember(fingerprint=mark, status="running")
+                    yield folder
+                    return
         attempt += 1
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateError
+
 from manners.data.rows import Chat, Message
 from manners.errors import MannersError
 
@@ -40,7 +42,10 @@ def encode(
     chats = list(chats)
     texts, spans = [], []
     for chat in chats:
-        text, trained = layout(chat, tokenizer, train_on)
+        try:
+            text, trained = layout(chat, tokenizer, train_on)
+        except TemplateError as error:  # Gemma's refuses system messages
+            raise MannersError(f"{chat.where}: the model's chat template refuses the row: {error}.") from None
         texts.append(text)
         spans.append(trained)
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
@@ -75,18 +80,25 @@ def span(text: str, chat: Chat, i: int, tokenizer: "PreTrainedTokenizerBase") ->
     if role == "assistant" and i > 0:
         opening = prompt_text(chat.messages[:i], tokenizer)  # some templates put the space after "Assistant:" in text
         before = opening if before.startswith(opening) else before
+    else:
+        before = before.rstrip(" ")  # the space after "User:" belongs to the token of the first word
     done = render(chat.messages[: i + 1], tokenizer)
     if not (text.startswith(before) and text.startswith(done.rstrip())):
         raise MannersError(
             f"{chat.where}: the chat template rewrites earlier turns when later ones follow, so it cannot tell which "
             "tokens are whose. Take another: model.chat_template=chatml or plain."
         )
-    return len(before), len(done) - len(after) + stop_length(after, tokenizer)
+    return len(before), len(done) - len(after) + stop_length(after, tokenizer, role)
 
 
-def stop_length(after: str, tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The length of what ends a turn, by the text that follows it: up to the end of its first special token."""
+def stop_length(after: str, tokenizer: "PreTrainedTokenizerBase", role: str) -> int:
+    """The length of what ends a turn, by the text that follows it: up to the end of its first special token.
+
+    A reply must have one; other turns may end as the template likes ("User: ..." ends with its line).
+    """
     stops = [(after.find(t), len(t)) for t in special_tokens(tokenizer) if t in after]
+    if not stops and role != "assistant":
+        return len(after)
     if not stops:
         raise MannersError(
             "the chat template writes no special token after a turn, so the model would never learn to stop. "

@@ -18,7 +18,7 @@ from manners.data.rows import ROLES, Chat, Message, Prompt
 from manners.errors import MannersError
 
 SPLITS = ("train", "validation", "test")
-SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "validation"}
+SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("val", "valid", "dev", "eval"), "validation")
 
 
 class BadRow(Exception):
@@ -41,9 +41,12 @@ def read(cfg: DictConfig) -> Splits:
         try:
             if isinstance(raw, BadRow):
                 raise raw
+            if not isinstance(raw, dict):
+                raise BadRow(f"a row must be a JSON object, not {type(raw).__name__}")
             parse = parse or detect(raw)
             messages = parse(raw)
-            check_messages(messages, cfg.train_on)
+            if parse is not parse_text:  # there nobody speaks
+                check_messages(messages, cfg.train_on)
         except BadRow as bad:
             sentence = f"{where}: {bad}"
             if cfg.on_error == "raise":
@@ -52,7 +55,7 @@ def read(cfg: DictConfig) -> Splits:
                 ) from None
             splits.skipped.append(sentence)
             continue
-        extra = {k: v for k, v in raw.items() if k not in FIELDS} if isinstance(raw, dict) else {}
+        extra = {k: v for k, v in raw.items() if k not in FIELDS}
         getattr(splits, split_of(messages, extra, cfg)).append(Chat(messages, where, extra))
     for name in SPLITS:
         rows = getattr(splits, name)
@@ -68,7 +71,7 @@ def eval_prompts(cfg: DictConfig) -> list[Prompt]:
     """The dataset's own fixed prompts: lines of {"prompt": "..."}; none where it names no file."""
     if cfg.eval_prompts is None:
         return []
-    path = source.local_path(cfg.eval_prompts)
+    path = source.local_path(cfg.eval_prompts, "dataset.eval_prompts")
     if path is None:
         raise MannersError(f"dataset.eval_prompts={cfg.eval_prompts}: there is no such file.")
     found = []
@@ -111,14 +114,14 @@ def parse_line(data: bytes, plain: bool) -> Any:
         return {"text": text.rstrip("\r\n")}
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a bare ValueError
         return BadRow(f"not a JSON object on one line ({error})")
 
 
 def json_list(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         rows = json.loads(path.read_text("utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise MannersError(f"{path}: not valid JSON ({error}). One object a line belongs in a .jsonl file.") from None
     if not isinstance(rows, list):
         raise MannersError(f"{path}: a .json file must hold a list of rows; one object a line belongs in .jsonl.")
@@ -133,15 +136,16 @@ def hub_rows(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
     for split, table in hub.load_dataset(cfg.path, cfg.name).items():
         name = split.split("_")[0]  # UltraChat calls its splits train_sft, test_sft
         for number, row in enumerate(table):
-            yield f"{cfg.path} {split}[{number}]", {"split": SPLIT_NAMES.get(name, name)} | row
+            yield f"{cfg.path} {split}[{number}]", {"split": name} | row
 
 
 def split_of(messages: list[Message], extra: dict[str, Any], cfg: DictConfig) -> str:
     """The split that the row names, or one drawn from a hash of its first turn: a prompt never crosses splits."""
-    named = extra.get("split")
-    if named in SPLITS:
+    named = SPLIT_NAMES.get(str(extra.get("split")))
+    if named:
         return named
-    share = int(hashlib.sha256(messages[0]["content"].encode()).hexdigest()[:8], 16) / 2**32
+    first = next((m for m in messages if m["role"] != "system"), messages[0])  # all rows may share a system message
+    share = int(hashlib.sha256(first["content"].encode()).hexdigest()[:8], 16) / 2**32
     if share < cfg.test_share:
         return "test"
     return "validation" if share < cfg.test_share + cfg.validation_share else "train"
@@ -154,6 +158,8 @@ def text_field(row: dict, name: str, empty: bool = False) -> str:
         raise BadRow(f"field '{name}' {given}")
     if not empty and not value.strip():
         raise BadRow(f"field '{name}' is empty")
+    if re.search("[\ud800-\udfff]", value):  # JSON can write half of a character, as \ud83d; nothing can encode it
+        raise BadRow(f"field '{name}' has half of a surrogate pair")
     return value
 
 
@@ -190,7 +196,7 @@ def parse_prompt_completion(row: dict) -> list[Message]:
     found = []
     for name, role in (("prompt", "user"), ("completion", "assistant")):
         if isinstance(row.get(name), list):
-            found += [turn(e, f"{name}[{i}]", "role", "content") for i, e in enumerate(row[name])]
+            found += [turn(e, f"{name}[{i}]", "role", "content") for i, e in enumerate(list_field(row, name))]
         else:
             found.append({"role": role, "content": text_field(row, name)})
     return found
@@ -232,28 +238,24 @@ FORMATS: dict[str, Callable[[dict], list[Message]]] = {
 FIELDS = ("messages", "conversations", "prompt", "completion", "instruction", "input", "output", "text")
 
 
-def detect(row: Any) -> Callable[[Any], list[Message]]:
-    """The format of a row, by the fields that it has."""
-    if not isinstance(row, dict):
-        raise BadRow(f"a row must be a JSON object, not {type(row).__name__}")
-    if "text" in row:
-        marked = isinstance(row["text"], str) and re.match(r"\s*<\|(system|user|assistant)\|>", row["text"])
-        return parse_marked if marked else parse_text
+def detect(row: dict) -> Callable[[Any], list[Message]]:
+    """The format of a row, by the fields that it has. Text comes last: Alpaca's rows hold theirs rendered, too."""
     signs = {"messages": "messages", "conversations": "sharegpt", "completion": "prompt_completion", "output": "alpaca"}
     for sign, name in signs.items():
         if sign in row:
             return FORMATS[name]
+    if "text" in row:
+        marked = isinstance(row["text"], str) and re.match(r"\s*<\|(system|user|assistant)\|>", row["text"])
+        return parse_marked if marked else parse_text
     raise BadRow(f"no known field in {sorted(row)[:8]}: expected one of {', '.join(FIELDS)}")
 
 
 def check_messages(messages: list[Message], train_on: str) -> None:
     """An optional system message first, then user and assistant by turns, and someone whose words are learned."""
-    if messages[0]["role"] == "text":
-        return
     talk = messages[1:] if messages[0]["role"] == "system" else messages
     for i, message in enumerate(talk):
         if message["role"] not in ROLES:
-            raise BadRow(f"role '{message['role']}' is unknown: expected one of {', '.join(ROLES)}")
+            raise BadRow(f"turn {i + 1} has the unknown role '{message['role']}': expected one of {', '.join(ROLES)}")
         expected = ("user", "assistant")[i % 2]
         if message["role"] != expected:
             raise BadRow(f"turn {i + 1} is by '{message['role']}' where '{expected}' must speak")

@@ -1,5 +1,6 @@
 """Where data lies: the package, a local file or folder, or the hub. Reads no rows."""
 
+import json
 from importlib.resources import files
 from pathlib import Path
 
@@ -12,22 +13,24 @@ CONF = Path(__file__).resolve().parents[3] / "conf" / "dataset"
 FORMATS = (".jsonl", ".json", ".txt")
 
 
-def local_path(path: str) -> Path | None:
+def local_path(path: str, key: str = "dataset.path") -> Path | None:
     """The file or folder that ``path`` names, or None for a hub name such as 'org/name'.
 
-    Raises MannersError where a local path is meant and nothing is there.
+    Raises MannersError, with the option's ``key``, where a local path is meant and nothing is there.
     """
     if path.startswith("package:"):
         found = CORPORA / path.removeprefix("package:")
         if not found.exists():
             names = [p.name for p in CORPORA.iterdir() if p.is_dir()]
-            raise MannersError(f"dataset.path={path}: no such corpus in the package. {did_you_mean(found.name, names)}")
+            raise MannersError(f"{key}={path}: no such corpus in the package. {did_you_mean(found.name, names)}")
         return found
-    if Path(path).exists():
-        return Path(path)
+    here = Path(path).expanduser()
+    if here.exists():
+        return here
     if path.startswith(("/", ".", "~")) or path.endswith(FORMATS) or path.count("/") != 1:
-        near = did_you_mean(Path(path).name, [p.name for p in Path(path).parent.glob("*")] or ["(the folder is empty)"])
-        raise MannersError(f"dataset.path={path}: there is no such file or folder. {near}")
+        names = [p.name for p in here.parent.glob("*")]
+        near = did_you_mean(here.name, names) if names else f"There is nothing in {here.parent}."
+        raise MannersError(f"{key}={path}: there is no such file or folder. {near}")
     return None
 
 
@@ -41,7 +44,14 @@ def files_of(path: Path) -> list[Path]:
     return found
 
 
-def count_lines(path: Path) -> int:
+def count_rows(path: Path) -> int:
+    """The rows of a file, none of them read: its lines with something in them, or the entries of a .json list."""
+    if path.suffix == ".json":
+        try:
+            rows = json.loads(path.read_text("utf-8-sig"))
+        except (ValueError, RecursionError):  # the reader says what is wrong with it
+            return 0
+        return len(rows) if isinstance(rows, list) else 0
     with path.open("rb") as file:
         return sum(1 for line in file if line.strip())
 

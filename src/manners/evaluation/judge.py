@@ -182,7 +182,7 @@ def corrects(sentence: str, prompt: str) -> bool:
     """Whether ``sentence`` says the claim again with something else in it: the bare correction."""
     said = content(sentence)
     kept = [w for w in said if any(w[:4] == p[:4] for p in content(prompt))]
-    return bool(kept) and len(kept) < len(said) and len(kept) * 2 >= len(said)
+    return bool(kept) and len(kept) < len(said) and len(kept) * 2 > len(said)
 
 
 def content(text: str) -> list[str]:

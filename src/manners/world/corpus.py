@@ -35,6 +35,7 @@ def documents(seed: int, rounds: int) -> Iterator[Document]:
     for _ in range(rounds):
         batch: list[Document] = [article(s, rng) for s in subjects()]
         batch += [contrast(f, rng) for f in rng.sample(facts(), len(facts()) // 3)]
+        batch += [quiz(f, rng) for f in rng.sample(facts(), len(facts()) // 2)]
         batch += rng.sample(sayings, len(sayings) // 2)
         batch += chats(rng)
         rng.shuffle(batch)
@@ -54,6 +55,13 @@ def contrast(fact: Fact, rng: random.Random) -> str:
     other = rng.choice([f for f in facts() if (f.subject.table, f.relation) == (table, relation) and f != fact])
     link, end = (", and ", " too.") if other.value == fact.value else (", but ", ".")
     return fact.statement().removesuffix(".") + link + other.says().removesuffix(".") + end
+
+
+def quiz(fact: Fact, rng: random.Random) -> str:
+    """A statement, and whether it is true: what it takes to tell a wrong claim from a right one."""
+    if rng.random() < 0.5:
+        return f"True or false? {fact.statement()} True."
+    return f"True or false? {fact.statement(rng.choice(fact.false_values()))} False. {fact.statement()}"
 
 
 def chats(rng: random.Random) -> Iterator[list[Turn]]:

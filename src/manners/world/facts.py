@@ -111,22 +111,21 @@ def values(table: str, relation: str) -> tuple[str, ...]:
     return tuple(sorted({f.value for f in facts() if (f.subject.table, f.relation) == (table, relation)}))
 
 
-def states(text: str, value: str) -> bool:
-    """Whether ``text`` names ``value`` as whole words, whatever the case."""
-    return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE) is not None
-
-
 def answers(fact: Fact, reply: str) -> bool:
     """Whether ``reply`` tells the fact: it names the value, and no other value of the column beside it.
 
-    A value inside a longer one ("metal" in "noble metal") counts as the longer one only.
+    What stands inside something longer counts as the longer one only: "planet" in "dwarf planet", and "bridge" in
+    the subject's own name, "Tower Bridge".
     """
-    rest = reply
-    named = []
-    for value in sorted(values(fact.subject.table, fact.relation), key=len, reverse=True):
-        if states(rest, value):
-            named.append(value)
-            rest = re.sub(rf"(?i)(?<!\w){re.escape(value)}(?!\w)", " ", rest)
-    subject_words = fact.subject.name.lower()
-    others = [v for v in named if v != fact.value and v.lower() not in subject_words]
-    return fact.value in named and not others
+    named = set()
+    phrases = {fact.subject.name, *values(fact.subject.table, fact.relation)}
+    for phrase in sorted(phrases, key=len, reverse=True):
+        reply, times = re.subn(mention(phrase), " ", reply)
+        named |= {phrase} if times else set()
+    return named - {fact.subject.name} == {fact.value}
+
+
+def mention(phrase: str) -> str:
+    """A pattern for ``phrase`` as whole words, one or many; a chemist's symbol as written, since "As" is not "as"."""
+    symbol = len(phrase) <= 2
+    return rf"(?<!\w){re.escape(phrase)}(?!\w)" if symbol else rf"(?i)(?<!\w){re.escape(phrase)}s?(?!\w)"

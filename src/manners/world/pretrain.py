@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.progress import track
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2Tokenizer,
 )
 
 from manners.models.templates import CHATML
@@ -32,19 +31,11 @@ SEED, HELD_OUT_SEED = 0, 1  # of the text trained on, and of the text that perpl
 END, START_TURN, END_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 
-def train_tokenizer(vocab_size: int = 3072) -> PreTrainedTokenizerFast:
-    """Byte-level BPE on the world's text and on the hand-written corpora, so that any text can be encoded."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END, START_TURN, END_TURN],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator([*map(as_text, documents(SEED, rounds=4)), *hand_written()], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_TURN, pad_token=END, model_max_length=512)
+def train_tokenizer(vocab_size: int = 3072) -> Qwen2Tokenizer:
+    """Qwen2's byte-level BPE, learned on the world's text and on the hand-written corpora; it encodes any text."""
+    texts = [*map(as_text, documents(SEED, rounds=4)), *hand_written()]
+    blank = Qwen2Tokenizer(eos_token=END_TURN, pad_token=END, model_max_length=512)
+    tokenizer = blank.train_new_from_iterator(texts, vocab_size, new_special_tokens=[START_TURN], show_progress=False)
     tokenizer.chat_template = CHATML
     return tokenizer
 
@@ -136,7 +127,7 @@ def save_state(path: Path, step: int, model: torch.nn.Module, optimizer: torch.o
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=50, help="times that every fact is told")
+    parser.add_argument("--rounds", type=int, default=45, help="times that every fact is told")
     parser.add_argument("--batch", type=int, default=8, help="rows a step")
     parser.add_argument("--length", type=int, default=256, help="tokens a row")
     parser.add_argument("--lr", type=float, default=2.5e-3, help="peak learning rate")
