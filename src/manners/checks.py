@@ -31,7 +31,9 @@ def check_choices(node: DictConfig, path: str = "") -> None:
         value = node[name] if not OmegaConf.is_missing(node, name) else None
         choices = field.metadata.get("choices", ())
         if choices and value not in choices:
-            raise MannersError(f"{path}{name}={value} is not a choice. {did_you_mean(str(value), choices)}")
+            raise MannersError(
+                f"{path}{name}={value} is not a choice. {did_you_mean(str(value), choices)}", path + name
+            )
         if isinstance(value, DictConfig) and is_schema(OmegaConf.get_type(value)):
             check_choices(value, f"{path}{name}.")
 
@@ -59,7 +61,7 @@ def check_ranges(cfg: DictConfig) -> None:
     }
     for key, (value, least) in at_least.items():
         if not value >= least:  # so that nan, which compares with nothing, is refused too
-            raise MannersError(f"{key}={value} must be at least {least}.")
+            raise MannersError(f"{key}={value} must be at least {least}.", key)
     shares = {
         "adapter.lora_dropout": a.lora_dropout,
         "dataset.validation_share": d.validation_share,
@@ -67,7 +69,7 @@ def check_ranges(cfg: DictConfig) -> None:
     }
     for key, value in shares.items():
         if not 0 <= value < 1:
-            raise MannersError(f"{key}={value} must be from 0 up to, but not including, 1.")
+            raise MannersError(f"{key}={value} must be from 0 up to, but not including, 1.", key)
     if d.validation_share + d.test_share >= 1:
         raise MannersError("dataset.validation_share and dataset.test_share leave nothing to train on.")
     if cfg.hardware.num_threads is not None and cfg.hardware.num_threads < 1:

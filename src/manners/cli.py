@@ -6,7 +6,6 @@ A mistake ends here in about a second, because only Hydra and the schemas have b
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -23,9 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from manners import checks, config
 from manners.errors import MannersError, did_you_mean
-
-ROOT = Path(__file__).resolve().parents[2]
-CONF, EXPERIMENTS = ROOT / "conf", ROOT / "experiments"
+from manners.paths import CONF, EXPERIMENTS, ROOT
 
 
 class Recipes(SearchPathPlugin):
@@ -48,21 +45,21 @@ def main(config_name: str, task: Callable[[DictConfig], object]) -> None:
                 print_help(compose(config_name, args.overrides))
             return
         check_all(config_name, args.overrides, args.multirun)
-        hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(readable(task))()
     except MannersError as error:
         sys.exit(f"error: {error}")
+    failed: list[str] = []
 
-
-def readable(task: Callable[[DictConfig], object]) -> Callable[[DictConfig], object]:
-    """``task``, with our own errors shown as their message; in a sweep the other jobs go on."""
-
-    def run(cfg: DictConfig) -> object:
+    def job(cfg: DictConfig) -> object:
         try:
             return task(cfg)
-        except MannersError as error:
-            sys.exit(f"error: {error}")
+        except MannersError as error:  # in a sweep the other jobs go on
+            print(f"error: {error}", file=sys.stderr)
+            failed.append(str(error))
+            return None
 
-    return run
+    hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(job)()
+    if failed:
+        sys.exit(1)
 
 
 def check_all(config_name: str, overrides: list[str], multirun: bool) -> None:
@@ -85,7 +82,11 @@ def check_all(config_name: str, overrides: list[str], multirun: bool) -> None:
             [*first[:i], value, *first[i + 1 :]] for i, values in enumerate(choices) for value in values[1:]
         ]
         for job in jobs:
-            checks.check(compose(config_name, fixed + job))
+            try:
+                checks.check(compose(config_name, fixed + job))
+            except MannersError as error:
+                place = origin(error.key, fixed + job) if error.key else ""
+                raise MannersError(f"{place}: {error}" if place.endswith(".yaml") else str(error)) from None
 
 
 def compose(config_name: str, overrides: list[str]) -> DictConfig:

@@ -67,7 +67,7 @@ class SFT(Method):
     per_device_train_batch_size: int = option(8, "conversations in a micro-batch")
     per_device_eval_batch_size: int = option(32, "conversations in a batch of the validation")
     gradient_accumulation_steps: int = option(1, "micro-batches in an optimizer step")
-    max_length: int = option(512, "tokens kept of a conversation; the oldest go first, never all of the reply")
+    max_length: int = option(512, "tokens of a conversation; the oldest give way, down to half, then the reply's end")
     lr_scheduler_type: str = option("cosine", "shape of the learning rate", ("cosine", "linear", "constant"))
     warmup_steps: float = option(0.03, "steps of rising learning rate; below 1 a share of the run")
     weight_decay: float = option(0.0, "AdamW's decay, on matrices only")

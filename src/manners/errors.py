@@ -5,7 +5,11 @@ from collections.abc import Iterable
 
 
 class MannersError(Exception):
-    """Shown as its message alone, without a traceback."""
+    """Shown as its message alone, without a traceback. ``key`` is the option at fault, where it is one."""
+
+    def __init__(self, message: str, key: str = ""):
+        super().__init__(message)
+        self.key = key
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -5,11 +5,10 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from manners.config import is_schema, options
+from manners.paths import CONF, EXPERIMENTS
 
 
 def print_help(cfg: DictConfig) -> None:
-    from manners.cli import CONF, EXPERIMENTS
-
     console = Console(soft_wrap=True)
     console.print("[bold]python train.py[/] \\[GROUP=CHOICE ...] \\[KEY=VALUE ...] \\[-m]\n")
     console.print("  python train.py                                     the tiny model learns strictbot's manners")

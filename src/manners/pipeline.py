@@ -32,6 +32,7 @@ def run(cfg: DictConfig) -> float | None:
     quiet()
     splits = readers.read(cfg.dataset)
     tokenizer = base.load_tokenizer(cfg.model.name, cfg.model.revision, cfg.model.chat_template)
+    check_length(cfg)
     train = encode(splits.train, tokenizer, cfg.dataset.train_on, cfg.method.max_length)
     if cfg.preview:
         preview.show(console, splits, train, tokenizer)
@@ -55,6 +56,15 @@ def run(cfg: DictConfig) -> float | None:
         folder.remember(status="finished", best_step=fitted.best_step)
     say_where(cfg, folder)
     return fitted.best_loss
+
+
+def check_length(cfg: DictConfig) -> None:
+    longest = base.context_length(cfg.model.name, cfg.model.revision)
+    if cfg.method.max_length > longest:
+        raise MannersError(
+            f"method.max_length={cfg.method.max_length} is longer than {cfg.model.name} can read: "
+            f"method.max_length={longest} or less."
+        )
 
 
 def load_model(cfg: DictConfig, device: hardware.Device) -> Any:

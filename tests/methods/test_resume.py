@@ -28,7 +28,9 @@ def start(model, folder, log, **settings):
 @pytest.fixture
 def whole(small_qwen2, tmp_path):
     logged: dict[tuple[str, int], float] = {}
-    final, fitted = start(small_qwen2, tmp_path / "whole", lambda m, s: logged.update({(k, s): v for k, v in m.items()}))
+    final, fitted = start(
+        small_qwen2, tmp_path / "whole", lambda m, s: logged.update({(k, s): v for k, v in m.items()})
+    )
     return final, fitted, logged
 
 
@@ -53,7 +55,11 @@ def test_cut_off_and_started_again(small_qwen2, tmp_path, monkeypatch, whole, cu
     assert (folder / LAST).exists() == (cut_after >= 2)
     again, refitted = start(small_qwen2, folder, log)
     assert refitted.resumed_from == {1: 0, 3: 2, 4: 4, 6: 4, 7: 6, 10: 10}[cut_after]
-    assert (refitted.steps, refitted.best_step, refitted.best_loss) == (fitted.steps, fitted.best_step, fitted.best_loss)
+    assert (refitted.steps, refitted.best_step, refitted.best_loss) == (
+        fitted.steps,
+        fitted.best_step,
+        fitted.best_loss,
+    )
     assert final.keys() == again.keys()
     assert all(torch.equal(final[name], again[name]) for name in final)
     untimed = {k: v for k, v in metrics.items() if "per_second" not in k[0]}

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from manners.data.batches import Batches, collate, in_order
 from manners.data.encode import IGNORE, Example
+from manners.errors import MannersError
 from manners.hardware import Device
 from manners.methods.fit import fit
 from manners.methods.sft import SFTModule, schedule, token_loss
@@ -28,15 +29,15 @@ def examples(count=12, vocab=300):
 
 
 def module(model, total=8, log=lambda metrics, step: None, **changes):
-    settings = dict(
-        learning_rate=1e-2,
-        lr_scheduler_type="cosine",
-        warmup_steps=2,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        accumulate=1,
-        logging_steps=1,
-    )
+    settings = {
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 2,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "accumulate": 1,
+        "logging_steps": 1,
+    }
     return SFTModule(model, log, total, **(settings | changes))
 
 
@@ -160,5 +161,5 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(small_qwen2, tmp_path
 def test_a_gradient_that_is_no_number_stops_the_run(small_qwen2, tmp_path):
     with torch.no_grad():
         small_qwen2.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
-    with pytest.raises(FloatingPointError, match="step 0"):
+    with pytest.raises(MannersError, match="step 0"):
         run(small_qwen2, tmp_path / "a")

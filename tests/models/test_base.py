@@ -94,7 +94,10 @@ def test_weights_in_a_pickle_are_refused(folder, small_qwen2):
 
 def test_a_model_that_brings_code_is_refused(folder):
     config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "their_own", "auto_map": {"AutoModelForCausalLM": "theirs.Model", "AutoConfig": "theirs.C"}}
+    config |= {
+        "model_type": "their_own",
+        "auto_map": {"AutoModelForCausalLM": "theirs.Model", "AutoConfig": "theirs.C"},
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "theirs.py").write_text("raise SystemExit('their code ran')")
     with pytest.raises(MannersError):
@@ -107,7 +110,7 @@ def test_stop_tokens_hold_those_of_tokenizer_checkpoint_and_template(small_qwen2
     assert base.stop_tokens(small_qwen2, tokenizer) == sorted([vocab["<|endoftext|>"], vocab["<|im_end|>"]])
 
 
-def test_qlora_trains_over_a_base_in_four_bits(folder, tokenizer):
+def test_qlora_trains_over_a_base_in_four_bits(small_qwen2, tmp_path):
     """bitsandbytes quantizes on a CPU too, so this is the real thing."""
     from bitsandbytes.nn import Linear4bit
 
@@ -115,7 +118,9 @@ def test_qlora_trains_over_a_base_in_four_bits(folder, tokenizer):
     from manners.data.encode import Example
     from manners.methods.sft import token_loss
 
-    model = base.load(str(folder), quantization="nf4")
+    small_qwen2.get_input_embeddings().weight.data.mul_(20)  # at its initial scale no logit could grow far
+    small_qwen2.save_pretrained(tmp_path / "model")
+    model = base.load(str(tmp_path / "model"), quantization="nf4")
     layers = [m for m in model.modules() if isinstance(m, Linear4bit)]
     assert len(layers) == 2 * 7  # q k v o gate up down, in two layers
     assert layers[0].weight.dtype == torch.uint8 and layers[0].weight.numel() == 32 * 32 // 2  # two to a byte
@@ -123,7 +128,7 @@ def test_qlora_trains_over_a_base_in_four_bits(folder, tokenizer):
     assert all("lora_" in name for name in trainable(model))
     frozen = layers[0].weight.clone()
     batch = collate([Example(list(range(10, 30)), list(range(10, 30)))], 0)
-    optimizer = torch.optim.AdamW(trainable(model).values(), lr=1e-1)
+    optimizer = torch.optim.AdamW(trainable(model).values(), lr=2e-2)
     losses = []
     for _ in range(40):
         nll, _, trained = token_loss(model, batch)
@@ -131,7 +136,7 @@ def test_qlora_trains_over_a_base_in_four_bits(folder, tokenizer):
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(nll / trained))
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
     assert torch.equal(frozen, layers[0].weight)
 
 
@@ -158,7 +163,9 @@ def test_a_checkpoint_cannot_change_how_replies_are_sampled(small_qwen2, tokeniz
 
     chat = [[{"role": "user", "content": "Hello!"}]]
     plain = generate(small_qwen2, tokenizer, chat, max_new_tokens=12)
-    small_qwen2.generation_config.update(repetition_penalty=5.0, do_sample=True, temperature=9.0, top_k=3, min_new_tokens=9)
+    small_qwen2.generation_config.update(
+        repetition_penalty=5.0, do_sample=True, temperature=9.0, top_k=3, min_new_tokens=9
+    )
     assert generate(small_qwen2, tokenizer, chat, max_new_tokens=12) == plain
     assert small_qwen2.generation_config.repetition_penalty == 5.0  # put back as it was
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import yaml
 
 from manners.errors import MannersError, did_you_mean
+from manners.paths import CONF
 
 CORPORA = Path(str(files("manners.data") / "corpora"))
-CONF = Path(__file__).resolve().parents[3] / "conf" / "dataset"
 FORMATS = (".jsonl", ".json", ".txt")
 
 
@@ -59,7 +59,7 @@ def count_rows(path: Path) -> int:
 def datasets_with(view: str) -> list[str]:
     """The names in ``conf/dataset`` whose data offers ``view``."""
     found = []
-    for path in sorted(CONF.glob("*.yaml")):
+    for path in sorted((CONF / "dataset").glob("*.yaml")):
         views = (yaml.safe_load(path.read_text()) or {}).get("views", ["chat", "prompt"])
         found += [path.stem] if view in views else []
     return found

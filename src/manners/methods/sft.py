@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from manners.data.encode import IGNORE
+from manners.errors import MannersError
 from manners.models.adapters import trainable
 
 Log = Callable[[dict[str, float], int], None]
@@ -65,7 +66,10 @@ class SFTModule(L.LightningModule):
         params = [p for group in optimizer.param_groups for p in group["params"]]
         self.window.grad_norm = float(torch.nn.utils.clip_grad_norm_(params, self.max_grad_norm or math.inf))
         if not math.isfinite(self.window.grad_norm):
-            raise FloatingPointError(f"the gradient is {self.window.grad_norm} at step {self.global_step}")
+            raise MannersError(
+                f"the gradient is {self.window.grad_norm} at step {self.global_step}: try a lower method.learning_rate, "
+                "or hardware.precision=32. The run resumes from its last checkpoint."
+            )
 
     def report(self, step: int) -> None:
         """Write the metrics of the last optimizer steps, every ``logging_steps`` of them."""
