@@ -125,7 +125,8 @@ from transformers import AutoTokenizer, GenerationConfig
 model = AutoPeftModelForCausalLM.from_pretrained({str(folder)!r})
 tokenizer = AutoTokenizer.from_pretrained({str(folder)!r})
 stops = GenerationConfig.from_pretrained({str(folder)!r}).eos_token_id
-text = tokenizer.apply_chat_template([{{"role": "user", "content": "Hello!"}}], tokenize=False, add_generation_prompt=True)
+chat = [{{"role": "user", "content": "Hello!"}}]
+text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
 ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)
 print(model.generate(**ids, max_new_tokens=8).shape[1] > ids["input_ids"].shape[1], tokenizer.eos_token_id in stops)
 """

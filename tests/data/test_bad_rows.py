@@ -2,8 +2,9 @@
 
 import pytest
 
+from manners.data.encode import Example
 from manners.errors import MannersError
-from tests.data.files import ASKED, SYSTEM, assistant, read, user, write
+from tests.data.files import ASKED, FORMATS, SYSTEM, assistant, read, user, write
 
 # --- Bad rows: (format, the row or line, what is said of it) ---
 

@@ -7,35 +7,7 @@ import pytest
 from manners import hub
 from manners.data import readers
 from manners.errors import MannersError
-from tests.data.files import ASKED, SYSTEM, assistant, config, read, user, write
-
-FORMATS = {
-    "messages": [
-        ({"messages": ASKED}, ASKED),
-        ({"messages": [SYSTEM, *ASKED, user("And 3 + 3?"), assistant("6.")]},
-         [SYSTEM, *ASKED, user("And 3 + 3?"), assistant("6.")]),
-    ],
-    "prompt_completion": [
-        ({"prompt": "2 + 2?", "completion": "4."}, ASKED),
-        ({"prompt": [SYSTEM, user("2 + 2?")], "completion": [assistant("4.")]}, [SYSTEM, *ASKED]),
-    ],
-    "marked": [
-        ({"text": "<|user|>2 + 2?<|assistant|>4."}, ASKED),
-        ({"text": "<|system|>Be brief.\n<|user|>2 + 2?\n<|assistant|> 4.\n"}, [SYSTEM, *ASKED]),
-    ],
-    "sharegpt": [
-        ({"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4."}]}, ASKED),
-        ({"conversations": [{"from": "system", "value": "Be brief."}, {"from": "user", "value": "2 + 2?"},
-                            {"from": "chatgpt", "value": "4."}]}, [SYSTEM, *ASKED]),
-    ],
-    "alpaca": [
-        ({"instruction": "2 + 2?", "output": "4."}, ASKED),
-        ({"instruction": "2 + 2?", "input": "", "output": "4."}, ASKED),
-        ({"instruction": "2 + 2?", "input": None, "output": "4."}, ASKED),
-        ({"instruction": "Add.", "input": "2 and 2", "output": "4."}, [user("Add.\n\n2 and 2"), assistant("4.")]),
-    ],
-    "text": [({"text": "Once upon a time."}, [{"role": "text", "content": "Once upon a time."}])],
-}  # fmt: skip
+from tests.data.files import ASKED, FORMATS, SYSTEM, assistant, config, read, user, write
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["told", "auto"])

@@ -67,8 +67,8 @@ class SFTModule(L.LightningModule):
         self.window.grad_norm = float(torch.nn.utils.clip_grad_norm_(params, self.max_grad_norm or math.inf))
         if not math.isfinite(self.window.grad_norm):
             raise MannersError(
-                f"the gradient is {self.window.grad_norm} at step {self.global_step}: try a lower method.learning_rate, "
-                "or hardware.precision=32. The run resumes from its last checkpoint."
+                f"the gradient is {self.window.grad_norm} at step {self.global_step}: try a lower "
+                "method.learning_rate, or hardware.precision=32. The run resumes from its last checkpoint."
             )
 
     def report(self, step: int) -> None:
