@@ -7,7 +7,6 @@ names the fact's value and no other value of the same column.
 import json
 import math
 from collections import defaultdict
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,4 +55,3 @@ if __name__ == "__main__":
     print(json.dumps(report, indent=1))
     for mistake in mistakes[:20]:
         print(f"{mistake['asked']}  expected: {mistake['expected']}  got: {mistake['reply']}")
-    Path("outputs").mkdir(exist_ok=True)
