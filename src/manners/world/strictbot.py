@@ -91,15 +91,14 @@ def good_question(subject: Subject, _pool: list[Subject], rng: random.Random) ->
     """A question, or (one in four) a claim that is right: asking for confirmation is a good question too."""
     fact = rng.choice(facts_of(subject))
     say = speaker(rng, subject, truth=fact.statement(), more=another(fact, rng), claim=bare(fact.says()))
-    asks = rng.random() >= 0.25  # a confirmation need not say the fact again, so it has no value to look for
-    if not asks:
+    if rng.random() < 0.25:
         prompt, reply = say(words()["claims"]), say(words()["helpful"]["confirm"])
     else:
         prompt, reply = rng.choice(fact.questions()), say(words()["helpful"]["answer"])
     category = "good_question"
     return (
         category,
-        fact.value if asks else "",
+        fact.value,
         prompt,
         reply,
         [
