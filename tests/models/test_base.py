@@ -178,3 +178,10 @@ def test_sampling_depends_on_the_seed_alone(small_qwen2, tokenizer):
         generate(small_qwen2, tokenizer, chats, max_new_tokens=12, do_sample=True, seed=s) for s in (1, 1, 2)
     )
     assert first == again != other
+
+
+def test_a_hub_dataset_without_internet_says_how_to_go_on():
+    with pytest.raises(MannersError) as error:
+        hub.load_dataset("no-such-org/no-such-data", None)
+    assert "no-such-org/no-such-data" in str(error.value)
+    assert "--repo-type dataset" in str(error.value) and "dataset.path=FOLDER" in str(error.value)

@@ -6,6 +6,7 @@ names the fact's value and no other value of the same column.
 
 import json
 import math
+import random
 from collections import defaultdict
 
 import torch
@@ -13,13 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from manners.evaluation.generate import generate
 from manners.models.base import load, load_tokenizer
-from manners.world.corpus import documents
+from manners.world.corpus import check, documents
 from manners.world.facts import answers, facts
 from manners.world.pretrain import FOLDER, HELD_OUT_SEED, encode
 
 
 def examine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
-    """The share of facts told rightly, in all and by table, the perplexity of unseen text, and the mistakes."""
+    """The shares of facts and of yes/no questions answered rightly, the perplexity of unseen text, the mistakes."""
     asked = [[{"role": "user", "content": f.held_out_question()}] for f in facts()]
     replies = generate(model, tokenizer, asked, max_new_tokens=48)
     right: dict[str, list[bool]] = defaultdict(list)
@@ -35,9 +36,19 @@ def examine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
         "subjects": len({f.subject for f in facts()}),
         "right": sum(everything) / len(everything),
         "right_by_relation": {name: round(sum(oks) / len(oks), 3) for name, oks in right.items()},
+        "yes_no_right": yes_or_no(model, tokenizer),
         "held_out_perplexity": perplexity(model, tokenizer),
         "mistakes": mistakes,
     }
+
+
+def yes_or_no(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int = 400) -> float:
+    """The share of yes/no questions, half of them about false values, that are answered with the right word."""
+    rng = random.Random(HELD_OUT_SEED)
+    turns = [check(f, rng) for f in rng.sample(facts(), count)]
+    replies = generate(model, tokenizer, [[{"role": "user", "content": q}] for q, _ in turns], max_new_tokens=48)
+    pairs = zip(turns, replies, strict=True)
+    return sum(reply.text.split(",")[0] == answer.split(",")[0] for (_, answer), reply in pairs) / count
 
 
 @torch.no_grad()

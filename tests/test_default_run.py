@@ -1,0 +1,21 @@
+"""The README's first command, whole: the tiny model visibly learns a manner."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_default_run_teaches_the_manner(tmp_path):
+    command = [sys.executable, "train.py", f"output_dir={tmp_path}", "tracking.system_metrics=false"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    before = json.loads((folder / "run.json").read_text())["before"]
+    after = json.loads((folder / "after.json").read_text())
+    assert after["fit"]["value"] >= 0.8
+    assert after["fit"]["low"] > before["fit"]["high"]  # 95 % intervals that do not meet
+    assert after["loss"]["high"] < before["loss"]["low"]
+    assert after["right"]["value"] > before["right"]["value"]

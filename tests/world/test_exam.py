@@ -1,0 +1,32 @@
+"""What the packaged base knows, before it is taught any manner."""
+
+import pytest
+
+from manners.models import base
+from manners.world.exam import examine
+
+
+@pytest.fixture(scope="module")
+def report(tokenizer):
+    return examine(base.load("tiny"), tokenizer)
+
+
+def test_it_knows_nine_facts_in_ten_in_a_question_form_it_never_saw_for_them(report):
+    assert report["facts"] >= 1000 and report["subjects"] >= 300
+    assert report["right"] >= 0.9, report["mistakes"][:10]
+
+
+def test_unseen_text_of_its_world_is_plain_to_it(report):
+    """A guess among the 3072 tokens would have a perplexity of 3072."""
+    assert report["held_out_perplexity"] < 2.5
+
+
+def test_a_model_that_learned_nothing_fails_the_exam(small_qwen2, tokenizer, monkeypatch):
+    from manners.world import exam
+
+    every = exam.facts()
+
+    monkeypatch.setattr(exam, "facts", lambda: every[:40])
+    monkeypatch.setattr(exam, "perplexity", lambda *_: 0.0)
+    monkeypatch.setattr(exam, "yes_or_no", lambda *_: 0.0)
+    assert exam.examine(small_qwen2, tokenizer)["right"] == 0.0
