@@ -33,7 +33,7 @@ run: setup  ## train the tiny model on strictbot, and show it before and after
 	.venv/bin/python train.py $(ARGS)
 
 test: setup  ## run the tests
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: setup  ## check style (ruff) and types (mypy)
 	.venv/bin/ruff check .

@@ -20,7 +20,7 @@ from manners.data.rows import Chat, digest
 from manners.errors import MannersError
 from manners.evaluation import figures, report
 from manners.evaluation.measure import Measured, measure
-from manners.methods.fit import Fitted, fit
+from manners.methods.fit import Fitted, discard_checkpoints, fit
 from manners.methods.sft import SFTModule
 from manners.models import adapters, base
 
@@ -54,6 +54,7 @@ def run(cfg: DictConfig) -> float | None:
         save(cfg, model, tokenizer, folder.path / "model")
         publish(folder, tracker, before, after, fitted)
         folder.remember(status="finished", best_step=fitted.best_step)
+        discard_checkpoints(folder.path)
     say_where(cfg, folder)
     return fitted.best_loss
 

@@ -1,6 +1,8 @@
 """Figures that are better seen than read."""
 
 import json
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import matplotlib
@@ -17,13 +19,12 @@ def learning_curve(metrics_file: Path, best_step: int, out: Path) -> Path:
     """Loss of training and validation over the steps, from the run's own ``metrics.jsonl``."""
     records = [json.loads(line) for line in metrics_file.read_text().splitlines()]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for key, label, color, style in (
-        ("train/loss", "training", BEFORE, "-"),
-        ("val/loss", "validation", AFTER, "o-"),
-    ):
-        points = sorted((r["step"], r[key]) for r in records if key in r)
-        if points:
-            axes.plot(*zip(*points, strict=True), style, color=color, label=label, markersize=4)
+    training = sorted((r["step"], r["train/loss"]) for r in records if "train/loss" in r)
+    validation = sorted((r["step"], r["val/loss"]) for r in records if "val/loss" in r)
+    steps, losses = zip(*training, strict=True)
+    axes.plot(steps, losses, color=BEFORE, alpha=0.35, linewidth=1)
+    axes.plot(steps, smooth(losses), color="#495057", label="training, smoothed")
+    axes.plot(*zip(*validation, strict=True), "o-", color=AFTER, label="validation", markersize=4)
     axes.axvline(best_step, color=AFTER, linewidth=0.8, linestyle=":", label=f"kept: step {best_step}")
     axes.set(xlabel="optimizer step", ylabel="loss (nats per trained token)", ylim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
@@ -31,6 +32,11 @@ def learning_curve(metrics_file: Path, best_step: int, out: Path) -> Path:
     figure.savefig(out, dpi=130)
     plt.close(figure)
     return out
+
+
+def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
+    """An exponential moving average that starts at the first value."""
+    return list(accumulate(values, lambda mean, value: weight * mean + (1 - weight) * value))
 
 
 def manner(before: Measured, after: Measured, out: Path) -> Path:
@@ -43,11 +49,11 @@ def manner(before: Measured, after: Measured, out: Path) -> Path:
         at = [i + offset for i in range(len(known))]
         errors = [[e.value - e.low for e in known], [e.high - e.value for e in known]]
         axes.barh(at, [e.value for e in known], 0.36, xerr=errors, color=color, label=label, ecolor="#495057")
-    axes.set_yticks(range(len(names)), [n.replace("_", " ") for n in names])
+    axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xlabel="share of replies whose manner fits")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     figure.savefig(out, dpi=130)
     plt.close(figure)
     return out

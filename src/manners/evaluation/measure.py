@@ -48,7 +48,7 @@ class Measured:
             found[f"{when}/fit"] = self.fit.value
         if self.right:
             found[f"{when}/right"] = self.right.value
-        return found | {f"{when}/fit_{name}": e.value for name, e in self.fit_by.items()}
+        return found | {f"{when}/fit_{re.sub(r'[^a-z]+', '_', name)}": e.value for name, e in self.fit_by.items()}
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -94,18 +94,24 @@ def measure(
     scored = answers[: len(asked)]
     groups: dict[str, list[bool]] = defaultdict(list)
     for prompt, a in zip(asked, scored, strict=True):
-        for name in (a.category, prompt.extra.get("origin", "")):
+        origin = prompt.extra.get("origin")
+        for name in (a.category.replace("_", " "), f"rows: {origin}" if origin else ""):
             groups[name].append(bool(a.fits))
     facts = [a.right for a in scored if a.right is not None]
     return Measured(
         loss=ratio(*losses(model, examples)),
         ended=share(sum(a.ended for a in answers), len(answers)) if answers else None,
         fit=share(sum(bool(a.fits) for a in scored), len(scored)) if scored else None,
-        fit_by={name: share(sum(oks), len(oks)) for name, oks in sorted(groups.items()) if name},
+        fit_by={name: share(sum(oks), len(oks)) for name, oks in in_table_order(groups)},
         right=share(sum(facts), len(facts)) if facts else None,
         shown=answers[len(asked) :],
         answers=scored,
     )
+
+
+def in_table_order(groups: dict[str, list[bool]]) -> list[tuple[str, list[bool]]]:
+    """Categories first, then the origins of the rows."""
+    return sorted(((n, oks) for n, oks in groups.items() if n), key=lambda g: (g[0].startswith("rows"), g[0]))
 
 
 def answer(prompt: Prompt, reply: Reply, judged: bool) -> Answer:
@@ -133,7 +139,7 @@ def evenly(found: list[Prompt], count: int) -> list[Prompt]:
         kinds[(p.extra.get("origin"), p.extra.get("category"))].append(p)
     turns: Sequence[Prompt] = [p for i in range(count) for group in kinds.values() for p in group[i : i + 1]]
     chosen = list(turns[:count])
-    return sorted(chosen, key=lambda p: str(p.extra.get("category", "")))
+    return sorted(chosen, key=lambda p: (str(p.extra.get("category")), str(p.extra.get("origin"))))
 
 
 @torch.no_grad()

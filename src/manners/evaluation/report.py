@@ -30,7 +30,7 @@ def numbers(before: Measured, after: Measured) -> list[tuple[str, str, str]]:
     if before.fit and after.fit:
         lines.append(("manner fits", before.fit.percent(), after.fit.percent()))
         for name in before.fit_by:
-            line = (f"  {name.replace('_', ' ')}", before.fit_by[name].percent(), after.fit_by[name].percent())
+            line = (f"  {name}", before.fit_by[name].percent(), after.fit_by[name].percent())
             lines.append(line)
     if before.right and after.right:
         lines.append(("names the right fact", before.right.percent(), after.right.percent()))

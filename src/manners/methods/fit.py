@@ -76,6 +76,12 @@ def fit(
     return Fitted(trainer.global_step, keeper.best_step, keeper.best_loss, resumed)
 
 
+def discard_checkpoints(folder: Path) -> None:
+    """Once the model is saved, what a restart would have needed only takes room."""
+    for name in (LAST, BEST):
+        (folder / name).unlink(missing_ok=True)
+
+
 class Reports(Callback):
     """Has the module write its metrics. Comes before Keeper, so that a checkpoint never holds unwritten ones."""
 
