@@ -138,7 +138,7 @@ def test_every_decoder_passes(model):
 
 @pytest.mark.parametrize("dataset", choices("dataset"))
 def test_every_dataset_passes(dataset, twelve_rows):
-    checks.check(compose(f"dataset={dataset}", *([twelve_rows] if dataset == "jsonl" else [])))
+    checks.check(compose(f"dataset={dataset}", *([twelve_rows, *batch(4)] if dataset == "jsonl" else [])))
 
 
 @pytest.mark.parametrize("adapter", choices("adapter"))
