@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
 from manners.data.batches import in_order
@@ -17,6 +16,7 @@ from manners.data.rows import Chat, Prompt, prompts
 from manners.evaluation.generate import Reply, generate
 from manners.evaluation.judge import MANNER_FOR, judge
 from manners.evaluation.stats import Estimate, ratio, share
+from manners.models.loss import token_nll
 
 
 @dataclass(frozen=True)
@@ -143,16 +143,17 @@ def evenly(found: list[Prompt], count: int) -> list[Prompt]:
 
 
 @torch.no_grad()
-def losses(model: Any, examples: list[Example], size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+def losses(model: Any, examples: list[Example], size: int = 8) -> tuple[np.ndarray, np.ndarray]:
     """Each example's summed negative log-likelihood and number of trained tokens: two arrays (N,)."""
     was_training = model.training
     model.eval()
     sums, counts = [], []
     for batch in in_order(examples, size, pad=0):
         ids, labels = batch["input_ids"].to(model.device), batch["labels"].to(model.device)
-        logits = model(ids, use_cache=False).logits[:, :-1].float()  # (B, T-1, V)
-        nll = F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=IGNORE)
+        carries = labels[:, 1:] != IGNORE  # (B, T-1)
+        nll = torch.zeros(carries.shape, device=model.device)
+        nll[carries] = token_nll(model, ids, carries)[0]
         sums.append(nll.sum(1).cpu().double().numpy())
-        counts.append((labels[:, 1:] != IGNORE).sum(1).cpu().numpy())
+        counts.append(carries.sum(1).cpu().numpy())
     model.train(was_training)
     return np.concatenate(sums), np.concatenate(counts)

@@ -7,11 +7,11 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 
 from manners.data.encode import IGNORE
 from manners.errors import MannersError
 from manners.models.adapters import trainable
+from manners.models.loss import token_nll
 
 Log = Callable[[dict[str, float], int], None]
 
@@ -149,18 +149,10 @@ class Window:
 
 
 def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:
-    """Summed negative log-likelihood, right guesses and number of the tokens that carry loss.
-
-    The language-model head runs on those positions alone, which spares most of its work on long prompts and large
-    vocabularies. Token t is predicted at position t - 1.
-    """
-    extra = {"position_ids": batch["position_ids"]} if "position_ids" in batch else {}
-    hidden = model.get_decoder()(batch["input_ids"], use_cache=False, **extra).last_hidden_state  # (B, T, H)
-    targets = batch["labels"][:, 1:]  # (B, T-1)
-    carries = targets != IGNORE
-    logits = model.get_output_embeddings()(hidden[:, :-1][carries]).float()  # (N, V)
-    nll = F.cross_entropy(logits, targets[carries], reduction="sum")
-    return nll, int((logits.argmax(-1) == targets[carries]).sum()), int(carries.sum())
+    """Summed negative log-likelihood, right guesses and number of the tokens that carry loss."""
+    carries = batch["labels"][:, 1:] != IGNORE  # (B, T-1)
+    nll, right = token_nll(model, batch["input_ids"], carries, batch.get("position_ids"))
+    return nll.sum(), int(right.sum()), int(carries.sum())
 
 
 def schedule(kind: str, warmup: float, total: int) -> Callable[[int], float]:
