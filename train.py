@@ -6,9 +6,15 @@ from manners.cli import main
 
 
 def train(cfg: DictConfig) -> float | None:
-    from manners import pipeline  # imports torch: only once the config is known to be good
+    from manners import hub
+    from manners.data import readers
 
-    return pipeline.run(cfg)
+    hub.require_model(cfg.model.name)
+    splits = readers.read(cfg.dataset)
+
+    from manners import pipeline  # imports torch, which takes seconds: only once config and data are known to be good
+
+    return pipeline.run(cfg, splits)
 
 
 if __name__ == "__main__":

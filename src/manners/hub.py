@@ -6,6 +6,7 @@ Without this, an offline machine waits through minutes of retries before it says
 import os
 import socket
 from functools import cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
@@ -41,6 +42,16 @@ def not_found(kind: str, name: str, key: str, error: Exception) -> MannersError:
         )
     reason = str(error).strip().splitlines()
     return MannersError(f"{kind} '{name}' cannot be loaded: {reason[0] if reason else type(error).__name__}")
+
+
+def require_model(name: str) -> None:
+    """Raise MannersError at once for a hub model that is neither cached nor within reach."""
+    if name == "tiny" or Path(name).exists() or not go_offline_if_unreachable():
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    if not name.startswith(("/", ".", "~")) and not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        raise not_found("model", name, "model.name", OSError())
 
 
 def load_dataset(path: str, name: str | None) -> dict[str, Any]:

@@ -27,10 +27,9 @@ from manners.models import adapters, base
 console = Console()
 
 
-def run(cfg: DictConfig) -> float | None:
+def run(cfg: DictConfig, splits: readers.Splits) -> float | None:
     """Train as ``cfg`` says and return the best validation loss; with ``preview=true`` only show the data."""
     quiet()
-    splits = readers.read(cfg.dataset)
     tokenizer = base.load_tokenizer(cfg.model.name, cfg.model.revision, cfg.model.chat_template)
     check_length(cfg)
     train = encode(splits.train, tokenizer, cfg.dataset.train_on, cfg.method.max_length)
