@@ -41,7 +41,7 @@ lint: setup  ## check style (ruff) and types (mypy)
 	.venv/bin/mypy
 
 ui: setup  ## open the MLflow UI on the runs, at http://127.0.0.1:5000
-	.venv/bin/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///outputs/mlflow.db $(ARGS)
+	.venv/bin/mlflow ui --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///outputs/mlflow.db $(ARGS)
 
 tiny: setup  ## train the tiny base model from nothing (under an hour), then examine it
 	.venv/bin/python -m manners.world.pretrain $(ARGS)

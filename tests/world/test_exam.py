@@ -30,3 +30,10 @@ def test_a_model_that_learned_nothing_fails_the_exam(small_qwen2, tokenizer, mon
     monkeypatch.setattr(exam, "perplexity", lambda *_: 0.0)
     monkeypatch.setattr(exam, "yes_or_no", lambda *_: 0.0)
     assert exam.examine(small_qwen2, tokenizer)["right"] == 0.0
+
+
+def test_the_packaged_tokenizer_is_the_one_that_the_project_makes(tokenizer):
+    """The weights take half an hour to make again; that the text and its tokens are the same takes seconds."""
+    from manners.world.pretrain import train_tokenizer
+
+    assert train_tokenizer().get_vocab() == tokenizer.get_vocab()
