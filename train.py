@@ -11,6 +11,7 @@ def train(cfg: DictConfig) -> float | None:
 
     hub.require_model(cfg.model.name)
     splits = readers.read(cfg.dataset)
+    print("loading torch and the model (some seconds)", flush=True)
 
     from manners import pipeline  # imports torch, which takes seconds: only once config and data are known to be good
 

@@ -76,6 +76,8 @@ def check_ranges(cfg: DictConfig) -> None:
         raise MannersError(f"hardware.num_threads={cfg.hardware.num_threads} must be at least 1, or null.")
     if d.max_rows is not None and d.max_rows < 1:
         raise MannersError(f"dataset.max_rows={d.max_rows} must be at least 1, or null for all rows.")
+    if m.max_steps < -1:
+        raise MannersError(f"method.max_steps={m.max_steps} must be above 0, or -1 to train for the epochs.")
     if m.max_steps == 0 or (m.max_steps < 0 and m.num_train_epochs <= 0):
         raise MannersError("there is nothing to train: set method.num_train_epochs or method.max_steps above 0.")
     if cfg.evaluation.do_sample and cfg.evaluation.temperature <= 0:

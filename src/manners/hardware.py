@@ -13,6 +13,10 @@ class Device:
     precision: str  # "32", "bf16", "fp16"
 
     @property
+    def number_format(self) -> str:
+        return "32 bits" if self.precision == "32" else self.precision
+
+    @property
     def lightning_precision(self) -> str:
         """Weights stay in 32 bits; the forward pass is cast."""
         return {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[self.precision]

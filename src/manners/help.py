@@ -23,9 +23,15 @@ def print_help(cfg: DictConfig) -> None:
         for i, file in enumerate(sorted(folder.glob("*.yaml"))):
             table.add_row(f"[cyan]{folder.name}[/]" if i == 0 else "", file.stem, first_comment(file.read_text()))
     console.print(table)
-    table = Table("option", Column("value", overflow="fold"), "meaning", box=None, header_style="bold")
+    table = Table(
+        Column("option", min_width=41, no_wrap=True),
+        Column("value", overflow="fold"),
+        "meaning",
+        box=None,
+        header_style="bold",
+    )
     add_options(table, cfg)
-    console.print()
+    console.print("\nThe values below are those of this command line: try GROUP=CHOICE ... --help.")
     console.print(table)
 
 
@@ -43,6 +49,7 @@ def add_options(table: Table, node: DictConfig, path: str = "") -> None:
             continue
         choices = field.metadata.get("choices", ())
         meaning = field.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
-        table.add_row(f"{path}[cyan]{name}[/]", str(value).replace("[", "\\["), meaning.replace("[", "\\["))
+        written = "null" if value != "???" and node[name] is None else str(value)
+        table.add_row(f"{path}[cyan]{name}[/]", written.replace("[", "\\["), meaning.replace("[", "\\["))
     for name, value in groups:
         add_options(table, value, f"{path}{name}.")

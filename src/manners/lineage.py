@@ -32,6 +32,7 @@ class Folder:
 
     path: Path
     state: dict[str, Any]
+    again: bool = False  # a run with this fingerprint has a folder already, finished or at work
 
     def remember(self, **what: Any) -> None:
         self.state |= what
@@ -63,7 +64,7 @@ def claim(cfg: DictConfig, digest: str) -> Iterator[Folder]:
             if locked(lock):
                 state = load_state(path)  # only now: who held the lock may just have finished
                 if not state or (cfg.resume and state.get("status") != "finished"):
-                    folder = Folder(path, state)
+                    folder = Folder(path, state, again=attempt > 1)
                     folder.remember(fingerprint=mark, status="running")
                     yield folder
                     return

@@ -198,19 +198,22 @@ def announce(
 ) -> None:
     resumed = (folder.path / "last.ckpt").exists()
     console.print(
-        f"[bold]{folder.path.name}[/]  {cfg.model.name}, {cfg.adapter.kind}, on {device.kind} in {device.precision}"
+        f"[bold]{folder.path.name}[/]  {cfg.model.name}, {cfg.adapter.kind}, on {device.kind}, {device.number_format}"
     )
     for line in preview.counts(splits, train):
         console.print(line, highlight=False)
     if resumed:
         console.print("going on from the last checkpoint of an unfinished run (resume=false starts anew)")
+    elif folder.again:
+        console.print("this very run has finished before: running it once more, in a folder of its own")
     if not splits.validation and not splits.test:
         raise MannersError("no rows are held out: set dataset.validation_share above 0, or add rows.")
 
 
 def say_where(cfg: DictConfig, folder: lineage.Folder) -> None:
     console.print(f"\nmodel, report and figures: {folder.path}", highlight=False)
-    console.print(f"compare runs: make ui  (or: mlflow ui --backend-store-uri {cfg.tracking.uri})", highlight=False)
+    ui = "make ui" if cfg.output_dir == "outputs" else f".venv/bin/mlflow ui --backend-store-uri {cfg.tracking.uri}"
+    console.print(f"compare runs: {ui}", highlight=False, soft_wrap=True)
 
 
 def quiet() -> None:

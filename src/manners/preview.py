@@ -14,7 +14,7 @@ def show(
     console: Console, splits: Splits, examples: list[Example], tokenizer: PreTrainedTokenizerBase, count: int = 4
 ) -> None:
     """Print ``count`` examples, and what there is of rows, tokens and truncation."""
-    legend = Text.assemble("tokens: ", ("context", CONTEXT), " ", ("trained", TRAINED), " ", ("stop", STOP))
+    legend = Text.assemble("tokens: ", ("context", CONTEXT), " ", ("⟦trained⟧", TRAINED), " ", ("stop", STOP))
     console.print(legend, highlight=False)
     for chat, example in list(zip(splits.train, examples, strict=True))[:count]:
         console.rule(chat.where, align="left")
@@ -27,12 +27,16 @@ def show(
 
 
 def coloured(example: Example, tokenizer: PreTrainedTokenizerBase) -> Text:
+    """The example as text; what carries loss stands in ⟦⟧ too, for a terminal without colours."""
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    text = Text()
+    text, inside = Text(), False
     for token, label in zip(example.input_ids, example.labels, strict=True):
+        if (label != IGNORE) != inside:
+            text.append("⟧" if inside else "⟦", TRAINED)
+            inside = not inside
         style = CONTEXT if label == IGNORE else STOP if token in special else TRAINED
         text.append(str(tokenizer.decode([token])), style)
-    return text
+    return text.append("⟧" if inside else "", TRAINED)
 
 
 def counts(splits: Splits, examples: list[Example]) -> list[str]:

@@ -108,7 +108,9 @@ def test_a_bad_row_is_refused_with_file_line_and_field(tmp_path, name, told):
     path = write(tmp_path, good, row, good)
     with pytest.raises(MannersError) as refused:
         read(path, format=kind if told else "auto")
-    assert str(refused.value) == f"data.jsonl:2: {says}. Mend the row, or leave such rows out: dataset.on_error=skip."
+    advice = "Mend the row, or leave such rows out: dataset.on_error=skip."
+    other = f" If it is no {kind} file: dataset.format=auto." if told else ""  # it may be the format that is wrong
+    assert str(refused.value) == f"data.jsonl:2: {says}. {advice}{other}"
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -50,9 +50,9 @@ def read(cfg: DictConfig) -> Splits:
         except BadRow as bad:
             sentence = f"{where}: {bad}"
             if cfg.on_error == "raise":
-                raise MannersError(
-                    f"{sentence}. Mend the row, or leave such rows out: dataset.on_error=skip."
-                ) from None
+                other = "" if cfg.format == "auto" else f" If it is no {cfg.format} file: dataset.format=auto."
+                advice = "Mend the row, or leave such rows out: dataset.on_error=skip."
+                raise MannersError(f"{sentence}. {advice}{other}") from None
             splits.skipped.append(sentence)
             continue
         extra = {k: v for k, v in raw.items() if k not in FIELDS}
