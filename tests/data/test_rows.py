@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from manners.config import Dataset
 from manners.data import readers, source
-from manners.data.rows import Chat, digest, prompts, scored
+from manners.data.rows import Chat, Pair, Scored, digest, pairs, prompts, scored
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,63 @@ def test_a_score_is_of_the_last_reply_after_all_that_was_said():
     extra = {"score": 1.0, "mismatched": [{"content": "x", "score": 0.2}]}
     found = scored([Chat(talk, extra=extra)])
     assert [(s.messages, s.reply, s.score) for s in found] == [(talk[:3], "d", 1.0), (talk[:3], "x", 0.2)]
+
+
+def test_a_score_of_plain_text_is_of_the_whole():
+    chat = Chat([{"role": "text", "content": "could you?"}], "a.csv:2", {"score": 17.0})
+    assert scored([chat]) == [Scored([], "could you?", 17.0, "a.csv:2")]
+
+
+def test_pairs_are_the_fitting_reply_over_each_mismatched_one_of_a_lower_score(strictbot):
+    splits, raw = strictbot
+    chats = chats_of(splits)
+    found = pairs(chats)
+    assert len(found) == len(scored(chats)) - sum("score" in row for row in raw.values())
+    assert len(found) > 5000
+    for pair in found:
+        row = raw[pair.where]
+        lower = {other["content"]: other["score"] for other in row["mismatched"]}
+        assert [*pair.messages, {"role": "assistant", "content": pair.chosen}] == row["messages"]
+        assert pair.margin == row["score"] - lower[pair.rejected] > 0
+
+
+TALK = [{"role": ("user", "assistant")[i % 2], "content": word} for i, word in enumerate("abcd")]
+
+
+def test_a_mismatched_reply_that_is_as_good_or_better_makes_no_pair():
+    others = [{"content": c, "score": s} for c, s in (("x", 0.2), ("y", 0.5), ("z", 0.9))]
+    assert pairs([Chat(TALK, "a:1", {"score": 0.5, "mismatched": others})]) == [Pair(TALK[:3], "d", "x", 0.3, "a:1")]
+    assert pairs([Chat(TALK, extra={"mismatched": others}), Chat(TALK, extra={"score": 1.0}), Chat(TALK)]) == []
+
+
+def test_a_rejected_reply_makes_a_pair_whose_margin_may_be_untold():
+    untold, told = Chat(TALK, "a:1", {"rejected": "x"}), Chat(TALK, "a:2", {"rejected": "x", "margin": 2.0})
+    assert pairs([untold, told]) == [Pair(TALK[:3], "d", "x", 0.0, "a:1"), Pair(TALK[:3], "d", "x", 2.0, "a:2")]
+    text = Chat([{"role": "text", "content": "a"}], extra={"rejected": "x"})
+    assert pairs([text]) == [Pair([], "a", "x")]
+
+
+def test_the_digest_covers_what_reward_models_learn_from_and_no_other_field():
+    other = {"content": "x", "score": 0.2}
+    extras = [
+        {},
+        {"score": 0.5},
+        {"score": 0.6},
+        {"score": 0.6, "mismatched": [other]},
+        {"score": 0.6, "mismatched": [other | {"score": 0.3}]},
+        {"score": 0.6, "mismatched": [other | {"content": "y"}]},
+        {"rejected": "x"},
+        {"rejected": "y"},
+        {"rejected": "y", "margin": 1.0},
+    ]
+    digests = [digest([Chat(TALK, extra=extra)]) for extra in extras]
+    assert len(set(digests)) == len(extras)
+    assert [digest([Chat(TALK, extra=extra | {"id": 7})]) for extra in extras] == digests
+
+
+def test_the_digest_tells_whose_score_it_is():
+    one, two = Chat(TALK[:2], extra={"score": 1.0}), Chat(TALK[:2], extra={"score": 0.0})
+    assert digest([one, two]) != digest([two, one])
 
 
 def test_text_and_lone_replies_wait_for_no_answer():

@@ -1,8 +1,9 @@
 """What a dataset is made of, whatever its file looked like.
 
-A ``Chat`` is a conversation to learn from (SFT), a ``Scored`` a reply with a score (reward models), a ``Prompt`` a
-conversation that waits for a reply (PPO, evaluation). Messages are dicts with ``role`` and ``content``, as
-``apply_chat_template`` takes them. Plain text without roles is a chat of one message with the role ``text``.
+A ``Chat`` is a conversation to learn from (SFT), a ``Scored`` a reply with a score and a ``Pair`` a reply that is
+better than another (reward models), a ``Prompt`` a conversation that waits for a reply (PPO, evaluation). Messages
+are dicts with ``role`` and ``content``, as ``apply_chat_template`` takes them. Plain text without roles is a chat of
+one message with the role ``text``.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from typing import Any
 
 Message = dict[str, str]
 ROLES = ("system", "user", "assistant")
+TARGETS = ("score", "mismatched", "rejected", "margin")  # the extra fields that reward models learn from
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,18 @@ class Chat:
 
 @dataclass(frozen=True)
 class Scored:
-    messages: list[Message]  # up to and with the turn that is answered
+    messages: list[Message]  # up to and with the turn that is answered; [] where the reply is a plain text
     reply: str
     score: float  # in the dataset's own units
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Pair:
+    messages: list[Message]  # up to and with the turn that is answered; [] where the replies are plain texts
+    chosen: str
+    rejected: str
+    margin: float = 0.0  # by how much the chosen reply is better, in the dataset's own units; 0.0 where it does not say
     where: str = ""
 
 
@@ -48,21 +59,45 @@ def prompts(chats: Iterable[Chat]) -> list[Prompt]:
 
 
 def scored(chats: Iterable[Chat]) -> list[Scored]:
-    """The fitting reply and the others of each row that has a ``score`` and ``mismatched`` replies."""
+    """The last reply of each row that has a ``score``, and its ``mismatched`` replies with theirs."""
     found = []
     for chat in chats:
         if "score" not in chat.extra:
             continue
-        context, reply = chat.messages[:-1], chat.messages[-1]["content"]
+        context, reply = answered(chat)
         found.append(Scored(context, reply, chat.extra["score"], chat.where))
         for other in chat.extra.get("mismatched", []):
             found.append(Scored(context, other["content"], other["score"], chat.where))
     return found
 
 
+def pairs(chats: Iterable[Chat]) -> list[Pair]:
+    """The last reply of each row over its ``rejected`` one, and over each ``mismatched`` one of a lower score."""
+    found = []
+    for chat in chats:
+        context, reply = answered(chat)
+        if "rejected" in chat.extra:
+            margin = chat.extra.get("margin", 0.0)
+            found.append(Pair(context, reply, chat.extra["rejected"], margin, chat.where))
+        if "score" not in chat.extra:
+            continue
+        for other in chat.extra.get("mismatched", []):
+            margin = chat.extra["score"] - other["score"]
+            if margin > 0:
+                found.append(Pair(context, reply, other["content"], margin, chat.where))
+    return found
+
+
+def answered(chat: Chat) -> tuple[list[Message], str]:
+    """What was said before the last turn, and that turn: nothing and the whole text for plain text."""
+    return chat.messages[:-1], chat.messages[-1]["content"]
+
+
 def digest(chats: Iterable[Chat]) -> str:
     """A hash of what is learned from: the same rows in the same order give the same digest."""
     sha = hashlib.sha256()
     for chat in chats:
-        sha.update(json.dumps(chat.messages, sort_keys=True, ensure_ascii=False).encode())
+        targets = {name: chat.extra[name] for name in TARGETS if name in chat.extra}
+        for part in (chat.messages, targets) if targets else (chat.messages,):
+            sha.update(json.dumps(part, sort_keys=True, ensure_ascii=False).encode())
     return sha.hexdigest()[:16]
