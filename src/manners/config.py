@@ -36,10 +36,13 @@ class Dataset:
     format: str = option(
         "auto",
         "how a row holds its conversation; auto looks at the first row",
-        ("auto", "messages", "prompt_completion", "marked", "sharegpt", "alpaca", "text"),
+        ("auto", "messages", "prompt_completion", "marked", "sharegpt", "alpaca", "text", "preference", "politeness"),
     )
     name: str | None = option(None, "configuration of a hub dataset")
-    views: list[str] = option(["chat", "prompt"], "what the data offers: chat (SFT), scored (reward), prompt (PPO)")
+    score_field: str = option("score", "field of a row that holds its score")
+    views: list[str] = option(
+        ["chat", "prompt"], "what the data offers: chat (SFT), scored and pairs (reward), prompt (PPO)"
+    )
     train_on: str = option("assistant", "whose turns carry loss", ("assistant", "user", "system", "all"))
     on_error: str = option("raise", "a malformed row stops the run, or is counted and left out", ("raise", "skip"))
     max_rows: int | None = option(None, "rows to use of each split; all by default")

@@ -45,6 +45,8 @@ FORMATS = {
     "prompt_completion": [
         ({"prompt": "2 + 2?", "completion": "4."}, ASKED),
         ({"prompt": [SYSTEM, user("2 + 2?")], "completion": [assistant("4.")]}, [SYSTEM, *ASKED]),
+        ({"prompt": "2 + 2?", "reply": "4."}, ASKED),
+        ({"prompt": "2 + 2?", "response": "4."}, ASKED),
     ],
     "marked": [
         ({"text": "<|user|>2 + 2?<|assistant|>4."}, ASKED),
@@ -61,5 +63,6 @@ FORMATS = {
         ({"instruction": "2 + 2?", "input": None, "output": "4."}, ASKED),
         ({"instruction": "Add.", "input": "2 and 2", "output": "4."}, [user("Add.\n\n2 and 2"), assistant("4.")]),
     ],
+    "preference": [({"prompt": "2 + 2?", "chosen": "4.", "rejected": "5."}, ASKED)],
     "text": [({"text": "Once upon a time."}, [{"role": "text", "content": "Once upon a time."}])],
 }  # fmt: skip

@@ -164,7 +164,7 @@ def test_a_binary_file_is_refused_at_its_first_byte(tmp_path, name, content):
 
 
 @pytest.mark.parametrize("options", [{}, {"on_error": "skip"}], ids=["raise", "skip"])
-@pytest.mark.parametrize("name", ["data.jsonl", "data.json", "data.txt"])
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json", "data.txt", "data.csv"])
 def test_an_empty_file_is_refused_whatever_on_error_says(tmp_path, name, options):
     (tmp_path / name).touch()
     with pytest.raises(MannersError, match=rf"{name}: the file is empty"):

@@ -1,1 +1,1 @@
-"""Raw data → rows → tensors. Only readers know a dataset's field names, only ``encode`` applies chat templates."""
+"""Raw data → rows → tensors. Only ``formats`` knows a dataset's field names, only ``encode`` applies chat templates."""

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import yaml
 
+from manners.data import tables
 from manners.errors import MannersError, did_you_mean
 from manners.paths import CONF
 
 CORPORA = Path(str(files("manners.data") / "corpora"))
-FORMATS = (".jsonl", ".json", ".txt")
+FORMATS = (".jsonl", ".json", ".txt", ".csv")
 
 
 def local_path(path: str, key: str = "dataset.path") -> Path | None:
@@ -46,6 +47,8 @@ def files_of(path: Path) -> list[Path]:
 
 def count_rows(path: Path) -> int:
     """The rows of a file, none of them read: its lines with something in them, or the entries of a .json list."""
+    if path.suffix == ".csv":
+        return tables.count(path)
     if path.suffix == ".json":
         try:
             rows = json.loads(path.read_text("utf-8-sig"))
