@@ -60,10 +60,10 @@ def test_the_option_that_names_a_missing_file_is_told():
 
 
 def test_the_data_files_of_a_folder_are_sorted_and_others_left_alone(tmp_path):
-    for name in ("c.txt", "a.jsonl", "b.json", "README.md", "a.csv"):
+    for name in ("c.txt", "a.jsonl", "b.json", "README.md", "d.csv", "a.tsv"):
         (tmp_path / name).touch()
-    assert [p.name for p in source.files_of(tmp_path)] == ["a.jsonl", "b.json", "c.txt"]
-    assert source.files_of(tmp_path / "a.csv") == [tmp_path / "a.csv"]
+    assert [p.name for p in source.files_of(tmp_path)] == ["a.jsonl", "b.json", "c.txt", "d.csv"]
+    assert source.files_of(tmp_path / "a.tsv") == [tmp_path / "a.tsv"]
 
 
 @pytest.mark.parametrize("others", [[], ["README.md"]], ids=["empty", "no data"])
@@ -72,7 +72,9 @@ def test_a_folder_without_data_is_refused(tmp_path, others):
         (tmp_path / name).touch()
     with pytest.raises(MannersError) as refused:
         source.files_of(tmp_path)
-    assert str(refused.value) == f"dataset.path={tmp_path}: the folder has no file that ends in .jsonl, .json, .txt."
+    assert str(refused.value) == (
+        f"dataset.path={tmp_path}: the folder has no file that ends in .jsonl, .json, .txt, .csv."
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,6 +87,10 @@ def test_a_folder_without_data_is_refused(tmp_path, others):
         ("a.json", "[{", 0),
         ("a.json", '{"text": "a"}', 0),
         ("a.jsonl", "", 0),
+        ("a.csv", 'prompt,reply\na,b\n\n,\nc,"d\n\ne"\nf,g', 3),
+        ("a.csv", "prompt,reply\n", 0),
+        ("a.csv", "", 0),
+        ("a.csv", 'prompt,reply\na,"b\nc,d\n', 0),
     ],
 )
 def test_rows_are_counted(tmp_path, name, content, rows):
@@ -96,4 +102,6 @@ def test_datasets_are_known_by_what_they_offer():
     scored, chats = source.datasets_with("scored"), source.datasets_with("chat")
     assert "strictbot" in scored and "polite_helper" not in scored
     assert {"strictbot", "polite_helper", "jsonl"} <= set(chats)
+    assert "stanford_politeness" in scored and "stanford_politeness" not in chats
+    assert source.datasets_with("pairs") == ["strictbot"]
     assert source.datasets_with("pictures") == []
