@@ -1,21 +1,23 @@
 """Train a model: ``python train.py --help`` explains every option."""
 
-from omegaconf import DictConfig
-
+from manners.chain import Stage, show
 from manners.cli import main
 
 
-def train(cfg: DictConfig) -> float | None:
+def train(stage: Stage, needs: list[Stage]) -> float | None:
     from manners import hub
-    from manners.data import readers
 
-    hub.require_model(cfg.model.name)
-    splits = readers.read(cfg.dataset)
+    for one in (stage, *needs):
+        if not one.given:
+            hub.require_model(one.cfg.model.name)
+            one.splits  # noqa: B018  read now: bad data are answered at once
+    if stage.cfg.lineage == "show":
+        return show(stage, needs)
     print("loading torch and the model (some seconds)", flush=True)
 
     from manners import pipeline  # imports torch, which takes seconds: only once config and data are known to be good
 
-    return pipeline.run(cfg, splits)
+    return pipeline.run(stage, needs)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Combinations that cannot work, refused before anything heavy is imported."""
 
+import math
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -8,6 +9,48 @@ from manners.config import is_schema, options
 from manners.data import source
 from manners.errors import MannersError, did_you_mean
 
+# The least that a method's option may be, where the method has it.
+AT_LEAST = {
+    "learning_rate": 0,
+    "value_learning_rate": 0,
+    "warmup_steps": 0,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "max_length": 8,
+    "eval_steps": 1,
+    "save_steps": 1,
+    "logging_steps": 1,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "early_stopping_patience": 0,
+    "corrupted": 0,
+    "total_episodes": 1,
+    "batch_size": 1,
+    "num_generations": 2,
+    "response_length": 1,
+    "max_prompt_length": 8,
+    "micro_batch_tokens": 1,
+    "num_ppo_epochs": 1,
+    "num_mini_batches": 1,
+    "temperature": 0.01,
+    "cliprange": 0,
+    "cliprange_value": 0,
+    "vf_coef": 0,
+    "entropy_coef": 0,
+    "kl_coef": 0,
+    "target": 0.01,
+    "horizon": 1,
+    "target_kl": 0,
+    "reward_clip": 0,
+    "missing_eos_penalty": 0,
+    "gamma": 0,
+    "lam": 0,
+    "sanity_floor": 0,
+    "eval_prompts": 0,
+    "log_samples_steps": 1,
+    "log_samples": 1,
+}
 COUNTABLE = 50_000_000  # bytes: a larger file is counted when it is read, not while the user waits
 
 
@@ -17,6 +60,7 @@ def check(cfg: DictConfig) -> None:
     check_choices(cfg)
     check_ranges(cfg)
     check_method(cfg)
+    check_online(cfg)
     check_adapter(cfg)
     check_data(cfg)
 
@@ -40,19 +84,8 @@ def check_choices(node: DictConfig, path: str = "") -> None:
 
 def check_ranges(cfg: DictConfig) -> None:
     m, a, d = cfg.method, cfg.adapter, cfg.dataset
-    at_least = {
-        "method.learning_rate": (m.learning_rate, 0),
-        "method.warmup_steps": (m.warmup_steps, 0),
-        "method.per_device_train_batch_size": (m.per_device_train_batch_size, 1),
-        "method.per_device_eval_batch_size": (m.per_device_eval_batch_size, 1),
-        "method.gradient_accumulation_steps": (m.gradient_accumulation_steps, 1),
-        "method.max_length": (m.max_length, 8),
-        "method.eval_steps": (m.eval_steps, 1),
-        "method.save_steps": (m.save_steps, 1),
-        "method.logging_steps": (m.logging_steps, 1),
-        "method.weight_decay": (m.weight_decay, 0),
-        "method.max_grad_norm": (m.max_grad_norm, 0),
-        "method.early_stopping_patience": (m.early_stopping_patience, 0),
+    at_least = {f"method.{name}": (m[name], least) for name, least in AT_LEAST.items() if name in m}
+    at_least |= {
         "adapter.r": (a.r, 1),
         "evaluation.prompts": (cfg.evaluation.prompts, 0),
         "evaluation.test_prompts": (cfg.evaluation.test_prompts, 0),
@@ -60,7 +93,7 @@ def check_ranges(cfg: DictConfig) -> None:
         "evaluation.batch_size": (cfg.evaluation.batch_size, 1),
     }
     for key, (value, least) in at_least.items():
-        if not value >= least:  # so that nan, which compares with nothing, is refused too
+        if value is not None and not least <= value < math.inf:  # nan compares with nothing, and is refused too
             raise MannersError(f"{key}={value} must be at least {least}.", key)
     shares = {
         "adapter.lora_dropout": a.lora_dropout,
@@ -76,22 +109,23 @@ def check_ranges(cfg: DictConfig) -> None:
         raise MannersError(f"hardware.num_threads={cfg.hardware.num_threads} must be at least 1, or null.")
     if d.max_rows is not None and d.max_rows < 1:
         raise MannersError(f"dataset.max_rows={d.max_rows} must be at least 1, or null for all rows.")
-    if m.max_steps < -1:
+    if "max_steps" in m and m.max_steps < -1:
         raise MannersError(f"method.max_steps={m.max_steps} must be above 0, or -1 to train for the epochs.")
-    if m.max_steps == 0 or (m.max_steps < 0 and m.num_train_epochs <= 0):
+    if "max_steps" in m and (m.max_steps == 0 or (m.max_steps < 0 and m.num_train_epochs <= 0)):
         raise MannersError("there is nothing to train: set method.num_train_epochs or method.max_steps above 0.")
     if cfg.evaluation.do_sample and cfg.evaluation.temperature <= 0:
         raise MannersError("evaluation.temperature must be above 0 to sample; evaluation.do_sample=false is greedy.")
 
 
 def check_method(cfg: DictConfig) -> None:
-    if cfg.method.view not in cfg.dataset.views:
-        having = ", ".join(source.datasets_with(cfg.method.view)) or "none yet"
+    view = "pairs" if cfg.method.get("loss") == "pairwise" else cfg.method.view
+    if view not in cfg.dataset.views:
+        having = ", ".join(source.datasets_with(view)) or "none yet"
         raise MannersError(
-            f"method={cfg.method.name} needs '{cfg.method.view}' rows, and {cfg.dataset.path} offers "
+            f"method={cfg.method.name} needs '{view}' rows, and {cfg.dataset.path} offers "
             f"{', '.join(cfg.dataset.views)}. Datasets that have them: {having}."
         )
-    if cfg.method.view == "chat" and not cfg.model.decoder:
+    if cfg.method.view in ("chat", "prompt") and not cfg.model.decoder:
         raise MannersError(
             f"{cfg.model.name} is an encoder and cannot write replies: method={cfg.method.name} needs a decoder, "
             "such as model=tiny or model=gpt2."
@@ -99,6 +133,28 @@ def check_method(cfg: DictConfig) -> None:
     if cfg.method.get("packing") and cfg.method.get("group_by_length"):
         raise MannersError(
             "packed rows are all of one length: with method.packing=true set method.group_by_length=false."
+        )
+
+
+def check_online(cfg: DictConfig) -> None:
+    """PPO and RLOO: batches that divide, a critic that has where to sit, a base that a policy can be merged into."""
+    m = cfg.method
+    if m.view != "prompt":
+        for role in ("policy", "reward"):
+            if cfg[role] not in ("auto", "none"):
+                raise MannersError(f"{role}={cfg[role]}: method={m.name} starts from the base model, not from a run.")
+        return
+    per_prompt = m.get("num_generations", 1)
+    if m.batch_size % per_prompt:
+        raise MannersError(f"method.batch_size={m.batch_size} must be a multiple of num_generations={per_prompt}.")
+    if m.num_mini_batches > m.batch_size:
+        raise MannersError(f"method.num_mini_batches={m.num_mini_batches} is more than batch_size={m.batch_size}.")
+    if m.get("critic") == "adapter" and cfg.adapter.kind == "none":
+        raise MannersError("method.critic=adapter needs a LoRA policy: adapter=lora, or method.critic=head.")
+    if cfg.adapter.kind == "qlora" and cfg.policy != "none":
+        raise MannersError(
+            "an SFT adapter merged into 4-bit weights is no longer the policy that SFT trained (peft#2321): "
+            "adapter=lora, or policy=none to start from the base itself."
         )
 
 
@@ -127,6 +183,8 @@ def check_data(cfg: DictConfig) -> None:
         return
     rows = sum(source.count_rows(f) for f in source.files_of(file))
     rows = min(rows, cfg.dataset.max_rows or rows)
+    if "per_device_train_batch_size" not in cfg.method:
+        return
     batch = cfg.method.per_device_train_batch_size * cfg.method.gradient_accumulation_steps
     if 0 < rows < batch:  # what has no rows is refused by its reader, which knows why
         size = rows // (2 * cfg.method.gradient_accumulation_steps)

@@ -13,6 +13,7 @@ import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -21,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from manners import checks, config
+from manners.chain import Stage
 from manners.errors import MannersError, did_you_mean
 from manners.paths import CONF, EXPERIMENTS, ROOT
 
@@ -32,8 +34,16 @@ class Recipes(SearchPathPlugin):
         search_path.append("manners", str(EXPERIMENTS))
 
 
-def main(config_name: str, task: Callable[[DictConfig], object]) -> None:
-    """Compose ``conf/{config_name}.yaml`` with the command line and hand it to ``task``, once or for each job."""
+MAKES = {"policy": "sft", "reward": "reward"}  # what PPO starts from → the method whose run makes it
+# Options of a run that are not those of the runs it starts from.
+ITS_OWN = {"method", "lineage", "preview", "run_name", *MAKES, *(f"{role}_overrides" for role in MAKES)}
+
+
+def main(config_name: str, task: Callable[[Stage, list[Stage]], object]) -> None:
+    """Compose ``conf/{config_name}.yaml`` with the command line and hand it to ``task``, once or for each job.
+
+    ``task`` is given the run, and the runs that it needs first.
+    """
     config.register()
     Plugins.instance().register(Recipes)
     args = get_args_parser().parse_args()
@@ -50,8 +60,9 @@ def main(config_name: str, task: Callable[[DictConfig], object]) -> None:
     failed: list[str] = []
 
     def job(cfg: DictConfig) -> object:
+        overrides = list(HydraConfig.get().overrides.task)
         try:
-            return task(cfg)
+            return task(Stage(cfg, overrides), needs(config_name, cfg, overrides))
         except MannersError as error:  # in a sweep the other jobs go on
             print(f"error: {error}", file=sys.stderr)
             failed.append(str(error))
@@ -83,10 +94,41 @@ def check_all(config_name: str, overrides: list[str], multirun: bool) -> None:
         ]
         for job in jobs:
             try:
-                checks.check(compose(config_name, fixed + job))
+                cfg = compose(config_name, fixed + job)
+                checks.check(cfg)
+                needs(config_name, cfg, fixed + job)
             except MannersError as error:
                 place = origin(error.key, fixed + job) if error.key else ""
                 raise MannersError(f"{place}: {error}" if place.endswith(".yaml") else str(error)) from None
+
+
+def needs(config_name: str, cfg: DictConfig, overrides: list[str]) -> list[Stage]:
+    """The runs that this one starts from: each is the same command with another method, checked like any other."""
+    if cfg.method.view != "prompt":
+        return []
+    found = []
+    for role, method in MAKES.items():
+        if cfg[role] == "none" or (role == "reward" and not uses_reward_model(cfg)):
+            continue
+        own = list(cfg[f"{role}_overrides"])
+        replaced = ITS_OWN | {key_of(o) for o in own}
+        kept = [o for o in overrides if key_of(o) not in replaced and key_of(o).split(".")[0] not in replaced]
+        theirs = [*kept, f"method={method}", *own]
+        try:
+            stage_cfg = compose(config_name, theirs)
+            checks.check(stage_cfg)
+        except MannersError as error:
+            raise MannersError(f"the {role} run ({' '.join(theirs)}): {error}") from None
+        found.append(Stage(stage_cfg, theirs, role, "" if cfg[role] == "auto" else str(cfg[role])))
+    return found
+
+
+def uses_reward_model(cfg: DictConfig) -> bool:
+    return any("_target_" not in part for part in cfg.method.rewards.values())
+
+
+def key_of(override: str) -> str:
+    return override.lstrip("+~").split("=")[0].split("@")[0]
 
 
 def compose(config_name: str, overrides: list[str]) -> DictConfig:
@@ -171,7 +213,7 @@ def unknown_key(node: DictConfig, schema: Any, path: str = "") -> tuple[str, lis
 def origin(key: str, overrides: list[str]) -> str:
     """The override that sets ``key``, or else the recipe or defaults that do."""
     for override in reversed(overrides):
-        name = override.lstrip("+~").split("=")[0].split("@")[0]
+        name = key_of(override)
         if name == key or name.startswith(f"{key}."):
             return override
     study = next((o.split("=")[1] for o in overrides if o.startswith("study=")), None)

@@ -1,11 +1,15 @@
-"""Which run a command means: a fingerprint of all that shapes its result, and the folder that carries it."""
+"""Which run a command means, and which earlier run its inputs come from.
+
+A *fingerprint* is a hash of all that shapes a run: it names the folder, so that the same command goes on with it. The
+narrower *stage mark* hashes what shapes the weights alone: PPO looks for its SFT and reward runs by it.
+"""
 
 import fcntl
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +19,26 @@ from omegaconf import DictConfig, OmegaConf
 
 from manners.errors import MannersError
 
-SHAPES = ("model", "dataset", "method", "adapter", "hardware", "evaluation", "study_name", "run_name", "seed")
+WEIGHTS = ("model", "dataset", "method", "adapter", "hardware", "seed")
+SHAPES = (*WEIGHTS, "evaluation", "study_name", "run_name")
+MODEL = "model"  # the folder of a finished run that holds its model
+CONFIG = "manners.yaml"  # in it: the config that made it
 
 
-def fingerprint(cfg: DictConfig, data_digest: str) -> str:
-    """Twelve hex digits over the resolved config, less what does not change the result, and the data itself."""
+def fingerprint(cfg: DictConfig, data_digest: str, inputs: dict[str, str] | None = None) -> str:
+    """Twelve hex digits over the resolved config, less what does not change the result, its data and its inputs."""
+    return hashed(cfg, SHAPES, {"data": data_digest, "inputs": inputs or {}})
+
+
+def stage_mark(cfg: DictConfig, data_digest: str, inputs: dict[str, str] | None = None) -> str:
+    """The same over what shapes the weights: two runs that differ in name or evaluation only can stand for another."""
+    return hashed(cfg, WEIGHTS, {"data": data_digest, "inputs": inputs or {}})
+
+
+def hashed(cfg: DictConfig, keys: tuple[str, ...], more: dict[str, Any]) -> str:
     resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
-    shaping = {key: resolved[key] for key in SHAPES} | {"data": data_digest}
+    shaping = {key: resolved[key] for key in keys} | more
     return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -41,14 +57,74 @@ class Folder:
         os.replace(part, self.path / "run.json")
 
 
+@dataclass(frozen=True)
+class Input:
+    """An earlier run's result: where its model lies, and which run made it."""
+
+    model: Path
+    mark: str  # of the run, or of the folder's bytes where nobody knows the run
+    run: str  # its name
+    run_id: str = ""  # MLflow's
+
+    @property
+    def config(self) -> DictConfig | None:
+        """What made it; None for a folder that is not ours."""
+        file = self.model / CONFIG
+        return OmegaConf.load(file) if file.exists() else None  # type: ignore[return-value]
+
+
+def finished(output_dir: str, mark: str) -> Input | None:
+    """The finished run with this stage mark, if there is one in ``output_dir``."""
+    for path in sorted((Path(output_dir) / "runs").glob("*/run.json")):
+        state = load_state(path.parent)
+        if state.get("status") == "finished" and state.get("stage_mark") == mark and (path.parent / MODEL).exists():
+            return Input(path.parent / MODEL, mark, path.parent.name, state.get("mlflow_run_id", ""))
+    return None
+
+
+def given(name: str, output_dir: str) -> Input | None:
+    """The run that a folder, a run's name or an MLflow run id in ``output_dir`` names, or None."""
+    for path in (Path(name).expanduser(), Path(output_dir) / "runs" / name):
+        model = path / MODEL if (path / MODEL).is_dir() else path
+        if (model / "config.json").exists() or (model / "adapter_config.json").exists():
+            state = load_state(model.parent)
+            return Input(
+                model, state.get("stage_mark") or folder_mark(model), model.parent.name, state.get("mlflow_run_id", "")
+            )
+    for path in sorted((Path(output_dir) / "runs").glob("*/run.json")):
+        state = load_state(path.parent)
+        if state.get("mlflow_run_id") == name and (path.parent / MODEL).exists():
+            return Input(path.parent / MODEL, state["stage_mark"], path.parent.name, name)
+    return None
+
+
+def folder_mark(model: Path) -> str:
+    sha = hashlib.sha256()
+    for file in sorted(model.glob("*.safetensors")):
+        sha.update(file.read_bytes())
+    return sha.hexdigest()[:12]
+
+
 @contextmanager
-def claim(cfg: DictConfig, digest: str) -> Iterator[Folder]:
+def turn(output_dir: str, mark: str, wait: Callable[[], None]) -> Iterator[None]:
+    """One job at a time trains the stage ``mark``; the others ``wait`` (told once), and then find it finished."""
+    path = Path(output_dir) / "locks" / mark
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        if not locked(lock):
+            wait()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def claim(cfg: DictConfig, digest: str, inputs: dict[str, str] | None = None) -> Iterator[Folder]:
     """The folder of the unfinished run with this fingerprint, or a new one. Held by a lock that dies with us.
 
     So the same command goes on after a kill, starts anew after an end, and two at once get a folder each.
     """
     name = re.sub(r"[^\w.-]+", "-", cfg.run_name or f"{cfg.study_name}-{cfg.method.name}-{Path(cfg.model.name).name}")
-    mark = fingerprint(cfg, digest)
+    mark = fingerprint(cfg, digest, inputs)
     attempt = 1
     while True:
         suffix = "" if attempt == 1 else f"-{attempt}"
@@ -65,7 +141,7 @@ def claim(cfg: DictConfig, digest: str) -> Iterator[Folder]:
                 state = load_state(path)  # only now: who held the lock may just have finished
                 if not state or (cfg.resume and state.get("status") != "finished"):
                     folder = Folder(path, state, again=attempt > 1)
-                    folder.remember(fingerprint=mark, status="running")
+                    folder.remember(fingerprint=mark, stage_mark=stage_mark(cfg, digest, inputs), status="running")
                     yield folder
                     return
         attempt += 1

@@ -1,4 +1,4 @@
-"""The only importer of mlflow: one run, its params, metrics, data and artifacts.
+"""One MLflow run: its params, metrics, data and artifacts. Only this and ``store`` import mlflow.
 
 Metrics go to ``metrics.jsonl`` in the run folder at once, and to MLflow from a thread of their own, so that neither a
 slow nor a vanished server costs training anything.
@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import queue
-import socket
 import subprocess
 import sys
 import threading
@@ -18,17 +17,31 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from omegaconf import DictConfig, OmegaConf
 
+from manners import store
 from manners.errors import MannersError
-from manners.lineage import Folder
+from manners.lineage import Folder, Input
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # seven tries would hold up the end of a run
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 PACKAGES = ("torch", "transformers", "peft", "lightning", "mlflow", "hydra-core", "datasets", "bitsandbytes")
+
+
+class Silent:
+    """What the other processes of a distributed run are handed: nothing they say is kept, one speaks for all."""
+
+    def log(self, metrics: dict[str, float], step: int) -> None: ...
+
+    def artifact(self, path: Path, folder: str | None = None) -> None: ...
+
+    def table(self, records: list[dict[str, Any]], name: str) -> None: ...
+
+    def tag(self, **tags: str) -> None: ...
+
+    def describe(self, markdown: str) -> None: ...
 
 
 class Tracker:
@@ -77,7 +90,7 @@ class Tracker:
         except Exception as error:  # noqa: BLE001  the file itself stays in the run folder
             print(f"could not send {path.name} to the tracking server ({error}); it is kept at {path}", file=sys.stderr)
 
-    def table(self, records: list[dict[str, str]], name: str) -> None:
+    def table(self, records: list[dict[str, Any]], name: str) -> None:
         columns = {key: [r[key] for r in records] for key in records[0]} if records else {}
         try:
             self.client.log_table(self.run_id, columns, name)
@@ -109,20 +122,25 @@ class Tracker:
 
 
 @contextmanager
-def open_run(cfg: DictConfig, folder: Folder, rows: int, digest: str) -> Iterator[Tracker]:
-    """Start the MLflow run, or go on with the one that ``folder`` remembers; it ends as finished or failed."""
-    check_reachable(cfg.tracking.uri)
+def open_run(
+    cfg: DictConfig, folder: Folder, rows: int, digest: str, inputs: dict[str, Input] | None = None
+) -> Iterator[Tracker]:
+    """Start the MLflow run, or go on with the one that ``folder`` remembers; it ends as finished or failed.
+
+    It is linked by tags, both ways, with the runs of its ``inputs``.
+    """
+    store.check_reachable(cfg.tracking.uri)
     import mlflow
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    uri = absolute(cfg.tracking.uri)
+    uri = store.absolute(cfg.tracking.uri)
     mlflow.set_tracking_uri(uri)
     client = mlflow.MlflowClient(uri)
     try:
-        experiment = experiment_id(client, cfg)
+        experiment = store.experiment_id(client, cfg)
         run_id = folder.state.get("mlflow_run_id")
-        known = last_steps(client, run_id) if run_id else {}
+        known = store.last_steps(client, run_id) if run_id else {}
         run = mlflow.start_run(
             run_id=run_id,
             experiment_id=experiment,
@@ -140,6 +158,7 @@ def open_run(cfg: DictConfig, folder: Folder, rows: int, digest: str) -> Iterato
         if run_id is None:
             folder.remember(mlflow_run_id=run.info.run_id)
             describe_run(mlflow, client, run.info.run_id, cfg, folder, rows, digest)
+            link(tracker, folder, inputs or {})
         yield tracker
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -168,7 +187,8 @@ def describe_run(
     client.log_artifact(run_id, str(folder.path / "code.diff"))
     tags = {f"version.{p}": version(p) for p in PACKAGES} | {"version.python": sys.version.split()[0]}
     tags |= {"manners.git_commit": commit, "manners.git_dirty": str(bool(diff)), "manners.data_digest": digest}
-    tags |= {"manners.fingerprint": folder.state["fingerprint"], "manners.overrides": " ".join(sys.argv[1:])}
+    tags |= {"manners.fingerprint": folder.state["fingerprint"], "manners.stage_mark": folder.state["stage_mark"]}
+    tags |= {"manners.method": cfg.method.name, "manners.overrides": " ".join(sys.argv[1:])}
     mlflow.set_tags(tags | {"manners.folder": str(folder.path.resolve())})
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
@@ -178,47 +198,15 @@ def describe_run(
     mlflow.log_input(data, context="training")
 
 
-def check_reachable(uri: str) -> None:
-    """A server that is not there is said so at once, before any model is loaded."""
-    server = urlparse(uri)
-    if server.scheme not in ("http", "https"):
-        return
-    port = server.port or {"http": 80, "https": 443}[server.scheme]
-    try:
-        socket.create_connection((server.hostname or "", port), timeout=3).close()
-    except OSError as error:
-        raise MannersError(
-            f"tracking.uri={uri}: no server answers ({error}). Start one, or track without: "
-            "tracking.uri=sqlite:///outputs/mlflow.db"
-        ) from None
-
-
-def absolute(uri: str) -> str:
-    """A SQLite path, made independent of the working folder; its folder is made."""
-    if not uri.startswith("sqlite:///"):
-        return uri
-    path = Path(uri.removeprefix("sqlite:///")).resolve()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MannersError(f"tracking.uri={uri}: {path.parent} cannot be made ({error.strerror}).") from None
-    return f"sqlite:///{path}"
-
-
-def experiment_id(client: Any, cfg: DictConfig) -> str:
-    """The experiment, made where it is new. With SQLite its artifacts lie beside the database."""
-    found = client.get_experiment_by_name(cfg.tracking.experiment)
-    if found:
-        return str(found.experiment_id)
-    local = cfg.tracking.uri.startswith("sqlite:///")
-    place = (Path(cfg.output_dir) / "artifacts").resolve().as_uri() if local else None
-    return str(client.create_experiment(cfg.tracking.experiment, artifact_location=place))
-
-
-def last_steps(client: Any, run_id: str) -> dict[str, int]:
-    """The last step that the store holds of each metric."""
-    names = [n for n in client.get_run(run_id).data.metrics if not n.startswith("system/")]
-    return {n: max(m.step for m in client.get_metric_history(run_id, n)) for n in names}
+def link(tracker: Tracker, folder: Folder, inputs: dict[str, Input]) -> None:
+    """Tags on this run name those it came from; a tag on each of them names this one."""
+    for role, found in inputs.items():
+        tracker.tag(**{role: found.run, f"{role}_run_id": found.run_id})
+        if found.run_id:
+            try:
+                tracker.client.set_tag(found.run_id, f"manners.used_by.{folder.path.name}", tracker.run_id)
+            except Exception:  # noqa: BLE001  it may be in another store
+                tracker.lost += 1
 
 
 def flatten(node: Any, path: str = "") -> dict[str, str]:

@@ -6,7 +6,7 @@ padding carries no loss. (With an all-ones mask attention would be slower, and p
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,13 +20,21 @@ WINDOW = 50  # batches whose examples are sorted together: like lengths meet, an
 class Batches:
     """The micro-batches of a whole run, epoch after epoch, as one list: a restart needs to know one position.
 
-    ``len`` is ``steps * accumulate``. Each epoch has an order of its own; an optimizer step may span two.
+    ``len`` is ``steps * accumulate``. Each epoch has an order of its own; an optimizer step may span two. An example
+    says its ``length`` in tokens and how many of its items are ``trained``; ``collate`` makes a batch of several.
     """
 
     def __init__(
-        self, examples: list[Example], size: int, pad: int, steps: int, accumulate: int, seed: int, by_length: bool
+        self,
+        examples: list[Any],
+        size: int,
+        collate: Callable[[list[Any]], Batch],
+        steps: int,
+        accumulate: int,
+        seed: int,
+        by_length: bool,
     ):
-        self.examples, self.pad, self.accumulate = examples, pad, accumulate
+        self.examples, self.collate, self.accumulate = examples, collate, accumulate
         per_epoch = -(-len(examples) // size)
         epochs = -(-steps * accumulate // per_epoch)
         groups = [g for epoch in range(epochs) for g in order(examples, size, f"{seed}/{epoch}", by_length)]
@@ -40,9 +48,9 @@ class Batches:
         while self.position < len(self.groups):
             first = self.position // self.accumulate * self.accumulate
             step = self.groups[first : first + self.accumulate]
-            batch = collate([self.examples[i] for i in self.groups[self.position]], self.pad)
+            batch = self.collate([self.examples[i] for i in self.groups[self.position]])
             # The loss of an optimizer step is a mean over all its tokens, however they fall into micro-batches.
-            batch["step_tokens"] = torch.tensor(sum(self.examples[i].trained for group in step for i in group))
+            batch["step_trained"] = torch.tensor(sum(self.examples[i].trained for group in step for i in group))
             self.position += 1
             yield batch
 
@@ -53,13 +61,13 @@ class Batches:
         self.position = state["position"]
 
 
-def in_order(examples: list[Example], size: int, pad: int) -> list[Batch]:
+def in_order(examples: list[Any], size: int, collate: Callable[[list[Any]], Batch]) -> list[Batch]:
     """Every example once, sorted by length: for validation, where the order does not matter."""
-    near = sorted(examples, key=lambda e: len(e.input_ids))
-    return [collate(near[i : i + size], pad) for i in range(0, len(near), size)]
+    near = sorted(examples, key=lambda e: e.length)
+    return [collate(near[i : i + size]) for i in range(0, len(near), size)]
 
 
-def order(examples: list[Example], size: int, seed: str, by_length: bool) -> list[list[int]]:
+def order(examples: list[Any], size: int, seed: str, by_length: bool) -> list[list[int]]:
     """An epoch's micro-batches as lists of example indices."""
     rng = random.Random(seed)
     indices = list(range(len(examples)))
@@ -69,7 +77,7 @@ def order(examples: list[Example], size: int, seed: str, by_length: bool) -> lis
     for start in range(0, len(indices), window):
         near = indices[start : start + window]
         if by_length:
-            near.sort(key=lambda i: len(examples[i].input_ids))
+            near.sort(key=lambda i: examples[i].length)
         groups += [near[i : i + size] for i in range(0, len(near), size)]
     if by_length:
         rng.shuffle(groups)

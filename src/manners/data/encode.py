@@ -30,6 +30,10 @@ class Example:
     position_ids: list[int] | None = None  # (T,): only in packed rows, where they begin anew with each conversation
 
     @property
+    def length(self) -> int:
+        return len(self.input_ids)
+
+    @property
     def trained(self) -> int:
         """Tokens that carry loss: the first token is predicted from nothing, so it never does."""
         return sum(label != IGNORE for label in self.labels[1:])

@@ -4,13 +4,14 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from manners.data.batches import in_order
+from manners.data.batches import collate, in_order
 from manners.data.encode import IGNORE, Example
 from manners.data.rows import Chat, Prompt, prompts
 from manners.evaluation.generate import Reply, generate
@@ -39,6 +40,13 @@ class Measured:
     fit_by: dict[str, Estimate] = field(default_factory=dict)  # the same by category and by origin of the row
     right: Estimate | None = None  # share of the replies that name the right fact, where one is due
     answers: list[Answer] = field(default_factory=list)
+    more: dict[str, Estimate] = field(default_factory=dict)  # what a method measures besides, by its name in the report
+
+    def headline(self, before: "Measured") -> str:
+        """The one line to remember."""
+        if self.fit and before.fit:
+            return f"manner fits {before.fit.value:.1%} → {self.fit.value:.1%}"
+        return f"held-out loss {before.loss.value:.3f} → {self.loss.value:.3f}"
 
     def metrics(self, when: str) -> dict[str, float]:
         found = {f"{when}/loss": self.loss.value}
@@ -48,7 +56,8 @@ class Measured:
             found[f"{when}/fit"] = self.fit.value
         if self.right:
             found[f"{when}/right"] = self.right.value
-        return found | {f"{when}/fit_{re.sub(r'[^a-z]+', '_', name)}": e.value for name, e in self.fit_by.items()}
+        named = {f"fit_{name}": e for name, e in self.fit_by.items()} | self.more
+        return found | {f"{when}/{re.sub(r'[^a-z0-9]+', '_', name.lower())}": e.value for name, e in named.items()}
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,6 +73,7 @@ class Measured:
             fit=estimate(saved["fit"]),
             right=estimate(saved["right"]),
             fit_by={k: Estimate(**e) for k, e in saved["fit_by"].items()},
+            more={k: Estimate(**e) for k, e in saved["more"].items()},
             shown=[Answer(**a) for a in saved["shown"]],
             answers=[Answer(**a) for a in saved["answers"]],
         )
@@ -148,7 +158,7 @@ def losses(model: Any, examples: list[Example], size: int = 8) -> tuple[np.ndarr
     was_training = model.training
     model.eval()
     sums, counts = [], []
-    for batch in in_order(examples, size, pad=0):
+    for batch in in_order(examples, size, partial(collate, pad=0)):
         ids, labels = batch["input_ids"].to(model.device), batch["labels"].to(model.device)
         carries = labels[:, 1:] != IGNORE  # (B, T-1)
         nll = torch.zeros(carries.shape, device=model.device)

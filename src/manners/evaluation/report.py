@@ -37,6 +37,7 @@ def numbers(before: Measured, after: Measured) -> list[tuple[str, str, str]]:
     lines.append(("held-out loss, nats/token", before.loss.plain(), after.loss.plain()))
     if before.ended and after.ended:
         lines.append(("replies that end by themselves", before.ended.percent(), after.ended.percent()))
+    lines += [(name, before.more[name].plain(), after.more[name].plain()) for name in before.more if name in after.more]
     return lines
 
 

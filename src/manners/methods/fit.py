@@ -162,8 +162,7 @@ class Bar(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         if trainer.global_step % module.logging_steps == 1 and module.window.trained:
-            now = module.window.metrics("now")
-            numbers = f"loss {now['now/loss']:.3f}  {now['now/tokens_per_second']:,.0f} tokens/s"
+            numbers = f"loss {module.window.loss:.3f}  {module.window.tokens_per_second:,.0f} tokens/s"
             self.progress.update(self.task, numbers=numbers)
         self.progress.update(self.task, completed=trainer.global_step)
 

@@ -1,151 +1,27 @@
-"""Supervised fine-tuning as a LightningModule: cross-entropy on the tokens that carry loss."""
+"""Supervised fine-tuning: cross-entropy on the tokens that carry loss."""
 
 import math
-import time
-from collections.abc import Callable
 from typing import Any
 
-import lightning as L
 import torch
 
 from manners.data.encode import IGNORE
-from manners.errors import MannersError
-from manners.models.adapters import trainable
+from manners.methods.module import Module, Window
 from manners.models.loss import token_nll
 
-Log = Callable[[dict[str, float], int], None]
 
-
-class SFTModule(L.LightningModule):
+class SFTModule(Module):
     """Trains ``model`` on batches of ``input_ids`` and ``labels``; validation reports loss, perplexity, accuracy."""
 
-    def __init__(
-        self,
-        model: Any,
-        log: Log,
-        total_steps: int,
-        learning_rate: float,
-        lr_scheduler_type: str,
-        warmup_steps: float,
-        weight_decay: float,
-        max_grad_norm: float,
-        accumulate: int,
-        logging_steps: int,
-    ):
-        super().__init__()
-        self.model = model
-        self.write = log
-        self.total_steps, self.learning_rate = total_steps, learning_rate
-        self.lr_scheduler_type, self.warmup_steps = lr_scheduler_type, warmup_steps
-        self.weight_decay, self.max_grad_norm = weight_decay, max_grad_norm
-        self.accumulate, self.logging_steps = accumulate, logging_steps
-        self.strict_loading = False  # a checkpoint holds only what training changes
-        self.window = Window()
-        self.validated = Window()
-        self.tokens_seen = 0  # tokens that carried loss, since the start of the run
+    def step(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:
+        return token_loss(self.model, batch)
 
-    def training_step(self, batch: dict[str, torch.Tensor], _index: int) -> torch.Tensor:
-        nll, correct, trained = token_loss(self.model, batch)
-        self.window.add(nll, correct, trained, batch)
-        self.tokens_seen += trained
-        # Lightning divides by the number of micro-batches; the mean is over the tokens of the optimizer step.
-        return nll / batch["step_tokens"] * self.accumulate
-
-    def validation_step(self, batch: dict[str, torch.Tensor], _index: int) -> None:
-        nll, correct, trained = token_loss(self.model, batch)
-        self.validated.add(nll, correct, trained, batch)
-
-    def on_validation_epoch_end(self) -> None:
-        metrics = self.validated.metrics("val")
-        self.validated = Window()
-        if not self.trainer.sanity_checking:
-            self.write(metrics, self.global_step)
-            self.log("val/loss", metrics["val/loss"], logger=False)
-
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
-        params = [p for group in optimizer.param_groups for p in group["params"]]
-        self.window.grad_norm = float(torch.nn.utils.clip_grad_norm_(params, self.max_grad_norm or math.inf))
-        if not math.isfinite(self.window.grad_norm):
-            raise MannersError(
-                f"the gradient is {self.window.grad_norm} at step {self.global_step}: try a lower "
-                "method.learning_rate, or hardware.precision=32. The run resumes from its last checkpoint."
-            )
-
-    def report(self, step: int) -> None:
-        """Write the metrics of the last optimizer steps, every ``logging_steps`` of them."""
-        if step and step % self.logging_steps == 0 and step != self.window.written_at:
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            metrics = self.window.metrics("train") | {
-                "train/grad_norm": self.window.grad_norm,
-                "train/learning_rate": rate,
-                "train/tokens_seen": float(self.tokens_seen),
-            }
-            self.write(metrics, step)
-            self.window = Window(written_at=step)
-
-    def configure_optimizers(self) -> Any:
-        params = trainable(self.model).values()
-        groups = [
-            {"params": [p for p in params if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.learning_rate)
-        warmup = self.warmup_steps if self.warmup_steps >= 1 else self.warmup_steps * self.total_steps
-        shape = schedule(self.lr_scheduler_type, warmup, self.total_steps)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        keep = {f"model.{name}" for name in trainable(self.model)}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
-        checkpoint["rng"] = torch.get_rng_state()
-        checkpoint["cuda_rng"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        checkpoint["tokens_seen"] = self.tokens_seen
-        checkpoint["window"] = self.window.state()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.rng = (checkpoint["rng"], checkpoint["cuda_rng"])
-        self.tokens_seen = checkpoint["tokens_seen"]
-        self.window = Window(**checkpoint["window"])
-
-    def on_train_start(self) -> None:
-        if hasattr(self, "rng"):  # after whatever drew random numbers on the way here
-            torch.set_rng_state(self.rng[0].cpu())
-            if self.rng[1]:
-                torch.cuda.set_rng_state_all([state.cpu() for state in self.rng[1]])
-
-
-class Window:
-    """Sums over the micro-batches since the last written metrics."""
-
-    def __init__(
-        self, nll: float = 0.0, correct: int = 0, trained: int = 0, real: int = 0, slots: int = 0,
-        grad_norm: float = 0.0, written_at: int = 0,
-    ):  # fmt: skip
-        self.nll, self.correct, self.trained, self.real, self.slots = nll, correct, trained, real, slots
-        self.grad_norm, self.written_at = grad_norm, written_at
-        self.started = time.perf_counter()
-
-    def add(self, nll: torch.Tensor, correct: int, trained: int, batch: dict[str, torch.Tensor]) -> None:
-        self.nll += nll.item()
-        self.correct += correct
-        self.trained += trained
-        self.real += int(batch["tokens"])
-        self.slots += batch["input_ids"].numel()
-
-    def metrics(self, prefix: str) -> dict[str, float]:
-        """Loss in nats a trained token; ``fill`` is the share of the batch that is not padding."""
-        loss = self.nll / max(self.trained, 1)
-        return {
-            f"{prefix}/loss": loss,
-            f"{prefix}/perplexity": math.exp(min(loss, 50.0)),
-            f"{prefix}/token_accuracy": self.correct / max(self.trained, 1),
-            f"{prefix}/fill": self.real / max(self.slots, 1),
-            f"{prefix}/tokens_per_second": self.real / (time.perf_counter() - self.started),
+    def metrics(self, window: Window, prefix: str) -> dict[str, float]:
+        """Loss in nats a trained token."""
+        return window.metrics(prefix) | {
+            f"{prefix}/perplexity": math.exp(min(window.loss, 50.0)),
+            f"{prefix}/token_accuracy": window.accuracy,
         }
-
-    def state(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k != "started"}
 
 
 def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:
@@ -153,15 +29,3 @@ def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor
     carries = batch["labels"][:, 1:] != IGNORE  # (B, T-1)
     nll, right = token_nll(model, batch["input_ids"], carries, batch.get("position_ids"))
     return nll.sum(), int(right.sum()), int(carries.sum())
-
-
-def schedule(kind: str, warmup: float, total: int) -> Callable[[int], float]:
-    """The learning rate's factor at an optimizer step: up over ``warmup`` steps, then down to 0 at ``total``."""
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        done = min((step - warmup) / max(total - warmup, 1), 1.0)
-        return {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}[kind]
-
-    return factor

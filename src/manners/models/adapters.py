@@ -4,11 +4,15 @@ PEFT's own defaults are weak (rank 8, alpha 8, query and value only); ours adapt
 LoRA comes close to full fine-tuning (Dettmers et al. 2023, section 4).
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
+
+WEIGHTS = "adapter_model.safetensors"
 
 
 def adapt(
@@ -19,13 +23,14 @@ def adapt(
     lora_dropout: float,
     target_modules: Any,
     gradient_checkpointing: bool = False,
+    task_type: str = "CAUSAL_LM",
 ) -> PreTrainedModel | PeftModel:
     """``model`` ready for training: all its weights (``none``), or only a low-rank update (``lora``, ``qlora``)."""
     if kind == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if kind != "none":
         config = LoraConfig(
-            task_type="CAUSAL_LM",
+            task_type=task_type,  # SEQ_CLS trains and saves the new head too
             r=r,
             lora_alpha=lora_alpha,
             lora_dropout=lora_dropout,
@@ -41,3 +46,33 @@ def adapt(
 def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """The parameters that training changes, by name: all that a checkpoint has to hold."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def save_combined(model: PeftModel, earlier: Path, out: Path) -> None:
+    """One adapter that does what ``earlier``, merged into the base, and ``model``'s on top of it do together.
+
+    The sum of two low-rank updates is one of the summed rank: ``s₁B₁A₁ + s₂B₂A₂ = [s₁B₁ s₂B₂][A₁; A₂]``. So what PPO
+    made of an SFT policy loads on the hub's own base, with no merged copy of it.
+    """
+    model.save_pretrained(str(out), safe_serialization=True, selected_adapters=["default"])
+    first, second = LoraConfig.from_pretrained(str(earlier)), LoraConfig.from_pretrained(str(out))
+    one, two = load_file(earlier / WEIGHTS), load_file(out / WEIGHTS)
+    both = {}
+    for name in one.keys() | two.keys():
+        other = one.get(name, two.get(name))
+        assert other is not None
+        if ".lora_A." in name:  # (r, in)
+            parts = [w.get(name, other.new_zeros(c.r, other.shape[1])) for w, c in ((one, first), (two, second))]
+            both[name] = torch.cat(parts, 0).contiguous()
+        else:  # (out, r)
+            parts = [
+                w.get(name, other.new_zeros(other.shape[0], c.r)) * (c.lora_alpha / c.r)
+                for w, c in ((one, first), (two, second))
+            ]
+            both[name] = torch.cat(parts, 1).contiguous()
+    save_file(both, out / WEIGHTS, metadata={"format": "pt"})
+    rank = first.r + second.r
+    second.r, second.lora_alpha = rank, rank
+    second.target_modules = set(first.target_modules or ()) | set(second.target_modules or ())
+    second.base_model_name_or_path, second.inference_mode = first.base_model_name_or_path, True
+    second.save_pretrained(out)

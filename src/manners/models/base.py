@@ -5,6 +5,7 @@ Weights come as safetensors only, and no model brings code of its own.
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -23,12 +24,14 @@ def resolve(name: str) -> str:
     return str(files("manners.models") / "tiny") if name == "tiny" else name
 
 
-def load_tokenizer(name: str, revision: str | None = None, chat_template: str = "auto") -> PreTrainedTokenizerBase:
-    """The tokenizer, with a chat template, a padding token and padding on the right."""
+def load_tokenizer(
+    name: str, revision: str | None = None, chat_template: str = "auto", chats: bool = True
+) -> PreTrainedTokenizerBase:
+    """The tokenizer, with a padding token, padding on the right, and for what ``chats`` a chat template."""
     tokenizer = _load(AutoTokenizer.from_pretrained, name, revision)
     if chat_template != "auto":
         tokenizer.chat_template = TEMPLATES[chat_template]
-    if tokenizer.chat_template is None:
+    if chats and tokenizer.chat_template is None:
         raise MannersError(f"model.name={name} brings no chat template. Give it one: model.chat_template=plain.")
     if tokenizer.pad_token is None:  # only fills rows: labels and masks never depend on it
         tokenizer.pad_token = tokenizer.eos_token
@@ -43,12 +46,14 @@ def load(
     dtype: torch.dtype = torch.float32,
     quantization: str = "none",
     double_quantization: bool = True,
+    auto: Any = AutoModelForCausalLM,
+    **kwargs: Any,
 ) -> PreTrainedModel:
-    """The causal language model, on the CPU, dropout off until it trains. ``dtype`` is that of its weights.
+    """The model as ``auto`` builds it, on the CPU, dropout off until it trains. ``dtype`` is that of its weights.
 
     QLoRA (Dettmers et al. 2023, arXiv 2305.14314): ``quantization="nf4"`` stores the linear layers in 4 bits.
     """
-    kwargs: dict = {"dtype": dtype, "attn_implementation": attn_implementation, "use_safetensors": True}
+    kwargs |= {"dtype": dtype, "attn_implementation": attn_implementation, "use_safetensors": True}
     if quantization == "nf4":
         from transformers import BitsAndBytesConfig
 
@@ -59,7 +64,7 @@ def load(
             bnb_4bit_compute_dtype=dtype,
         )
         kwargs["device_map"] = {"": "cuda" if torch.cuda.is_available() else "cpu"}
-    return _load(AutoModelForCausalLM.from_pretrained, name, revision, **kwargs)
+    return _load(auto.from_pretrained, name, revision, **kwargs)
 
 
 def _load(loader, name: str, revision: str | None, **kwargs):  # type: ignore[no-untyped-def]

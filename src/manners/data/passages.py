@@ -1,0 +1,138 @@
+"""Scored replies and pairs of replies → token ids for a reward model.
+
+A decoder reads the conversation as its chat template renders it, up to and with the stop token of the reply. An
+encoder reads prompt and reply as a pair of segments. What is too long loses the oldest of the prompt, never the
+reply; only a reply that is longer than the limit by itself loses its end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from manners.data.batches import Batch
+from manners.data.encode import IGNORE, encode, last_start
+from manners.data.rows import Chat, Message, Pair, Scored
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+UNLIMITED = 10**9
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What a reward model reads, and what it should say: a score, or that it is better than ``rejected``."""
+
+    input_ids: list[int]  # (T,)
+    segments: list[int] | None = None  # (T,) 0 for the prompt, 1 for the reply: encoders only
+    cut: int = 0  # tokens that truncation took away
+    target: float = 0.0  # the score, standardised
+    rejected: "Passage | None" = None
+    margin: float = 0.0  # by how much, in Bradley-Terry's units
+
+    @property
+    def length(self) -> int:
+        return max(len(self.input_ids), len(self.rejected.input_ids) if self.rejected else 0)
+
+    @property
+    def trained(self) -> int:
+        return 1
+
+
+def read_replies(
+    replies: Sequence[tuple[list[Message], str]], tokenizer: "PreTrainedTokenizerBase", max_length: int, decoder: bool
+) -> list[Passage]:
+    """One Passage for each (conversation, reply); an empty conversation leaves plain text."""
+    if not replies:
+        return []
+    return (decoder_passages if decoder else encoder_passages)(replies, tokenizer, max_length)
+
+
+def scored_passages(
+    rows: Sequence[Scored],
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+    decoder: bool,
+    mean: float,
+    scale: float,
+) -> list[Passage]:
+    """Passages whose targets are ``(score - mean) / scale``."""
+    read = read_replies([(r.messages, r.reply) for r in rows], tokenizer, max_length, decoder)
+    return [
+        Passage(p.input_ids, p.segments, p.cut, target=(r.score - mean) / scale)
+        for p, r in zip(read, rows, strict=True)
+    ]
+
+
+def pair_passages(
+    rows: Sequence[Pair], tokenizer: "PreTrainedTokenizerBase", max_length: int, decoder: bool
+) -> list[Passage]:
+    chosen = read_replies([(r.messages, r.chosen) for r in rows], tokenizer, max_length, decoder)
+    rejected = read_replies([(r.messages, r.rejected) for r in rows], tokenizer, max_length, decoder)
+    return [
+        Passage(c.input_ids, c.segments, c.cut + r.cut, rejected=r, margin=row.margin)
+        for c, r, row in zip(chosen, rejected, rows, strict=True)
+    ]
+
+
+def decoder_passages(
+    replies: Sequence[tuple[list[Message], str]], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> list[Passage]:
+    chats = [
+        Chat([*messages, {"role": "assistant", "content": reply}] if messages else [{"role": "text", "content": reply}])
+        for messages, reply in replies
+    ]
+    found = []
+    for example in encode(chats, tokenizer, "assistant", UNLIMITED):
+        end = max(i for i, label in enumerate(example.labels) if label != IGNORE) + 1  # of the stop token
+        ids = example.input_ids[:end]
+        too_many = max(len(ids) - max_length, 0)
+        start = min(too_many, last_start(example.labels))
+        found.append(Passage(ids[start : start + max_length], cut=too_many))
+    return found
+
+
+def encoder_passages(
+    replies: Sequence[tuple[list[Message], str]], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> list[Passage]:
+    """``[CLS] prompt [SEP] reply [SEP]``, or ``[CLS] text [SEP]``, whatever the tokenizer's own marks are."""
+    found = []
+    for messages, reply in replies:
+        prompt = "\n".join(m["content"] for m in messages)
+        marks = tokenizer.num_special_tokens_to_add(pair=bool(messages))
+        asked, answered = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (prompt, reply))
+        whole = len(asked) + len(answered) + marks
+        if whole > max_length:
+            answered_kept = answered[: max_length - marks]
+            reply = str(tokenizer.decode(answered_kept)) if len(answered_kept) < len(answered) else reply
+            room = max_length - marks - len(answered_kept)
+            prompt = str(tokenizer.decode(asked[len(asked) - room :])) if room else ""
+        both: Any = tokenizer(prompt, reply) if messages else tokenizer(reply)
+        ids = both["input_ids"][:max_length]  # text cut and read again may make a token more
+        found.append(Passage(ids, both.get("token_type_ids", [0] * len(ids))[: len(ids)], max(whole - max_length, 0)))
+    return found
+
+
+def collate_passages(passages: list[Passage], pad: int) -> Batch:
+    """``input_ids``, ``mask`` and for encoders ``segments``: (B, T) each, right-padded; ``targets`` (B,).
+
+    Of pairs, the rejected follow the chosen: 2B rows, and ``margins`` (B,) in place of ``targets``.
+    """
+    rejected = [p.rejected for p in passages if p.rejected]
+    rows = [*passages, *rejected]
+    length = max(len(p.input_ids) for p in rows)
+    ids = torch.full((len(rows), length), pad)
+    mask = torch.zeros((len(rows), length), dtype=torch.long)
+    segments = torch.zeros((len(rows), length), dtype=torch.long)
+    for i, p in enumerate(rows):
+        n = len(p.input_ids)
+        ids[i, :n], mask[i, :n] = torch.tensor(p.input_ids), 1
+        if p.segments:
+            segments[i, :n] = torch.tensor(p.segments)
+    batch = {"input_ids": ids, "mask": mask, "tokens": mask.sum()}
+    batch |= {"segments": segments} if rows[0].segments else {}
+    if rejected:
+        return batch | {"margins": torch.tensor([p.margin for p in passages])}
+    return batch | {"targets": torch.tensor([p.target for p in passages])}

@@ -1,0 +1,1 @@
+"""PPO on language: ``loop`` runs it, as rollout → score → advantages → update."""

@@ -1,0 +1,67 @@
+"""What a restart needs, written as a whole or not at all; and the best weights so far."""
+
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from manners.methods.fit import BEST, LAST
+from manners.methods.ppo.guards import Collapse
+from manners.models.actor import Actor
+from manners.models.adapters import trainable
+
+
+@dataclass
+class Progressed:
+    """How far a run has come. Random numbers need no state: each iteration derives its own from the seed."""
+
+    kl_coef: float
+    iteration: int = 0
+    best_reward: float = float("-inf")
+    best_iteration: int = 0
+    collapse: Collapse = field(default_factory=Collapse)
+
+
+def save(folder: Path, state: Progressed, actor: Actor, optimizer: torch.optim.Optimizer) -> None:
+    part = folder / f"{LAST}.part"
+    with part.open("wb") as file:
+        torch.save({"state": asdict(state), "weights": weights(actor), "optimizer": optimizer.state_dict()}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, folder / LAST)
+
+
+def load(folder: Path, actor: Actor, optimizer: torch.optim.Optimizer) -> Progressed | None:
+    """Put ``actor`` and ``optimizer`` back where the last checkpoint was; None where there is none."""
+    if not (folder / LAST).exists():
+        return None
+    saved: dict[str, Any] = torch.load(folder / LAST, weights_only=True, map_location="cpu")
+    put(actor, saved["weights"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return Progressed(**saved["state"] | {"collapse": Collapse(**saved["state"]["collapse"])})
+
+
+def save_best(folder: Path, actor: Actor) -> None:
+    save_file(weights(actor), folder / f"{BEST}.part")
+    os.replace(folder / f"{BEST}.part", folder / BEST)
+
+
+def load_best(folder: Path, actor: Actor) -> None:
+    if (folder / BEST).exists():
+        put(actor, load_file(folder / BEST))
+
+
+def weights(actor: Actor) -> dict[str, torch.Tensor]:
+    return {name: p.detach().cpu().contiguous().clone() for name, p in trainable(actor).items()}
+
+
+def put(actor: Actor, saved: dict[str, torch.Tensor]) -> None:
+    own = trainable(actor)
+    if own.keys() != saved.keys():
+        raise RuntimeError("the checkpoint is of another model")
+    with torch.no_grad():
+        for name, p in own.items():
+            p.copy_(saved[name])

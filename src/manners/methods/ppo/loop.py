@@ -1,0 +1,286 @@
+"""PPO and RLOO: rollout → score → advantages → update, an iteration at a time.
+
+Everything random derives from (seed, iteration): which prompts, which tokens are drawn, how minibatches are dealt. So
+a run that was killed goes on to the same weights, and two processes do what one would.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import PreTrainedTokenizerBase
+
+from manners.config import PPO, RLOO, Online
+from manners.data.rows import Prompt
+from manners.errors import MannersError
+from manners.methods import rewards
+from manners.methods.module import schedule
+from manners.methods.ppo import guards
+from manners.methods.ppo.advantages import adapt_kl_coef, gae, kl_estimate, leave_one_out, token_rewards, whiten
+from manners.methods.ppo.checkpoint import Progressed, load, load_best, save, save_best
+from manners.methods.ppo.rollout import Rollout, encode_prompts, rollout, summary
+from manners.methods.ppo.update import update
+from manners.methods.ppo.world import World
+from manners.models.actor import Actor
+from manners.models.generation import Sampling
+
+Log = Callable[[dict[str, float], int], None]
+Table = Callable[[list[dict[str, Any]], str], None]
+
+
+@dataclass(frozen=True)
+class Game:
+    """Who plays, what is paid for, and the rules."""
+
+    actor: Actor
+    tokenizer: PreTrainedTokenizerBase
+    stops: list[int]
+    parts: dict[str, rewards.Part]
+    settings: Online
+    seed: int
+    world: World
+
+    def roll(self, prompts: list[Prompt], draws: torch.Tensor | None) -> Rollout:
+        """Sampled replies to the prompts where there are ``draws``, the likeliest ones where there are none."""
+        s = self.settings
+        temperature = 0.0 if draws is None else s.temperature
+        pad = self.tokenizer.pad_token_id
+        sampling = Sampling(s.response_length, tuple(self.stops), pad, temperature, s.generation)
+        ids = encode_prompts(prompts, self.tokenizer, s.max_prompt_length)
+        return rollout(self.actor, self.tokenizer, prompts, ids, sampling, draws, s.micro_batch_tokens)
+
+
+@dataclass
+class Trained:
+    iterations: int
+    best_iteration: int
+    best_reward: float  # on held-out prompts
+    resumed_from: int  # 0 for a run that was never interrupted
+
+
+def train(
+    game: Game,
+    prompts: list[Prompt],
+    held_out: list[Prompt],
+    folder: Path,
+    log: Log,
+    table: Table,
+    say: Callable[[str], None],
+) -> Trained:
+    """Train the actor in place; it ends with the weights that scored best on ``held_out``.
+
+    ``folder`` keeps the last checkpoint and the best weights. Raises MannersError, with the batch saved, where a
+    number breaks.
+    """
+    s, world = game.settings, game.world
+    optimizer = make_optimizer(game.actor, s)
+    iterations = -(-s.total_episodes // s.batch_size)
+    state = load(folder, game.actor, optimizer) or Progressed(kl_coef=s.kl_coef)
+    resumed_from = state.iteration
+    with Bar(iterations, state.iteration, world.rank == 0) as bar:
+        if state.iteration == 0:
+            log(evaluate(game, held_out, folder, state), 0)
+        while state.iteration < iterations:
+            factor = schedule(s.lr_scheduler_type, 0, iterations)(state.iteration)
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+            metrics, samples, texts = iterate(game, prompts, optimizer, state, folder)
+            log(metrics | {"lr": s.learning_rate * factor}, state.iteration)
+            bar.show(state.iteration, metrics)
+            for warning in state.collapse.watch(metrics["objective/scores"], metrics["objective/length"], texts):
+                say(f"iteration {state.iteration}: {warning}")
+            if state.iteration % s.log_samples_steps == 0:
+                table(samples, f"rollouts/{state.iteration:05d}.json")
+            if state.iteration % s.eval_steps == 0 or state.iteration == iterations:
+                log(evaluate(game, held_out, folder, state), state.iteration)
+            if state.iteration % s.save_steps == 0 and world.rank == 0:
+                save(folder, state, game.actor, optimizer)
+    load_best(folder, game.actor)
+    return Trained(iterations, state.best_iteration, state.best_reward, resumed_from)
+
+
+def iterate(
+    game: Game, prompts: list[Prompt], optimizer: torch.optim.Optimizer, state: Progressed, folder: Path
+) -> tuple[dict[str, float], list[dict[str, Any]], list[str]]:
+    """One iteration: its metrics, a table of its first replies, and all its replies."""
+    s, seed, world = game.settings, game.seed, game.world
+    rows = world.mine(pick_prompts(len(prompts), s, seed, state.iteration))
+    draws = torch.tensor(world.mine(uniforms(s, seed, state.iteration).tolist()))
+    rolled = game.roll([prompts[r] for r in rows], draws)
+    try:
+        scores, part_scores = score(rolled, game.parts, s)
+        advantages, returns, kl = estimate(rolled, scores, s, state.kl_coef, world)
+        shuffle = random.Random(f"{seed}/{state.iteration}/minibatches")
+        updated = update(
+            game.actor, optimizer, rolled, advantages, returns, s, shuffle, game.tokenizer.pad_token_id, world
+        )
+    except FloatingPointError as error:
+        file = guards.save_batch(rolled, folder, str(error))
+        raise MannersError(
+            f"iteration {state.iteration + 1}: {error}. The batch is in {file}. Try a lower method.learning_rate or a "
+            "method.target_kl; the same command goes on from the last checkpoint."
+        ) from None
+    metrics = measure(rolled, scores, part_scores, kl, state.kl_coef, world) | updated.metrics
+    state.iteration += 1
+    if s.adap_kl_ctrl:
+        state.kl_coef = adapt_kl_coef(state.kl_coef, metrics["objective/kl"], s.target, s.horizon, s.batch_size)
+    metrics |= {
+        "episode": float(state.iteration * s.batch_size),
+        "policy/optimizer_steps": float(updated.steps),
+        "policy/stopped": float(updated.stopped),
+    }
+    return metrics, summary(rolled, part_scores, kl.sum(1), s.log_samples), rolled.texts
+
+
+def score(rolled: Rollout, parts: dict[str, rewards.Part], s: Online) -> tuple[torch.Tensor, dict[str, list[float]]]:
+    """The score (B,) of each reply, and what each part of the reward gave it."""
+    sums, part_scores = rewards.total(parts, rolled.prompts, rolled.texts, rolled.reply_ids, rolled.ended.tolist())
+    scores = torch.tensor(sums)
+    if s.reward_clip is not None:
+        scores = scores.clamp(-s.reward_clip, s.reward_clip)
+    return scores - s.missing_eos_penalty * ~rolled.ended, part_scores
+
+
+def estimate(
+    rolled: Rollout, scores: torch.Tensor, s: Online, kl_coef: float, world: World
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Advantages and returns, and the tokens' KL: (B, R) each."""
+    mask = rolled.mask
+    kl = kl_estimate(rolled.logprobs, rolled.ref_logprobs, s.kl_estimator) * mask
+    if isinstance(s, RLOO):
+        # The whole reply is one action, and so is its KL; each token gets the reply's advantage.
+        advantages = leave_one_out(scores - kl_coef * kl.sum(1), s.num_generations)[:, None] * mask
+        return whiten(advantages, mask, world.sum, shift_mean=False), torch.zeros_like(advantages), kl
+    assert isinstance(s, PPO)
+    paid = token_rewards(scores, kl, mask, kl_coef)
+    if s.whiten_rewards:
+        paid = whiten(paid, mask, world.sum, shift_mean=False)
+    advantages = gae(paid, rolled.values, mask, s.gamma, s.lam)
+    returns = advantages + rolled.values
+    return whiten(advantages, mask, world.sum), returns, kl
+
+
+def measure(
+    rolled: Rollout,
+    scores: torch.Tensor,
+    part_scores: dict[str, list[float]],
+    kl: torch.Tensor,
+    kl_coef: float,
+    world: World,
+) -> dict[str, float]:
+    """Means over the replies of all processes, by TRL's names. KL and entropy are sums over a reply's tokens."""
+    estimates = {k: kl_estimate(rolled.logprobs, rolled.ref_logprobs, k) * rolled.mask for k in ("k1", "k2", "k3")}
+    penalty = -kl_coef * kl.sum(1)
+    columns = {
+        "objective/kl": kl.sum(1),
+        **{f"objective/kl_{name}": values.sum(1) for name, values in estimates.items()},
+        "objective/entropy": -(rolled.logprobs * rolled.mask).sum(1),
+        "objective/non_score_reward": penalty,
+        "objective/scores": scores,
+        "objective/rlhf_reward": scores + penalty,
+        "objective/length": rolled.mask.sum(1).float(),
+        "objective/ended": rolled.ended.float(),
+        **{f"reward/{name}": torch.tensor(values) for name, values in part_scores.items()},
+    }
+    sums = world.sum(torch.stack([c.double().sum() for c in columns.values()]))
+    means = dict(zip(columns, (sums / (len(scores) * world.size)).tolist(), strict=True))
+    texts = rolled.texts
+    return means | {
+        "objective/kl_coef": kl_coef,
+        "objective/distinct_2": guards.distinct(texts),
+        "objective/repetition": guards.repetition(texts),
+        "val/num_eos_tokens": means["objective/ended"] * len(scores) * world.size,
+    }
+
+
+def evaluate(game: Game, prompts: list[Prompt], folder: Path, state: Progressed) -> dict[str, float]:
+    """The likeliest replies to held-out prompts; the weights are kept where none scored better before."""
+    if not prompts or game.world.rank:
+        return {}
+    rolled = game.roll(prompts, None)
+    scores, part_scores = score(rolled, game.parts, game.settings)
+    kl = (kl_estimate(rolled.logprobs, rolled.ref_logprobs, "k1") * rolled.mask).sum(1)
+    mean = float(scores.mean())
+    if mean > state.best_reward:
+        state.best_reward, state.best_iteration = mean, state.iteration
+        save_best(folder, game.actor)
+    return {
+        "eval/scores": mean,
+        "eval/kl": float(kl.mean()),
+        "eval/length": float(rolled.mask.sum(1).float().mean()),
+        "eval/ended": float(rolled.ended.float().mean()),
+        "eval/distinct_2": guards.distinct(rolled.texts),
+        **{f"eval/reward_{name}": sum(values) / len(values) for name, values in part_scores.items()},
+    }
+
+
+def make_optimizer(actor: Actor, s: Online) -> torch.optim.Optimizer:
+    """Adam (ε 1e-5: Huang et al. 2024), the critic with a learning rate of its own."""
+    named = {n: p for n, p in actor.named_parameters() if p.requires_grad}
+    critic = [p for n, p in named.items() if is_critic(n)]
+    groups = [{"params": [p for n, p in named.items() if not is_critic(n)], "lr": s.learning_rate}]
+    if isinstance(s, PPO):
+        groups.append({"params": critic, "lr": s.value_learning_rate})
+    optimizer = torch.optim.AdamW(groups, eps=1e-5, weight_decay=0.0)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def is_critic(name: str) -> bool:
+    return name.startswith("value_head") or ".critic." in name
+
+
+def pick_prompts(count: int, s: Online, seed: int, iteration: int) -> list[int]:
+    """The prompts of an iteration, as numbers: every prompt once in an order of its epoch, then anew."""
+    copies = s.num_generations if isinstance(s, RLOO) else 1
+    need = s.batch_size // copies
+    found = []
+    for at in range(iteration * need, (iteration + 1) * need):
+        epoch, place = divmod(at, count)
+        found.append(epoch_order(count, seed, epoch)[place])
+    return [row for row in found for _ in range(copies)]
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
+    order = list(range(count))
+    random.Random(f"{seed}/prompts/{epoch}").shuffle(order)
+    return order
+
+
+def uniforms(s: Online, seed: int, iteration: int) -> torch.Tensor:
+    """What sampling draws from, a row for each reply of all processes: (batch_size, response_length)."""
+    generator = torch.Generator().manual_seed(random.Random(f"{seed}/{iteration}/tokens").getrandbits(63))
+    return torch.rand(s.batch_size, s.response_length, generator=generator)
+
+
+class Bar:
+    """Iterations, reward, KL, time left."""
+
+    def __init__(self, total: int, done: int, shown: bool):
+        self.progress = Progress(
+            TextColumn("iterations"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            disable=not shown,
+        )
+        self.task = self.progress.add_task("", total=total, completed=done, numbers="")
+
+    def __enter__(self) -> "Bar":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def show(self, done: int, metrics: dict[str, float]) -> None:
+        numbers = f"score {metrics['objective/scores']:+.2f}  KL {metrics['objective/kl']:.2f}"
+        self.progress.update(self.task, completed=done, numbers=numbers)

@@ -1,0 +1,91 @@
+"""Reward models: regression of a score, or Bradley-Terry on pairs, by one module."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedTokenizerBase
+
+from manners.data.passages import Passage, collate_passages, read_replies
+from manners.data.rows import Message
+from manners.methods.module import Module, Window
+from manners.models.reward import is_encoder, raw_scores
+
+
+class RewardModule(Module):
+    """Trains ``model`` on batches with ``targets`` (regression) or ``margins`` (pairs): see ``collate_passages``."""
+
+    def __init__(self, model: Any, loss: str, **settings: Any):
+        super().__init__(model, **settings)
+        self.kind = loss
+
+    def step(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:
+        scores = raw_scores(self.model, batch)
+        if self.kind == "pairwise":
+            chosen, rejected = scores.chunk(2)
+            return bradley_terry(chosen, rejected, batch["margins"]), int((chosen > rejected).sum()), len(chosen)
+        close = (scores - batch["targets"]).abs() < 0.5  # half a standard deviation
+        return regression(scores, batch["targets"], self.kind), int(close.sum()), len(scores)
+
+    def metrics(self, window: Window, prefix: str) -> dict[str, float]:
+        name = "pair_accuracy" if self.kind == "pairwise" else "within_half_sd"
+        return window.metrics(prefix) | {f"{prefix}/{name}": window.accuracy}
+
+
+def regression(scores: torch.Tensor, targets: torch.Tensor, kind: str) -> torch.Tensor:
+    """Summed squared error, or Huber's with its bend at one standard deviation: (B,), (B,) → ()."""
+    return (
+        F.mse_loss(scores, targets, reduction="sum")
+        if kind == "mse"
+        else F.huber_loss(scores, targets, reduction="sum")
+    )
+
+
+def bradley_terry(chosen: torch.Tensor, rejected: torch.Tensor, margins: torch.Tensor) -> torch.Tensor:
+    """Σ −log σ(chosen − rejected − margin): Bradley and Terry 1952; the margin as in Llama 2, section 3.2.2."""
+    return -F.logsigmoid(chosen - rejected - margins).sum()
+
+
+@torch.no_grad()
+def predict(
+    network: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    replies: Sequence[tuple[list[Message], str]],
+    batch_size: int = 128,
+) -> list[float]:
+    """Standardised scores of (conversation, reply) pairs, in order."""
+    was_training = network.training
+    network.eval()
+    passages = read_replies(replies, tokenizer, max_length, decoder=not is_encoder(network))
+    scores = [0.0] * len(passages)
+    for rows in by_length(passages, batch_size):
+        batch = collate_passages([passages[i] for i in rows], tokenizer.pad_token_id)
+        on_device = {k: v.to(network.device) for k, v in batch.items()}
+        for row, score in zip(rows, raw_scores(network, on_device).tolist(), strict=True):
+            scores[row] = score
+    network.train(was_training)
+    return scores
+
+
+def by_length(passages: list[Passage], size: int) -> list[list[int]]:
+    order = sorted(range(len(passages)), key=lambda i: passages[i].length)
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def as_reward(network: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Any:
+    """The model as PPO's reward function. Scores are standardised, so that rewards are of order 1, whatever the units.
+
+    Conversations and replies come as messages and are read by the model's own tokenizer, not by the policy's.
+    """
+    return partial(score_completions, network, tokenizer, max_length)
+
+
+def score_completions(
+    network: Any, tokenizer: PreTrainedTokenizerBase, max_length: int,
+    prompts: Sequence[list[Message]], completions: Sequence[list[Message]], **_columns: Any,
+) -> list[float]:  # fmt: skip
+    replies = [(prompt, completion[0]["content"]) for prompt, completion in zip(prompts, completions, strict=True)]
+    return predict(network, tokenizer, max_length, replies)

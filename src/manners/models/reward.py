@@ -1,0 +1,126 @@
+"""Reward models: a transformer with one number at its end, on encoders and decoders alike.
+
+The network is an ordinary ``AutoModelForSequenceClassification`` with one label, so that what is saved loads with
+plain transformers (and peft). Scores leave it standardised; ``Units`` turns them into the dataset's own.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+from manners.errors import MannersError
+from manners.models import base
+
+UNITS = "units.json"
+
+
+@dataclass(frozen=True)
+class Units:
+    """Mean and spread of the scores trained on: ``score = mean + scale * output``."""
+
+    mean: float = 0.0
+    scale: float = 1.0
+
+    @classmethod
+    def of(cls, scores: list[float]) -> "Units":
+        values = torch.tensor(scores, dtype=torch.float64)
+        scale = float(values.std()) if len(scores) > 1 else 0.0
+        if not scale > 0:
+            raise MannersError("all scores are the same: there is nothing for a reward model to learn.")
+        return cls(float(values.mean()), scale)
+
+    def save(self, folder: Path) -> None:
+        (folder / UNITS).write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Units":
+        return cls(**json.loads((folder / UNITS).read_text()))
+
+
+def load(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    revision: str | None = None,
+    attn_implementation: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+    **quantization: Any,
+) -> Any:
+    """``name`` with a fresh head of one output, on the CPU; its dropout is off while ``eval`` is on."""
+    network = base.load(
+        name,
+        revision,
+        attn_implementation,
+        dtype,
+        **quantization,
+        auto=AutoModelForSequenceClassification,
+        num_labels=1,
+        problem_type="regression",
+    )
+    network.config.pad_token_id = tokenizer.pad_token_id  # plain transformers looks for the last token by it
+    reset_head(network)
+    return network
+
+
+def reload(folder: Path, attn_implementation: str = "sdpa") -> Any:
+    """A trained reward model from its run's folder, merged where it is an adapter, ready to score."""
+    adapter = folder / "adapter_config.json"
+    name = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.exists() else str(folder)
+    network: Any = base.load(
+        name, attn_implementation=attn_implementation, auto=AutoModelForSequenceClassification, num_labels=1
+    )
+    if adapter.exists():
+        network = PeftModel.from_pretrained(network, str(folder)).merge_and_unload()
+    return network.eval().requires_grad_(False)
+
+
+def reset_head(network: Any) -> None:
+    """Normal with a spread of 1/√(h+1), bias 0: first scores are of order 1 (Huang et al. 2024, detail 8)."""
+    layer = head(network)
+    torch.nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features + 1))
+    if layer.bias is not None:
+        torch.nn.init.zeros_(layer.bias)
+
+
+def head(network: Any) -> torch.nn.Linear:
+    """``score`` on decoders, ``classifier`` on encoders."""
+    found = getattr(network, "score", None) or getattr(network, "classifier", None)
+    if not isinstance(found, torch.nn.Linear):
+        raise MannersError(
+            f"{type(network).__name__} has no linear head named 'score' or 'classifier': reward models are built on "
+            "BERT-like encoders and on decoders such as Qwen2, Llama, GPT-2 and GPT-NeoX."
+        )
+    return found
+
+
+def raw_scores(network: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Standardised scores (B,) of ``input_ids`` and ``mask`` (B, T), wherever the padding stands.
+
+    A decoder's score is read at its last real token, which by then has seen everything. The padding is moved to the
+    right, where no token of a causal model sees it; so it needs neither mask nor position ids, and a padding token
+    that is the stop token as well does no harm.
+    """
+    ids, mask = batch["input_ids"], batch["mask"]
+    if is_encoder(network):
+        segments = batch.get("segments")
+        extra = {} if segments is None or not takes_segments(network) else {"token_type_ids": segments}
+        return network(input_ids=ids, attention_mask=mask, **extra).logits[:, 0].float()
+    ids = ids.gather(1, mask.argsort(dim=1, descending=True, stable=True))
+    wrapped = network.get_base_model() if hasattr(network, "get_base_model") else network
+    hidden = wrapped.base_model(ids, use_cache=False).last_hidden_state  # (B, T, H)
+    last = hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]  # (B, H)
+    return wrapped.score(last)[:, 0].float()
+
+
+def is_encoder(network: Any) -> bool:
+    wrapped = network.get_base_model() if hasattr(network, "get_base_model") else network
+    return hasattr(wrapped, "classifier")
+
+
+def takes_segments(network: Any) -> bool:
+    return getattr(network.config, "type_vocab_size", 0) > 1

@@ -1,0 +1,134 @@
+"""PPO and RLOO: the policy answers, is paid for what it says, and answers again."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from peft import PeftModel
+
+from manners.config import Online
+from manners.data.encode import encode
+from manners.data.readers import eval_prompts
+from manners.data.rows import prompts
+from manners.errors import MannersError
+from manners.evaluation.fluency import nats_under
+from manners.evaluation.measure import Measured, evenly, measure
+from manners.evaluation.reward_figures import online_curves
+from manners.evaluation.stats import Estimate, ratio
+from manners.lineage import Input
+from manners.methods import reward, rewards
+from manners.methods.ppo import guards, loop
+from manners.methods.ppo.advantages import kl_estimate
+from manners.methods.ppo.loop import Game
+from manners.methods.ppo.world import join
+from manners.models import adapters, base
+from manners.models import reward as reward_models
+from manners.models.actor import Actor
+from manners.stages import show
+from manners.stages.run import Outcome, Run, adapt, console, load_base, save_beside, save_language_model
+
+SAMPLED = 256  # test prompts whose sampled replies tell the KL: enough for a tenth of a nat
+
+
+def train(run: Run) -> Outcome:
+    cfg = run.cfg
+    world = join(run.device.kind)
+    tokenizer = base.load_tokenizer(cfg.model.name, cfg.model.revision, cfg.model.chat_template)
+    model, settings = adapt(cfg, starting_policy(run), run.device), typed(cfg)
+    actor = Actor(model, getattr(settings, "critic", "none"))
+    parts = rewards.build(OmegaConf.to_container(cfg.method.rewards, resolve=True), reward_function(run))  # type: ignore[arg-type]
+    game = Game(actor, tokenizer, base.stop_tokens(model, tokenizer), parts, settings, cfg.seed, world)
+    if world.rank == 0:
+        before = Measured.from_json(run.once("before", lambda: answer(run, game).to_json()))
+        run.tracker.log(before.metrics("before"), 0)
+
+    held_out = evenly(prompts(run.splits.validation or run.splits.test), settings.eval_prompts)
+    warn = lambda words: console.print(f"[yellow]{words}[/]")  # noqa: E731
+    trained = loop.train(game, prompts(run.splits.train), held_out, run.path, run.tracker.log, run.tracker.table, warn)
+
+    if world.rank:
+        return Outcome(trained.best_reward, trained.best_iteration, "")
+    after = answer(run, game)
+    run.tracker.log(after.metrics("after"), trained.iterations)
+    save(run, model, tokenizer)
+    curves = online_curves(run.path / "metrics.jsonl", trained.best_iteration, run.path / "curves.png")
+    show.before_after(run, before, after, [curves] if curves else [])
+    return Outcome(trained.best_reward, trained.best_iteration, after.headline(before))
+
+
+def typed(cfg: DictConfig) -> Online:
+    """The method's options as the dataclass that explains them."""
+    return OmegaConf.to_object(cfg.method)  # type: ignore[return-value]
+
+
+def starting_policy(run: Run) -> Any:
+    """The base, with what SFT taught it merged in: so the reference is the network with its adapter off."""
+    cfg, policy = run.cfg, run.inputs.get("policy")
+    if policy is None:
+        return load_base(cfg, run.device)
+    if not (policy.model / "adapter_config.json").exists():
+        return base.load(str(policy.model), attn_implementation=cfg.model.attn_implementation)
+    return PeftModel.from_pretrained(load_base(cfg, run.device), str(policy.model)).merge_and_unload()
+
+
+def reward_function(run: Run) -> Any:
+    """The trained reward model with its own tokenizer, or None. One that failed its sanity suite is refused."""
+    source = run.inputs.get("reward")
+    if source is None:
+        return None
+    check_sound(source, run.cfg.method.sanity_floor)
+    made_by = source.config
+    network = reward_models.reload(source.model).to(run.device.kind)
+    tokenizer = base.load_tokenizer(str(source.model), chats=False)
+    return reward.as_reward(network, tokenizer, made_by.method.max_length if made_by else 512)
+
+
+def check_sound(source: Input, floor: float) -> None:
+    file = source.model / "sanity.json"
+    passed = OmegaConf.load(file).passed.value if file.exists() else 0.0
+    if passed < floor:
+        known = f"sees through {passed:.1%} of spoilt replies" if file.exists() else "has no sanity.json"
+        raise MannersError(
+            f"the reward model {source.run} {known}, and method.sanity_floor={floor}: PPO would exploit it. Train it "
+            f"on spoilt replies (method.corrupted=0.2), or take it as it is: method.sanity_floor={passed:.2f}"
+        )
+
+
+def answer(run: Run, game: Game) -> Measured:
+    """The policy on the test rows: manner and loss as for SFT, and what reward, reference and base make of it."""
+    cfg, s, model = run.cfg, game.settings, game.actor.model
+    held_out = run.splits.test or run.splits.validation
+    examples = encode(held_out, game.tokenizer, cfg.dataset.train_on, s.max_prompt_length + s.response_length)
+    fixed = eval_prompts(cfg.dataset)
+    measured = measure(model, game.tokenizer, held_out, examples, fixed, **show.measure_settings(cfg))
+    asked = prompts(held_out)[:SAMPLED]
+    draws = torch.rand(len(asked), s.response_length, generator=torch.Generator().manual_seed(cfg.seed))
+    sampled, greedy = game.roll(asked, draws), game.roll(asked, None)
+    kl = (kl_estimate(sampled.logprobs, sampled.ref_logprobs, "k1") * sampled.mask).sum(1)
+    scores, _ = loop.score(greedy, game.parts, s)
+    nats, tokens = nats_under(load_base(cfg, run.device).to(run.device.kind), greedy.prompt_ids, greedy.reply_ids)
+    distinct = guards.distinct(greedy.texts)
+    ones = np.ones(len(asked))
+    more = {
+        "reward, standard deviations": ratio(scores.double().numpy(), ones),
+        "KL to the start, nats a reply": ratio(kl.double().numpy(), ones),
+        "length, tokens a reply": ratio(tokens, ones),
+        "nats a token under the base": ratio(nats, tokens),
+        "distinct-2 of the replies": Estimate(distinct, distinct, distinct),
+    }
+    return replace(measured, more=more)
+
+
+def save(run: Run, model: Any, tokenizer: Any) -> None:
+    """One adapter on the hub's base, wherever training began: SFT's and PPO's in one. Whole weights otherwise."""
+    out, policy = run.path / "model", run.inputs.get("policy")
+    earlier = policy.model if policy and (policy.model / "adapter_config.json").exists() else None
+    if not isinstance(model, PeftModel) or policy is None:
+        save_language_model(run.cfg, model, tokenizer, out)
+    elif earlier:
+        adapters.save_combined(model, earlier, out)
+        save_beside(run.cfg, model, tokenizer, out)
+    else:  # an adapter on whole weights of a run's own: merged, so that the folder is enough
+        save_language_model(run.cfg, model.merge_and_unload(), tokenizer, out)

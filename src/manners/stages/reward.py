@@ -1,0 +1,147 @@
+"""A reward model: learns to score replies, and is examined on held-out ones before anyone may use it."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from manners.data.batches import Batches, in_order
+from manners.data.corruptions import corrupt
+from manners.data.passages import Passage, collate_passages, pair_passages, scored_passages
+from manners.data.rows import Chat, Message, Scored, pairs, scored
+from manners.evaluation import sanity as sanity_suite
+from manners.evaluation.regression import Pairwise, Regression, pairwise, prompt_ids, regression
+from manners.evaluation.sanity import Sanity
+from manners.methods.fit import fit
+from manners.methods.reward import RewardModule, predict
+from manners.models import base
+from manners.models import reward as models
+from manners.models.reward import Units
+from manners.stages import show
+from manners.stages.run import (
+    Outcome,
+    Run,
+    adapt,
+    fit_settings,
+    load_settings,
+    module_settings,
+    save_config,
+    steps_of,
+)
+
+SANE = "sanity.json"  # in the model's folder: what PPO looks at before it believes a score
+Score = Callable[[Sequence[tuple[list[Message], str]]], list[float]]
+
+
+def train(run: Run) -> Outcome:
+    cfg, m = run.cfg, run.cfg.method
+    tokenizer = base.load_tokenizer(cfg.model.name, cfg.model.revision, cfg.model.chat_template, cfg.model.decoder)
+    network: Any = models.load(
+        cfg.model.name, tokenizer, cfg.model.revision, cfg.model.attn_implementation, **load_settings(cfg, run.device)
+    )
+    network = adapt(cfg, network, run.device, task_type="SEQ_CLS")
+    units = Units() if m.loss == "pairwise" else Units.of([r.score for r in scored(run.splits.train)])
+    examples = lesson(run, run.splits.train, tokenizer, units)
+    held_out = lesson(run, run.splits.validation or run.splits.test, tokenizer, units)
+    steps = steps_of(cfg, len(examples))
+    together = partial(collate_passages, pad=tokenizer.pad_token_id)
+    fitted = fit(
+        RewardModule(network, m.loss, log=run.tracker.log, **module_settings(cfg, steps)),
+        Batches(
+            examples, m.per_device_train_batch_size, together, steps, m.gradient_accumulation_steps, cfg.seed,
+            m.group_by_length,
+        ),
+        in_order(held_out, m.per_device_eval_batch_size, together),
+        run.path,
+        run.device,
+        **fit_settings(cfg),
+    )  # fmt: skip
+
+    network.to(run.device.kind)  # Lightning leaves it on the CPU
+    raw: Score = partial(predict, network, tokenizer, m.max_length)
+    if m.loss == "pairwise":
+        units = spread(run, raw)
+    score: Score = lambda replies: [units.mean + units.scale * s for s in raw(replies)]  # noqa: E731
+    examined, sane = examine(run, score), sanity(run, score)
+    run.tracker.log(examined.metrics("after") | sane.metrics("after"), fitted.steps)
+    save(run, network, tokenizer, units, sane)
+    show.reward(run, examined, sane, score, fitted.best_step)
+    return Outcome(fitted.best_loss, fitted.best_step, headline(examined, sane))
+
+
+def lesson(run: Run, chats: list[Chat], tokenizer: Any, units: Units) -> list[Passage]:
+    """What the model reads: scored replies, some of them spoilt in training, or pairs."""
+    m, decoder = run.cfg.method, run.cfg.model.decoder
+    if m.loss == "pairwise":
+        return pair_passages(pairs(chats), tokenizer, m.max_length, decoder)
+    rows = scored(chats)
+    if chats is run.splits.train and m.corrupted:
+        rows = rows + spoilt(rows, m.corrupted, run.cfg.seed)
+    return scored_passages(rows, tokenizer, m.max_length, decoder, units.mean, units.scale)
+
+
+def spoilt(rows: list[Scored], share: float, seed: int) -> list[Scored]:
+    """``share`` spoilt replies for each real one, every kind alike, made of replies above the mean."""
+    mean = sum(r.score for r in rows) / len(rows)
+    found = [bad for _, _, bad in corrupt([r for r in rows if r.score >= mean], rows, f"train/{seed}")]
+    random.Random(f"{seed}/spoilt").shuffle(found)
+    return found[: round(share * len(rows))]
+
+
+def spread(run: Run, raw: Score) -> Units:
+    """Scores learned from pairs have no units: these make their spread over training replies 1, and their mean 0."""
+    sample = pairs(run.splits.train)[:500]
+    values = raw([(p.messages, reply) for p in sample for reply in (p.chosen, p.rejected)])
+    of = Units.of(values)
+    return Units(-of.mean / of.scale, 1 / of.scale)
+
+
+def examine(run: Run, score: Score) -> Regression | Pairwise:
+    """The model on the test rows."""
+    chats = run.splits.test or run.splits.validation
+    if run.cfg.method.loss == "pairwise":
+        rows = pairs(chats)
+        chosen, rejected = (score([(p.messages, r) for p, r in zip(rows, replies, strict=True)]) for replies in (
+            [p.chosen for p in rows], [p.rejected for p in rows]
+        ))  # fmt: skip
+        return pairwise(chosen, rejected, prompt_ids([p.messages for p in rows]), run.cfg.seed)
+    held_out, known = scored(chats), scored(run.splits.train)
+    return regression(
+        score([(r.messages, r.reply) for r in held_out]),
+        [r.score for r in held_out],
+        prompt_ids([r.messages for r in held_out]),
+        [len(r.reply.split()) for r in held_out],
+        mean=sum(r.score for r in known) / len(known),
+        seed=run.cfg.seed,
+    )
+
+
+def sanity(run: Run, score: Score) -> Sanity:
+    """Whether it sees through spoilt replies. Of pairs, the chosen ones are spoilt."""
+    held_out, known = replies(run, run.splits.test or run.splits.validation), replies(run, run.splits.train)
+    return sanity_suite.check(score, held_out, known, run.cfg.seed)
+
+
+def replies(run: Run, chats: list[Chat]) -> list[Scored]:
+    if run.cfg.method.loss != "pairwise":
+        return scored(chats)
+    return [Scored(p.messages, r, s) for p in pairs(chats) for r, s in ((p.chosen, 1.0), (p.rejected, 0.0))]
+
+
+def save(run: Run, network: Any, tokenizer: Any, units: Units, sane: Sanity) -> None:
+    out = run.path / "model"
+    network.save_pretrained(out, safe_serialization=True)
+    tokenizer.save_pretrained(out)
+    units.save(out)
+    (out / SANE).write_text(json.dumps(sane.to_json(), indent=1, ensure_ascii=False))
+    save_config(run.cfg, out)
+
+
+def headline(examined: Regression | Pairwise, sane: Sanity) -> str:
+    if isinstance(examined, Pairwise):
+        told = f"pair accuracy {examined.accuracy.value:.1%}"
+    else:
+        told = f"Spearman {examined.spearman.value:.2f}" if examined.spearman else f"MSE {examined.mse.value:.3f}"
+        told += f", pair accuracy {examined.pair_accuracy.value:.1%}" if examined.pair_accuracy else ""
+    return f"{told}, sanity {sane.passed.value:.1%}"

@@ -1,0 +1,130 @@
+"""What every stage is handed, and what it hands back."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from manners.data.readers import Splits
+from manners.hardware import Device
+from manners.lineage import CONFIG, Folder, Input
+from manners.models import adapters, base
+from manners.tracking import Tracker
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run at work."""
+
+    cfg: DictConfig
+    splits: Splits
+    device: Device
+    folder: Folder
+    tracker: Tracker
+    inputs: dict[str, Input] = field(default_factory=dict)  # "policy" and "reward", where the method needs them
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path
+
+    def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What was measured before a kill is not measured again."""
+        if name not in self.folder.state:
+            self.folder.remember(**{name: make()})
+        return dict(self.folder.state[name])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The number that a sweep optimises, the step whose weights were kept, and a line for the chain's summary."""
+
+    metric: float | None
+    best_step: int
+    summary: str
+
+
+def steps_of(cfg: DictConfig, examples: int) -> int:
+    """Optimizer steps of a run that Lightning trains; says so where the warm-up is longer than that."""
+    m = cfg.method
+    per_epoch = examples / (m.per_device_train_batch_size * m.gradient_accumulation_steps)
+    steps = m.max_steps if m.max_steps > 0 else max(1, math.ceil(m.num_train_epochs * per_epoch))
+    if 1 <= steps <= m.warmup_steps:
+        console.print(
+            f"[yellow]the warm-up of {m.warmup_steps:.0f} steps is longer than the run of {steps}: the learning rate "
+            "never reaches its peak. For a share of the run: method.warmup_steps=0.1[/]"
+        )
+    return int(steps)
+
+
+def module_settings(cfg: DictConfig, steps: int) -> dict[str, Any]:
+    """What every LightningModule of ours is told."""
+    m = cfg.method
+    return {
+        "total_steps": steps,
+        "learning_rate": m.learning_rate,
+        "lr_scheduler_type": m.lr_scheduler_type,
+        "warmup_steps": m.warmup_steps,
+        "weight_decay": m.weight_decay,
+        "max_grad_norm": m.max_grad_norm,
+        "accumulate": m.gradient_accumulation_steps,
+        "logging_steps": m.logging_steps,
+    }
+
+
+def fit_settings(cfg: DictConfig) -> dict[str, Any]:
+    m = cfg.method
+    return {"eval_steps": m.eval_steps, "save_steps": m.save_steps, "patience": m.early_stopping_patience}
+
+
+def load_settings(cfg: DictConfig, device: Device) -> dict[str, Any]:
+    """Weights are in 32 bits; 4-bit ones compute in the device's number format."""
+    four_bit = cfg.adapter.quantization != "none"
+    return {
+        "dtype": torch.bfloat16 if four_bit and device.precision == "bf16" else torch.float32,
+        "quantization": cfg.adapter.quantization,
+        "double_quantization": cfg.adapter.double_quantization,
+    }
+
+
+def adapt(cfg: DictConfig, model: Any, device: Device, task_type: str = "CAUSAL_LM") -> Any:
+    """``model`` with the adapter that the config asks for, on its device."""
+    a = cfg.adapter
+    model = adapters.adapt(
+        model, a.kind, a.r, a.lora_alpha, a.lora_dropout, a.target_modules, cfg.method.gradient_checkpointing, task_type
+    )
+    return model if a.quantization != "none" else model.to(device.kind)
+
+
+def load_base(cfg: DictConfig, device: Device) -> Any:
+    """The model that ``cfg.model`` names, without an adapter."""
+    return base.load(cfg.model.name, cfg.model.revision, cfg.model.attn_implementation, **load_settings(cfg, device))
+
+
+def save_config(cfg: DictConfig, out: Path) -> None:
+    (out / CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True))
+
+
+def save_language_model(cfg: DictConfig, model: Any, tokenizer: Any, out: Path) -> None:
+    """Adapter or weights, tokenizer with its template, generation config: what transformers and peft load alone."""
+    model.save_pretrained(out, safe_serialization=True, **only_policy(model))
+    save_beside(cfg, model, tokenizer, out)
+
+
+def only_policy(model: Any) -> dict[str, Any]:
+    return {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
+
+
+def save_beside(cfg: DictConfig, model: Any, tokenizer: Any, out: Path) -> None:
+    """All that belongs to a language model's folder but its weights."""
+    tokenizer.save_pretrained(out)
+    own = model.generation_config
+    own.eos_token_id, own.pad_token_id = base.stop_tokens(model, tokenizer), tokenizer.pad_token_id
+    own.save_pretrained(out)
+    save_config(cfg, out)
