@@ -38,7 +38,7 @@ class Regression:
     spearman: Estimate | None
     pair_accuracy: Estimate | None = None  # of two replies to a prompt, the better one scores higher; ties count half
     pairs: int = 0
-    error_length: Estimate | None = None  # Spearman's, of predicted - true with tokens: above 0, long replies gain
+    error_length: Estimate | None = None  # Spearman's, of predicted - true with length: above 0, long replies gain
     bins: list[Bin] = field(default_factory=list)  # calibration, by rising prediction
     baseline: dict[str, Estimate] = field(default_factory=dict)  # the same measures of predicting the training mean
 
@@ -71,7 +71,7 @@ class Pairwise:
     pairs: int
     prompts: int
     accuracy: Estimate  # share of the pairs whose chosen reply scores higher; ties count half
-    margin: Estimate  # mean of chosen - rejected, in the model's units: for Bradley-Terry, nats
+    margin: Estimate  # mean of chosen - rejected, in the units of the scores
 
     def metrics(self, when: str) -> dict[str, float]:
         return {f"{when}/pair_accuracy": self.accuracy.value, f"{when}/margin": self.margin.value}
@@ -102,7 +102,7 @@ def regression(
     """``predicted`` and ``true`` scores in the dataset's units, (N,) each.
 
     ``groups`` (N,) tell the prompt of each row (see ``prompt_ids``); without them no two rows share one, and there
-    are no pairs. ``lengths`` (N,) are tokens of the reply. ``mean`` is that of the training scores, the baseline.
+    are no pairs. ``lengths`` (N,) are tokens, or words, of the reply. ``mean`` is that of the training scores, the baseline.
     """
     predicted, true = np.asarray(predicted, float), np.asarray(true, float)
     group = of_each(groups, len(true))

@@ -92,7 +92,7 @@ def online_curves(metrics_file: Path, best_iteration: int, out: Path) -> Path | 
         return None
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
-    size = (3.6 * columns, 0.5 + 2.5 * lines)
+    size = (max(6, 3.6 * columns), 0.5 + 2.5 * lines)  # the legend alone takes nearly six inches
     figure, grid = plt.subplots(lines, columns, figsize=size, layout="constrained", sharex=True, squeeze=False)
     for axes, (training, held_out, label) in zip(grid.flat, panels, strict=False):
         if training:
