@@ -102,7 +102,8 @@ def regression(
     """``predicted`` and ``true`` scores in the dataset's units, (N,) each.
 
     ``groups`` (N,) tell the prompt of each row (see ``prompt_ids``); without them no two rows share one, and there
-    are no pairs. ``lengths`` (N,) are tokens, or words, of the reply. ``mean`` is that of the training scores, the baseline.
+    are no pairs. ``lengths`` (N,) are tokens or words of the reply. ``mean`` is that of the training scores, the
+    baseline.
     """
     predicted, true = np.asarray(predicted, float), np.asarray(true, float)
     group = of_each(groups, len(true))
