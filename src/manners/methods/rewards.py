@@ -2,6 +2,7 @@
 
 ``reward_func(prompts, completions, **columns) -> list[float]``: prompts are lists of messages, completions lists of
 one assistant message, and the columns hold the rows' other fields, ``completion_ids`` and ``ended``, one value a reply.
+All are passed by name, as TRL does, so that a function may take only those that it needs.
 """
 
 import math
@@ -71,7 +72,7 @@ def total(
     completions = [[{"role": "assistant", "content": reply}] for reply in replies]
     found: dict[str, list[float]] = {}
     for name, part in parts.items():
-        values = [float(v) for v in part.function(asked, completions, **columns)]
+        values = [float(v) for v in part.function(prompts=asked, completions=completions, **columns)]
         if len(values) != len(replies):
             raise MannersError(f"method.rewards.{name} gave {len(values)} scores for {len(replies)} replies.")
         bad = next((i for i, v in enumerate(values) if not math.isfinite(v)), None)
@@ -82,12 +83,12 @@ def total(
     return sums, found
 
 
-def brevity(_prompts: Sequence[Any], completions: Sequence[Any], words: int = 30, **_columns: Any) -> list[float]:
+def brevity(completions: Sequence[Any], words: int = 30, **_columns: Any) -> list[float]:
     """0 up to ``words`` words, and then −1 for each time that many again."""
     return [-max(0, len(c[0]["content"].split()) - words) / words for c in completions]
 
 
-def variety(_prompts: Sequence[Any], completions: Sequence[Any], **_columns: Any) -> list[float]:
+def variety(completions: Sequence[Any], **_columns: Any) -> list[float]:
     """The share of a reply's word pairs that it says only once: 1 for one that never repeats itself, 0 for a loop."""
     found = []
     for completion in completions:
