@@ -119,11 +119,7 @@ def iterate(
             game.actor, optimizer, rolled, advantages, returns, s, shuffle, game.tokenizer.pad_token_id, world
         )
     except FloatingPointError as error:
-        file = guards.save_batch(rolled, folder, str(error))
-        raise MannersError(
-            f"iteration {state.iteration + 1}: {error}. The batch is in {file}. Try a lower method.learning_rate or a "
-            "method.target_kl; the same command goes on from the last checkpoint."
-        ) from None
+        raise broken(rolled, folder, state.iteration + 1, error) from None
     metrics = measure(rolled, scores, part_scores, kl, state.kl_coef, world) | updated.metrics
     state.iteration += 1
     if s.adap_kl_ctrl:
@@ -134,6 +130,15 @@ def iterate(
         "policy/stopped": float(updated.stopped),
     }
     return metrics, summary(rolled, part_scores, kl.sum(1), s.log_samples), rolled.texts
+
+
+def broken(rolled: Rollout, folder: Path, iteration: int, error: FloatingPointError) -> MannersError:
+    """What to tell, with the batch kept for the one who must find out why."""
+    file = guards.save_batch(rolled, folder, str(error))
+    return MannersError(
+        f"iteration {iteration}: {error}. The batch is in {file}. Try a lower method.learning_rate or a "
+        "method.target_kl; the same command goes on from the last checkpoint."
+    )
 
 
 def score(rolled: Rollout, parts: dict[str, rewards.Part], s: Online) -> tuple[torch.Tensor, dict[str, list[float]]]:
@@ -202,7 +207,10 @@ def evaluate(game: Game, prompts: list[Prompt], folder: Path, state: Progressed)
     if not prompts or game.world.rank:
         return {}
     rolled = game.roll(prompts, None)
-    scores, part_scores = score(rolled, game.parts, game.settings)
+    try:
+        scores, part_scores = score(rolled, game.parts, game.settings)
+    except FloatingPointError as error:
+        raise broken(rolled, folder, state.iteration, error) from None
     kl = (kl_estimate(rolled.logprobs, rolled.ref_logprobs, "k1") * rolled.mask).sum(1)
     mean = float(scores.mean())
     if mean > state.best_reward:

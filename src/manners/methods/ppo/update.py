@@ -60,6 +60,7 @@ def update(
     The gradient of a minibatch is a mean over its tokens in all processes, however they fall into micro-batches. With
     ``target_kl`` the update ends before the first minibatch that finds the policy moved further than that.
     """
+    actor.train()  # or gradient checkpointing would do nothing; dropout is off in any case
     params = [p for group in optimizer.param_groups for p in group["params"]]
     held = len(rollout.texts)
     everyone = list(range(held * world.size))
