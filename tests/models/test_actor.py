@@ -210,5 +210,3 @@ def test_entropy_has_a_gradient_only_where_it_is_wanted():
     assert actor.judge(*batch(), HEAT, entropy_grad=True).entropy.requires_grad
     with torch.no_grad():
         assert not actor.judge(*batch(), HEAT, entropy_grad=True).entropy.requires_grad
-
-
