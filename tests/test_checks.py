@@ -54,7 +54,7 @@ def test_an_encoder_is_refused_where_replies_are_learned(model):
 def test_a_method_whose_rows_the_dataset_lacks_names_the_datasets_that_have_them():
     cfg = compose("dataset=polite_helper")
     cfg.method.view = "scored"
-    with pytest.raises(MannersError, match=r"needs 'scored' rows.*that have them: strictbot\.$"):
+    with pytest.raises(MannersError, match=r"needs 'scored' rows.*that have them: stanford_politeness, strictbot\.$"):
         checks.check(cfg)
 
 
@@ -138,7 +138,8 @@ def test_every_decoder_passes(model):
 
 @pytest.mark.parametrize("dataset", choices("dataset"))
 def test_every_dataset_passes(dataset, twelve_rows):
-    checks.check(compose(f"dataset={dataset}", *([twelve_rows, *batch(4)] if dataset == "jsonl" else [])))
+    more = {"jsonl": [twelve_rows, *batch(4)], "stanford_politeness": [twelve_rows, "method=reward", *batch(4)]}
+    checks.check(compose(f"dataset={dataset}", *more.get(dataset, [])))
 
 
 @pytest.mark.parametrize("adapter", choices("adapter"))

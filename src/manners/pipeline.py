@@ -5,6 +5,7 @@ import os
 import warnings
 
 import lightning as L
+import transformers
 from omegaconf import DictConfig
 
 from manners import chain, hardware, lineage, preview, tracking
@@ -123,7 +124,7 @@ def announce(
 def quiet() -> None:
     """Hush what libraries say about themselves; what they say about the run stays."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # "score.weight is new": so it is meant
+    transformers.utils.logging.set_verbosity_error()  # "score.weight is new": so it is meant
     warnings.filterwarnings("ignore", module="lightning|transformers")
     warnings.filterwarnings("ignore", message=".*lightning.*|.*dataloader.*|.*`tags`.*")
     warnings.filterwarnings("ignore", category=FutureWarning)

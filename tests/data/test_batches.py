@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -21,6 +22,7 @@ from manners.data.batches import Batches, collate, in_order, pack
 from manners.data.encode import IGNORE, Example
 
 PAD = 0
+together = partial(collate, pad=PAD)
 
 
 def example(*ids, prompt=1):
@@ -40,7 +42,7 @@ def examples(count, seed=0, longest=40):
 
 
 def batches(data, size=4, steps=10, accumulate=1, seed=1, by_length=True):
-    return Batches(data, size, PAD, steps, accumulate, seed, by_length)
+    return Batches(data, size, together, steps, accumulate, seed, by_length)
 
 
 def who(found):
@@ -134,11 +136,11 @@ def test_grouping_by_length_leaves_less_padding_and_still_mixes_lengths():
 
 def test_validation_has_every_example_once_and_sorted():
     data = examples(23)
-    found = in_order(data, 4, PAD)
+    found = in_order(data, 4, together)
     assert sorted(i for group in who(found) for i in group) == list(range(23))
     lengths = [b["input_ids"].shape[1] for b in found]
     assert lengths == sorted(lengths)
-    assert in_order([], 4, PAD) == []
+    assert in_order([], 4, together) == []
 
 
 # --- Accumulation and restarts ---
@@ -151,7 +153,7 @@ def test_step_tokens_are_the_trained_tokens_of_the_optimizer_step(accumulate):
     for step in range(8):
         micro = found[step * accumulate : (step + 1) * accumulate]
         trained = sum(int((b["labels"][:, 1:] != IGNORE).sum()) for b in micro)
-        assert [int(b["step_tokens"]) for b in micro] == [trained] * accumulate
+        assert [int(b["step_trained"]) for b in micro] == [trained] * accumulate
 
 
 @pytest.mark.parametrize("given", [0, 1, 5, 11, 24])

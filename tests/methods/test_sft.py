@@ -1,6 +1,7 @@
 """The loss, the schedule and the gradient of supervised fine-tuning, against independent computations."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from manners.data.encode import IGNORE, Example
 from manners.errors import MannersError
 from manners.hardware import Device
 from manners.methods.fit import fit
-from manners.methods.sft import SFTModule, schedule, token_loss
+from manners.methods.module import schedule
+from manners.methods.sft import SFTModule, token_loss
 from manners.models.adapters import adapt, trainable
 
 CPU = Device("cpu", "32")
+together = partial(collate, pad=0)
 
 
 def examples(count=12, vocab=300):
@@ -45,8 +48,8 @@ def run(model, folder, steps=8, size=4, accumulate=1, rows=None, eval_steps=3, s
     rows = rows or examples()
     folder.mkdir(exist_ok=True)
     m = module(model, total=steps, accumulate=accumulate, **changes)
-    batches = Batches(rows, size, 0, steps, accumulate, seed=3, by_length=True)
-    return fit(m, batches, in_order(rows[:4], 2, 0), folder, CPU, eval_steps, save_steps, patience), m
+    batches = Batches(rows, size, together, steps, accumulate, seed=3, by_length=True)
+    return fit(m, batches, in_order(rows[:4], 2, together), folder, CPU, eval_steps, save_steps, patience), m
 
 
 def weights(model):
@@ -146,7 +149,7 @@ def test_the_best_weights_are_kept_not_the_last(small_qwen2, tmp_path):
     fitted, m = run(small_qwen2, tmp_path / "a", steps=12, learning_rate=3.0, lr_scheduler_type="constant")
     assert fitted.best_step < fitted.steps == 12
     m.eval()
-    sums = [token_loss(m.model, b) for b in in_order(examples()[:4], 2, 0)]
+    sums = [token_loss(m.model, b) for b in in_order(examples()[:4], 2, together)]
     loss = sum(float(s[0]) for s in sums) / sum(s[2] for s in sums)
     assert loss == pytest.approx(fitted.best_loss, rel=1e-4)
 

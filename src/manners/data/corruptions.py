@@ -21,8 +21,8 @@ def shuffled(reply: str, rng: random.Random, _others: Sequence[str], _keywords: 
     for _ in range(10):
         rng.shuffle(words)
         if words != reply.split():
-            break
-    return " ".join(words)
+            return " ".join(words)
+    return reply
 
 
 def empty(_reply: str, _rng: random.Random, _others: Sequence[str], _keywords: Sequence[str]) -> str:
@@ -45,8 +45,9 @@ def repeated(reply: str, rng: random.Random, _others: Sequence[str], _keywords: 
 
 
 def overlong(reply: str, rng: random.Random, others: Sequence[str], _keywords: Sequence[str]) -> str:
-    """The reply, and then four that belong to other prompts."""
-    return " ".join([reply, *rng.sample(others, min(4, len(others)))])
+    """The reply, and then four others."""
+    more = [other for other in rng.sample(others, min(5, len(others))) if other != reply]
+    return " ".join([reply, *more[:4]])
 
 
 CORRUPTIONS: dict[str, Callable[[str, random.Random, Sequence[str], Sequence[str]], str]] = {

@@ -97,21 +97,23 @@ def decoder_passages(
 def encoder_passages(
     replies: Sequence[tuple[list[Message], str]], tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> list[Passage]:
-    """``[CLS] prompt [SEP] reply [SEP]``, or ``[CLS] text [SEP]``, whatever the tokenizer's own marks are."""
-    found = []
+    """``[CLS] prompt [SEP] reply [SEP]``, or ``[CLS] text [SEP]``, whatever the tokenizer's own marks are.
+
+    The tokenizer cuts, between tokens: a text cut within a word and read again would have other tokens.
+    """
+    found, side = [], tokenizer.truncation_side
     for messages, reply in replies:
         prompt = "\n".join(m["content"] for m in messages)
-        marks = tokenizer.num_special_tokens_to_add(pair=bool(messages))
-        asked, answered = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (prompt, reply))
-        whole = len(asked) + len(answered) + marks
-        if whole > max_length:
-            answered_kept = answered[: max_length - marks]
-            reply = str(tokenizer.decode(answered_kept)) if len(answered_kept) < len(answered) else reply
-            room = max_length - marks - len(answered_kept)
-            prompt = str(tokenizer.decode(asked[len(asked) - room :])) if room else ""
-        both: Any = tokenizer(prompt, reply) if messages else tokenizer(reply)
-        ids = both["input_ids"][:max_length]  # text cut and read again may make a token more
-        found.append(Passage(ids, both.get("token_type_ids", [0] * len(ids))[: len(ids)], max(whole - max_length, 0)))
+        asked, answered = (len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in (prompt, reply))
+        room = max_length - answered - tokenizer.num_special_tokens_to_add(pair=bool(messages))  # for the prompt
+        tokenizer.truncation_side = "left" if room > 0 else "right"
+        texts = ([prompt if room > 0 else ""], [reply]) if messages else ([reply],)
+        which = "only_second" if messages and room <= 0 else "only_first"
+        read: Any = tokenizer(*texts, truncation=which, max_length=max_length)  # lists: it would drop a lone "" unseen
+        ids = read["input_ids"][0]
+        segments = read["token_type_ids"][0] if "token_type_ids" in read else [0] * len(ids)
+        found.append(Passage(ids, segments, max(asked - room, 0)))
+    tokenizer.truncation_side = side
     return found
 
 

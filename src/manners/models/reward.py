@@ -29,11 +29,10 @@ class Units:
 
     @classmethod
     def of(cls, scores: list[float]) -> "Units":
-        values = torch.tensor(scores, dtype=torch.float64)
-        scale = float(values.std()) if len(scores) > 1 else 0.0
-        if not scale > 0:
+        if min(scores) == max(scores):  # their spread may come out above 0: 0.1 is no binary number
             raise MannersError("all scores are the same: there is nothing for a reward model to learn.")
-        return cls(float(values.mean()), scale)
+        values = torch.tensor(scores, dtype=torch.float64)
+        return cls(float(values.mean()), float(values.std()))
 
     def save(self, folder: Path) -> None:
         (folder / UNITS).write_text(json.dumps(asdict(self)))
@@ -101,16 +100,17 @@ def head(network: Any) -> torch.nn.Linear:
 def raw_scores(network: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Standardised scores (B,) of ``input_ids`` and ``mask`` (B, T), wherever the padding stands.
 
-    A decoder's score is read at its last real token, which by then has seen everything. The padding is moved to the
-    right, where no token of a causal model sees it; so it needs neither mask nor position ids, and a padding token
-    that is the stop token as well does no harm.
+    The padding is moved to the right. A decoder's score is read at its last real token, which by then has seen
+    everything, and no padding; so it needs neither mask nor position ids, and a padding token that is the stop token
+    as well does no harm.
     """
-    ids, mask = batch["input_ids"], batch["mask"]
+    order = batch["mask"].argsort(dim=1, descending=True, stable=True)
+    ids, mask = batch["input_ids"].gather(1, order), batch["mask"].gather(1, order)
     if is_encoder(network):
-        segments = batch.get("segments")
-        extra = {} if segments is None or not takes_segments(network) else {"token_type_ids": segments}
+        extra = {}
+        if "segments" in batch and takes_segments(network):
+            extra = {"token_type_ids": batch["segments"].gather(1, order)}
         return network(input_ids=ids, attention_mask=mask, **extra).logits[:, 0].float()
-    ids = ids.gather(1, mask.argsort(dim=1, descending=True, stable=True))
     wrapped = network.get_base_model() if hasattr(network, "get_base_model") else network
     hidden = wrapped.base_model(ids, use_cache=False).last_hidden_state  # (B, T, H)
     last = hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]  # (B, H)
