@@ -84,13 +84,13 @@ def finished(output_dir: str, mark: str) -> Input | None:
 
 def given(name: str, output_dir: str) -> Input | None:
     """The run that a folder, a run's name or an MLflow run id in ``output_dir`` names, or None."""
-    for path in (Path(name).expanduser(), Path(output_dir) / "runs" / name):
+    for path in (Path(name).expanduser().resolve(), Path(output_dir) / "runs" / name):
         model = path / MODEL if (path / MODEL).is_dir() else path
         if (model / "config.json").exists() or (model / "adapter_config.json").exists():
             state = load_state(model.parent)
-            return Input(
-                model, state.get("stage_mark") or folder_mark(model), model.parent.name, state.get("mlflow_run_id", "")
-            )
+            if not state:  # nobody's run: it goes by its own name
+                return Input(model, folder_mark(model), path.name)
+            return Input(model, state["stage_mark"], model.parent.name, state.get("mlflow_run_id", ""))
     for path in sorted((Path(output_dir) / "runs").glob("*/run.json")):
         state = load_state(path.parent)
         if state.get("mlflow_run_id") == name and (path.parent / MODEL).exists():

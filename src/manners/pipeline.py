@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from pathlib import Path
 
 import lightning as L
 import transformers
@@ -15,9 +16,11 @@ from manners.data.rows import digest
 from manners.errors import MannersError
 from manners.lineage import Input
 from manners.methods.fit import discard_checkpoints
+from manners.methods.ppo.world import join
 from manners.models import base
 from manners.stages import online, reward, sft
 from manners.stages.run import Outcome, Run, console
+from manners.tracking import Silent
 
 METHODS = {"sft": sft.train, "reward": reward.train, "ppo": online.train, "rloo": online.train}
 
@@ -37,13 +40,18 @@ def run(stage: Stage, needs: list[Stage]) -> float | None:
     check_length(cfg)
     inputs = {need.role: found for need in needs if (found := settle(need)) is not None}
     marks = {role: found.mark for role, found in inputs.items()}
+    world = join(device.kind, cfg.method.name)
+    if world.rank:  # one process speaks for all; the others only train
+        folder = lineage.Folder(Path(world.hear()), {})
+        return METHODS[cfg.method.name](Run(cfg, stage.splits, device, folder, Silent(), inputs, world)).metric
     with (
         lineage.claim(cfg, data_digest, marks) as folder,
         tracking.open_run(cfg, folder, len(stage.splits.train), data_digest, inputs) as tracker,
     ):
         announce(cfg, folder, device, stage, inputs)
+        world.tell(str(folder.path))
         L.seed_everything(cfg.seed, verbose=False)
-        outcome = METHODS[cfg.method.name](Run(cfg, stage.splits, device, folder, tracker, inputs))
+        outcome = METHODS[cfg.method.name](Run(cfg, stage.splits, device, folder, tracker, inputs, world))
         finish(folder, tracker, outcome, inputs)
     return outcome.metric
 

@@ -91,7 +91,9 @@ class Tracker:
             print(f"could not send {path.name} to the tracking server ({error}); it is kept at {path}", file=sys.stderr)
 
     def table(self, records: list[dict[str, Any]], name: str) -> None:
-        columns = {key: [r[key] for r in records] for key in records[0]} if records else {}
+        if not records:
+            return
+        columns = {key: [r[key] for r in records] for key in records[0]}
         try:
             self.client.log_table(self.run_id, columns, name)
         except Exception as error:  # noqa: BLE001

@@ -21,9 +21,10 @@ def learning_curve(metrics_file: Path, best_step: int, out: Path) -> Path:
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     training = sorted((r["step"], r["train/loss"]) for r in records if "train/loss" in r)
     validation = sorted((r["step"], r["val/loss"]) for r in records if "val/loss" in r)
-    steps, losses = zip(*training, strict=True)
-    axes.plot(steps, losses, color=BEFORE, alpha=0.35, linewidth=1)
-    axes.plot(steps, smooth(losses), color="#495057", label="training, smoothed")
+    if training:  # a run shorter than method.logging_steps has told nothing of it
+        steps, losses = zip(*training, strict=True)
+        axes.plot(steps, losses, color=BEFORE, alpha=0.35, linewidth=1)
+        axes.plot(steps, smooth(losses), color="#495057", label="training, smoothed")
     axes.plot(*zip(*validation, strict=True), "o-", color=AFTER, label="validation", markersize=4)
     axes.axvline(best_step, color=AFTER, linewidth=0.8, linestyle=":", label=f"kept: step {best_step}")
     axes.set(xlabel="optimizer step", ylabel="loss (nats per trained token)", ylim=(0, None))

@@ -1,5 +1,6 @@
 """PPO and RLOO: the policy answers, is paid for what it says, and answers again."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,6 @@ from manners.methods import reward, rewards
 from manners.methods.ppo import guards, loop
 from manners.methods.ppo.advantages import kl_estimate
 from manners.methods.ppo.loop import Game
-from manners.methods.ppo.world import join
 from manners.models import adapters, base
 from manners.models import reward as reward_models
 from manners.models.actor import Actor
@@ -34,13 +34,12 @@ SAMPLED = 256  # test prompts whose sampled replies tell the KL: enough for a te
 
 def train(run: Run) -> Outcome:
     cfg = run.cfg
-    world = join(run.device.kind)
     tokenizer = base.load_tokenizer(cfg.model.name, cfg.model.revision, cfg.model.chat_template)
     model, settings = adapt(cfg, starting_policy(run), run.device), typed(cfg)
     actor = Actor(model, getattr(settings, "critic", "none"))
     parts = rewards.build(OmegaConf.to_container(cfg.method.rewards, resolve=True), reward_function(run))  # type: ignore[arg-type]
-    game = Game(actor, tokenizer, base.stop_tokens(model, tokenizer), parts, settings, cfg.seed, world)
-    if world.rank == 0:
+    game = Game(actor, tokenizer, base.stop_tokens(model, tokenizer), parts, settings, cfg.seed, run.world)
+    if run.world.rank == 0:
         before = Measured.from_json(run.once("before", lambda: answer(run, game).to_json()))
         run.tracker.log(before.metrics("before"), 0)
 
@@ -48,7 +47,7 @@ def train(run: Run) -> Outcome:
     warn = lambda words: console.print(f"[yellow]{words}[/]")  # noqa: E731
     trained = loop.train(game, prompts(run.splits.train), held_out, run.path, run.tracker.log, run.tracker.table, warn)
 
-    if world.rank:
+    if run.world.rank:
         return Outcome(trained.best_reward, trained.best_iteration, "")
     after = answer(run, game)
     run.tracker.log(after.metrics("after"), trained.iterations)
@@ -92,7 +91,8 @@ def check_sound(source: Input, floor: float) -> None:
         known = f"sees through {passed:.1%} of spoilt replies" if file.exists() else "has no sanity.json"
         raise MannersError(
             f"the reward model {source.run} {known}, and method.sanity_floor={floor}: PPO would exploit it. Train it "
-            f"on spoilt replies (method.corrupted=0.2), or take it as it is: method.sanity_floor={passed:.2f}"
+            "on spoilt replies (method.corrupted=0.2), or take it as it is: "
+            f"method.sanity_floor={math.floor(100 * passed) / 100:.2f}"
         )
 
 

@@ -10,6 +10,7 @@ from manners.data.batches import Batches, in_order
 from manners.data.corruptions import corrupt
 from manners.data.passages import Passage, collate_passages, pair_passages, scored_passages
 from manners.data.rows import Chat, Message, Scored, pairs, scored
+from manners.evaluation import reward_report
 from manners.evaluation import sanity as sanity_suite
 from manners.evaluation.regression import Pairwise, Regression, pairwise, prompt_ids, regression
 from manners.evaluation.sanity import Sanity
@@ -29,6 +30,7 @@ from manners.stages.run import (
     save_config,
     steps_of,
 )
+from manners.stages.show import Exam
 
 SANE = "sanity.json"  # in the model's folder: what PPO looks at before it believes a score
 Score = Callable[[Sequence[tuple[list[Message], str]]], list[float]]
@@ -41,6 +43,7 @@ def train(run: Run) -> Outcome:
         cfg.model.name, tokenizer, cfg.model.revision, cfg.model.attn_implementation, **load_settings(cfg, run.device)
     )
     network = adapt(cfg, network, run.device, task_type="SEQ_CLS")
+    sanity_suite.good(*real_replies(run), cfg.seed)  # what would stop the examination stops the training
     units = Units() if m.loss == "pairwise" else Units.of([r.score for r in scored(run.splits.train)])
     examples = lesson(run, run.splits.train, tokenizer, units)
     held_out = lesson(run, run.splits.validation or run.splits.test, tokenizer, units)
@@ -63,11 +66,11 @@ def train(run: Run) -> Outcome:
     if m.loss == "pairwise":
         units = spread(run, raw)
     score: Score = lambda replies: [units.mean + units.scale * s for s in raw(replies)]  # noqa: E731
-    examined, sane = examine(run, score), sanity(run, score)
-    run.tracker.log(examined.metrics("after") | sane.metrics("after"), fitted.steps)
+    exam, sane = examine(run, score), sanity_suite.check(score, *real_replies(run), cfg.seed)
+    run.tracker.log(exam.quality.metrics("after") | sane.metrics("after"), fitted.steps)
     save(run, network, tokenizer, units, sane)
-    show.reward(run, examined, sane, score, fitted.best_step)
-    return Outcome(fitted.best_loss, fitted.best_step, headline(examined, sane))
+    show.reward(run, exam, sane, fitted.best_step)
+    return Outcome(fitted.best_loss, fitted.best_step, headline(exam.quality, sane))
 
 
 def lesson(run: Run, chats: list[Chat], tokenizer: Any, units: Units) -> list[Passage]:
@@ -97,36 +100,33 @@ def spread(run: Run, raw: Score) -> Units:
     return Units(-of.mean / of.scale, 1 / of.scale)
 
 
-def examine(run: Run, score: Score) -> Regression | Pairwise:
+def examine(run: Run, score: Score) -> Exam:
     """The model on the test rows."""
-    chats = run.splits.test or run.splits.validation
+    chats, seed = run.splits.test or run.splits.validation, run.cfg.seed
     if run.cfg.method.loss == "pairwise":
         rows = pairs(chats)
-        chosen, rejected = (score([(p.messages, r) for p, r in zip(rows, replies, strict=True)]) for replies in (
-            [p.chosen for p in rows], [p.rejected for p in rows]
-        ))  # fmt: skip
-        return pairwise(chosen, rejected, prompt_ids([p.messages for p in rows]), run.cfg.seed)
+        chosen = score([(p.messages, p.chosen) for p in rows])
+        rejected = score([(p.messages, p.rejected) for p in rows])
+        ordered = pairwise(chosen, rejected, prompt_ids([p.messages for p in rows]), seed)
+        return Exam(ordered, reward_report.pair_rows(rows, chosen, rejected))
     held_out, known = scored(chats), scored(run.splits.train)
-    return regression(
-        score([(r.messages, r.reply) for r in held_out]),
-        [r.score for r in held_out],
-        prompt_ids([r.messages for r in held_out]),
-        [len(r.reply.split()) for r in held_out],
-        mean=sum(r.score for r in known) / len(known),
-        seed=run.cfg.seed,
-    )
+    predicted, true = score([(r.messages, r.reply) for r in held_out]), [r.score for r in held_out]
+    mean = sum(r.score for r in known) / len(known)
+    groups, lengths = prompt_ids([r.messages for r in held_out]), [len(r.reply.split()) for r in held_out]
+    quality = regression(predicted, true, groups, lengths, mean, seed)
+    return Exam(quality, reward_report.rows(held_out, predicted), predicted, true)
 
 
-def sanity(run: Run, score: Score) -> Sanity:
-    """Whether it sees through spoilt replies. Of pairs, the chosen ones are spoilt."""
-    held_out, known = replies(run, run.splits.test or run.splits.validation), replies(run, run.splits.train)
-    return sanity_suite.check(score, held_out, known, run.cfg.seed)
-
-
-def replies(run: Run, chats: list[Chat]) -> list[Scored]:
-    if run.cfg.method.loss != "pairwise":
-        return scored(chats)
-    return [Scored(p.messages, r, s) for p in pairs(chats) for r, s in ((p.chosen, 1.0), (p.rejected, 0.0))]
+def real_replies(run: Run) -> tuple[list[Scored], list[Scored]]:
+    """Held-out replies to spoil, and those of the training, which lend their words. Of pairs, the chosen are good."""
+    both = []
+    for chats in (run.splits.test or run.splits.validation, run.splits.train):
+        if run.cfg.method.loss == "pairwise":
+            found = pairs(chats)
+            both.append([Scored(p.messages, r, s) for p in found for r, s in ((p.chosen, 1.0), (p.rejected, 0.0))])
+        else:
+            both.append(scored(chats))
+    return both[0], both[1]
 
 
 def save(run: Run, network: Any, tokenizer: Any, units: Units, sane: Sanity) -> None:

@@ -13,8 +13,9 @@ from rich.console import Console
 from manners.data.readers import Splits
 from manners.hardware import Device
 from manners.lineage import CONFIG, Folder, Input
+from manners.methods.ppo.world import World
 from manners.models import adapters, base
-from manners.tracking import Tracker
+from manners.tracking import Silent, Tracker
 
 console = Console()
 
@@ -27,8 +28,9 @@ class Run:
     splits: Splits
     device: Device
     folder: Folder
-    tracker: Tracker
+    tracker: Tracker | Silent
     inputs: dict[str, Input] = field(default_factory=dict)  # "policy" and "reward", where the method needs them
+    world: World = field(default_factory=World)
 
     @property
     def path(self) -> Path:

@@ -2,9 +2,12 @@
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
+
+from manners.errors import MannersError
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,29 @@ class World:
         first = self.rank * held
         return [r - first for r in rows if first <= r < first + held]
 
+    def tell(self, text: str) -> None:
+        """The first process says what the others ``hear``."""
+        self._broadcast([text])
 
-def join(device: str) -> World:
+    def hear(self) -> str:
+        return str(self._broadcast([None])[0])
+
+    def _broadcast(self, said: list[Any]) -> list[Any]:
+        from accelerate.utils import broadcast_object_list
+
+        return list(broadcast_object_list(said)) if self.size > 1 else said
+
+
+def join(device: str, method: str) -> World:
     """The world that ``torchrun`` or ``accelerate launch`` started us in. ``device`` is "cpu", "cuda" or "mps"."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World()
-    from accelerate import Accelerator
+    if method in ("sft", "reward"):
+        raise MannersError(f"method={method} trains in one process: start it as python train.py, without torchrun.")
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
     if device == "cpu":  # torchrun on a CPU would otherwise run undistributed, without a word
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    accelerator = Accelerator(cpu=device == "cpu")
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # the first process evaluates while others wait
+    accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[patience])
     return World(accelerator.process_index, accelerator.num_processes, accelerator)
