@@ -5,13 +5,14 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from omegaconf import OmegaConf
 
 from manners import lineage
 from manners.errors import MannersError
-from manners.lineage import claim, fingerprint
+from manners.lineage import claim, fingerprint, given, stage_mark
 from tests.configs import changed, compose
 
 DIGEST = "0123456789abcdef"
@@ -148,3 +149,135 @@ def test_a_run_name_with_odd_characters_makes_one_plain_folder(cfg, tmp_path):
     with claim(cfg, DIGEST) as folder:
         assert folder.path.parent == tmp_path / "runs"
         assert re.fullmatch(r"[\w.-]+", folder.path.name)
+
+
+# --- The stage mark, by which PPO finds the runs that it starts from ---
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "study_name=other",
+        "run_name=mine",
+        "evaluation.do_sample=true",
+        "evaluation.test_prompts=7",
+        "output_dir=elsewhere",
+        "tracking.experiment=other",
+        "resume=false",
+    ],
+)
+def test_what_leaves_the_weights_alone_leaves_the_stage_mark_alone(override):
+    assert stage_mark(changed(override), DIGEST) == stage_mark(compose(), DIGEST)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.name=openai-community/gpt2",
+        "model.revision=abc",
+        "model.chat_template=plain",
+        "dataset.max_rows=100",
+        "method.learning_rate=1e-4",
+        "adapter.r=8",
+        "hardware.precision=bf16",
+        "seed=2",
+    ],
+)
+def test_what_shapes_the_weights_changes_the_stage_mark(override):
+    assert stage_mark(changed(override), DIGEST) != stage_mark(compose(), DIGEST)
+
+
+def test_other_data_and_other_inputs_change_both_marks():
+    cfg = compose()
+    for mark in (fingerprint, stage_mark):
+        found = [mark(cfg, DIGEST), mark(cfg, "other"), mark(cfg, DIGEST, {"policy": "a"})]
+        found += [mark(cfg, DIGEST, {"policy": "b"}), mark(cfg, DIGEST, {"reward": "a"})]
+        assert len(set(found)) == 5
+
+
+def run_of(cfg, model=True, **state):
+    """A run's folder as training would leave it."""
+    with claim(cfg, DIGEST) as folder:
+        folder.remember(**state)
+    if model:
+        (folder.path / "model").mkdir()
+        (folder.path / "model" / "config.json").write_text("{}")
+    return folder.path
+
+
+def test_only_a_finished_run_with_its_model_is_found(cfg, tmp_path):
+    mark = stage_mark(cfg, DIGEST)
+    assert lineage.finished(str(tmp_path / "nowhere"), mark) is None
+    run_of(cfg)  # still at work, though a model lies there
+    assert lineage.finished(str(tmp_path), mark) is None
+    cfg.run_name = "emptied"
+    run_of(cfg, model=False, status="finished")
+    assert lineage.finished(str(tmp_path), mark) is None
+    cfg.run_name = "good"
+    path = run_of(cfg, status="finished", mlflow_run_id="f" * 32)
+    found = lineage.finished(str(tmp_path), mark)
+    assert (found.model, found.mark, found.run, found.run_id) == (path / "model", mark, path.name, "f" * 32)
+    assert lineage.finished(str(tmp_path), stage_mark(changed("seed=2"), DIGEST)) is None
+
+
+def test_a_run_is_given_by_its_folder_its_models_folder_its_name_or_its_mlflow_id(cfg, tmp_path, monkeypatch):
+    path = run_of(cfg, status="finished", mlflow_run_id="f" * 32)
+    names = [str(path), str(path / "model"), path.name, "f" * 32]
+    assert {given(name, str(tmp_path)) for name in names} == {lineage.finished(str(tmp_path), stage_mark(cfg, DIGEST))}
+    monkeypatch.chdir(path / "model")
+    assert given(".", str(tmp_path)).run == path.name
+    assert given("e" * 32, str(tmp_path)) is None
+    assert given("nothing-here", str(tmp_path)) is None
+
+
+def test_a_folder_that_is_no_run_goes_by_its_own_name_and_is_marked_by_its_weights(tmp_path):
+    for name, weights in (("one", b"1"), ("same", b"1"), ("other", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+    one, same, other = (given(str(tmp_path / name), "out") for name in ("one", "same", "other"))
+    assert (one.run, one.run_id, one.config) == ("one", "", None)
+    assert one.mark == same.mark != other.mark
+
+
+def test_a_second_job_waits_for_its_turn_and_then_finds_the_stage_finished(tmp_path):
+    """Two real processes, started together: one trains, the other waits, and nothing is trained twice."""
+    code = f"""
+import json, sys, time
+from pathlib import Path
+from manners.lineage import finished, turn
+out = Path({str(tmp_path)!r})
+with turn(str(out), "mark", lambda: print("waits", flush=True)):
+    if finished(str(out), "mark"):
+        print("found", flush=True)
+    else:
+        print("trains", flush=True)
+        while not (out / "go").exists():
+            time.sleep(0.01)
+        run = out / "runs" / f"by-{{sys.argv[1]}}"
+        (run / "model").mkdir(parents=True)
+        (run / "run.json").write_text(json.dumps({{"status": "finished", "stage_mark": "mark"}}))
+"""
+    jobs = [subprocess.Popen([sys.executable, "-c", code, str(i)], stdout=-1, text=True) for i in range(2)]
+    first_words = sorted(job.stdout.readline().strip() for job in jobs)
+    assert first_words == ["trains", "waits"]
+    time.sleep(0.2)
+    assert all(job.poll() is None for job in jobs)  # it waits indeed
+    (tmp_path / "go").touch()
+    assert sorted(job.communicate(timeout=60)[0].strip() for job in jobs) == ["", "found"]
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_the_turn_of_a_killed_job_passes_on(tmp_path):
+    code = f"""
+from manners.lineage import turn
+with turn({str(tmp_path)!r}, "mark", lambda: None):
+    print("mine", flush=True)
+    input()
+"""
+    job = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True)
+    assert job.stdout.readline().strip() == "mine"
+    job.send_signal(signal.SIGKILL)
+    job.communicate()
+    with lineage.turn(str(tmp_path), "mark", lambda: pytest.fail("nobody holds it")):
+        pass
