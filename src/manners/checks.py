@@ -144,6 +144,7 @@ def check_online(cfg: DictConfig) -> None:
             if cfg[role] not in ("auto", "none"):
                 raise MannersError(f"{role}={cfg[role]}: method={m.name} starts from the base model, not from a run.")
         return
+    check_rewards(cfg)
     per_prompt = m.get("num_generations", 1)
     if m.batch_size % per_prompt:
         raise MannersError(f"method.batch_size={m.batch_size} must be a multiple of num_generations={per_prompt}.")
@@ -156,6 +157,24 @@ def check_online(cfg: DictConfig) -> None:
             "an SFT adapter merged into 4-bit weights is no longer the policy that SFT trained (peft#2321): "
             "adapter=lora, or policy=none to start from the base itself."
         )
+
+
+def check_rewards(cfg: DictConfig) -> None:
+    """Each part of the reward must be one that can be made; whether its function exists is seen before training."""
+    parts = cfg.method.rewards
+    if not isinstance(parts, DictConfig) or not parts:
+        raise MannersError(f"method.rewards={parts} names no part: +method.rewards.NAME={{_target_:MODULE.FUNCTION}}.")
+    for name, part in ((str(name), part) for name, part in parts.items()):
+        if not isinstance(part, DictConfig):
+            raise MannersError(
+                f"method.rewards.{name}={part}: a part of the reward is {{weight:1.0,_target_:MODULE.FUNCTION}}, and "
+                f"~method.rewards.{name} takes it out."
+            )
+        if cfg.reward == "none" and "_target_" not in part:
+            raise MannersError(
+                f"reward=none, and method.rewards.{name} names no function: add a part of your own with "
+                f"+method.rewards.NAME={{_target_:MODULE.FUNCTION}}, and take this one out with ~method.rewards.{name}."
+            )
 
 
 def check_adapter(cfg: DictConfig) -> None:

@@ -167,6 +167,8 @@ def explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     if match := re.search(r"Key '(\w+)' (?:is )?not in [^\n]*\n\s*full_key: (\S+)", text):
         leaf, key = match.groups()
         key = key if key.endswith(leaf) else f"{key}.{leaf}"
+        if key.startswith("method.rewards."):
+            return f"{place or key}: the reward has no part '{leaf}' yet: a plus adds it, +{key}=VALUE."
         siblings = known_keys(config_name, key.rpartition(".")[0])
         return f"{place or origin(key, overrides)}: there is no option '{key}'. {did_you_mean_key(key, siblings)}"
     if match := re.search(r"((?:Value|Interpolation) .*)\n\s*full_key: (\S+)", text):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import lightning as L
 import transformers
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from manners import chain, hardware, lineage, preview, tracking
 from manners.chain import Stage
@@ -15,6 +15,7 @@ from manners.data.encode import encode
 from manners.data.rows import digest
 from manners.errors import MannersError
 from manners.lineage import Input
+from manners.methods import rewards
 from manners.methods.fit import discard_checkpoints
 from manners.methods.ppo.world import join
 from manners.models import base
@@ -38,11 +39,14 @@ def run(stage: Stage, needs: list[Stage]) -> float | None:
         return None
     device = hardware.resolve(cfg.hardware.accelerator, cfg.hardware.precision, cfg.hardware.num_threads)
     check_length(cfg)
+    if cfg.method.view == "prompt":  # a function that cannot be found ends the run before its stages are trained
+        rewards.build(OmegaConf.to_container(cfg.method.rewards, resolve=True), model=len)  # type: ignore[arg-type]
     inputs = {need.role: found for need in needs if (found := settle(need)) is not None}
     marks = {role: found.mark for role, found in inputs.items()}
     world = join(device.kind, cfg.method.name)
     if world.rank:  # one process speaks for all; the others only train
         folder = lineage.Folder(Path(world.hear()), {})
+        L.seed_everything(cfg.seed, verbose=False)  # as the first does: adapters begin at random
         return METHODS[cfg.method.name](Run(cfg, stage.splits, device, folder, Silent(), inputs, world)).metric
     with (
         lineage.claim(cfg, data_digest, marks) as folder,

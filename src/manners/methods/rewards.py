@@ -6,6 +6,8 @@ All are passed by name, as TRL does, so that a function may take only those that
 """
 
 import math
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -49,6 +51,9 @@ def build(spec: Mapping[str, Mapping[str, Any]], model: RewardFunc | None) -> di
 
 
 def find(name: str, target: str) -> RewardFunc:
+    """The function that ``target`` names, in an installed package or a module where the command was typed."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         function = resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
