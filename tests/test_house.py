@@ -18,7 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Imports go down only: a part knows the layers under its own, and nothing beside it. So data and models do not know
 # each other, methods know nothing of evaluation or tracking, and only the scripts know the pipeline.
 LAYERS = [
-    {"errors", "paths"},
+    {"errors", "paths", "grouping"},
     {"config", "hub"},
     {"data", "models", "hardware", "lineage"},
     {"store"},

@@ -210,3 +210,20 @@ def test_entropy_has_a_gradient_only_where_it_is_wanted():
     assert actor.judge(*batch(), HEAT, entropy_grad=True).entropy.requires_grad
     with torch.no_grad():
         assert not actor.judge(*batch(), HEAT, entropy_grad=True).entropy.requires_grad
+
+
+def test_merged_decodes_the_same_policy_and_leaves_every_bit_as_it_was():
+    model = adapt(language_model("qwen2"), "lora", 4, 8, 0.0, "all-linear")
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.5)
+    actor = Actor(model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    logits = model(ids).logits.detach()
+    with actor.merged():
+        assert torch.allclose(model(ids).logits, logits, atol=1e-5)
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    assert torch.equal(model(ids).logits, logits)
+    assert all(p.requires_grad for name, p in model.named_parameters() if "lora_" in name)

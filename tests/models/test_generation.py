@@ -9,7 +9,7 @@ import torch
 from scipy.stats import chisquare
 
 from manners.models.adapters import adapt
-from manners.models.generation import Sampling, generate
+from manners.models.generation import Sampling, decode_batch, generate
 from tests.families import DECODERS, VOCAB, language_model
 
 LIMIT = 20
@@ -146,7 +146,7 @@ def test_finished_rows_are_dropped():
     stops = stops_on([naively(model, p, LIMIT) for p in PROMPTS])
     sizes = []
     model.register_forward_pre_hook(lambda _m, _a, kw: sizes.append(len(kw["input_ids"])), with_kwargs=True)
-    replies = generate(model, PROMPTS, Sampling(LIMIT, stops, 0, backend="own"))
+    replies = decode_batch(model, PROMPTS, Sampling(LIMIT, stops, 0), None)
     assert sizes == [sum(len(r) > step for r in replies) for step in range(max(map(len, replies)))]
     assert sizes[0] == len(PROMPTS) > sizes[-1]
 
@@ -155,7 +155,8 @@ def test_the_pass_ends_when_all_have_ended_and_leaves_the_models_mode_alone():
     model = language_model("qwen2").train()
     calls = []
     model.register_forward_hook(lambda m, *_: calls.append(m.training))
-    assert all(len(r) == 1 for r in generate(model, PROMPTS, Sampling(LIMIT, tuple(range(VOCAB)), 0)))
+    alike = [PROMPTS[0], PROMPTS[0]]
+    assert all(len(r) == 1 for r in generate(model, alike, Sampling(LIMIT, tuple(range(VOCAB)), 0)))
     assert calls == [False]
     assert model.training
 
@@ -166,3 +167,12 @@ def test_greedy_needs_no_draws_and_sampling_refuses_to_go_without():
     assert generate(model, PROMPTS, greedy) == generate(model, PROMPTS, greedy, torch.empty(0))
     with pytest.raises(ValueError, match="draws"):
         generate(model, PROMPTS, Sampling(4, (), 0, temperature=1.0))
+
+
+def test_a_long_prompt_is_not_read_beside_short_ones():
+    """Padding all to the longest would cost as much as reading it for every row."""
+    model = language_model("qwen2")
+    shapes = []
+    model.register_forward_pre_hook(lambda _m, _a, kw: shapes.append(kw["input_ids"].shape), with_kwargs=True)
+    generate(model, [[5, 6, 7], [8, 9], list(range(5, 45))], Sampling(1, (3,), 0, backend="own"))
+    assert [tuple(s) for s in shapes] == [(2, 3), (1, 40)]

@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from manners.grouping import by_length
 from manners.models.loss import token_nll
 
 
 @torch.no_grad()
 def nats_under(
-    model: Any, prompt_ids: list[list[int]], reply_ids: list[list[int]], size: int = 32
+    model: Any, prompt_ids: list[list[int]], reply_ids: list[list[int]], slots: int = 4096
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each reply's nats under ``model``, given its prompt, and its number of tokens: (N,) both.
 
@@ -18,8 +19,7 @@ def nats_under(
     """
     rows = [p + r for p, r in zip(prompt_ids, reply_ids, strict=True)]
     nats = np.zeros(len(rows))
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for batch in (order[i : i + size] for i in range(0, len(order), size)):
+    for batch in by_length([len(row) for row in rows], slots):
         width = max(len(rows[i]) for i in batch)
         ids = torch.zeros((len(batch), width), dtype=torch.long)
         chosen = torch.zeros((len(batch), width - 1), dtype=torch.bool)

@@ -8,10 +8,13 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
-from manners.data.passages import Passage, collate_passages, read_replies
+from manners.data.passages import collate_passages, read_replies
 from manners.data.rows import Message
+from manners.grouping import by_length
 from manners.methods.module import Module, Window
 from manners.models.reward import is_encoder, raw_scores
+
+SLOTS = 8192  # padded tokens scored at once: little memory, since no gradients are kept
 
 
 class RewardModule(Module):
@@ -54,25 +57,19 @@ def predict(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     replies: Sequence[tuple[list[Message], str]],
-    batch_size: int = 128,
 ) -> list[float]:
     """Standardised scores of (conversation, reply) pairs, in order."""
     was_training = network.training
     network.eval()
     passages = read_replies(replies, tokenizer, max_length, decoder=not is_encoder(network))
     scores = [0.0] * len(passages)
-    for rows in by_length(passages, batch_size):
+    for rows in by_length([p.length for p in passages], SLOTS):
         batch = collate_passages([passages[i] for i in rows], tokenizer.pad_token_id)
         on_device = {k: v.to(network.device) for k, v in batch.items()}
         for row, score in zip(rows, raw_scores(network, on_device).tolist(), strict=True):
             scores[row] = score
     network.train(was_training)
     return scores
-
-
-def by_length(passages: list[Passage], size: int) -> list[list[int]]:
-    order = sorted(range(len(passages)), key=lambda i: passages[i].length)
-    return [order[i : i + size] for i in range(0, len(order), size)]
 
 
 def as_reward(network: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache, GenerationConfig
 
+from manners.grouping import by_length
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -41,6 +43,16 @@ def generate(model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor |
 
 
 def decode(model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor | None) -> Ids:
+    """Prompts of like length together: one long prompt would have all others read as much padding."""
+    replies: Ids = [[] for _ in prompts]
+    for rows in by_length([len(p) for p in prompts], slots=2**62):
+        theirs = None if draws is None or sampling.temperature == 0 else draws[rows]
+        for row, reply in zip(rows, decode_batch(model, [prompts[r] for r in rows], sampling, theirs), strict=True):
+            replies[row] = reply
+    return replies
+
+
+def decode_batch(model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor | None) -> Ids:
     """Token by token with a cache, dropping rows that have ended: the batch shrinks as replies come to their stop."""
     device = model.device
     ids, mask = left_padded(prompts, sampling.pad, device)
@@ -58,7 +70,7 @@ def decode(model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor | N
             use_cache=True,
             logits_to_keep=1,
         )
-        drawn = None if draws is None or sampling.temperature == 0 else draws[live.cpu(), step]
+        drawn = None if draws is None else draws[live.cpu(), step]
         chosen = pick(out.logits[:, -1], sampling.temperature, drawn)
         for row, token in zip(live.tolist(), chosen.tolist(), strict=True):
             replies[row].append(token)

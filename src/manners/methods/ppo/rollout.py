@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from manners.data.encode import prompt_text
 from manners.data.rows import Prompt
+from manners.grouping import by_length
 from manners.models.actor import Actor
 from manners.models.generation import Sampling, generate
 
@@ -64,7 +65,8 @@ def rollout(
     log-probabilities. These are computed by the very pass that training uses, and not taken from sampling, so
     that the ratio of the first epoch is 1.
     """
-    reply_ids = generate(actor.model, prompt_ids, sampling, draws)
+    with actor.merged():
+        reply_ids = generate(actor.model, prompt_ids, sampling, draws)
     ended = torch.tensor([ids[-1] in sampling.stops for ids in reply_ids])
     width = max(map(len, reply_ids))
     mask = torch.tensor([[i < len(ids) for i in range(width)] for ids in reply_ids])
@@ -91,16 +93,10 @@ def put(into: torch.Tensor, flat: torch.Tensor, rows: list[int], mask: torch.Ten
 
 
 def micro_batches(rollout: Rollout, rows: list[int], tokens: int, pad: int) -> Iterator[Rows]:
-    """The rows in batches of at most ``tokens`` slots (one row at least), like lengths together."""
+    """The rows in batches of like length, of at most ``tokens`` slots each (one row at least)."""
     lengths = rollout.lengths
-    batch: list[int] = []
-    for row in sorted(rows, key=lambda r: lengths[r]):
-        if batch and (len(batch) + 1) * lengths[row] > tokens:
-            yield together(rollout, batch, pad)
-            batch = []
-        batch.append(row)
-    if batch:
-        yield together(rollout, batch, pad)
+    for batch in by_length([lengths[r] for r in rows], tokens):
+        yield together(rollout, [rows[i] for i in batch], pad)
 
 
 def together(rollout: Rollout, rows: list[int], pad: int) -> Rows:
