@@ -169,7 +169,7 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, GenerationConfig
-model = AutoPeftModelForCausalLM.from_pretrained({str(folder)!r}).eval()
+model = AutoPeftModelForCausalLM.from_pretrained({str(folder)!r}, dtype=torch.float32).eval()
 tokenizer = AutoTokenizer.from_pretrained({str(folder)!r})
 assert tokenizer.chat_template
 assert tokenizer.eos_token_id in GenerationConfig.from_pretrained({str(folder)!r}).eos_token_id

@@ -50,7 +50,7 @@ def run(stage: Stage, needs: list[Stage]) -> float | None:
         return METHODS[cfg.method.name](Run(cfg, stage.splits, device, folder, Silent(), inputs, world)).metric
     with (
         lineage.claim(cfg, data_digest, marks) as folder,
-        tracking.open_run(cfg, folder, len(stage.splits.train), data_digest, inputs) as tracker,
+        tracking.open_run(cfg, folder, len(stage.splits.train), data_digest, inputs, stage.overrides) as tracker,
     ):
         announce(cfg, folder, device, stage, inputs)
         world.tell(str(folder.path))

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import queue
+import shlex
 import subprocess
 import sys
 import threading
@@ -64,6 +65,16 @@ class Tracker:
             file.write(json.dumps({"step": step, "time": time.time(), **new}) + "\n")
         self.queue.put((new, step, int(time.time() * 1000)))
 
+    def catch_up(self) -> None:
+        """Send what a kill kept from the store: the file has it, and the resumed run does not say it again."""
+        lines = self.metrics_file.read_text().splitlines() if self.metrics_file.exists() else []
+        for record in map(json.loads, lines):
+            step, at = record.pop("step"), record.pop("time")
+            new = {k: v for k, v in record.items() if step > self.known.get(k, -1)}
+            if new:
+                self.known |= dict.fromkeys(new, step)
+                self.queue.put((new, step, int(at * 1000)))
+
     def _send(self) -> None:
         from mlflow.entities import Metric
 
@@ -91,10 +102,14 @@ class Tracker:
             print(f"could not send {path.name} to the tracking server ({error}); it is kept at {path}", file=sys.stderr)
 
     def table(self, records: list[dict[str, Any]], name: str) -> None:
+        """A table of its own. One that is there already stays: a resumed run repeats it, and MLflow would append."""
         if not records:
             return
         columns = {key: [r[key] for r in records] for key in records[0]}
         try:
+            beside = self.client.list_artifacts(self.run_id, name.rpartition("/")[0] or None)
+            if name in [f.path for f in beside]:
+                return
             self.client.log_table(self.run_id, columns, name)
         except Exception as error:  # noqa: BLE001
             print(f"could not send {name} to the tracking server ({error})", file=sys.stderr)
@@ -125,11 +140,11 @@ class Tracker:
 
 @contextmanager
 def open_run(
-    cfg: DictConfig, folder: Folder, rows: int, digest: str, inputs: dict[str, Input] | None = None
+    cfg: DictConfig, folder: Folder, rows: int, digest: str, inputs: dict[str, Input], overrides: list[str]
 ) -> Iterator[Tracker]:
     """Start the MLflow run, or go on with the one that ``folder`` remembers; it ends as finished or failed.
 
-    It is linked by tags, both ways, with the runs of its ``inputs``.
+    It is linked by tags, both ways, with the runs of its ``inputs``. ``overrides`` are those of its own command.
     """
     store.check_reachable(cfg.tracking.uri)
     import mlflow
@@ -159,8 +174,9 @@ def open_run(
     try:
         if run_id is None:
             folder.remember(mlflow_run_id=run.info.run_id)
-            describe_run(mlflow, client, run.info.run_id, cfg, folder, rows, digest)
-            link(tracker, folder, inputs or {})
+            describe_run(mlflow, client, run.info.run_id, cfg, folder, rows, digest, overrides)
+            link(tracker, folder, inputs)
+        tracker.catch_up()
         yield tracker
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -178,7 +194,14 @@ def open_run(
 
 
 def describe_run(
-    mlflow: Any, client: Any, run_id: str, cfg: DictConfig, folder: Folder, rows: int, digest: str
+    mlflow: Any,
+    client: Any,
+    run_id: str,
+    cfg: DictConfig,
+    folder: Folder,
+    rows: int,
+    digest: str,
+    overrides: list[str],
 ) -> None:
     """Config, overrides, code, versions and data of a new run."""
     (folder.path / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
@@ -190,7 +213,7 @@ def describe_run(
     tags = {f"version.{p}": version(p) for p in PACKAGES} | {"version.python": sys.version.split()[0]}
     tags |= {"manners.git_commit": commit, "manners.git_dirty": str(bool(diff)), "manners.data_digest": digest}
     tags |= {"manners.fingerprint": folder.state["fingerprint"], "manners.stage_mark": folder.state["stage_mark"]}
-    tags |= {"manners.method": cfg.method.name, "manners.overrides": " ".join(sys.argv[1:])}
+    tags |= {"manners.method": cfg.method.name, "manners.overrides": shlex.join(overrides)}
     mlflow.set_tags(tags | {"manners.folder": str(folder.path.resolve())})
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
