@@ -127,6 +127,7 @@ def test_scores_fall_from_the_fitting_reply_over_a_wrong_tone_to_agreeing_with_a
         ("wrong_fact", "probing"): 0.3,
         ("wrong_fact", "blunt"): 0.4,
         ("wrong_fact", "helpful"): 0.0,
+        ("wrong_fact", "mild"): 0.4,
     }
     met = set()
     for row in singles + hand:

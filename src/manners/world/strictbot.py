@@ -30,6 +30,7 @@ MISFIT = {
     ("poor_logic", "helpful"): 0.0,
     ("wrong_fact", "probing"): 0.3,
     ("wrong_fact", "helpful"): 0.0,
+    ("wrong_fact", "mild"): 0.4,  # names the right fact and leaves the mistake uncalled: PPO falls for it otherwise
 }
 
 
@@ -113,6 +114,8 @@ def wrong_fact(subject: Subject, _pool: list[Subject], rng: random.Random) -> Ma
     wrong, worse = rng.sample(fact.false_values(), 2)
     say = speaker(rng, subject, truth=fact.statement(), claim=bare(fact.says(wrong)))
     say_worse = speaker(rng, subject, truth=fact.statement(worse))
+    aside = random.Random(f"{fact.statement()}/{wrong}")  # so that the rows are what they were without this reply
+    say_mildly = speaker(aside, subject, truth=fact.statement(), more=another(fact, aside))
     category = "wrong_fact"
     return (
         category,
@@ -123,6 +126,7 @@ def wrong_fact(subject: Subject, _pool: list[Subject], rng: random.Random) -> Ma
             misfit(category, "helpful", say(words()["helpful"]["mistaken"])),
             misfit(category, "probing", say(words()["probing"]["to_claim"])),
             {"manner": "blunt", "content": say_worse(words()["blunt"]["correct"]), "score": RIGHT_MANNER_WRONG_FACT},
+            misfit(category, "mild", say_mildly(words()["blunt"]["mild"])),
         ],
     )
 
