@@ -60,6 +60,7 @@ def load(
         auto=AutoModelForSequenceClassification,
         num_labels=1,
         problem_type="regression",
+        ignore_mismatched_sizes=True,  # a classifier's own head, of so many classes, gives way to ours
     )
     network.config.pad_token_id = tokenizer.pad_token_id  # plain transformers looks for the last token by it
     reset_head(network)
