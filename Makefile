@@ -12,7 +12,7 @@ PIP = .venv/bin/pip install --quiet --disable-pip-version-check --no-compile --c
 READY = .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint ui tiny exam corpus clean
+.PHONY: help setup run pipeline test lint ui tiny exam corpus clean
 
 help:  ## say what each target does
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -29,8 +29,12 @@ $(READY): pyproject.toml conf/constraints.txt
 	$(PIP) --editable '.[dev]'
 	@touch $(READY)
 
-run: setup  ## train the tiny model on strictbot, and show it before and after
-	.venv/bin/python train.py $(ARGS)
+run: setup  ## teach the tiny model strictbot's manners (SFT, reward model, PPO), and show it before and after
+	.venv/bin/python train.py method=ppo $(ARGS)
+
+pipeline: setup  ## the same chain for any config: say what is there already, then run what is not  ARGS="study=strictbot"
+	.venv/bin/python train.py method=ppo lineage=show $(ARGS)
+	.venv/bin/python train.py method=ppo $(ARGS)
 
 test: setup  ## run the tests
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)

@@ -39,6 +39,7 @@ def run(stage: Stage, needs: list[Stage]) -> float | None:
         return None
     device = hardware.resolve(cfg.hardware.accelerator, cfg.hardware.precision, cfg.hardware.num_threads)
     check_length(cfg)
+    check_precision(cfg, device)
     if cfg.method.view == "prompt":  # a function that cannot be found ends the run before its stages are trained
         rewards.build(OmegaConf.to_container(cfg.method.rewards, resolve=True), model=len)  # type: ignore[arg-type]
     inputs = {need.role: found for need in needs if (found := settle(need)) is not None}
@@ -57,6 +58,8 @@ def run(stage: Stage, needs: list[Stage]) -> float | None:
         L.seed_everything(cfg.seed, verbose=False)
         outcome = METHODS[cfg.method.name](Run(cfg, stage.splits, device, folder, tracker, inputs, world))
         finish(folder, tracker, outcome, inputs)
+    if not stage.role:
+        say_next(cfg, folder)
     return outcome.metric
 
 
@@ -92,6 +95,18 @@ def finish(folder: lineage.Folder, tracker: tracking.Tracker, outcome: Outcome, 
     if inputs:
         console.print(f"\n{drawing}", highlight=False)
     console.print(f"\nmodel, report and figures: {folder.path}", highlight=False, soft_wrap=True)
+
+
+def say_next(cfg: DictConfig, folder: lineage.Folder) -> None:
+    report = next(p for p in (folder.path / "before_after.md", folder.path / "reward_report.md") if p.exists())
+    ui = "make ui" if cfg.output_dir == "outputs" else f".venv/bin/mlflow ui --backend-store-uri {cfg.tracking.uri}"
+    console.print(f"look next at: {report}", highlight=False, soft_wrap=True)
+    console.print(f"compare runs: {ui}", highlight=False, soft_wrap=True)
+
+
+def check_precision(cfg: DictConfig, device: hardware.Device) -> None:
+    if cfg.method.view == "prompt" and device.precision == "fp16":
+        raise MannersError(f"method={cfg.method.name} does not scale its loss for fp16: hardware.precision=bf16 or 32.")
 
 
 def check_length(cfg: DictConfig) -> None:

@@ -227,3 +227,16 @@ def test_merged_decodes_the_same_policy_and_leaves_every_bit_as_it_was():
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
     assert torch.equal(model(ids).logits, logits)
     assert all(p.requires_grad for name, p in model.named_parameters() if "lora_" in name)
+
+
+def test_in_bf16_the_ratio_stays_one_and_log_probabilities_are_close():
+    model = adapt(language_model("qwen2"), "lora", 4, 8, 0.0, "all-linear")
+    ids = torch.randint(5, 60, (4, 12), generator=torch.Generator().manual_seed(0))
+    chosen = torch.ones(4, 11, dtype=torch.bool)
+    exact, rough = Actor(model), Actor(model, bf16=True)
+    once, again = rough.judge(ids, chosen, 0.7), rough.judge(ids, chosen, 0.7)
+    assert torch.equal(once.logprobs, again.logprobs) and once.logprobs.dtype == torch.float32
+    difference = (once.logprobs - exact.judge(ids, chosen, 0.7).logprobs).abs().max()
+    assert 0 < difference < 0.2  # eight bits of mantissa
+    (once.logprobs.sum() + once.values.sum()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)

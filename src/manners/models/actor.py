@@ -27,10 +27,14 @@ class Judged:
 
 
 class Actor(torch.nn.Module):
-    """``model`` as a policy. ``critic`` is "head", "adapter" (needs a LoRA policy) or "none" (no values: RLOO)."""
+    """``model`` as a policy. ``critic`` is "head", "adapter" (needs a LoRA policy) or "none" (no values: RLOO).
 
-    def __init__(self, model: Any, critic: str = "head"):
+    With ``bf16`` its passes are cast, sampling and reading alike; log-probabilities are still taken in 32 bits.
+    """
+
+    def __init__(self, model: Any, critic: str = "head", bf16: bool = False):
         super().__init__()
+        self.bf16 = bf16
         if critic == "adapter":
             add_critic(model)
         drop_nothing(model)
@@ -65,6 +69,9 @@ class Actor(torch.nn.Module):
         thaw(self.model)
         return logprobs
 
+    def cast(self) -> torch.autocast:
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16)
+
     @contextmanager
     def merged(self) -> Iterator[None]:
         """Within, a LoRA policy on a CPU is one set of weights: decoding, which makes many small steps, is far faster.
@@ -86,17 +93,18 @@ class Actor(torch.nn.Module):
                     layer.get_base_layer().weight.copy_(weight)
             thaw(self.model)
 
-    @staticmethod
-    def hidden(model: Any, ids: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    def hidden(self, model: Any, ids: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """The trunk's last states at the chosen positions, (N, H). Rows are right-padded: no mask is needed."""
-        out = model.get_decoder()(ids, use_cache=False)
+        with self.cast():
+            out = model.get_decoder()(ids, use_cache=False)
         return out.last_hidden_state[:, :-1][chosen]
 
-    @staticmethod
     def token_logprobs(
-        model: Any, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, entropy_grad: bool = False
+        self, model: Any, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, entropy_grad: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = model.get_output_embeddings()(hidden).float() / temperature  # (N, V)
+        with self.cast():
+            logits = model.get_output_embeddings()(hidden)
+        logits = logits.float() / temperature  # (N, V)
         logprobs = torch.log_softmax(logits, -1)
         with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):  # its graph costs N × V floats
             entropy = -(logprobs.exp() * logprobs).sum(-1)

@@ -36,7 +36,7 @@ def train(run: Run) -> Outcome:
     cfg = run.cfg
     tokenizer = base.load_tokenizer(cfg.model.name, cfg.model.revision, cfg.model.chat_template)
     model, settings = adapt(cfg, starting_policy(run), run.device), typed(cfg)
-    actor = Actor(model, getattr(settings, "critic", "none"))
+    actor = Actor(model, getattr(settings, "critic", "none"), run.device.precision == "bf16")
     parts = rewards.build(OmegaConf.to_container(cfg.method.rewards, resolve=True), reward_function(run))  # type: ignore[arg-type]
     game = Game(actor, tokenizer, base.stop_tokens(model, tokenizer), parts, settings, cfg.seed, run.world)
     if run.world.rank == 0:

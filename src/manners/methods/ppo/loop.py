@@ -77,6 +77,12 @@ def train(
     number breaks.
     """
     s, world = game.settings, game.world
+    together = world.size * (s.num_generations if isinstance(s, RLOO) else 1)
+    if s.batch_size % together:
+        raise MannersError(
+            f"method.batch_size={s.batch_size} cannot be shared out among {world.size} processes: it must be a "
+            f"multiple of {together}."
+        )
     optimizer = make_optimizer(game.actor, s)
     iterations = -(-s.total_episodes // s.batch_size)
     state = load(folder, game.actor, optimizer) or Progressed(kl_coef=s.kl_coef)

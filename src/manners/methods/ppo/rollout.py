@@ -65,7 +65,7 @@ def rollout(
     log-probabilities. These are computed by the very pass that training uses, and not taken from sampling, so
     that the ratio of the first epoch is 1.
     """
-    with actor.merged():
+    with actor.merged(), actor.cast():
         reply_ids = generate(actor.model, prompt_ids, sampling, draws)
     ended = torch.tensor([ids[-1] in sampling.stops for ids in reply_ids])
     width = max(map(len, reply_ids))
