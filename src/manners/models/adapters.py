@@ -73,6 +73,14 @@ def save_combined(model: PeftModel, earlier: Path, out: Path) -> None:
     save_file(both, out / WEIGHTS, metadata={"format": "pt"})
     rank = first.r + second.r
     second.r, second.lora_alpha = rank, rank
-    second.target_modules = set(first.target_modules or ()) | set(second.target_modules or ())
+    second.target_modules = targets(first, second, both)
     second.base_model_name_or_path, second.inference_mode = first.base_model_name_or_path, True
     second.save_pretrained(out)
+
+
+def targets(first: LoraConfig, second: LoraConfig, weights: dict[str, torch.Tensor]) -> set[str]:
+    """The modules that either adapts. Where one names them by a pattern, which is text, all are named in full."""
+    named = [c.target_modules for c in (first, second)]
+    if any(isinstance(names, str) for names in named):
+        return {name.split(".lora_")[0].removeprefix("base_model.model.") for name in weights}
+    return {name for names in named for name in names or ()}
