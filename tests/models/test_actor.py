@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.distributions import Categorical
 
+from manners.errors import MannersError
 from manners.models.actor import CRITIC, Actor
-from manners.models.adapters import adapt, trainable
+from manners.models.adapters import adapt, merged, trainable
 from tests.families import DECODERS, language_model
 
 ROWS = [[5, 9, 33, 2, 7], [8, 1, 90, 4, 61, 12, 13, 44, 6], [3, 77], [15, 16, 17, 18, 19, 20]]
@@ -218,11 +219,11 @@ def test_merged_decodes_the_same_policy_and_leaves_every_bit_as_it_was():
         for name, p in model.named_parameters():
             if "lora_B" in name:
                 p.normal_(std=0.5)
-    actor = Actor(model)
+    Actor(model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     logits = model(ids).logits.detach()
-    with actor.merged():
+    with merged(model):
         assert torch.allclose(model(ids).logits, logits, atol=1e-5)
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
     assert torch.equal(model(ids).logits, logits)
@@ -240,3 +241,10 @@ def test_in_bf16_the_ratio_stays_one_and_log_probabilities_are_close():
     assert 0 < difference < 0.2  # eight bits of mantissa
     (once.logprobs.sum() + once.values.sum()).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_a_model_that_bends_its_logits_is_refused():
+    model = language_model("qwen2")
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(MannersError, match="final_logit_softcapping"):
+        Actor(model)

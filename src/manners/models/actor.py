@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
+
+from manners.errors import MannersError
 
 CRITIC = "critic"
 
@@ -34,6 +35,7 @@ class Actor(torch.nn.Module):
 
     def __init__(self, model: Any, critic: str = "head", bf16: bool = False):
         super().__init__()
+        refuse_scaled_logits(model)
         self.bf16 = bf16
         if critic == "adapter":
             add_critic(model)
@@ -71,27 +73,6 @@ class Actor(torch.nn.Module):
 
     def cast(self) -> torch.autocast:
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16)
-
-    @contextmanager
-    def merged(self) -> Iterator[None]:
-        """Within, a LoRA policy on a CPU is one set of weights: decoding, which makes many small steps, is far faster.
-
-        Afterwards the base weights are put back bit by bit, where subtracting what was added would let them drift.
-        """
-        if self.reference is not None or self.model.device.type != "cpu" or is_quantized(self.model):
-            yield
-            return
-        adapted: list[Any] = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
-        kept = [m.get_base_layer().weight.detach().clone() for m in adapted]
-        self.model.merge_adapter(["default"])
-        try:
-            yield
-        finally:
-            self.model.unmerge_adapter()
-            with torch.no_grad():
-                for layer, weight in zip(adapted, kept, strict=True):
-                    layer.get_base_layer().weight.copy_(weight)
-            thaw(self.model)
 
     def hidden(self, model: Any, ids: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """The trunk's last states at the chosen positions, (N, H). Rows are right-padded: no mask is needed."""
@@ -148,8 +129,15 @@ def thaw(model: PeftModel) -> None:
             p.requires_grad_(True)
 
 
-def is_quantized(model: Any) -> bool:
-    return getattr(model, "is_loaded_in_4bit", False) or getattr(model.config, "quantization_config", None) is not None
+def refuse_scaled_logits(model: Any) -> None:
+    """Some families bend the logits after their head: log-probabilities without that are not those sampled from."""
+    config = model.config.get_text_config()
+    bent = [k for k in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(config, k, None)]
+    if bent:
+        raise MannersError(
+            f"{type(model).__name__} bends its logits ({bent[0]}), which PPO does not do yet: "
+            "take a Qwen2, Llama, GPT-2 or GPT-NeoX model."
+        )
 
 
 def add_critic(model: PeftModel) -> None:

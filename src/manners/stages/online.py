@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftModel
 
-from manners.config import Online
+from manners.config import RLOO, Online
 from manners.data.encode import encode
 from manners.data.readers import eval_prompts
 from manners.data.rows import prompts
@@ -23,6 +23,7 @@ from manners.methods import reward, rewards
 from manners.methods.ppo import guards, loop
 from manners.methods.ppo.advantages import kl_estimate
 from manners.methods.ppo.loop import Game
+from manners.methods.ppo.world import World
 from manners.models import adapters, base
 from manners.models import reward as reward_models
 from manners.models.actor import Actor
@@ -38,6 +39,7 @@ def train(run: Run) -> Outcome:
     model, settings = adapt(cfg, starting_policy(run), run.device), typed(cfg)
     actor = Actor(model, getattr(settings, "critic", "none"), run.device.precision == "bf16")
     parts = rewards.build(OmegaConf.to_container(cfg.method.rewards, resolve=True), reward_function(run))  # type: ignore[arg-type]
+    check_shares(settings, run.world)
     game = Game(actor, tokenizer, base.stop_tokens(model, tokenizer), parts, settings, cfg.seed, run.world)
     if run.world.rank == 0:
         before = Measured.from_json(run.once("before", lambda: answer(run, game).to_json()))
@@ -55,6 +57,13 @@ def train(run: Run) -> Outcome:
     curves = online_curves(run.path / "metrics.jsonl", trained.best_iteration, run.path / "curves.png")
     show.before_after(run, before, after, [curves] if curves else [])
     return Outcome(trained.best_reward, trained.best_iteration, after.headline(before))
+
+
+def check_shares(s: Online, world: World) -> None:
+    """Siblings stay in one process, and every process has as many replies."""
+    each = world.size * (s.num_generations if isinstance(s, RLOO) else 1)
+    if s.batch_size % each:
+        raise MannersError(f"method.batch_size={s.batch_size} must be a multiple of {each} for {world.size} processes.")
 
 
 def typed(cfg: DictConfig) -> Online:

@@ -11,6 +11,7 @@ from manners.data.encode import prompt_text
 from manners.data.rows import Prompt
 from manners.grouping import by_length
 from manners.models.actor import Actor
+from manners.models.adapters import merged
 from manners.models.generation import Sampling, generate
 
 
@@ -65,7 +66,7 @@ def rollout(
     log-probabilities. These are computed by the very pass that training uses, and not taken from sampling, so
     that the ratio of the first epoch is 1.
     """
-    with actor.merged(), actor.cast():
+    with merged(actor.model), actor.cast():
         reply_ids = generate(actor.model, prompt_ids, sampling, draws)
     ended = torch.tensor([ids[-1] in sampling.stops for ids in reply_ids])
     width = max(map(len, reply_ids))
