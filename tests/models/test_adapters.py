@@ -86,3 +86,12 @@ def test_the_policy_in_memory_is_left_as_it_is(tmp_path):
     save_combined(policy, tmp_path / "earlier", tmp_path / "out")
     assert torch.equal(logits(policy), before)
     assert policy.peft_config["default"].r == 4
+
+
+@pytest.mark.parametrize("kind", ["none", "lora"])
+def test_after_a_merge_all_weights_train_or_the_new_adapter_alone(kind):
+    """A merged adapter leaves its base frozen: full fine-tuning on top of it would train nothing."""
+    merged = trained(language_model("qwen2"), 3, 5, "all-linear", seed=1).merge_and_unload()
+    names = trainable(adapt(merged, kind, 4, 16, 0.0, "all-linear"))
+    assert names and all(("lora_" in name) == (kind == "lora") for name in names)
+    assert kind == "lora" or names.keys() == dict(merged.named_parameters()).keys()

@@ -40,6 +40,8 @@ def adapt(
             target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
         )
         model = get_peft_model(model, config)
+    else:
+        model.requires_grad_(True)  # an adapter that was merged has left its base frozen
     if gradient_checkpointing:
         model.enable_input_require_grads()  # a frozen embedding would cut the graph before the first checkpoint
         model.gradient_checkpointing_enable({"use_reentrant": False})
