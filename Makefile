@@ -12,10 +12,10 @@ PIP = .venv/bin/pip install --quiet --disable-pip-version-check --no-compile --c
 READY = .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run pipeline test lint ui tiny exam corpus clean
+.PHONY: help setup run pipeline test lint ui tiny exam corpus bench-ppo clean
 
 help:  ## say what each target does
-	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 setup: $(READY)  ## make .venv with the pinned versions
 
@@ -56,6 +56,9 @@ exam: setup  ## ask the tiny base all its facts, in question forms it never saw 
 
 corpus: setup  ## write the generated strictbot corpus anew (the same bytes)
 	.venv/bin/python -m manners.world.strictbot
+
+bench-ppo: setup  ## compare PPO with TRL 1.12's in time and memory (ARGS="--curves": in reward)
+	.venv/bin/python experiments/bench/ppo/run.py --torch-index="$(TORCH_INDEX)" $(ARGS)
 
 clean:  ## remove .venv and caches; outputs/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache

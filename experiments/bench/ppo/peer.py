@@ -190,6 +190,7 @@ def peak_mb() -> float:
 def measure(folder: str) -> dict:
     """Train and return what the JSON line holds. ``folder`` is scratch."""
     torch.set_num_threads(args.threads)
+    start = psutil.Process().memory_info().rss / 2**20  # with all that is imported, before any model
     set_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
@@ -225,6 +226,7 @@ def measure(folder: str) -> dict:
         "weights": "full" if args.full else "lora",
         "wall_s": [round(t, 3) for t in clock.wall],
         "cpu_s": [round(t, 3) for t in clock.cpu],
+        "rss_start_mb": round(start),
         "rss_before_mb": round(before),
         "peak_before_mb": round(peak_before),
         "peak_rss_mb": round(peak),

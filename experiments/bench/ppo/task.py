@@ -8,7 +8,7 @@ import argparse
 import json
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parents[2] / "src" / "manners"
+PACKAGE = Path(__file__).resolve().parents[3] / "src" / "manners"
 WISHED_LENGTH = 12  # tokens: near the mean of the packaged tiny model, so that replies neither vanish nor run on
 
 

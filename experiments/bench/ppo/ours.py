@@ -1,0 +1,172 @@
+"""Our side of the PPO benchmark: the package's own iteration of PPO, on the task that it shares with peer.py.
+
+Run it with the project's Python. The arguments are those of peer.py, and so is the one line of JSON that it prints.
+"""
+
+import argparse
+import json
+import os
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="N iterations of our PPO, measured.")
+    parser.add_argument("--model", type=Path, required=True, help="folder of a causal language model")
+    parser.add_argument("--prompts", type=Path, required=True, help='JSON Lines of {"ids": [...]}')
+    parser.add_argument("--iterations", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=64, help="prompts an iteration")
+    parser.add_argument("--new-tokens", type=int, default=48, help="longest reply")
+    parser.add_argument("--no-stop", action="store_true", help="EOS ends no reply: all have --new-tokens")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--minibatches", type=int, default=4, help="optimizer steps an epoch")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--lora", action="store_true", help="LoRA of rank 16 on all linear layers (the default)")
+    weights.add_argument("--full", action="store_true", help="train all the policy's weights")
+    parser.add_argument("--critic", choices=["head", "adapter"], default="head", help="adapter: only with LoRA")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--kl-coef", type=float, default=0.05)
+    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--value-lr", type=float, help="learning rate of the critic (default: the package's own)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--details", action="store_true", help="all metrics of the package too")
+    return parser.parse_args()
+
+
+args = arguments()
+os.environ |= {"OMP_NUM_THREADS": str(args.threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+# The libraries read these variables while they are imported, hence the order.
+import psutil  # noqa: E402
+import torch  # noqa: E402
+from task import score  # noqa: E402
+
+from manners.config import PPO  # noqa: E402
+from manners.data.rows import Prompt  # noqa: E402
+from manners.methods.ppo.checkpoint import Progressed  # noqa: E402
+from manners.methods.ppo.loop import Game, iterate, make_optimizer  # noqa: E402
+from manners.methods.ppo.rollout import Rollout, rollout  # noqa: E402
+from manners.methods.ppo.world import World  # noqa: E402
+from manners.methods.rewards import Part  # noqa: E402
+from manners.models import adapters, base  # noqa: E402
+from manners.models.actor import Actor  # noqa: E402
+from manners.models.generation import Sampling  # noqa: E402
+
+
+class GivenTokens(Game):
+    """The game with prompts that are token ids already, as the peer gets them, in ``extra["ids"]``."""
+
+    def roll(self, prompts: list[Prompt], draws: torch.Tensor | None) -> Rollout:
+        s, pad = self.settings, self.tokenizer.pad_token_id
+        sampling = Sampling(s.response_length, tuple(self.stops), pad, s.temperature, s.generation)
+        ids = [p.extra["ids"] for p in prompts]
+        return rollout(self.actor, self.tokenizer, prompts, ids, sampling, draws, s.micro_batch_tokens)
+
+
+class Reward:
+    """The shared score as a part of the reward; notes how long the replies are."""
+
+    def __init__(self) -> None:
+        self.lengths: list[list[int]] = []
+
+    def __call__(self, completion_ids: list[list[int]], **_columns: object) -> list[float]:
+        self.lengths.append([len(ids) for ids in completion_ids])
+        return [score(ids) for ids in completion_ids]
+
+
+def settings() -> PPO:
+    """The package's options, set to what peer.py asks of TRL. What is not named keeps the package's default."""
+    own = {} if args.value_lr is None else {"value_learning_rate": args.value_lr}
+    return PPO(
+        total_episodes=args.iterations * args.batch,
+        batch_size=args.batch,
+        response_length=args.new_tokens,
+        temperature=args.temperature,
+        missing_eos_penalty=0.0,
+        learning_rate=args.lr,
+        lr_scheduler_type="constant",
+        num_ppo_epochs=args.epochs,
+        num_mini_batches=args.minibatches,
+        critic=args.critic,
+        kl_coef=args.kl_coef,
+        kl_estimator="k1",
+        whiten_rewards=False,
+        cliprange=0.2,
+        cliprange_value=0.2,
+        vf_coef=0.1,
+        gamma=1.0,
+        lam=0.95,
+        max_grad_norm=0.0,  # TRL's PPO clips no gradients
+        **own,
+    )
+
+
+def make_game(reward: Reward) -> GivenTokens:
+    torch.manual_seed(args.seed)  # the adapter begins at random
+    tokenizer = base.load_tokenizer(str(args.model))
+    kind = "none" if args.full else "lora"
+    model = adapters.adapt(base.load(str(args.model)), kind, 16, 32, 0.0, "all-linear")
+    stops = [] if args.no_stop else [tokenizer.eos_token_id]
+    actor = Actor(model, args.critic)
+    return GivenTokens(actor, tokenizer, stops, {"score": Part(1.0, reward)}, settings(), args.seed, World())
+
+
+def peak_mb() -> float:
+    """The most memory that the process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def rss_mb() -> float:
+    """The memory that the process holds now."""
+    return psutil.Process().memory_info().rss / 2**20
+
+
+def measure(folder: Path) -> dict:
+    """Train and return what the JSON line holds. ``folder`` is scratch."""
+    torch.set_num_threads(args.threads)
+    start = rss_mb()
+    reward = Reward()
+    game = make_game(reward)
+    lines = args.prompts.read_text(encoding="utf-8").splitlines()
+    # The words of a prompt matter to nobody here: they only fill the tables of replies.
+    asked = [Prompt([{"role": "user", "content": ""}], extra=json.loads(line)) for line in lines]
+    optimizer, state = make_optimizer(game.actor, game.settings), Progressed(kl_coef=args.kl_coef)
+    before, peak_before = rss_mb(), peak_mb()
+    wall, cpu, logs = [], [], []
+    for _ in range(args.iterations):
+        wall_before, cpu_before = time.perf_counter(), time.process_time()
+        metrics, _, _ = iterate(game, asked, optimizer, state, folder)
+        wall.append(time.perf_counter() - wall_before)
+        cpu.append(time.process_time() - cpu_before)
+        logs.append(metrics)
+    peak = peak_mb()
+    result = {
+        "side": "ours",
+        "weights": "full" if args.full else "lora",
+        "critic": args.critic,
+        "wall_s": [round(t, 3) for t in wall],
+        "cpu_s": [round(t, 3) for t in cpu],
+        "rss_start_mb": round(start),
+        "rss_before_mb": round(before),
+        "peak_before_mb": round(peak_before),
+        "peak_rss_mb": round(peak),
+        "score": [round(log["objective/scores"], 4) for log in logs],
+        "kl": [round(log["objective/kl"], 4) for log in logs],
+        "length": [round(sum(lengths) / len(lengths), 2) for lengths in reward.lengths],
+        "longest": [max(lengths) for lengths in reward.lengths],
+        "eos_a_reply": [round(log["objective/ended"], 3) for log in logs],
+        "optimizer_steps": [int(log["policy/optimizer_steps"]) for log in logs],
+    }
+    return result | ({"details": logs} if args.details else {})
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(Path(folder))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
