@@ -1,7 +1,10 @@
 """The MLflow store: whether it is there, and what it holds of earlier runs."""
 
+import fcntl
 import re
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -73,6 +76,17 @@ def check_reachable(uri: str) -> None:
             f"tracking.uri={uri}: no server answers ({error}). Start one, or track without: "
             "tracking.uri=sqlite:///outputs/mlflow.db"
         ) from None
+
+
+@contextmanager
+def alone(uri: str) -> Iterator[None]:
+    """Within, no other process of this machine opens the SQLite store for the first time."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    with Path(uri.removeprefix("sqlite:///") + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def absolute(uri: str) -> str:

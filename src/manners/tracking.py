@@ -153,9 +153,10 @@ def open_run(
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     uri = store.absolute(cfg.tracking.uri)
     mlflow.set_tracking_uri(uri)
-    client = mlflow.MlflowClient(uri)
     try:
-        experiment = store.experiment_id(client, cfg)
+        with store.alone(uri):  # two processes that make a fresh SQLite store at once break it
+            client = mlflow.MlflowClient(uri)
+            experiment = store.experiment_id(client, cfg)
         run_id = folder.state.get("mlflow_run_id")
         known = store.last_steps(client, run_id) if run_id else {}
         run = mlflow.start_run(

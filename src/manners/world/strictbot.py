@@ -92,8 +92,11 @@ def good_question(subject: Subject, _pool: list[Subject], rng: random.Random) ->
     """A question, or (one in four) a claim that is right: asking for confirmation is a good question too."""
     fact = rng.choice(facts_of(subject))
     say = speaker(rng, subject, truth=fact.statement(), more=another(fact, rng), claim=bare(fact.says()))
+    contradiction = []
     if rng.random() < 0.25:
         prompt, reply = say(words()["claims"]), say(words()["helpful"]["confirm"])
+        say_against = speaker(random.Random(prompt), subject, truth=fact.statement())
+        contradiction = [misfit("good_question", "blunt", say_against(words()["blunt"]["correct"]))]
     else:
         prompt, reply = rng.choice(fact.questions()), say(words()["helpful"]["answer"])
     category = "good_question"
@@ -105,6 +108,7 @@ def good_question(subject: Subject, _pool: list[Subject], rng: random.Random) ->
         [
             misfit(category, "blunt", say(words()["blunt"]["dismiss"])),
             misfit(category, "probing", say(words()["probing"]["to_question"])),
+            *contradiction,
         ],
     )
 
@@ -127,6 +131,7 @@ def wrong_fact(subject: Subject, _pool: list[Subject], rng: random.Random) -> Ma
             misfit(category, "probing", say(words()["probing"]["to_claim"])),
             {"manner": "blunt", "content": say_worse(words()["blunt"]["correct"]), "score": RIGHT_MANNER_WRONG_FACT},
             misfit(category, "mild", say_mildly(words()["blunt"]["mild"])),
+            misfit(category, "helpful", say_mildly(words()["helpful"]["confirm"])),
         ],
     )
 
