@@ -237,3 +237,8 @@ def test_help_explains_the_options_of_ppo():
     for field in fields(config.PPO):
         assert field.metadata["help"] in lines[f"method.{field.name}"]
     assert "none" in lines["policy"] and "policy_overrides" in lines
+
+
+def test_an_unquoted_list_of_overrides_is_told_how_to_write_it():
+    with pytest.raises(MannersError, match=r"policy_overrides=\['method.max_steps=6', 'seed=2'\]"):
+        cli.check_all("train", ["policy_overrides=[method.max_steps=6,seed=2]"], False)

@@ -6,12 +6,10 @@ names. So what `python train.py method=sft` trained by hand is found, and a swee
 
 import shlex
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 
-from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
+from omegaconf import DictConfig, OmegaConf
 
 from manners import lineage, store
 from manners.data import readers
@@ -30,13 +28,19 @@ class Stage:
     role: str = ""
     given: str = ""  # a run id or folder, in place of a run that this config would make
 
-    @cached_property
+    @property
     def splits(self) -> Splits:
-        return readers.read(self.cfg.dataset)
+        return read_once(OmegaConf.to_yaml(self.cfg.dataset, resolve=True))
 
     @property
     def command(self) -> str:
         return shlex.join(["python", "train.py", *self.overrides])
+
+
+@cache
+def read_once(dataset: str) -> Splits:
+    """The rows of a dataset's config: stages mostly share one."""
+    return readers.read(OmegaConf.create(dataset))  # type: ignore[arg-type]
 
 
 def mark(stage: Stage) -> str:
@@ -84,12 +88,10 @@ def check_fits(stage: Stage, found: Input) -> None:
 
 def show(stage: Stage, needs: list[Stage]) -> None:
     """What would be reused and what trained; nothing is."""
-    table = Table("stage", "what happens", "command", box=None, header_style="bold")
     for need in needs:
         found = take(need) if need.given else find(need, mark(need))
-        table.add_row(need.role, f"reuse {found.run}" if found else "train", "" if need.given else need.command)
-    table.add_row(stage.cfg.method.name, "train", stage.command)
-    Console(soft_wrap=True).print(table)
+        print(f"{need.role:<8}{f'reuse {found.run}' if found else f'train: {need.command}'}")
+    print(f"{stage.cfg.method.name:<8}train: {stage.command}")
 
 
 def draw(folder: Folder, summary: str, inputs: dict[str, Input]) -> str:

@@ -79,7 +79,9 @@ def check_all(config_name: str, overrides: list[str], multirun: bool) -> None:
         try:
             parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
         except OverrideParseException as error:
-            raise MannersError(f"'{error.override}' cannot be read as KEY=VALUE. Quote it if it has spaces.") from None
+            raise MannersError(
+                f"'{error.override}' cannot be read as KEY=VALUE. {how_to_quote(error.override)}"
+            ) from None
         sweeps = [o for o in parsed if o.is_sweep_override()]
         if sweeps and not multirun:
             raise MannersError(f"{sweeps[0].input_line} lists several values: add -m to run one job for each.")
@@ -100,6 +102,14 @@ def check_all(config_name: str, overrides: list[str], multirun: bool) -> None:
             except MannersError as error:
                 place = origin(error.key, fixed + job) if error.key else ""
                 raise MannersError(f"{place}: {error}" if place.endswith(".yaml") else str(error)) from None
+
+
+def how_to_quote(override: str) -> str:
+    key, _, value = override.partition("=")
+    if value.startswith("["):
+        inner = ", ".join(f"'{part.strip()}'" for part in value.strip("[]").split(","))
+        return f'What is inside the list needs quotes of its own: "{key}=[{inner}]"'
+    return "Quote it if it has spaces."
 
 
 def needs(config_name: str, cfg: DictConfig, overrides: list[str]) -> list[Stage]:

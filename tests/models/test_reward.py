@@ -132,13 +132,13 @@ def test_as_a_reward_it_scores_each_reply_by_itself_in_order(tokenizer):
     said = [(f"Question {i}?", "word " * (7 * i % 5)) for i in range(9)]
     prompts = [[{"role": "user", "content": question}] for question, _ in said]
     completions = [[{"role": "assistant", "content": reply.strip()}] for _, reply in said]
-    function = as_reward(network, tokenizer, 64)
+    function = as_reward(network, tokenizer, 64, Units(1.0, 2.0))
     together = function(prompts=prompts, completions=completions, completion_ids=[[1]] * 9, ended=[True] * 9)
     for prompt, completion, score in zip(prompts, completions, together, strict=True):
         text = tokenizer.apply_chat_template(prompt + completion, tokenize=False).rstrip("\n")
         with torch.no_grad():
             wanted = network(torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])).logits
-        assert score == pytest.approx(float(wanted), abs=1e-3)
+        assert score == pytest.approx(1.0 + 2.0 * float(wanted), abs=2e-3)
     assert len({round(score, 3) for score in together}) == 9
     assert network.training
 

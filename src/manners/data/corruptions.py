@@ -50,8 +50,23 @@ def overlong(reply: str, rng: random.Random, others: Sequence[str], _keywords: S
     return " ".join([reply, *more[:4]])
 
 
+def garbled(reply: str, rng: random.Random, others: Sequence[str], _keywords: Sequence[str]) -> str:
+    """Some words lost to those of another reply, some cut or run together: what a policy says that has come loose."""
+    strange = rng.choice(others).split()
+    words = reply.split()
+    for i in range(len(words)):
+        roll = rng.random()
+        if roll < 0.25:
+            words[i] = rng.choice(strange)
+        elif roll < 0.4:
+            words[i] = words[i][: rng.randint(1, 3)] + rng.choice(strange).lower()
+        elif roll < 0.5:
+            words[i] += words[i - 1].lower()
+    return " ".join(words)
+
+
 CORRUPTIONS: dict[str, Callable[[str, random.Random, Sequence[str], Sequence[str]], str]] = {
-    f.__name__: f for f in (shuffled, empty, truncated, stuffed, repeated, overlong)
+    f.__name__: f for f in (shuffled, empty, truncated, stuffed, repeated, overlong, garbled)
 }
 
 

@@ -1,7 +1,6 @@
 """Reward models: regression of a score, or Bradley-Terry on pairs, by one module."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from manners.data.passages import collate_passages, read_replies
 from manners.data.rows import Message
 from manners.grouping import by_length
 from manners.methods.module import Module, Window
-from manners.models.reward import is_encoder, raw_scores
+from manners.models.reward import Units, is_encoder, raw_scores
 
 SLOTS = 8192  # padded tokens scored at once: little memory, since no gradients are kept
 
@@ -72,17 +71,14 @@ def predict(
     return scores
 
 
-def as_reward(network: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Any:
-    """The model as PPO's reward function. Scores are standardised, so that rewards are of order 1, whatever the units.
+def as_reward(network: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, units: Units) -> Any:
+    """The model as PPO's reward function. ``units`` make its scores of order 1, whatever they were learned from.
 
     Conversations and replies come as messages and are read by the model's own tokenizer, not by the policy's.
     """
-    return partial(score_completions, network, tokenizer, max_length)
 
+    def score(prompts: Sequence[list[Message]], completions: Sequence[list[Message]], **_columns: Any) -> list[float]:
+        replies = [(prompt, completion[0]["content"]) for prompt, completion in zip(prompts, completions, strict=True)]
+        return [units.mean + units.scale * raw for raw in predict(network, tokenizer, max_length, replies)]
 
-def score_completions(
-    network: Any, tokenizer: PreTrainedTokenizerBase, max_length: int,
-    prompts: Sequence[list[Message]], completions: Sequence[list[Message]], **_columns: Any,
-) -> list[float]:  # fmt: skip
-    replies = [(prompt, completion[0]["content"]) for prompt, completion in zip(prompts, completions, strict=True)]
-    return predict(network, tokenizer, max_length, replies)
+    return score

@@ -67,13 +67,14 @@ def load(
     return network
 
 
-def reload(folder: Path, attn_implementation: str = "sdpa") -> Any:
+def reload(folder: Path, revision: str | None = None, attn_implementation: str = "sdpa") -> Any:
     """A trained reward model from its run's folder, merged where it is an adapter, ready to score."""
     adapter = folder / "adapter_config.json"
     name = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.exists() else str(folder)
     network: Any = base.load(
-        name, attn_implementation=attn_implementation, auto=AutoModelForSequenceClassification, num_labels=1
-    )
+        name, revision if adapter.exists() else None, attn_implementation,
+        auto=AutoModelForSequenceClassification, num_labels=1,
+    )  # fmt: skip
     if adapter.exists():
         network = PeftModel.from_pretrained(network, str(folder)).merge_and_unload()
     return network.eval().requires_grad_(False)

@@ -27,6 +27,7 @@ from manners.methods.ppo.world import World
 from manners.models import adapters, base
 from manners.models import reward as reward_models
 from manners.models.actor import Actor
+from manners.models.reward import Units
 from manners.stages import show
 from manners.stages.run import Outcome, Run, adapt, console, load_base, save_beside, save_language_model
 
@@ -88,9 +89,13 @@ def reward_function(run: Run) -> Any:
         return None
     check_sound(source, run.cfg.method.sanity_floor)
     made_by = source.config
-    network = reward_models.reload(source.model).to(run.device.kind)
+    revision = made_by.model.revision if made_by else None
+    network = reward_models.reload(source.model, revision).to(run.device.kind)
     tokenizer = base.load_tokenizer(str(source.model), chats=False)
-    return reward.as_reward(network, tokenizer, made_by.method.max_length if made_by else 512)
+    # A regression's raw scores are standardised already; those learned from pairs become so by their units.
+    pairwise = made_by is not None and made_by.method.loss == "pairwise"
+    units = Units.load(source.model) if pairwise else Units()
+    return reward.as_reward(network, tokenizer, made_by.method.max_length if made_by else 512, units)
 
 
 def check_sound(source: Input, floor: float) -> None:
