@@ -128,3 +128,9 @@ def test_words_alike_stand_in_the_order_of_the_alphabet_and_apostrophes_belong_t
 
 def test_there_is_always_a_keyword():
     assert keywords(scored(("a b", 1.0), ("c", 0.0))) == ["good"]
+
+
+def test_garbled_keeps_some_words_and_spoils_others():
+    kept = [len(set(spoil("garbled", seed=seed).split()) & set(REPLY.split())) for seed in range(30)]
+    assert all(0 < k for k in kept[:5]) and min(kept) < len(set(REPLY.split()))
+    assert len({spoil("garbled", seed=seed) for seed in range(30)}) > 20

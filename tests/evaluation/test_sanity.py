@@ -42,9 +42,11 @@ def scorer(score):
 def test_a_scorer_that_knows_the_real_replies_passes_in_every_kind():
     found = check(scorer(knows), REAL, KNOWN, seed=1)
     assert set(found.kinds) == set(CORRUPTIONS)
-    for kind in found.kinds.values():
-        assert (kind.below, kind.count) == (share(30, 30), 30)
-    assert (found.passed, found.count) == (share(30, 30), 180)  # six of a reply are no independent cases
+    counts = {name: kind.count for name, kind in found.kinds.items()}
+    assert counts.pop("garbled") >= 25  # chance leaves some as they were: those are no cases
+    assert set(counts.values()) == {30}
+    assert all(kind.below == share(kind.count, kind.count) for kind in found.kinds.values())
+    assert found.passed == share(30, 30)  # those of a reply are no independent cases
 
 
 def test_a_scorer_that_likes_length_falls_for_what_is_longer():
@@ -53,7 +55,8 @@ def test_a_scorer_that_likes_length_falls_for_what_is_longer():
     assert (shares["repeated"], shares["overlong"]) == (0.0, 0.0)
     assert (shares["empty"], shares["truncated"]) == (1.0, 1.0)
     assert shares["shuffled"] == 0.0  # as long as before: an equal score is no better than a higher one
-    assert found.passed.value == pytest.approx(sum(shares.values()) / 6)
+    counted = sum(kind.below.value * kind.count for kind in found.kinds.values())
+    assert found.passed.value == pytest.approx(counted / found.count)
     assert found.passed.low < found.passed.value < found.passed.high < 1
 
 
@@ -128,14 +131,14 @@ def test_it_survives_the_run_folder():
     metrics = found.metrics("after")
     assert metrics["after/sanity"] == found.passed.value
     assert metrics["after/sanity_repeated"] == 0.0
-    assert len(metrics) == 7
+    assert len(metrics) == 1 + len(CORRUPTIONS)
 
 
 def test_tables_name_every_kind_and_cut_what_is_long(capsys):
     found = check(scorer(len), REAL, KNOWN, seed=1)
     lines = markdown(found)
     table = [line for line in lines if line.startswith("|")]
-    assert len(table) == 2 + 1 + 6
+    assert len(table) == 2 + 1 + len(CORRUPTIONS)
     assert {line.count(" | ") for line in table} == {3}
     empty = next(line for line in table if line.startswith("| empty"))
     assert "100.0 % [88.6, 100.0] | (nothing)" in empty  # 1 / (1 + 3.8415 / 30) = 0.886
