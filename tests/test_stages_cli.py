@@ -240,5 +240,5 @@ def test_help_explains_the_options_of_ppo():
 
 
 def test_an_unquoted_list_of_overrides_is_told_how_to_write_it():
-    with pytest.raises(MannersError, match=r"policy_overrides=\['method.max_steps=6', 'seed=2'\]"):
-        cli.check_all("train", ["policy_overrides=[method.max_steps=6,seed=2]"], False)
+    told = cli.how_to_quote("policy_overrides=[method.max_steps=6,seed=2]")
+    assert told.endswith("\"policy_overrides=['method.max_steps=6', 'seed=2']\"")

@@ -6,10 +6,10 @@ names. So what `python train.py method=sft` trained by hand is found, and a swee
 
 import shlex
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from manners import lineage, store
 from manners.data import readers
@@ -28,19 +28,13 @@ class Stage:
     role: str = ""
     given: str = ""  # a run id or folder, in place of a run that this config would make
 
-    @property
+    @cached_property
     def splits(self) -> Splits:
-        return read_once(OmegaConf.to_yaml(self.cfg.dataset, resolve=True))
+        return readers.read(self.cfg.dataset)
 
     @property
     def command(self) -> str:
         return shlex.join(["python", "train.py", *self.overrides])
-
-
-@cache
-def read_once(dataset: str) -> Splits:
-    """The rows of a dataset's config: stages mostly share one."""
-    return readers.read(OmegaConf.create(dataset))  # type: ignore[arg-type]
 
 
 def mark(stage: Stage) -> str:
@@ -90,8 +84,8 @@ def show(stage: Stage, needs: list[Stage]) -> None:
     """What would be reused and what trained; nothing is."""
     for need in needs:
         found = take(need) if need.given else find(need, mark(need))
-        print(f"{need.role:<8}{f'reuse {found.run}' if found else f'train: {need.command}'}")
-    print(f"{stage.cfg.method.name:<8}train: {stage.command}")
+        print(f"{need.role:<8}{f'reuse {found.run}' if found else 'train'}  {need.command}")
+    print(f"{stage.cfg.method.name:<8}train  {stage.command}")
 
 
 def draw(folder: Folder, summary: str, inputs: dict[str, Input]) -> str:

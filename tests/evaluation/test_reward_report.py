@@ -84,7 +84,9 @@ def test_markdown_holds_three_tables_and_no_stray_bar(quality, sanity):
     text = markdown("strictbot", quality, sanity, rows(REPLIES, PREDICTED))
     assert text.startswith("# strictbot\n")
     widths = [line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")]
-    assert widths == [4] * 9 + [5] * 9 + [5] * 7  # 2 lines of heading; then 7 measures, 7 kinds of spoiling, 5 errors
+    assert (
+        widths == [4] * 9 + [5] * 10 + [5] * 7
+    )  # 2 lines of heading; then 7 measures, all and 7 kinds of spoiling, 5 errors
     assert "What \\| now?" in text
     assert "11 replies held out and 25 pairs of them, to 2 prompts" in text
     alone = markdown("strictbot", pairwise([1, 2], [0, 1]), None, [])
