@@ -93,6 +93,7 @@ def learning(found: dict) -> str:
         lines.append(f"| {LABELS[role]} | {found['best'][role]} | {numbers} | `{runs[0]['command']}` |")
     tried = [f"{LABELS[r['role']]} {r['rate']}: {goal(r):+.3f}" for r in found["runs"] if r["seed"] == first(found)]
     lines.append(f"\nScore − 0.05 KL of the rates tried, first seed: {'; '.join(tried)}.")
+    lines.append("\n![score and KL over the iterations, ours and TRL's](curves.png)")
     return "\n".join(lines)
 
 
