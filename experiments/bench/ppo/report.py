@@ -9,7 +9,7 @@ from curves import LAST, goal
 TITLES = {
     "lora": "LoRA (rank 16, all linear layers), our critic a head on the policy's trunk",
     "full": "All weights, our critic a head on the policy's trunk",
-    "fixed": "LoRA, every reply 16 tokens long (EOS ends none): the same number of tokens on both sides",
+    "fixed": "LoRA, 16 tokens sampled for every reply (EOS ends none): batches of the same width on both sides",
     "adapter": "LoRA, our critic an adapter of its own on the trunk (`critic=adapter`)",
 }
 LABELS = {"ours": "ours", "peer": "TRL 1.12"}
