@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from manners.tracking import Tracker
+from tests.configs import changed
 
 
 class Store:
@@ -64,3 +65,27 @@ def test_what_a_server_does_wrong_is_counted_and_no_more(tmp_path, capsys):
     tracker.log({"loss": 1.0}, 1)
     tracker.close()
     assert "1 values did not reach the tracking server" in capsys.readouterr().err
+
+
+def test_a_kill_before_the_run_was_described_leaves_no_gap(tmp_path, monkeypatch):
+    """The MLflow run is there, its params are not: the next start gives them."""
+    import mlflow
+
+    from manners import lineage, tracking
+
+    cfg = changed(f"output_dir={tmp_path}", "tracking.system_metrics=false")
+
+    def start():
+        with lineage.claim(cfg, "digest") as folder, tracking.open_run(cfg, folder, 3, "digest", {}, ["seed=1"]) as t:
+            return t.run_id
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tracking, "describe_run", killed)
+        start()
+    run_id = start()
+    client = mlflow.MlflowClient(cfg.tracking.uri)
+    (run,) = client.search_runs([client.get_run(run_id).info.experiment_id])
+    assert run.data.params["seed"] == "1" and run.data.tags["manners.method"] == "sft"

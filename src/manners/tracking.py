@@ -173,10 +173,11 @@ def open_run(
     tracker = Tracker(client, run.info.run_id, folder.path / "metrics.jsonl", known)
     status = "FAILED"
     try:
-        if run_id is None:
-            folder.remember(mlflow_run_id=run.info.run_id)
+        folder.remember(mlflow_run_id=run.info.run_id)
+        if not folder.state.get("described"):  # a kill may have come before; to say it twice does no harm
             describe_run(mlflow, client, run.info.run_id, cfg, folder, rows, digest, overrides)
             link(tracker, folder, inputs)
+            folder.remember(described=True)
         tracker.catch_up()
         yield tracker
         status = "FINISHED"
