@@ -6,19 +6,17 @@ reply; only a reply that is longer than the limit by itself loses its end.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from manners.data.batches import Batch
-from manners.data.encode import IGNORE, encode, last_start
-from manners.data.rows import Chat, Message, Pair, Scored
+from manners.data.encode import UNLIMITED, encode, parted, replied
+from manners.data.rows import Message, Pair, Scored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-UNLIMITED = 10**9
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,7 @@ class Passage:
     input_ids: list[int]  # (T,)
     segments: list[int] | None = None  # (T,) 0 for the prompt, 1 for the reply: encoders only
     cut: int = 0  # tokens that truncation took away
+    prompt: int = 0  # tokens before the reply, which other replies may share: decoders only
     target: float = 0.0  # the score, standardised
     rejected: "Passage | None" = None
     margin: float = 0.0  # by how much, in Bradley-Terry's units
@@ -60,10 +59,7 @@ def scored_passages(
 ) -> list[Passage]:
     """Passages whose targets are ``(score - mean) / scale``."""
     read = read_replies([(r.messages, r.reply) for r in rows], tokenizer, max_length, decoder)
-    return [
-        Passage(p.input_ids, p.segments, p.cut, target=(r.score - mean) / scale)
-        for p, r in zip(read, rows, strict=True)
-    ]
+    return [replace(p, target=(r.score - mean) / scale) for p, r in zip(read, rows, strict=True)]
 
 
 def pair_passages(
@@ -72,7 +68,7 @@ def pair_passages(
     chosen = read_replies([(r.messages, r.chosen) for r in rows], tokenizer, max_length, decoder)
     rejected = read_replies([(r.messages, r.rejected) for r in rows], tokenizer, max_length, decoder)
     return [
-        Passage(c.input_ids, c.segments, c.cut + r.cut, rejected=r, margin=row.margin)
+        replace(c, cut=c.cut + r.cut, rejected=r, margin=row.margin)
         for c, r, row in zip(chosen, rejected, rows, strict=True)
     ]
 
@@ -80,17 +76,11 @@ def pair_passages(
 def decoder_passages(
     replies: Sequence[tuple[list[Message], str]], tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> list[Passage]:
-    chats = [
-        Chat([*messages, {"role": "assistant", "content": reply}] if messages else [{"role": "text", "content": reply}])
-        for messages, reply in replies
-    ]
     found = []
-    for example in encode(chats, tokenizer, "assistant", UNLIMITED):
-        end = max(i for i, label in enumerate(example.labels) if label != IGNORE) + 1  # of the stop token
-        ids = example.input_ids[:end]
-        too_many = max(len(ids) - max_length, 0)
-        start = min(too_many, last_start(example.labels))
-        found.append(Passage(ids[start : start + max_length], cut=too_many))
+    for example in encode((replied(*r) for r in replies), tokenizer, "assistant", UNLIMITED):
+        prompt, reply = parted(example)
+        too_many = max(len(prompt) + len(reply) - max_length, 0)
+        found.append(Passage((prompt[too_many:] + reply)[:max_length], cut=too_many))
     return found
 
 

@@ -7,17 +7,18 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
-from manners.data.passages import collate_passages, read_replies
+from manners.data.passages import read_replies
 from manners.data.rows import Message
+from manners.data.siblings import Family, collate_families, families
 from manners.grouping import by_length
 from manners.methods.module import Module, Window
-from manners.models.reward import Units, is_encoder, raw_scores
+from manners.models.reward import Units, is_encoder, raw_scores, shares_prompts
 
 SLOTS = 8192  # padded tokens scored at once: little memory, since no gradients are kept
 
 
 class RewardModule(Module):
-    """Trains ``model`` on batches with ``targets`` (regression) or ``margins`` (pairs): see ``collate_passages``."""
+    """Trains ``model`` on batches with ``targets`` (regression) or ``margins`` (pairs): see ``collate_families``."""
 
     def __init__(self, model: Any, loss: str, **settings: Any):
         super().__init__(model, **settings)
@@ -60,13 +61,17 @@ def predict(
     """Standardised scores of (conversation, reply) pairs, in order."""
     was_training = network.training
     network.eval()
+    share = shares_prompts(network)
     passages = read_replies(replies, tokenizer, max_length, decoder=not is_encoder(network))
+    groups = families(passages, share)
+    kin = [Family([passages[i] for i in group]) for group in groups]
     scores = [0.0] * len(passages)
-    for rows in by_length([p.length for p in passages], SLOTS):
-        batch = collate_passages([passages[i] for i in rows], tokenizer.pad_token_id)
+    for rows in by_length([family.length for family in kin], SLOTS):
+        batch = collate_families([kin[r] for r in rows], tokenizer.pad_token_id, share)
         on_device = {k: v.to(network.device) for k, v in batch.items()}
-        for row, score in zip(rows, raw_scores(network, on_device).tolist(), strict=True):
-            scores[row] = score
+        members = [i for r in rows for i in groups[r]]
+        for i, score in zip(members, raw_scores(network, on_device).tolist(), strict=True):
+            scores[i] = score
     network.train(was_training)
     return scores
 

@@ -100,12 +100,23 @@ def head(network: Any) -> torch.nn.Linear:
 
 
 def raw_scores(network: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Standardised scores (B,) of ``input_ids`` and ``mask`` (B, T), wherever the padding stands.
+    """Standardised scores (N,) of a batch: of ``input_ids`` and ``mask`` (N, T), wherever the padding stands, or of
+    the replies that share a prompt's row (``collate_families``).
 
     The padding is moved to the right. A decoder's score is read at its last real token, which by then has seen
     everything, and no padding; so it needs neither mask nor position ids, and a padding token that is the stop token
     as well does no harm.
     """
+    wrapped = network.get_base_model() if hasattr(network, "get_base_model") else network
+    if "ends" in batch:
+        body = wrapped.base_model(
+            batch["input_ids"],
+            attention_mask=batch["allowed"],
+            position_ids=batch["position_ids"],
+            use_cache=False,
+        )
+        rows, last = batch["ends"].unbind(1)
+        return wrapped.score(body.last_hidden_state[rows, last])[:, 0].float()
     order = batch["mask"].argsort(dim=1, descending=True, stable=True)
     ids, mask = batch["input_ids"].gather(1, order), batch["mask"].gather(1, order)
     if is_encoder(network):
@@ -113,10 +124,14 @@ def raw_scores(network: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         if "segments" in batch and takes_segments(network):
             extra = {"token_type_ids": batch["segments"].gather(1, order)}
         return network(input_ids=ids, attention_mask=mask, **extra).logits[:, 0].float()
-    wrapped = network.get_base_model() if hasattr(network, "get_base_model") else network
-    hidden = wrapped.base_model(ids, use_cache=False).last_hidden_state  # (B, T, H)
-    last = hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]  # (B, H)
+    hidden = wrapped.base_model(ids, use_cache=False).last_hidden_state  # (N, T, H)
+    last = hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]  # (N, H)
     return wrapped.score(last)[:, 0].float()
+
+
+def shares_prompts(network: Any) -> bool:
+    """Whether several replies to a prompt may stand in one row: see ``manners.data.siblings``."""
+    return not is_encoder(network) and network.config._attn_implementation == "sdpa"
 
 
 def is_encoder(network: Any) -> bool:

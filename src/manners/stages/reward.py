@@ -8,8 +8,9 @@ from typing import Any
 
 from manners.data.batches import Batches, in_order
 from manners.data.corruptions import corrupt
-from manners.data.passages import Passage, collate_passages, pair_passages, scored_passages
+from manners.data.passages import pair_passages, scored_passages
 from manners.data.rows import Chat, Message, Scored, pairs, scored
+from manners.data.siblings import Family, collate_families, families
 from manners.evaluation import reward_report
 from manners.evaluation import sanity as sanity_suite
 from manners.evaluation.regression import Pairwise, Regression, pairwise, prompt_ids, regression
@@ -45,10 +46,11 @@ def train(run: Run) -> Outcome:
     network = adapt(cfg, network, run.device, task_type="SEQ_CLS")
     sanity_suite.good(*real_replies(run), cfg.seed)  # what would stop the examination stops the training
     units = Units() if m.loss == "pairwise" else Units.of([r.score for r in scored(run.splits.train)])
-    examples = lesson(run, run.splits.train, tokenizer, units)
-    held_out = lesson(run, run.splits.validation or run.splits.test, tokenizer, units)
+    share = models.shares_prompts(network)
+    examples = lessons(run, run.splits.train, tokenizer, units, share)
+    held_out = lessons(run, run.splits.validation or run.splits.test, tokenizer, units, share)
     steps = steps_of(cfg, len(examples))
-    together = partial(collate_passages, pad=tokenizer.pad_token_id)
+    together = partial(collate_families, pad=tokenizer.pad_token_id, share=share)
     fitted = fit(
         RewardModule(network, m.loss, log=run.tracker.log, **module_settings(cfg, steps)),
         Batches(
@@ -73,15 +75,17 @@ def train(run: Run) -> Outcome:
     return Outcome(fitted.best_loss, fitted.best_step, headline(exam.quality, sane))
 
 
-def lesson(run: Run, chats: list[Chat], tokenizer: Any, units: Units) -> list[Passage]:
-    """What the model reads: scored replies, some of them spoilt in training, or pairs."""
+def lessons(run: Run, chats: list[Chat], tokenizer: Any, units: Units, share: bool) -> list[Family]:
+    """What the model reads, by prompt: pairs, or scored replies, of which some are spoilt in training."""
     m, decoder = run.cfg.method, run.cfg.model.decoder
     if m.loss == "pairwise":
-        return pair_passages(pairs(chats), tokenizer, m.max_length, decoder)
-    rows = scored(chats)
-    if chats is run.splits.train and m.corrupted:
-        rows = rows + spoilt(rows, m.corrupted, run.cfg.seed)
-    return scored_passages(rows, tokenizer, m.max_length, decoder, units.mean, units.scale)
+        passages = pair_passages(pairs(chats), tokenizer, m.max_length, decoder)
+    else:
+        rows = scored(chats)
+        if chats is run.splits.train and m.corrupted:
+            rows = rows + spoilt(rows, m.corrupted, run.cfg.seed)
+        passages = scored_passages(rows, tokenizer, m.max_length, decoder, units.mean, units.scale)
+    return [Family([passages[i] for i in group]) for group in families(passages, share)]
 
 
 def spoilt(rows: list[Scored], share: float, seed: int) -> list[Scored]:

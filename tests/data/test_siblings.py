@@ -1,0 +1,105 @@
+"""Replies that share their prompt's row score, and teach, as they do in rows of their own."""
+
+import pytest
+import torch
+
+from manners.data.passages import Passage, collate_passages
+from manners.data.siblings import MOST, Family, collate_families, families
+from manners.methods.reward import RewardModule
+from manners.models.reward import raw_scores, shares_prompts
+from tests.families import DECODERS, classifier
+
+PAD = 0
+ASKED, OTHER = [5, 9, 33, 2], [8, 1, 90]
+REPLIES = [[7, 7, 11], [12], [13, 44, 6, 1, 2]]
+
+
+def passage(prompt, reply, **more):
+    return Passage([*prompt, *reply], prompt=len(prompt), **more)
+
+
+SCORED = [
+    passage(ASKED, REPLIES[0], target=1.0),
+    passage(OTHER, REPLIES[1], target=-1.0),
+    passage(ASKED, REPLIES[1], target=0.5),
+    passage(ASKED, REPLIES[2], target=-0.2),
+    Passage([3, 4, 5], target=0.1),
+]
+PAIRS = [
+    passage(ASKED, REPLIES[0], rejected=passage(ASKED, REPLIES[1]), margin=0.3),
+    passage(OTHER, REPLIES[2], rejected=passage(OTHER, REPLIES[0]), margin=0.1),
+    passage(ASKED, REPLIES[0], rejected=passage(ASKED, REPLIES[2]), margin=0.5),
+]
+
+
+def laid_out(passages, share=True):
+    found = [Family([passages[i] for i in group]) for group in families(passages, share)]
+    return found, collate_families(found, PAD, share)
+
+
+def test_the_row_is_the_prompt_and_then_each_reply():
+    """By hand."""
+    [family], batch = laid_out([SCORED[0], SCORED[2]])
+    assert batch["input_ids"].tolist() == [[5, 9, 33, 2, 7, 7, 11, 12]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 6, 4]]
+    assert batch["ends"].tolist() == [[0, 6], [0, 7]]
+    assert batch["targets"].tolist() == [1.0, 0.5]
+    assert batch["allowed"][0, 0, 6].tolist() == [True] * 7 + [False]
+    assert batch["allowed"][0, 0, 7].tolist() == [True] * 4 + [False] * 3 + [True]
+    assert int(batch["tokens"]) == family.length == 8 and family.trained == 2
+
+
+def test_only_replies_to_one_prompt_meet_and_no_more_than_a_row_holds():
+    assert families(SCORED, share=True) == [[0, 2, 3], [1], [4]]
+    assert families(SCORED, share=False) == [[0], [1], [2], [3], [4]]
+    assert families(PAIRS, share=True) == [[0, 2], [1]]
+    many = [passage(ASKED, [i]) for i in range(MOST + 3)]
+    assert [len(group) for group in families(many, share=True)] == [MOST, 3]
+    pairs = [passage(ASKED, [i], rejected=passage(ASKED, [99])) for i in range(MOST)]
+    assert [len(group) for group in families(pairs, share=True)] == [MOST // 2] * 2
+    texts = [Passage([3, 4]), Passage([3, 5])]  # no prompt, so none in common
+    assert families(texts, share=True) == [[0], [1]]
+
+
+@pytest.mark.parametrize("passages", [SCORED, PAIRS], ids=["scored", "pairs"])
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_shared_row_scores_and_teaches_as_rows_alone(family, passages):
+    """Every score, the loss and every gradient."""
+    network = classifier(family).eval()
+    assert shares_prompts(network)
+    found, shared = laid_out(passages)
+    assert "ends" in shared and len(shared["input_ids"]) < len(passages)
+    alone = collate_passages([p for f in found for p in f.passages], PAD)
+    settings = {"total_steps": 1, "learning_rate": 1e-3, "lr_scheduler_type": "constant", "warmup_steps": 0}
+    settings |= {"weight_decay": 0.0, "max_grad_norm": 0.0, "accumulate": 1, "logging_steps": 1}
+    kind = "pairwise" if passages is PAIRS else "mse"
+    module = RewardModule(network, kind, log=lambda *_: None, **settings)
+    results = []
+    for batch in (alone, shared):
+        network.zero_grad()
+        loss, right, count = module.step(batch)
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+        with torch.no_grad():
+            results.append((raw_scores(network, batch), loss.detach(), gradient, right, count))
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(torch.as_tensor(a), torch.as_tensor(b), atol=1e-4)
+    assert results[0][0].std() > 0.01
+
+
+def test_padding_in_a_shared_row_changes_nothing():
+    network = classifier("qwen2").eval()
+    _, batch = laid_out(SCORED)
+    with torch.no_grad():
+        wanted = raw_scores(network, batch)
+        other = {**batch, "input_ids": batch["input_ids"].masked_fill(batch["input_ids"] == PAD, 41)}
+        assert torch.allclose(raw_scores(network, other), wanted, atol=1e-5)
+
+
+def test_encoders_and_kernels_without_a_mask_get_a_row_for_each_reply():
+    assert not shares_prompts(classifier("bert"))
+    network = classifier("qwen2")
+    network.config._attn_implementation = "flash_attention_2"
+    assert not shares_prompts(network)
+    _, batch = laid_out(SCORED, share=False)
+    assert len(batch["input_ids"]) == len(SCORED) and "ends" not in batch
