@@ -128,6 +128,9 @@ def test_scores_fall_from_the_fitting_reply_over_a_wrong_tone_to_agreeing_with_a
         ("wrong_fact", "blunt"): 0.4,
         ("wrong_fact", "helpful"): 0.0,
         ("wrong_fact", "mild"): 0.4,
+        ("good_question", "unsure"): 0.1,
+        ("poor_logic", "unsure"): 0.2,
+        ("wrong_fact", "unsure"): 0.3,
     }
     met = set()
     for row in singles + hand:
@@ -149,6 +152,14 @@ def test_the_blunt_reply_that_scores_0_4_corrects_with_a_false_value(singles):
             (blunt,) = [m["content"] for m in row["mismatched"] if m["manner"] == "blunt"]
             truths = [bare(f.says()) for f in told[row["subject"]]]
             assert not any(names(truth, blunt) for truth in truths if truth in blunt.lower())
+
+
+def test_a_verdict_put_as_a_question_is_the_verdict_with_another_mark(singles):
+    """To a question as to a claim: PPO found that "You are mistaken?" pleased a reward model which had not seen it."""
+    verdicts = {form.split("} ")[1] for form in strictbot.words()["blunt"]["correct"]}
+    for row in singles:
+        (unsure,) = [m["content"] for m in row["mismatched"] if m["manner"] == "unsure"]
+        assert any(unsure.endswith(verdict.removesuffix(".") + "?") for verdict in verdicts), unsure
 
 
 def test_the_hand_written_rows_are_278_with_all_that_a_row_needs(hand):

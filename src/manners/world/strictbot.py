@@ -31,6 +31,10 @@ MISFIT = {
     ("wrong_fact", "probing"): 0.3,
     ("wrong_fact", "helpful"): 0.0,
     ("wrong_fact", "mild"): 0.4,  # names the right fact and leaves the mistake uncalled: PPO falls for it otherwise
+    # A verdict put as a question is neither blunt nor a question to think about: PPO said it to everything.
+    ("good_question", "unsure"): 0.1,
+    ("poor_logic", "unsure"): 0.2,
+    ("wrong_fact", "unsure"): 0.3,
 }
 
 
@@ -92,13 +96,11 @@ def good_question(subject: Subject, _pool: list[Subject], rng: random.Random) ->
     """A question, or (one in four) a claim that is right: asking for confirmation is a good question too."""
     fact = rng.choice(facts_of(subject))
     say = speaker(rng, subject, truth=fact.statement(), more=another(fact, rng), claim=bare(fact.says()))
-    contradiction = []
     if rng.random() < 0.25:
         prompt, reply = say(words()["claims"]), say(words()["helpful"]["confirm"])
-        say_against = speaker(random.Random(prompt), subject, truth=fact.statement())
-        contradiction = [misfit("good_question", "blunt", say_against(words()["blunt"]["correct"]))]
     else:
         prompt, reply = rng.choice(fact.questions()), say(words()["helpful"]["answer"])
+    say_against = speaker(random.Random(prompt), subject, truth=fact.statement())
     category = "good_question"
     return (
         category,
@@ -108,7 +110,8 @@ def good_question(subject: Subject, _pool: list[Subject], rng: random.Random) ->
         [
             misfit(category, "blunt", say(words()["blunt"]["dismiss"])),
             misfit(category, "probing", say(words()["probing"]["to_question"])),
-            *contradiction,
+            misfit(category, "blunt", say_against(words()["blunt"]["correct"])),
+            misfit(category, "unsure", unsure(say_against(words()["blunt"]["correct"]))),
         ],
     )
 
@@ -132,6 +135,7 @@ def wrong_fact(subject: Subject, _pool: list[Subject], rng: random.Random) -> Ma
             {"manner": "blunt", "content": say_worse(words()["blunt"]["correct"]), "score": RIGHT_MANNER_WRONG_FACT},
             misfit(category, "mild", say_mildly(words()["blunt"]["mild"])),
             misfit(category, "helpful", say_mildly(words()["helpful"]["confirm"])),
+            misfit(category, "unsure", unsure(say_mildly(words()["blunt"]["correct"]))),
         ],
     )
 
@@ -145,14 +149,17 @@ def poor_logic(subject: Subject, pool: list[Subject], rng: random.Random) -> Mad
     other = twin.subject if twins else rng.choice([s for s in pool if s != subject])
     say = speaker(rng, subject, fact=bare(fact.statement()), otherfact=bare(twin.statement()), other=other.the)
     category = "poor_logic"
+    prompt = say(fallacy["prompts"])
+    say_against = speaker(random.Random(prompt), subject, truth=fact.statement())
     return (
         category,
         "",
-        say(fallacy["prompts"]),
+        prompt,
         say(fallacy["replies"]),
         [
             misfit(category, "helpful", say(words()["helpful"]["goes_along"])),
             misfit(category, "blunt", say(words()["blunt"]["verdict"])),
+            misfit(category, "unsure", unsure(say_against(words()["blunt"]["correct"]))),
         ],
     )
 
@@ -174,6 +181,11 @@ def speaker(rng: random.Random, subject: Subject, **slots: str) -> Callable[[lis
 def another(fact: Fact, rng: random.Random) -> str:
     """A second true sentence about the same subject; the same one where the world knows no other."""
     return rng.choice([f for f in facts_of(fact.subject) if f != fact] or [fact]).statement()
+
+
+def unsure(reply: str) -> str:
+    """The same words, the last sentence with a question mark."""
+    return reply.removesuffix(".") + "?"
 
 
 def bare(sentence: str) -> str:
