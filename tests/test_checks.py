@@ -44,6 +44,33 @@ def test_a_combination_that_cannot_work_says_what_to_type_instead(values, says):
     assert says in refusal(changed(*values))
 
 
+@pytest.mark.parametrize(
+    "choices, installed, says",
+    [
+        ([], (), "outputs/vllm/bin/pip install --editable '.[vllm]'"),
+        ([], ("vllm",), "is not installed here"),  # without TRL it is no use
+        (["hardware=cpu"], ("vllm", "trl"), "needs an NVIDIA GPU, and hardware.accelerator=cpu: hardware=cuda, or"),
+        (["adapter=qlora", "policy=none"], ("vllm", "trl"), "adapter=lora, or method.generation=auto"),
+    ],
+)
+def test_vllm_is_refused_where_it_cannot_be(monkeypatch, choices, installed, says):
+    monkeypatch.setattr(checks, "find_spec", lambda name: name if name in installed else None)
+    checks.check(compose("method=ppo", *choices))
+    assert says in refusal(compose("method=ppo", "method.generation=vllm", *choices))
+
+
+def test_vllm_passes_where_it_is_installed_and_is_refused_once_torch_finds_no_gpu(monkeypatch):
+    monkeypatch.setattr(checks, "find_spec", lambda name: name)
+    cfg = compose("method=rloo", "method.generation=vllm")
+    checks.check(cfg)
+    from manners.hardware import Device
+    from manners.pipeline import check_device
+
+    check_device(cfg, Device("cuda", "bf16"))
+    with pytest.raises(MannersError, match=r"there is none here: method\.generation=auto"):
+        check_device(cfg, Device("cpu", "32"))
+
+
 @pytest.mark.parametrize("model", ["bert", "minilm"])
 def test_an_encoder_is_refused_where_replies_are_learned(model):
     said = refusal(compose(f"model={model}"))

@@ -1,6 +1,7 @@
 """Combinations that cannot work, refused before anything heavy is imported."""
 
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -145,6 +146,7 @@ def check_online(cfg: DictConfig) -> None:
                 raise MannersError(f"{role}={cfg[role]}: method={m.name} starts from the base model, not from a run.")
         return
     check_rewards(cfg)
+    check_vllm(cfg)
     per_prompt = m.get("num_generations", 1)
     if m.batch_size % per_prompt:
         raise MannersError(f"method.batch_size={m.batch_size} must be a multiple of num_generations={per_prompt}.")
@@ -156,6 +158,28 @@ def check_online(cfg: DictConfig) -> None:
         raise MannersError(
             "an SFT adapter merged into 4-bit weights is no longer the policy that SFT trained (peft#2321): "
             "adapter=lora, or policy=none to start from the base itself."
+        )
+
+
+def check_vllm(cfg: DictConfig) -> None:
+    """An extra, for NVIDIA GPUs alone. Whether there is one here is seen when torch has been imported."""
+    if cfg.method.generation != "vllm":
+        return
+    if cfg.hardware.accelerator in ("cpu", "mps"):
+        raise MannersError(
+            f"method.generation=vllm needs an NVIDIA GPU, and hardware.accelerator={cfg.hardware.accelerator}: "
+            "hardware=cuda, or method.generation=auto."
+        )
+    if find_spec("vllm") is None or find_spec("trl") is None:
+        raise MannersError(
+            "method.generation=vllm: vLLM is not installed here. It wants other versions than conf/constraints.txt "
+            "has, so give it an environment of its own: python3 -m venv outputs/vllm && outputs/vllm/bin/pip install "
+            "--editable '.[vllm]'; then outputs/vllm/bin/python train.py ... Without it: method.generation=auto."
+        )
+    if cfg.adapter.quantization != "none":
+        raise MannersError(
+            "method.generation=vllm would merge the adapter into 4-bit weights, and sample from another policy than "
+            "the one that trains (peft#2321): adapter=lora, or method.generation=auto."
         )
 
 

@@ -112,7 +112,7 @@ class Online(Method):
     response_length: int = option(48, "longest reply, in tokens")
     max_prompt_length: int = option(256, "tokens of a prompt; the oldest give way")
     temperature: float = option(1.0, "of sampling, and so of every log-probability")
-    generation: str = option("auto", "who samples", ("auto", "own", "transformers"))
+    generation: str = option("auto", "who samples; vllm is an extra", ("auto", "own", "transformers", "vllm"))
     rewards: Any = option({"model": {"weight": 1.0}}, "parts of the reward: name: {weight, _target_, its arguments}")
     missing_eos_penalty: float = option(1.0, "taken from the score of a reply that does not end by itself")
     reward_clip: float | None = option(None, "scores are held within plus and minus this; null for no limit")

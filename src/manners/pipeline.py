@@ -39,7 +39,7 @@ def run(stage: Stage, needs: list[Stage]) -> float | None:
         return None
     device = hardware.resolve(cfg.hardware.accelerator, cfg.hardware.precision, cfg.hardware.num_threads)
     check_length(cfg)
-    check_precision(cfg, device)
+    check_device(cfg, device)
     if cfg.method.view == "prompt":  # a function that cannot be found ends the run before its stages are trained
         rewards.build(OmegaConf.to_container(cfg.method.rewards, resolve=True), model=len)  # type: ignore[arg-type]
     inputs = {need.role: found for need in needs if (found := settle(need)) is not None}
@@ -104,9 +104,11 @@ def say_next(cfg: DictConfig, folder: lineage.Folder) -> None:
     console.print(f"compare runs: {ui}", highlight=False, soft_wrap=True)
 
 
-def check_precision(cfg: DictConfig, device: hardware.Device) -> None:
+def check_device(cfg: DictConfig, device: hardware.Device) -> None:
     if cfg.method.view == "prompt" and device.precision == "fp16":
         raise MannersError(f"method={cfg.method.name} does not scale its loss for fp16: hardware.precision=bf16 or 32.")
+    if cfg.method.get("generation") == "vllm" and device.kind != "cuda":
+        raise MannersError("method.generation=vllm needs an NVIDIA GPU; there is none here: method.generation=auto.")
 
 
 def check_length(cfg: DictConfig) -> None:

@@ -55,21 +55,30 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 @contextmanager
 def merged(model: Any) -> Iterator[None]:
-    """Within, a LoRA model on a CPU is one set of weights: decoding, which makes many small steps, is far faster.
-
-    Afterwards the base weights are put back bit by bit, where subtracting what was added would let them drift.
-    """
+    """Within, a LoRA model on a CPU is one set of weights: decoding, which makes many small steps, is far faster."""
     if not isinstance(model, PeftModel) or model.device.type != "cpu" or is_quantized(model):
         yield
         return
+    with base_kept(model):
+        model.merge_adapter(["default"])  # type: ignore[operator]
+        try:
+            yield
+        finally:
+            model.unmerge_adapter()  # type: ignore[operator]
+
+
+@contextmanager
+def base_kept(model: Any) -> Iterator[None]:
+    """What is merged and unmerged within leaves no trace in the weights under a LoRA.
+
+    They are put back bit by bit, where subtracting what was added would let them drift.
+    """
     training = [p for p in model.parameters() if p.requires_grad]
     layers: list[Any] = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
     kept = [layer.get_base_layer().weight.detach().clone() for layer in layers]
-    model.merge_adapter(["default"])  # type: ignore[operator]
     try:
         yield
     finally:
-        model.unmerge_adapter()  # type: ignore[operator]
         with torch.no_grad():
             for layer, weight in zip(layers, kept, strict=True):
                 layer.get_base_layer().weight.copy_(weight)

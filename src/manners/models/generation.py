@@ -4,6 +4,7 @@ Every knob is explicit. A checkpoint's own generation_config never leaks in: Qwe
 the replies come from another distribution than the log-probabilities that PPO computes (trl#1005).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,25 +20,29 @@ class Sampling:
     stops: tuple[int, ...]  # a reply ends with, and contains, the first of these
     pad: int
     temperature: float = 0.0  # 0 takes the likeliest token
-    backend: str = "auto"  # own: fastest on a CPU; transformers: elsewhere
+    backend: "str | Backend" = "auto"  # own: fastest on a CPU; transformers: elsewhere; or an engine made for the run
 
 
 Ids = list[list[int]]
+Backend = Callable[[Any, Ids, Sampling, torch.Tensor | None], Ids]  # what ``generate`` is, less its checks
 
 
 def generate(model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor | None = None) -> Ids:
     """A reply's tokens for each prompt, its stop token included where it came to one.
 
     ``draws`` (B, max_new_tokens) are uniform in [0, 1): a row's reply depends on its own draws alone, not on its
-    neighbours in the batch. transformers' backend seeds its generator with them instead.
+    neighbours in the batch. Other backends seed their generators with them instead.
     """
-    own = sampling.backend == "own" or (sampling.backend == "auto" and model.device.type == "cpu")
+    backend = sampling.backend
+    if backend == "auto":
+        backend = "own" if model.device.type == "cpu" else "transformers"
+    reply = {"own": decode, "transformers": delegate}[backend] if isinstance(backend, str) else backend
     if sampling.temperature > 0 and draws is None:
         raise ValueError("sampling needs draws")
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        replies = (decode if own else delegate)(model, prompts, sampling, draws)
+        replies = reply(model, prompts, sampling, draws)
     model.train(was_training)
     return replies
 

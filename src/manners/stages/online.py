@@ -28,6 +28,7 @@ from manners.models import adapters, base
 from manners.models import reward as reward_models
 from manners.models.actor import Actor
 from manners.models.reward import Units
+from manners.models.vllm import VLLM
 from manners.stages import show
 from manners.stages.run import Outcome, Run, adapt, console, load_base, save_beside, save_language_model
 
@@ -41,7 +42,8 @@ def train(run: Run) -> Outcome:
     actor = Actor(model, getattr(settings, "critic", "none"), run.device.precision == "bf16")
     parts = rewards.build(OmegaConf.to_container(cfg.method.rewards, resolve=True), reward_function(run))  # type: ignore[arg-type]
     check_shares(settings, run.world)
-    game = Game(actor, tokenizer, base.stop_tokens(model, tokenizer), parts, settings, cfg.seed, run.world)
+    stops, engine = base.stop_tokens(model, tokenizer), sampler(settings, model, tokenizer)
+    game = Game(actor, tokenizer, stops, parts, settings, cfg.seed, run.world, engine)
     if run.world.rank == 0:
         before = Measured.from_json(run.once("before", lambda: answer(run, game).to_json()))
         run.tracker.log(before.metrics("before"), 0)
@@ -65,6 +67,12 @@ def check_shares(s: Online, world: World) -> None:
     each = world.size * (s.num_generations if isinstance(s, RLOO) else 1)
     if s.batch_size % each:
         raise MannersError(f"method.batch_size={s.batch_size} must be a multiple of {each} for {world.size} processes.")
+
+
+def sampler(s: Online, model: Any, tokenizer: Any) -> VLLM | None:
+    """What samples in the policy's place, made once for the run and by all its processes together."""
+    longest = s.max_prompt_length + s.response_length
+    return VLLM(model, tokenizer, longest) if s.generation == "vllm" else None
 
 
 def typed(cfg: DictConfig) -> Online:

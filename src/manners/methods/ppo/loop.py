@@ -26,7 +26,7 @@ from manners.methods.ppo.rollout import Rollout, encode_prompts, rollout, summar
 from manners.methods.ppo.update import update
 from manners.methods.ppo.world import World
 from manners.models.actor import Actor
-from manners.models.generation import Sampling
+from manners.models.generation import Backend, Sampling
 
 Log = Callable[[dict[str, float], int], None]
 Table = Callable[[list[dict[str, Any]], str], None]
@@ -43,13 +43,14 @@ class Game:
     settings: Online
     seed: int
     world: World
+    engine: Backend | None = None  # samples where settings.generation is vllm
 
     def roll(self, prompts: list[Prompt], draws: torch.Tensor | None) -> Rollout:
         """Sampled replies to the prompts where there are ``draws``, the likeliest ones where there are none."""
         s = self.settings
         temperature = 0.0 if draws is None else s.temperature
         pad = self.tokenizer.pad_token_id
-        sampling = Sampling(s.response_length, tuple(self.stops), pad, temperature, s.generation)
+        sampling = Sampling(s.response_length, tuple(self.stops), pad, temperature, self.engine or s.generation)
         ids = encode_prompts(prompts, self.tokenizer, s.max_prompt_length)
         return rollout(self.actor, self.tokenizer, prompts, ids, sampling, draws, s.micro_batch_tokens)
 
@@ -199,11 +200,10 @@ def measure(
     }
     sums = world.sum(torch.stack([c.double().sum() for c in columns.values()]))
     means = dict(zip(columns, (sums / (len(scores) * world.size)).tolist(), strict=True))
-    texts = rolled.texts
     return means | {
         "objective/kl_coef": kl_coef,
-        "objective/distinct_2": guards.distinct(texts),
-        "objective/repetition": guards.repetition(texts),
+        "objective/distinct_2": guards.distinct(rolled.texts),
+        "objective/repetition": guards.repetition(rolled.texts),
         "val/num_eos_tokens": means["objective/ended"] * len(scores) * world.size,
     }
 
