@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
-from manners.data.rows import Chat, Message
+from manners.data.rows import Chat, Message, Pair
 from manners.errors import MannersError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE = -100  # torch's cross_entropy leaves such labels out
+UNLIMITED = 10**9  # tokens
 STAND_IN = "\u2af8stand\u2af8in\u2af8"  # no tokenizer or text has it
 
 
@@ -57,6 +58,51 @@ def encode(
         truncate(ids, labels_of(ids, offsets, trained), max_length)
         for ids, offsets, trained in zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True)
     ]
+
+
+def encode_pairs(
+    pairs: Iterable[Pair], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> list[dict[str, list[int]]]:
+    """``prompt_ids``, ``chosen_ids`` and ``rejected_ids`` of each pair, in order: what TRL's DPOTrainer learns from.
+
+    Prompt and reply are the very tokens that ``encode`` makes of the conversation that ends with the reply; the reply
+    is what carries loss, up to and with its stop token. Of what is too long the oldest of the prompt goes first, the
+    same for both replies; then a reply loses its end.
+    """
+    pairs = list(pairs)
+    chosen = [replied(p.messages, p.chosen, p.where) for p in pairs]
+    rejected = [replied(p.messages, p.rejected, p.where) for p in pairs]
+    encoded = (encode(chats, tokenizer, "assistant", UNLIMITED) for chats in (chosen, rejected))
+    return [together(*parted(c), *parted(r), max_length) for c, r in zip(*encoded, strict=True)]
+
+
+def together(
+    prompt: list[int], chosen: list[int], other: list[int], rejected: list[int], max_length: int
+) -> dict[str, list[int]]:
+    """One pair within ``max_length`` tokens. ``prompt`` stands before ``chosen``, ``other`` before ``rejected``.
+
+    They are one prompt, unless a tokenizer joins its end to the reply: what differs then counts to the replies.
+    """
+    same = next(
+        (i for i, (a, b) in enumerate(zip(prompt, other, strict=False)) if a != b), min(len(prompt), len(other))
+    )
+    chosen, rejected = prompt[same:] + chosen, other[same:] + rejected
+    kept = min(same, max(max_length - max(len(chosen), len(rejected)), max_length // 2))
+    room = max_length - kept
+    return {"prompt_ids": prompt[same - kept : same], "chosen_ids": chosen[:room], "rejected_ids": rejected[:room]}
+
+
+def replied(messages: list[Message], reply: str, where: str = "") -> Chat:
+    """The conversation that ends with ``reply``; a plain text where nothing was said before it."""
+    end = {"role": "assistant" if messages else "text", "content": reply}
+    return Chat([*messages, end], where)
+
+
+def parted(example: Example) -> tuple[list[int], list[int]]:
+    """What stands before the last reply, and the reply up to and with its stop token."""
+    start = last_start(example.labels)
+    end = max(i for i, label in enumerate(example.labels) if label != IGNORE) + 1
+    return example.input_ids[:start], example.input_ids[start:end]
 
 
 def prompt_text(messages: list[Message], tokenizer: "PreTrainedTokenizerBase") -> str:
