@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from peft import PeftModel
 
 from manners.config import RLOO, Online
 from manners.data.encode import encode
@@ -24,13 +23,14 @@ from manners.methods.ppo import guards, loop
 from manners.methods.ppo.advantages import kl_estimate
 from manners.methods.ppo.loop import Game
 from manners.methods.ppo.world import World
-from manners.models import adapters, base
+from manners.models import base
 from manners.models import reward as reward_models
 from manners.models.actor import Actor
 from manners.models.reward import Units
 from manners.models.vllm import VLLM
 from manners.stages import show
-from manners.stages.run import Outcome, Run, adapt, console, load_base, save_beside, save_language_model
+from manners.stages.policy import save, starting_policy
+from manners.stages.run import Outcome, Run, adapt, console, load_base
 
 SAMPLED = 256  # test prompts whose sampled replies tell the KL: enough for a tenth of a nat
 
@@ -78,16 +78,6 @@ def sampler(s: Online, model: Any, tokenizer: Any) -> VLLM | None:
 def typed(cfg: DictConfig) -> Online:
     """The method's options as the dataclass that explains them."""
     return OmegaConf.to_object(cfg.method)  # type: ignore[return-value]
-
-
-def starting_policy(run: Run) -> Any:
-    """The base, with what SFT taught it merged in: so the reference is the network with its adapter off."""
-    cfg, policy = run.cfg, run.inputs.get("policy")
-    if policy is None:
-        return load_base(cfg, run.device)
-    if not (policy.model / "adapter_config.json").exists():
-        return base.load(str(policy.model), attn_implementation=cfg.model.attn_implementation)
-    return PeftModel.from_pretrained(load_base(cfg, run.device), str(policy.model)).merge_and_unload()
 
 
 def reward_function(run: Run) -> Any:
@@ -141,16 +131,3 @@ def answer(run: Run, game: Game) -> Measured:
         "distinct-2 of the replies": Estimate(distinct, distinct, distinct),
     }
     return replace(measured, more=more)
-
-
-def save(run: Run, model: Any, tokenizer: Any) -> None:
-    """One adapter on the hub's base, wherever training began: SFT's and PPO's in one. Whole weights otherwise."""
-    out, policy = run.path / "model", run.inputs.get("policy")
-    earlier = policy.model if policy and (policy.model / "adapter_config.json").exists() else None
-    if not isinstance(model, PeftModel) or policy is None:
-        save_language_model(run.cfg, model, tokenizer, out)
-    elif earlier:
-        adapters.save_combined(model, earlier, out)
-        save_beside(run.cfg, model, tokenizer, out)
-    else:  # an adapter on whole weights of a run's own: merged, so that the folder is enough
-        save_language_model(run.cfg, model.merge_and_unload(), tokenizer, out)
