@@ -59,7 +59,15 @@ def test_ppo_starts_from_an_sft_run_and_a_reward_run_and_those_from_nothing():
         found = needs(f"method={method}")
         assert [found[role].cfg.method.name for role in ("policy", "reward")] == ["sft", "reward"]
         assert all(stage.given == "" for stage in found.values())
-    assert needs("method=sft") == needs("method=reward") == {}
+    assert needs("method=sft") == needs("method=reward") == needs("method=reward", "method.loss=pairwise") == {}
+
+
+def test_dpo_starts_from_the_very_sft_run_that_ppo_starts_from_and_needs_no_reward_model():
+    found = needs("method=dpo", FEW)
+    assert found.keys() == {"policy"}
+    assert found["policy"].cfg == needs("method=ppo", FEW)["policy"].cfg
+    assert needs("method=dpo", "policy=none") == {}
+    assert needs("method=dpo", "policy=a-run")["policy"].given == "a-run"
 
 
 def test_the_commands_overrides_are_carried_over_less_the_methods_own():
@@ -179,7 +187,24 @@ def test_siblings_fill_the_batch_of_rloo():
     assert "method.num_generations=1 must be at least 2." in refusal("method=rloo", "method.num_generations=1")
 
 
-def test_only_ppo_starts_from_runs():
+@pytest.mark.parametrize(
+    "overrides, says",
+    [
+        (["dataset=polite_helper"], "method=dpo needs 'pairs' rows, and package:polite_helper/train.jsonl offers chat"),
+        (["reward=some-run"], "reward=some-run: method=dpo starts from a policy alone."),
+        (["adapter=qlora"], "adapter=lora, or policy=none to start from the base itself"),
+        (["model=bert"], "is an encoder and cannot write replies: method=dpo needs a decoder"),
+        (["method.loss_type=dpo"], "method.loss_type=dpo is not a choice."),
+        (["method.beta=0"], "method.beta=0.0 must be at least 0.001."),
+        (["method.max_steps=0"], "there is nothing to train"),
+        (["policy_overrides=['method.max_steps=0']"], "the policy run (method=sft method.max_steps=0): there is no"),
+    ],
+)
+def test_what_dpo_cannot_do_is_refused_with_what_it_can(overrides, says):
+    assert says in refusal("method=dpo", *overrides)
+
+
+def test_only_ppo_and_dpo_start_from_runs():
     for method in ("sft", "reward"):
         said = refusal(f"method={method}", "policy=some-run")
         assert f"policy=some-run: method={method} starts from the base model, not from a run." in said
@@ -194,6 +219,8 @@ def test_only_ppo_starts_from_runs():
         ["method=ppo", "policy=none", "adapter=qlora"],
         ["method=ppo", "adapter=none"],
         ["method=ppo", "method.critic=adapter"],
+        ["method=dpo", "adapter=none"],
+        ["method=dpo", "policy=none", "adapter=qlora"],
     ],
 )
 def test_what_works_passes(overrides):
@@ -227,14 +254,15 @@ def test_tuned_values_reach_the_stages_and_the_command_line_wins_there_too():
 def test_every_tuned_file_is_of_a_model_and_a_method_that_exist(file):
     model, _, method = file.rpartition("_")
     assert (cli.CONF / "model" / f"{model}.yaml").exists() and (cli.CONF / "method" / f"{method}.yaml").exists()
-    assert needs(f"model={model}", f"method={method}").keys() in (set(), {"policy", "reward"})
+    assert needs(f"model={model}", f"method={method}").keys() in (set(), {"policy"}, {"policy", "reward"})
 
 
-def test_help_explains_the_options_of_ppo():
-    done = train("--help", "method=ppo")
+@pytest.mark.parametrize("schema", [config.PPO, config.DPO])
+def test_help_explains_the_options_of_what_starts_from_runs(schema):
+    done = train("--help", f"method={schema().name}")
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
-    for field in fields(config.PPO):
+    for field in fields(schema):
         assert field.metadata["help"] in lines[f"method.{field.name}"]
     assert "none" in lines["policy"] and "policy_overrides" in lines
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from manners.config import is_schema, options
+from manners.config import STARTS_FROM, is_schema, options
 from manners.data import source
 from manners.errors import MannersError, did_you_mean
 
@@ -26,6 +26,7 @@ AT_LEAST = {
     "max_grad_norm": 0,
     "early_stopping_patience": 0,
     "corrupted": 0,
+    "beta": 0.001,
     "total_episodes": 1,
     "batch_size": 1,
     "num_generations": 2,
@@ -61,6 +62,7 @@ def check(cfg: DictConfig) -> None:
     check_choices(cfg)
     check_ranges(cfg)
     check_method(cfg)
+    check_start(cfg)
     check_online(cfg)
     check_adapter(cfg)
     check_data(cfg)
@@ -126,7 +128,7 @@ def check_method(cfg: DictConfig) -> None:
             f"method={cfg.method.name} needs '{view}' rows, and {cfg.dataset.path} offers "
             f"{', '.join(cfg.dataset.views)}. Datasets that have them: {having}."
         )
-    if cfg.method.view in ("chat", "prompt") and not cfg.model.decoder:
+    if cfg.method.view != "scored" and not cfg.model.decoder:
         raise MannersError(
             f"{cfg.model.name} is an encoder and cannot write replies: method={cfg.method.name} needs a decoder, "
             "such as model=tiny or model=gpt2."
@@ -137,13 +139,24 @@ def check_method(cfg: DictConfig) -> None:
         )
 
 
+def check_start(cfg: DictConfig) -> None:
+    """A run is named only for what the method starts from, and the base is one that a policy can be merged into."""
+    roles = STARTS_FROM.get(cfg.method.view, ())
+    place = "a policy alone" if roles else "the base model, not from a run"
+    for role in ("policy", "reward"):
+        if role not in roles and cfg[role] not in ("auto", "none"):
+            raise MannersError(f"{role}={cfg[role]}: method={cfg.method.name} starts from {place}.")
+    if roles and cfg.adapter.kind == "qlora" and cfg.policy != "none":
+        raise MannersError(
+            "an SFT adapter merged into 4-bit weights is no longer the policy that SFT trained (peft#2321): "
+            "adapter=lora, or policy=none to start from the base itself."
+        )
+
+
 def check_online(cfg: DictConfig) -> None:
-    """PPO and RLOO: batches that divide, a critic that has where to sit, a base that a policy can be merged into."""
+    """PPO and RLOO: batches that divide, and a critic that has where to sit."""
     m = cfg.method
     if m.view != "prompt":
-        for role in ("policy", "reward"):
-            if cfg[role] not in ("auto", "none"):
-                raise MannersError(f"{role}={cfg[role]}: method={m.name} starts from the base model, not from a run.")
         return
     check_rewards(cfg)
     check_vllm(cfg)
@@ -154,11 +167,6 @@ def check_online(cfg: DictConfig) -> None:
         raise MannersError(f"method.num_mini_batches={m.num_mini_batches} is more than batch_size={m.batch_size}.")
     if m.get("critic") == "adapter" and cfg.adapter.kind == "none":
         raise MannersError("method.critic=adapter needs a LoRA policy: adapter=lora, or method.critic=head.")
-    if cfg.adapter.kind == "qlora" and cfg.policy != "none":
-        raise MannersError(
-            "an SFT adapter merged into 4-bit weights is no longer the policy that SFT trained (peft#2321): "
-            "adapter=lora, or policy=none to start from the base itself."
-        )
 
 
 def check_vllm(cfg: DictConfig) -> None:

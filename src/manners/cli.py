@@ -34,7 +34,7 @@ class Recipes(SearchPathPlugin):
         search_path.append("manners", str(EXPERIMENTS))
 
 
-MAKES = {"policy": "sft", "reward": "reward"}  # what PPO starts from → the method whose run makes it
+MAKES = {"policy": "sft", "reward": "reward"}  # what a run starts from → the method whose run makes it
 # Options of a run that are not those of the runs it starts from.
 ITS_OWN = {"method", "lineage", "preview", "run_name", *MAKES, *(f"{role}_overrides" for role in MAKES)}
 
@@ -114,16 +114,14 @@ def how_to_quote(override: str) -> str:
 
 def needs(config_name: str, cfg: DictConfig, overrides: list[str]) -> list[Stage]:
     """The runs that this one starts from: each is the same command with another method, checked like any other."""
-    if cfg.method.view != "prompt":
-        return []
     found = []
-    for role, method in MAKES.items():
+    for role in config.STARTS_FROM.get(cfg.method.view, ()):
         if cfg[role] == "none" or (role == "reward" and not uses_reward_model(cfg)):
             continue
         own = list(cfg[f"{role}_overrides"])
         replaced = ITS_OWN | {key_of(o) for o in own}
         kept = [o for o in overrides if key_of(o) not in replaced and key_of(o).split(".")[0] not in replaced]
-        theirs = [*kept, f"method={method}", *own]
+        theirs = [*kept, f"method={MAKES[role]}", *own]
         try:
             stage_cfg = compose(config_name, theirs)
             checks.check(stage_cfg)

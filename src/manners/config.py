@@ -41,7 +41,7 @@ class Dataset:
     name: str | None = option(None, "configuration of a hub dataset")
     score_field: str = option("score", "field of a row that holds its score")
     views: list[str] = option(
-        ["chat", "prompt"], "what the data offers: chat (SFT), scored and pairs (reward), prompt (PPO)"
+        ["chat", "prompt"], "what the data offers: chat (SFT), scored (reward), pairs (reward, DPO), prompt (PPO)"
     )
     train_on: str = option("assistant", "whose turns carry loss", ("assistant", "user", "system", "all"))
     on_error: str = option("raise", "a malformed row stops the run, or is counted and left out", ("raise", "skip"))
@@ -58,6 +58,29 @@ class Method:
 
     name: str = option(MISSING, "which method runs")
     view: str = option(MISSING, "the view of the dataset that it needs")
+
+
+@dataclass
+class DPO(Method):
+    """Learning from pairs of replies, by TRL's DPOTrainer, whose names these are. Rafailov et al. 2023."""
+
+    name: str = option("dpo", "direct preference optimisation")
+    view: str = option("pairs", "the view of the dataset that it needs")
+    learning_rate: float = option(5e-6, "peak step size; with LoRA about ten times that of full fine-tuning")
+    num_train_epochs: float = option(1.0, "passes over the training pairs")
+    max_steps: int = option(-1, "optimizer steps; above 0 it takes precedence over the epochs")
+    per_device_train_batch_size: int = option(8, "pairs in a micro-batch, held-out ones too")
+    gradient_accumulation_steps: int = option(1, "micro-batches in an optimizer step")
+    max_length: int = option(512, "tokens of a conversation; the oldest give way")
+    beta: float = option(0.1, "price of leaving the reference; of ipo, its τ")
+    loss_type: str = option("sigmoid", "of a pair: DPO's own, SLiC's, or IPO's", ("sigmoid", "hinge", "ipo"))
+    lr_scheduler_type: str = option("cosine", "shape of the learning rate", ("cosine", "linear", "constant"))
+    warmup_steps: float = option(0.1, "steps of rising learning rate; below 1 a share of the run")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0 leaves them")
+    gradient_checkpointing: bool = option(False, "recompute activations: less memory, about a third more time")
+    eval_steps: int = option(100, "optimizer steps between validations; the best is kept")
+    save_steps: int = option(50, "optimizer steps between checkpoints to resume from")
+    logging_steps: int = option(5, "optimizer steps between logged metrics")
 
 
 @dataclass
@@ -194,6 +217,10 @@ class Tracking:
     system_metrics: bool = option(True, "log CPU, memory and GPU use")
 
 
+# What a method starts from, by the view it learns from: the others start from the base model.
+STARTS_FROM: dict[str, tuple[str, ...]] = {"prompt": ("policy", "reward"), "pairs": ("policy",)}
+
+
 @dataclass
 class Train:
     """One training run."""
@@ -207,7 +234,9 @@ class Train:
     tracking: Tracking = field(default_factory=Tracking)
     study_name: str = option("manners", "name of the study: MLflow experiment and run folders carry it")
     run_name: str | None = option(None, "name of the run; made from study, method and model by default")
-    policy: str = option("auto", "where PPO starts: auto (finds or trains the SFT run), a run id, a folder, or none")
+    policy: str = option(
+        "auto", "where PPO and DPO start: auto (finds or trains the SFT run), a run id, a folder, or none"
+    )
     reward: str = option("auto", "the reward model: auto (finds or trains it), a run id, a folder, or none")
     policy_overrides: list[str] = option([], "what policy=auto changes in this command to make the SFT run's")
     reward_overrides: list[str] = option([], "what reward=auto changes in this command to make the reward model's")
@@ -231,5 +260,5 @@ def register() -> None:
     """Hand the schemas to Hydra: the whole config, and one for each method's own options."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Train)
-    for method in (SFT, Reward, PPO, RLOO):
+    for method in (SFT, Reward, DPO, PPO, RLOO):
         store.store(group="schema", name=method.__name__.lower(), node=method)

@@ -19,11 +19,11 @@ from manners.methods import rewards
 from manners.methods.fit import discard_checkpoints
 from manners.methods.ppo.world import join
 from manners.models import base
-from manners.stages import online, reward, sft
+from manners.stages import dpo, online, reward, sft
 from manners.stages.run import Outcome, Run, console
 from manners.tracking import Silent
 
-METHODS = {"sft": sft.train, "reward": reward.train, "ppo": online.train, "rloo": online.train}
+METHODS = {"sft": sft.train, "reward": reward.train, "dpo": dpo.train, "ppo": online.train, "rloo": online.train}
 
 
 def run(stage: Stage, needs: list[Stage]) -> float | None:

@@ -1,4 +1,4 @@
-"""Figures of reward models, and of the runs that chase their scores."""
+"""Figures of reward models, of the runs that chase their scores, and of DPO, whose policy is one."""
 
 import json
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from manners.evaluation.figures import AFTER, BEFORE
 from manners.evaluation.regression import Regression
 
 DARK = "#495057"
+Panel = tuple[dict[int, float], dict[int, float], str]  # value by step in training, the same held out, the axis
 FEW = 12  # different true scores, up to which each is drawn as a strip of its own
 
 # of a run: the metric in training, the one on held-out prompts, and the axis
@@ -24,6 +25,11 @@ PANELS = [
     ("policy/entropy_avg", "eval/entropy", "entropy (nats a token)"),
     ("policy/clipfrac_avg", "", "clipped share of the tokens"),
     ("objective/distinct_2", "eval/distinct_2", "distinct-2 (share of word pairs)"),
+]
+PREFERENCES = [
+    ("loss", "eval_loss", "loss (nats a pair)"),
+    ("rewards/accuracies", "eval_rewards/accuracies", "share of pairs put in order"),
+    ("rewards/margins", "eval_rewards/margins", "margin (nats, times β)"),
 ]
 
 
@@ -85,11 +91,24 @@ def sizes(quality: Regression) -> str:
 
 def online_curves(metrics_file: Path, best_iteration: int, out: Path) -> Path | None:
     """A panel for each thing to watch in a PPO run, from its ``metrics.jsonl``; None where it logged none of them."""
+    panels = logged(metrics_file, PANELS)
+    return draw(panels, best_iteration, "iteration", "held out, greedy", out) if panels else None
+
+
+def preference_curves(metrics_file: Path, best_step: int, out: Path) -> Path:
+    """The same of a DPO run."""
+    return draw(logged(metrics_file, PREFERENCES), best_step, "step", "held out", out)
+
+
+def logged(metrics_file: Path, panels: list[tuple[str, str, str]]) -> list[Panel]:
+    """Those of the ``panels`` of which the run told something."""
     records = [json.loads(line) for line in metrics_file.read_text().splitlines()]
-    panels = [(series(records, t), series(records, h), label) for t, h, label in PANELS]
-    panels = [(t, h, label) for t, h, label in panels if t or h]
-    if not panels:
-        return None
+    found = [(series(records, t), series(records, h), label) for t, h, label in panels]
+    return [(t, h, label) for t, h, label in found if t or h]
+
+
+def draw(panels: list[Panel], best: int, unit: str, examined: str, out: Path) -> Path:
+    """``best`` is the ``unit``, an iteration or a step, whose weights were kept; ``examined`` are held-out points."""
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     size = (max(6, 3.6 * columns), 0.5 + 2.5 * lines)  # the legend alone takes nearly six inches
@@ -102,13 +121,12 @@ def online_curves(metrics_file: Path, best_iteration: int, out: Path) -> Path | 
             smoothed = ndimage.gaussian_filter1d(np.array(values, float), max(len(values) / 40, 0.5), mode="nearest")
             axes.plot(steps, smoothed, color=DARK, label="training, smoothed")
         if held_out:
-            axes.plot(list(held_out), list(held_out.values()), "o", color=AFTER, markersize=4, label="held out, greedy")
-        kept = f"kept: iteration {best_iteration}"
-        axes.axvline(best_iteration, color=AFTER, linewidth=0.8, linestyle=":", label=kept)
+            axes.plot(list(held_out), list(held_out.values()), "o", color=AFTER, markersize=4, label=examined)
+        axes.axvline(best, color=AFTER, linewidth=0.8, linestyle=":", label=f"kept: {unit} {best}")
         axes.set_title(label, loc="left", fontsize="medium")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     for axes in grid.flat[max(0, len(panels) - columns) : len(panels)]:  # the lowest of each column
-        axes.set_xlabel("iteration")
+        axes.set_xlabel(unit)
         axes.tick_params(labelbottom=True)
     for axes in grid.flat[len(panels) :]:
         axes.remove()

@@ -1,6 +1,7 @@
 """Run a LightningModule to its end: checkpoints that survive a kill, the best weights, a progress bar."""
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,15 @@ def discard_checkpoints(folder: Path) -> None:
     """Once the model is saved, what a restart would have needed only takes room."""
     for name in (LAST, BEST):
         (folder / name).unlink(missing_ok=True)
+    for checkpoint in folder.glob("checkpoint-*"):  # TRL's are folders; LAST is a link to one
+        shutil.rmtree(checkpoint)
+
+
+def save_best(folder: Path, model: Any) -> None:
+    """The weights that training changes, as a whole or not at all."""
+    weights = {k: v.detach().cpu().contiguous() for k, v in trainable(model).items()}
+    save_file(weights, folder / f"{BEST}.part")
+    os.replace(folder / f"{BEST}.part", folder / BEST)
 
 
 class Reports(Callback):
@@ -117,9 +127,7 @@ class Keeper(Callback):
         self.without_gain += 1
         if loss < self.best_loss:
             self.best_loss, self.best_step, self.without_gain = loss, step, 0
-            weights = {k: v.detach().cpu().contiguous() for k, v in trainable(module.model).items()}
-            save_file(weights, self.folder / f"{BEST}.part")
-            os.replace(self.folder / f"{BEST}.part", self.folder / BEST)
+            save_best(self.folder, module.model)
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("best_loss", "best_step", "validated_at", "without_gain")}
@@ -141,20 +149,25 @@ class AtomicCheckpoints(TorchCheckpointIO):
         os.replace(part, path)
 
 
+def bar() -> Progress:
+    """Steps, the field ``numbers``, time passed and time left."""
+    return Progress(
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+
+
 class Bar(Callback):
     """Steps, loss, tokens a second, time left."""
 
     def __init__(self, total: int):
         self.total = total
-        self.progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
+        self.progress = bar()
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         self.task = self.progress.add_task("", total=self.total, completed=trainer.global_step, numbers="")
