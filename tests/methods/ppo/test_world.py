@@ -14,6 +14,10 @@ from tests.commands import ONLINE, ROOT, here, only, records, strictbot, tracked
 from tests.methods.ppo.together import CASES, play
 
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+SAID = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+# Its --multi_gpu starts processes on a CPU as well, which is how the launcher of GPUs is seen to work without any.
+ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes", "2", *SAID)
+LAUNCHERS = {"torchrun": TWO, "accelerate": (*ACCELERATE, "--multi_gpu")}
 
 
 @pytest.fixture(scope="module")
@@ -83,33 +87,54 @@ COMMAND = ["method=ppo", *ONLINE, "method.total_episodes=16", "method.eval_steps
 
 
 @pytest.fixture(scope="module")
-def commanded(tmp_path_factory):
-    """In one process, which trains the stages too; then by two."""
+def alone(tmp_path_factory):
+    """In one process, which trains the stages too."""
     out, data = tmp_path_factory.mktemp("out"), strictbot(tmp_path_factory.mktemp("data"))
-    here(*COMMAND, *data, f"output_dir={out}", "run_name=alone")
-    said = train(*COMMAND, *data, f"output_dir={out}", "run_name=two", launcher=TWO)
-    return out, said
+    command = [*COMMAND, *data, f"output_dir={out}"]
+    here(*command, "run_name=alone")
+    return out, command
+
+
+@pytest.fixture(scope="module", params=LAUNCHERS)
+def commanded(alone, request):
+    """The same by two."""
+    out, command = alone
+    return out, request.param, train(*command, f"run_name={request.param}", launcher=LAUNCHERS[request.param])
 
 
 def test_two_processes_make_one_run(commanded):
-    out, said = commanded
+    out, name, said = commanded
     assert said.count("model, report and figures:") == 1
     client, runs = tracked(out)
-    assert len(runs) == 4 and {run.info.status for run in runs.values()} == {"FINISHED"}
-    folder = only(out, "two*")
+    assert set(runs) == {p.name for p in (out / "runs").iterdir()}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    folder = only(out, f"{name}*")
     written = records(folder / "metrics.jsonl")
-    for name, steps in (("objective/kl", [1, 2]), ("reward/model", [1, 2]), ("eval/scores", [0, 1, 2])):
-        history = client.get_metric_history(runs[folder.name].info.run_id, name)
-        assert sorted(m.step for m in history) == steps == [r["step"] for r in written if name in r]
+    for metric, steps in (("objective/kl", [1, 2]), ("reward/model", [1, 2]), ("eval/scores", [0, 1, 2])):
+        history = client.get_metric_history(runs[folder.name].info.run_id, metric)
+        assert sorted(m.step for m in history) == steps == [r["step"] for r in written if metric in r]
     assert {"before_after.md", "curves.png", "lineage.md"} <= {p.name for p in folder.iterdir()}
 
 
 def test_and_in_it_the_model_that_one_process_makes(commanded):
-    out, _ = commanded
-    one, two = (load_file(only(out, f"{name}*") / "model" / "adapter_model.safetensors") for name in ("alone", "two"))
+    out, name, _ = commanded
+    one, two = (load_file(only(out, f"{n}*") / "model" / "adapter_model.safetensors") for n in ("alone", name))
     assert one.keys() == two.keys()
     for key, weight in one.items():
         assert torch.allclose(two[key], weight, atol=1e-3), key
+
+
+def test_a_launcher_that_starts_one_process_where_several_were_asked_for_is_told_on():
+    """accelerate without --multi_gpu, on a CPU."""
+    code = "from manners.methods.ppo.world import join; join('cpu', 'ppo')"
+    command = [sys.executable, *ACCELERATE, "--cpu", "--no_python", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode and "torchrun --nproc-per-node N train.py" in done.stderr
+
+
+def test_a_launcher_that_was_asked_for_one_process_may_start_it(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert join("cpu", "ppo").size == 1
 
 
 def test_stages_that_are_not_there_yet_are_not_trained_by_two(tmp_path, monkeypatch):

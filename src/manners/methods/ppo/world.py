@@ -55,6 +55,7 @@ class World:
 
 def join(device: str, method: str) -> World:
     """The world that ``torchrun`` or ``accelerate launch`` started us in. ``device`` is "cpu", "cuda" or "mps"."""
+    refuse_alone()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World()
     if method in ("sft", "reward"):
@@ -66,3 +67,12 @@ def join(device: str, method: str) -> World:
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # the first process evaluates while others wait
     accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[patience])
     return World(accelerator.process_index, accelerator.num_processes, accelerator)
+
+
+def refuse_alone() -> None:
+    """accelerate launch that was asked for several processes and started one, without a word, as it does on a CPU."""
+    if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
+        raise MannersError(
+            "accelerate launch was asked for several processes and has started one: it starts several on GPUs only. "
+            "Here it is torchrun --nproc-per-node N train.py, with your options after it."
+        )
