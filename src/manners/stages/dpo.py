@@ -20,8 +20,6 @@ def train(run: Run) -> Outcome:
     from manners.methods import dpo  # TRL takes seconds to import, which the other methods need not wait for
 
     cfg, m = run.cfg, run.cfg.method
-    if run.world.size > 1:
-        raise MannersError("method=dpo trains in one process: start it as python train.py, without torchrun.")
     tokenizer = base.load_tokenizer(cfg.model.name, cfg.model.revision, cfg.model.chat_template)
     learned, kept_back = pairs(run.splits.train), pairs(run.splits.validation or run.splits.test)
     if not learned or not kept_back:

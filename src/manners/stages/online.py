@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from manners.config import RLOO, Online
+from manners.config import Online
 from manners.data.encode import encode
 from manners.data.readers import eval_prompts
 from manners.data.rows import prompts
@@ -22,7 +22,7 @@ from manners.methods import reward, rewards
 from manners.methods.ppo import guards, loop
 from manners.methods.ppo.advantages import kl_estimate
 from manners.methods.ppo.loop import Game
-from manners.methods.ppo.world import World
+from manners.methods.ppo.world import check_shares
 from manners.models import base
 from manners.models import reward as reward_models
 from manners.models.actor import Actor
@@ -36,12 +36,12 @@ SAMPLED = 256  # test prompts whose sampled replies tell the KL: enough for a te
 
 
 def train(run: Run) -> Outcome:
-    cfg = run.cfg
+    cfg, settings = run.cfg, typed(run.cfg)
+    check_shares(settings, run.world)
     tokenizer = base.load_tokenizer(cfg.model.name, cfg.model.revision, cfg.model.chat_template)
-    model, settings = adapt(cfg, starting_policy(run), run.device), typed(cfg)
+    model = adapt(cfg, starting_policy(run), run.device)
     actor = Actor(model, getattr(settings, "critic", "none"), run.device.precision == "bf16")
     parts = rewards.build(OmegaConf.to_container(cfg.method.rewards, resolve=True), reward_function(run))  # type: ignore[arg-type]
-    check_shares(settings, run.world)
     stops, engine = base.stop_tokens(model, tokenizer), sampler(settings, model, tokenizer)
     game = Game(actor, tokenizer, stops, parts, settings, cfg.seed, run.world, engine)
     if run.world.rank == 0:
@@ -60,13 +60,6 @@ def train(run: Run) -> Outcome:
     curves = online_curves(run.path / "metrics.jsonl", trained.best_iteration, run.path / "curves.png")
     show.before_after(run, before, after, [curves] if curves else [])
     return Outcome(trained.best_reward, trained.best_iteration, after.headline(before))
-
-
-def check_shares(s: Online, world: World) -> None:
-    """Siblings stay in one process, and every process has as many replies."""
-    each = world.size * (s.num_generations if isinstance(s, RLOO) else 1)
-    if s.batch_size % each:
-        raise MannersError(f"method.batch_size={s.batch_size} must be a multiple of {each} for {world.size} processes.")
 
 
 def sampler(s: Online, model: Any, tokenizer: Any) -> VLLM | None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from manners.errors import MannersError
-from manners.methods.ppo.world import World, join
+from manners.methods.ppo.world import World, check_shares, join
 from tests.commands import ONLINE, ROOT, here, only, records, strictbot, tracked, train
 from tests.methods.ppo.together import CASES, play
 
@@ -64,17 +64,16 @@ def test_two_processes_end_in_the_weights_of_one(played, name):
         assert torch.allclose(first[key], weight, atol=1e-4), key
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(small_qwen2, tokenizer, tmp_path):
-    from manners.methods.ppo.loop import Game, train
-    from tests.methods.ppo.cases import policy, ppo, rloo
+def test_a_batch_that_cannot_be_shared_out_is_refused():
+    from tests.methods.ppo.cases import ppo, rloo
 
+    check_shares(rloo(batch_size=8, num_generations=4), World(0, 2))
     for settings, size in ((ppo(batch_size=8), 3), (rloo(batch_size=8, num_generations=4), 4)):
-        game = Game(policy(small_qwen2), tokenizer, [0], {}, settings, 0, World(0, size))
         with pytest.raises(MannersError, match=f"batch_size=8 cannot be shared out among {size} processes"):
-            train(game, [], [], tmp_path, print, print, print)
+            check_shares(settings, World(0, size))
 
 
-@pytest.mark.parametrize("method", ["sft", "reward"])
+@pytest.mark.parametrize("method", ["sft", "reward", "dpo"])
 def test_what_trains_in_one_process_says_so(monkeypatch, method):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(MannersError, match=f"method={method} trains in one process"):

@@ -59,7 +59,7 @@ class Game:
 class Trained:
     iterations: int
     best_iteration: int
-    best_reward: float  # on held-out prompts
+    best_reward: float  # on held-out prompts, less the price of the KL
     resumed_from: int  # 0 for a run that was never interrupted
 
 
@@ -78,12 +78,6 @@ def train(
     number breaks.
     """
     s, world = game.settings, game.world
-    together = world.size * (s.num_generations if isinstance(s, RLOO) else 1)
-    if s.batch_size % together:
-        raise MannersError(
-            f"method.batch_size={s.batch_size} cannot be shared out among {world.size} processes: it must be a "
-            f"multiple of {together}."
-        )
     optimizer = make_optimizer(game.actor, s)
     iterations = -(-s.total_episodes // s.batch_size)
     state = load(folder, game.actor, optimizer) or Progressed(kl_coef=s.kl_coef)
@@ -209,7 +203,7 @@ def measure(
 
 
 def evaluate(game: Game, prompts: list[Prompt], folder: Path, state: Progressed) -> dict[str, float]:
-    """The likeliest replies to held-out prompts; the weights are kept where none scored better before."""
+    """The likeliest replies to held-out prompts; the weights are kept where none earned more before."""
     if not prompts or game.world.rank:
         return {}
     rolled = game.roll(prompts, None)
@@ -217,13 +211,15 @@ def evaluate(game: Game, prompts: list[Prompt], folder: Path, state: Progressed)
         scores, part_scores = score(rolled, game.parts, game.settings)
     except FloatingPointError as error:
         raise broken(rolled, folder, state.iteration, error) from None
-    kl = (kl_estimate(rolled.logprobs, rolled.ref_logprobs, "k1") * rolled.mask).sum(1)
-    mean = float(scores.mean())
-    if mean > state.best_reward:
-        state.best_reward, state.best_iteration = mean, state.iteration
+    # Likeliest tokens are no sample of the policy's: on them k1 may fall below zero, and k3 cannot.
+    kl = (kl_estimate(rolled.logprobs, rolled.ref_logprobs, "k3") * rolled.mask).sum(1)
+    reward = float((scores - game.settings.kl_coef * kl).mean())  # what PPO maximises: a hacked score has its price
+    if reward > state.best_reward:
+        state.best_reward, state.best_iteration = reward, state.iteration
         save_best(folder, game.actor)
     return {
-        "eval/scores": mean,
+        "eval/scores": float(scores.mean()),
+        "eval/rlhf_reward": reward,
         "eval/kl": float(kl.mean()),
         "eval/length": float(rolled.mask.sum(1).float().mean()),
         "eval/ended": float(rolled.ended.float().mean()),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from manners.config import RLOO, Online
 from manners.errors import MannersError
 
 
@@ -58,7 +59,7 @@ def join(device: str, method: str) -> World:
     refuse_alone()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World()
-    if method in ("sft", "reward"):
+    if method in ("sft", "reward", "dpo"):
         raise MannersError(f"method={method} trains in one process: start it as python train.py, without torchrun.")
     from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -67,6 +68,16 @@ def join(device: str, method: str) -> World:
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # the first process evaluates while others wait
     accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[patience])
     return World(accelerator.process_index, accelerator.num_processes, accelerator)
+
+
+def check_shares(s: Online, world: World) -> None:
+    """Every process has as many replies, and siblings stay in one."""
+    together = world.size * (s.num_generations if isinstance(s, RLOO) else 1)
+    if s.batch_size % together:
+        raise MannersError(
+            f"method.batch_size={s.batch_size} cannot be shared out among {world.size} processes: it must be a "
+            f"multiple of {together}."
+        )
 
 
 def refuse_alone() -> None:
