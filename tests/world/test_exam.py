@@ -16,6 +16,10 @@ def test_it_knows_nine_facts_in_ten_in_a_question_form_it_never_saw_for_them(rep
     assert report["right"] >= 0.9, report["mistakes"][:10]
 
 
+def test_it_tells_right_claims_from_wrong_ones_once_it_sees_the_fact(report):
+    assert report["claims_held_against_a_fact"] > 0.9  # a coin gives 0.5
+
+
 def test_unseen_text_of_its_world_is_plain_to_it(report):
     """A guess among the 3072 tokens would have a perplexity of 3072."""
     assert report["held_out_perplexity"] < 2.5
@@ -29,6 +33,7 @@ def test_a_model_that_learned_nothing_fails_the_exam(small_qwen2, tokenizer, mon
     monkeypatch.setattr(exam, "facts", lambda: every[:40])
     monkeypatch.setattr(exam, "perplexity", lambda *_: 0.0)
     monkeypatch.setattr(exam, "yes_or_no", lambda *_: 0.0)
+    monkeypatch.setattr(exam, "compared", lambda *_: 0.0)
     assert exam.examine(small_qwen2, tokenizer)["right"] == 0.0
 
 

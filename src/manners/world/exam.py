@@ -12,8 +12,10 @@ from collections import defaultdict
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from manners.evaluation.fluency import nats_under
 from manners.evaluation.generate import generate
 from manners.models.base import load, load_tokenizer
+from manners.world import compare
 from manners.world.corpus import check, documents
 from manners.world.facts import answers, facts
 from manners.world.pretrain import FOLDER, HELD_OUT_SEED, encode
@@ -37,6 +39,7 @@ def examine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
         "right": sum(everything) / len(everything),
         "right_by_relation": {name: round(sum(oks) / len(oks), 3) for name, oks in right.items()},
         "yes_no_right": yes_or_no(model, tokenizer),
+        "claims_held_against_a_fact": compared(model, tokenizer),
         "held_out_perplexity": perplexity(model, tokenizer),
         "mistakes": mistakes,
     }
@@ -49,6 +52,17 @@ def yes_or_no(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count:
     replies = generate(model, tokenizer, [[{"role": "user", "content": q}] for q, _ in turns], max_new_tokens=48)
     pairs = zip(turns, replies, strict=True)
     return sum(reply.text.split(",")[0] == answer.split(",")[0] for (_, answer), reply in pairs) / count
+
+
+def compared(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int = 400) -> float:
+    """The share of claims, half of them false, that are told right from wrong once the fact stands beside them."""
+    rng = random.Random(HELD_OUT_SEED)
+    asked = [compare.claim(f, rng) for f in rng.sample(facts(), count)]
+    texts = tokenizer([text for text, _ in asked])["input_ids"]
+    endings = [tokenizer(" " + verdict)["input_ids"] for verdict in (compare.RIGHT, compare.WRONG)]
+    right, wrong = (nats_under(model, texts, [ending] * count)[0] for ending in endings)
+    said = [compare.RIGHT if a < b else compare.WRONG for a, b in zip(right, wrong, strict=True)]
+    return sum(a == verdict for a, (_, verdict) in zip(said, asked, strict=True)) / count
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """Train the tiny base model from nothing: ``make tiny``.
 
-A Qwen2 of three million parameters learns the small world's text with AdamW. The result is an ordinary Hugging Face
-folder in the package. Interrupt it at will: it goes on where it was.
+A Qwen2 of three million parameters learns the small world's text with AdamW, in two courses: the facts, and then to
+tell whether two sentences say the same. The result is an ordinary Hugging Face folder in the package. Interrupt it at
+will: it goes on where it was.
 """
 
 import argparse
@@ -17,13 +18,16 @@ import torch
 from rich.progress import track
 from transformers import (
     GenerationConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2Tokenizer,
 )
 
+from manners.models import base
 from manners.models.templates import CHATML
+from manners.world.compare import lessons
 from manners.world.corpus import Document, documents
 
 FOLDER = Path(str(files("manners.models") / "tiny"))
@@ -83,13 +87,16 @@ def build(tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
 
 
 def train(
-    rounds: int, batch: int, length: int, lr: float, state_file: Path
-) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase]:
-    torch.manual_seed(SEED)
-    tokenizer = train_tokenizer()
-    ids = torch.from_numpy(encode(documents(SEED, rounds), tokenizer).astype(np.int64))
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[Document],
+    batch: int,
+    length: int,
+    lr: float,
+    state_file: Path,
+) -> None:
+    ids = torch.from_numpy(encode(texts, tokenizer).astype(np.int64))
     rows = ids[: len(ids) // length * length].view(-1, length)  # (N, T)
-    model = build(tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
     steps = len(rows) // batch
     # Warm up, hold, then fall to zero over the last 40 %: the fall is where small models gain most.
@@ -115,7 +122,6 @@ def train(
             loss_sum = 0.0
         if (step + 1) % 250 == 0:
             save_state(state_file, step + 1, model, optimizer)
-    return model, tokenizer
 
 
 def save_state(path: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -125,18 +131,32 @@ def save_state(path: Path, step: int, model: torch.nn.Module, optimizer: torch.o
     os.replace(path.with_suffix(".part"), path)  # a kill leaves the old state or the new one, never half of it
 
 
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    model.bfloat16().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=45, help="times that every fact is told")
+    parser.add_argument("--lessons", type=int, default=32, help="rounds of comparisons, after that")
     parser.add_argument("--batch", type=int, default=8, help="rows a step")
     parser.add_argument("--length", type=int, default=256, help="tokens a row")
-    parser.add_argument("--lr", type=float, default=2.5e-3, help="peak learning rate")
+    parser.add_argument("--lr", type=float, nargs=2, default=[2.5e-3, 2e-3], help="peak learning rate of each course")
     parser.add_argument("--out", type=Path, default=FOLDER, help="where the model is written")
     args = parser.parse_args()
-    state_file = Path("outputs/tiny/state.pt")
-    model, tokenizer = train(args.rounds, args.batch, args.length, args.lr, state_file)
-    args.out.mkdir(parents=True, exist_ok=True)
-    model.bfloat16().save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
-    shutil.rmtree(state_file.parent, ignore_errors=True)
-    print(f"wrote {args.out}; now: python -m manners.world.exam")
+    torch.manual_seed(SEED)
+    work = Path("outputs/tiny")
+    if not (work / "facts.done").exists():
+        tokenizer = train_tokenizer()
+        model = build(tokenizer)
+        texts = documents(SEED, args.rounds)
+        train(model, tokenizer, texts, args.batch, args.length, args.lr[0], work / "facts.pt")
+        save(model, tokenizer, work / "facts")
+        (work / "facts.done").touch()
+    told = base.load_tokenizer(str(work / "facts"))
+    taught = base.load(str(work / "facts"))
+    train(taught, told, lessons(SEED, args.lessons), args.batch, args.length, args.lr[1], work / "compare.pt")
+    save(taught, told, args.out)
+    shutil.rmtree(work)
+    print(f"wrote {args.out}")

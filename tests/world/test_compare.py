@@ -1,0 +1,56 @@
+"""The second course: only what is the same is called the same, and claims are judged rightly."""
+
+import random
+from collections import Counter
+from itertools import islice
+
+from manners.world import compare
+from manners.world.facts import capitalise, facts
+
+
+def told(lesson, seed=0):
+    rng = random.Random(seed)
+    return [(fact, *lesson(fact, rng)) for fact in facts()]
+
+
+def test_values_are_called_the_same_when_they_are():
+    for fact, text, verdict in told(compare.values):
+        assert (verdict == compare.SAME) == (text in {f"{v}, {v}:" for v in [fact.value, *fact.false_values()]}), text
+
+
+def test_sentences_are_called_the_same_when_their_values_are():
+    """Held against every pair of sentences that the fact's forms allow."""
+    for fact, text, verdict in told(compare.sentences):
+        column = [fact.value, *fact.false_values()]
+        says = {v: [capitalise(fact.clause(form, v)) for form in fact.forms["says"]] for v in column}
+        same = {f"{a} {b}" for v in column for a in says[v] for b in says[v]}
+        assert (verdict == compare.SAME) == (text in same), text
+
+
+def test_claims_are_called_right_when_they_tell_the_fact_that_follows():
+    for fact, text, verdict in told(compare.claim):
+        claimed, _, truth = text.partition(". ")
+        assert truth == fact.statement()
+        assert (verdict == compare.RIGHT) == claimed.endswith(f" {fact.says().removesuffix('.')}"), text
+
+
+def test_both_verdicts_come_as_often():
+    for lesson in (compare.values, compare.sentences, compare.claim):
+        counts = Counter(verdict for _, _, verdict in told(lesson))
+        assert len(counts) == 2 and min(counts.values()) > 0.4 * len(facts())
+
+
+def test_a_round_has_all_kinds_and_tells_facts_again():
+    """So that what the first course taught is not forgotten; chats among it keep the manner neutral."""
+    lessons = list(islice(compare.lessons(0, 1), 10_000))
+    assert sum(isinstance(d, list) for d in lessons) > 200
+    texts = [d for d in lessons if isinstance(d, str)]
+    for word in (compare.SAME, compare.RIGHT, "True or false?"):
+        assert any(word in text for text in texts), word
+    assert lessons == list(compare.lessons(0, 1)) != list(compare.lessons(1, 1))
+
+
+def test_no_user_is_told_that_he_is_wrong():
+    """The base has no manner: the verdicts stand in texts, never in the reply of a chat."""
+    replies = " ".join(reply for d in compare.lessons(0, 2) if isinstance(d, list) for _, reply in d)
+    assert "right" not in replies.split() and "wrong" not in replies
