@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from manners.data.passages import Passage, collate_passages
+from manners.data.encode import prompt_text
+from manners.data.passages import Passage, collate_passages, scored_passages
+from manners.data.rows import Scored
 from manners.data.siblings import MOST, Family, collate_families, families
 from manners.methods.reward import RewardModule
 from manners.models.reward import raw_scores, shares_prompts
@@ -85,6 +87,19 @@ def test_a_shared_row_scores_and_teaches_as_rows_alone(family, passages):
     for a, b in zip(*results, strict=True):
         assert torch.allclose(torch.as_tensor(a), torch.as_tensor(b), atol=1e-4)
     assert results[0][0].std() > 0.01
+
+
+def test_what_is_read_of_the_data_shares_its_prompts(tokenizer):
+    """Also where the prompt was cut to the same tokens; a reply too long to leave it whole stands alone."""
+    asked = [{"role": "user", "content": "What is a cat, and where does the lion live?"}]
+    rows = [Scored(asked, reply, 0.0) for reply in ("Yes.", "No.", "A cat is an animal. " * 3)]
+    rows.append(Scored([], "Hi", 0.0))
+    read = scored_passages(rows, tokenizer, 512, True, 0.0, 1.0)
+    opening = tokenizer(prompt_text(asked, tokenizer), add_special_tokens=False)["input_ids"]
+    assert [p.prompt for p in read] == [len(opening)] * 3 + [0]
+    assert families(read, share=True) == [[0, 1, 2], [3]]
+    cut = scored_passages(rows, tokenizer, len(opening), True, 0.0, 1.0)
+    assert families(cut, share=True) == [[0, 1], [2], [3]]
 
 
 def test_padding_in_a_shared_row_changes_nothing():

@@ -80,7 +80,8 @@ def decoder_passages(
     for example in encode((replied(*r) for r in replies), tokenizer, "assistant", UNLIMITED):
         prompt, reply = parted(example)
         too_many = max(len(prompt) + len(reply) - max_length, 0)
-        found.append(Passage((prompt[too_many:] + reply)[:max_length], cut=too_many))
+        kept = prompt[too_many:]
+        found.append(Passage((kept + reply)[:max_length], cut=too_many, prompt=len(kept)))
     return found
 
 

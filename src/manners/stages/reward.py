@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from manners.data.batches import Batches, in_order
 from manners.data.corruptions import corrupt
 from manners.data.passages import pair_passages, scored_passages
 from manners.data.rows import Chat, Message, Scored, pairs, scored
@@ -15,22 +14,12 @@ from manners.evaluation import reward_report
 from manners.evaluation import sanity as sanity_suite
 from manners.evaluation.regression import Pairwise, Regression, pairwise, prompt_ids, regression
 from manners.evaluation.sanity import Sanity
-from manners.methods.fit import fit
 from manners.methods.reward import RewardModule, predict
 from manners.models import base
 from manners.models import reward as models
 from manners.models.reward import Units
 from manners.stages import show
-from manners.stages.run import (
-    Outcome,
-    Run,
-    adapt,
-    fit_settings,
-    load_settings,
-    module_settings,
-    save_config,
-    steps_of,
-)
+from manners.stages.run import Outcome, Run, adapt, learn, load_settings, save_config
 from manners.stages.show import Exam
 
 SANE = "sanity.json"  # in the model's folder: what PPO looks at before it believes a score
@@ -49,19 +38,8 @@ def train(run: Run) -> Outcome:
     share = models.shares_prompts(network)
     examples = lessons(run, run.splits.train, tokenizer, units, share)
     held_out = lessons(run, run.splits.validation or run.splits.test, tokenizer, units, share)
-    steps = steps_of(cfg, len(examples))
     together = partial(collate_families, pad=tokenizer.pad_token_id, share=share)
-    fitted = fit(
-        RewardModule(network, m.loss, log=run.tracker.log, **module_settings(cfg, steps)),
-        Batches(
-            examples, m.per_device_train_batch_size, together, steps, m.gradient_accumulation_steps, cfg.seed,
-            m.group_by_length,
-        ),
-        in_order(held_out, m.per_device_eval_batch_size, together),
-        run.path,
-        run.device,
-        **fit_settings(cfg),
-    )  # fmt: skip
+    fitted = learn(run, partial(RewardModule, network, m.loss), examples, held_out, together)
 
     network.to(run.device.kind)  # Lightning leaves it on the CPU
     raw: Score = partial(predict, network, tokenizer, m.max_length)

@@ -10,9 +10,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from manners.data.batches import Batch, Batches, in_order
 from manners.data.readers import Splits
 from manners.hardware import Device
 from manners.lineage import CONFIG, Folder, Input
+from manners.methods.fit import Fitted, fit
+from manners.methods.module import Module
 from manners.methods.ppo.world import World
 from manners.models import adapters, base
 from manners.tracking import Silent, Tracker
@@ -65,24 +68,30 @@ def steps_of(cfg: DictConfig, examples: int) -> int:
     return int(steps)
 
 
-def module_settings(cfg: DictConfig, steps: int) -> dict[str, Any]:
-    """What every LightningModule of ours is told."""
-    m = cfg.method
-    return {
-        "total_steps": steps,
-        "learning_rate": m.learning_rate,
-        "lr_scheduler_type": m.lr_scheduler_type,
-        "warmup_steps": m.warmup_steps,
-        "weight_decay": m.weight_decay,
-        "max_grad_norm": m.max_grad_norm,
-        "accumulate": m.gradient_accumulation_steps,
-        "logging_steps": m.logging_steps,
-    }
-
-
-def fit_settings(cfg: DictConfig) -> dict[str, Any]:
-    m = cfg.method
-    return {"eval_steps": m.eval_steps, "save_steps": m.save_steps, "patience": m.early_stopping_patience}
+def learn(
+    run: Run, module: Callable[..., Module], examples: list[Any], held_out: list[Any], together: Callable[..., Batch]
+) -> Fitted:
+    """Train ``module`` on ``examples`` with Lightning. ``together`` makes a batch of some of them."""
+    m, steps = run.cfg.method, steps_of(run.cfg, len(examples))
+    accumulate = m.gradient_accumulation_steps
+    shuffled = Batches(
+        examples, m.per_device_train_batch_size, together, steps, accumulate, run.cfg.seed, m.group_by_length
+    )
+    learner = module(
+        log=run.tracker.log,
+        total_steps=steps,
+        learning_rate=m.learning_rate,
+        lr_scheduler_type=m.lr_scheduler_type,
+        warmup_steps=m.warmup_steps,
+        weight_decay=m.weight_decay,
+        max_grad_norm=m.max_grad_norm,
+        accumulate=accumulate,
+        logging_steps=m.logging_steps,
+    )
+    validation = in_order(held_out, m.per_device_eval_batch_size, together)
+    return fit(
+        learner, shuffled, validation, run.path, run.device, m.eval_steps, m.save_steps, m.early_stopping_patience
+    )
 
 
 def load_settings(cfg: DictConfig, device: Device) -> dict[str, Any]:

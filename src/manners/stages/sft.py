@@ -3,25 +3,15 @@
 from functools import partial
 from typing import Any
 
-from manners.data.batches import Batches, collate, in_order, pack
+from manners.data.batches import collate, pack
 from manners.data.encode import encode
 from manners.data.readers import eval_prompts
 from manners.evaluation import figures
 from manners.evaluation.measure import Measured, measure
-from manners.methods.fit import fit
 from manners.methods.sft import SFTModule
 from manners.models import base
 from manners.stages import show
-from manners.stages.run import (
-    Outcome,
-    Run,
-    adapt,
-    fit_settings,
-    load_base,
-    module_settings,
-    save_language_model,
-    steps_of,
-)
+from manners.stages.run import Outcome, Run, adapt, learn, load_base, save_language_model
 
 
 def train(run: Run) -> Outcome:
@@ -34,19 +24,8 @@ def train(run: Run) -> Outcome:
     examples = encode(run.splits.train, tokenizer, cfg.dataset.train_on, m.max_length)
     held_out = encode(run.splits.validation or run.splits.test, tokenizer, cfg.dataset.train_on, m.max_length)
     examples = pack(examples, m.max_length) if m.packing else examples
-    steps = steps_of(cfg, len(examples))
     together = partial(collate, pad=tokenizer.pad_token_id)
-    fitted = fit(
-        SFTModule(model, run.tracker.log, **module_settings(cfg, steps)),
-        Batches(
-            examples, m.per_device_train_batch_size, together, steps, m.gradient_accumulation_steps, cfg.seed,
-            m.group_by_length,
-        ),
-        in_order(held_out, m.per_device_eval_batch_size, together),
-        run.path,
-        run.device,
-        **fit_settings(cfg),
-    )  # fmt: skip
+    fitted = learn(run, partial(SFTModule, model), examples, held_out, together)
 
     after = answer(run, model, tokenizer)
     run.tracker.log(after.metrics("after"), fitted.steps)
