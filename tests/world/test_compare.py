@@ -1,4 +1,4 @@
-"""The second course: only what is the same is called the same, and claims are judged rightly."""
+"""The later courses: only what is the same is called the same, and claims are judged rightly."""
 
 import random
 from collections import Counter
@@ -50,7 +50,31 @@ def test_a_round_has_all_kinds_and_tells_facts_again():
     assert lessons == list(compare.lessons(0, 1)) != list(compare.lessons(1, 1))
 
 
-def test_no_user_is_told_that_he_is_wrong():
-    """The base has no manner: the verdicts stand in texts, never in the reply of a chat."""
-    replies = " ".join(reply for d in compare.lessons(0, 2) if isinstance(d, list) for _, reply in d)
-    assert "right" not in replies.split() and "wrong" not in replies
+def test_a_verdict_in_other_words_is_right_too():
+    """Each claim in a chat holds the fact's value if and only if the answer says so."""
+    yes, no = ({pair[i] for pair in compare.ANSWERS} for i in (0, 1))
+    rng = random.Random(0)
+    counts = Counter()
+    for _ in range(300):
+        turns = compare.of_turns(rng)
+        while turns:
+            user, reply = turns.pop(0)
+            truth, _, answer = reply.partition(". ")
+            if not answer:  # the verdict is asked for in the next turn
+                truth, (asked, answer) = reply.removesuffix("."), turns.pop(0)
+                assert asked in compare.ASKED
+            assert answer in yes | no
+            counts[answer in yes] += 1
+            said = user.removeprefix("I heard that ").removeprefix("They say that ")
+            told = said.lower().startswith(truth.lower()) and said[len(truth)] in ".,"
+            assert told == (answer in yes), (user, reply, answer)
+    assert min(counts.values()) > 0.4 * counts.total()
+
+
+def test_no_user_is_told_unasked_that_he_is_wrong():
+    """The base has no manner: to a claim it says a fact, and a verdict only where one is asked for."""
+    verdicts = {answer for pair in compare.ANSWERS for answer in pair if len(answer.split()) > 2}
+    for course in (compare.lessons(0, 1), compare.talks(0, 2)):
+        for user, reply in (turn for d in course if isinstance(d, list) for turn in d):
+            if any(verdict in reply for verdict in verdicts):
+                assert user.endswith("?"), (user, reply)

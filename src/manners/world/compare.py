@@ -1,20 +1,39 @@
-"""The second course: to tell whether two texts say the same.
+"""The second course and the third: to tell whether two texts say the same, and whether somebody had it right.
 
 A model that only ever told facts cannot hold one sentence against another: after 4.9 million tokens of them it is at
 chance. Equality is learned late and all at once, from easy to hard: single values, then sentences that differ in
-their value alone, then a claim within other words. No text here is a chat and none takes a side in one, so the base
-stays without a manner of its own.
+their value alone, then a claim within other words. The third course asks it of chats, in many words: a verdict that
+hangs on one phrase is of no use to those who are taught others. A verdict is given only where it is asked for, so the
+base stays without a manner of its own.
 """
 
 import random
 from collections.abc import Iterator
 
-from manners.world.corpus import Document, documents
+from manners.world.corpus import Document, Turn, documents
 from manners.world.facts import Fact, capitalise, facts
 
 LEADS = ["Someone said that {}.", "It was claimed that {}.", "A child wrote that {}.", "They say that {}."]
 SAME, DIFFERENT = "Same.", "Different."
 RIGHT, WRONG = "So that is right.", "So that is wrong."
+VERDICTS = [  # of a claim that is right, and of one that is wrong
+    (RIGHT, WRONG),
+    ("Right.", "Wrong."),
+    ("That was true.", "That was not true."),
+    ("The claim holds.", "The claim does not hold."),
+    ("It is so.", "It is otherwise."),
+    ("They were right.", "They were mistaken."),
+    ("They knew it.", "They had it wrong."),
+]
+ASKED = ["Was I right?", "Did I have that right?", "Is it as I said?", "So was it true, what I said?"]
+ANSWERS = [
+    ("Yes, you were right.", "No, you were wrong."),
+    ("You were right.", "You were mistaken."),
+    ("What you said is true.", "What you said is false."),
+    ("You had it right.", "You had it wrong."),
+    ("It is as you said.", "It is otherwise."),
+    ("Yes.", "No."),
+]
 
 
 # Lessons a round, up to which share of the course: each kind is learned once the easier one is.
@@ -37,6 +56,45 @@ def lessons(seed: int, rounds: int) -> Iterator[Document]:
         batch += [next(told) for _ in range(counts["told"])]
         rng.shuffle(batch)
         yield from batch
+
+
+def talks(seed: int, rounds: int) -> Iterator[Document]:
+    """Claims and verdicts in many words, most of them in chats, and again some of the earlier courses."""
+    rng = random.Random(f"talks/{seed}")
+    told = documents(seed + 2, rounds)
+    for _ in range(rounds):
+        batch: list[Document] = [of_verdicts(rng) for _ in range(350)]
+        batch += [of_turns(rng) for _ in range(700)]
+        batch += [of_sentences(rng) for _ in range(80)]
+        batch += [next(told) for _ in range(1000)]
+        rng.shuffle(batch)
+        yield from batch
+
+
+def of_verdicts(rng: random.Random) -> str:
+    parts = []
+    for fact in rng.sample(facts(), 5):
+        told, right = told_claim(fact, [*LEADS, "{}."], rng)
+        parts.append(f"{told} {fact.statement()} {rng.choice(VERDICTS)[0 if right else 1]}")
+    return " ".join(parts)
+
+
+def of_turns(rng: random.Random) -> list[Turn]:
+    """A claim, answered by the fact; was it right? Or both at once."""
+    turns: list[Turn] = []
+    for fact in rng.sample(facts(), 3):
+        told, right = told_claim(fact, ["{}.", "{}, no?", "I heard that {}.", "They say that {}."], rng)
+        answer = rng.choice(ANSWERS)[0 if right else 1]
+        if rng.random() < 0.5:
+            turns += [(told, fact.statement()), (rng.choice(ASKED), answer)]
+        else:
+            turns.append((f"{told} {rng.choice(ASKED)}", f"{fact.statement()} {answer}"))
+    return turns
+
+
+def told_claim(fact: Fact, leads: list[str], rng: random.Random) -> tuple[str, bool]:
+    value = fact.value if rng.random() < 0.5 else rng.choice(fact.false_values())
+    return capitalise(rng.choice(leads).format(fact.says(value).removesuffix("."))), value == fact.value
 
 
 def of_values(rng: random.Random) -> str:

@@ -1,8 +1,8 @@
 """Train the tiny base model from nothing: ``make tiny``.
 
-A Qwen2 of three million parameters learns the small world's text with AdamW, in two courses: the facts, and then to
-tell whether two sentences say the same. The result is an ordinary Hugging Face folder in the package. Interrupt it at
-will: it goes on where it was.
+A Qwen2 of three million parameters learns the small world's text with AdamW, in three courses: the facts, then to
+tell whether two sentences say the same, then whether somebody had it right. The result is an ordinary Hugging Face
+folder in the package. Interrupt it at will: it goes on where it was.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from transformers import (
 
 from manners.models import base
 from manners.models.templates import CHATML
-from manners.world.compare import lessons
+from manners.world.compare import lessons, talks
 from manners.world.corpus import Document, documents
 
 FOLDER = Path(str(files("manners.models") / "tiny"))
@@ -138,25 +138,25 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=45, help="times that every fact is told")
-    parser.add_argument("--lessons", type=int, default=32, help="rounds of comparisons, after that")
+    parser.add_argument("--rounds", type=int, nargs=3, default=[45, 32, 10], help="times that each course is told")
+    parser.add_argument("--lr", type=float, nargs=3, default=[2.5e-3, 2e-3, 1.5e-3], help="peak learning rate of each")
     parser.add_argument("--batch", type=int, default=8, help="rows a step")
     parser.add_argument("--length", type=int, default=256, help="tokens a row")
-    parser.add_argument("--lr", type=float, nargs=2, default=[2.5e-3, 2e-3], help="peak learning rate of each course")
     parser.add_argument("--out", type=Path, default=FOLDER, help="where the model is written")
     args = parser.parse_args()
     torch.manual_seed(SEED)
     work = Path("outputs/tiny")
-    if not (work / "facts.done").exists():
-        tokenizer = train_tokenizer()
-        model = build(tokenizer)
-        texts = documents(SEED, args.rounds)
-        train(model, tokenizer, texts, args.batch, args.length, args.lr[0], work / "facts.pt")
-        save(model, tokenizer, work / "facts")
-        (work / "facts.done").touch()
-    told = base.load_tokenizer(str(work / "facts"))
-    taught = base.load(str(work / "facts"))
-    train(taught, told, lessons(SEED, args.lessons), args.batch, args.length, args.lr[1], work / "compare.pt")
-    save(taught, told, args.out)
+    before: Path | None = None
+    for course, rounds, lr in zip((documents, lessons, talks), args.rounds, args.lr, strict=True):
+        after = work / course.__name__
+        done = work / f"{course.__name__}.done"
+        if not done.exists():
+            tokenizer = base.load_tokenizer(str(before)) if before else train_tokenizer()
+            model = base.load(str(before)) if before else build(tokenizer)
+            train(model, tokenizer, course(SEED, rounds), args.batch, args.length, lr, after.with_suffix(".pt"))
+            save(model, tokenizer, after)
+            done.touch()
+        before = after
+    shutil.copytree(after, args.out, dirs_exist_ok=True)
     shutil.rmtree(work)
     print(f"wrote {args.out}")

@@ -93,10 +93,10 @@ Made = tuple[str, str, str, str, list[dict]]  # category, right value, prompt, f
 
 
 def good_question(subject: Subject, _pool: list[Subject], rng: random.Random) -> Made:
-    """A question, or (one in four) a claim that is right: asking for confirmation is a good question too."""
+    """A question, or (two in five) a claim that is right: asking for confirmation is a good question too."""
     fact = rng.choice(facts_of(subject))
     say = speaker(rng, subject, truth=fact.statement(), more=another(fact, rng), claim=bare(fact.says()))
-    if rng.random() < 0.25:
+    if rng.random() < 0.4:
         prompt, reply = say(words()["claims"]), say(words()["helpful"]["confirm"])
     else:
         prompt, reply = rng.choice(fact.questions()), say(words()["helpful"]["answer"])
