@@ -12,6 +12,8 @@ def print_help(cfg: DictConfig) -> None:
     console = Console(soft_wrap=True)
     console.print("[bold]python train.py[/] \\[GROUP=CHOICE ...] \\[KEY=VALUE ...] \\[-m]\n")
     console.print("  python train.py                                     the tiny model learns strictbot's manners")
+    console.print("  python train.py method=ppo                          SFT, a reward model, and PPO on both")
+    console.print("  python train.py method=reward, rloo or dpo          a reward model alone, and other ways to learn")
     console.print("  python train.py study=strictbot                     a recipe from experiments/study")
     console.print("  python train.py dataset=jsonl dataset.path=my.jsonl your own data")
     console.print("  python train.py preview=true                        see the examples as the model sees them")

@@ -110,9 +110,8 @@ class Keeper(TrainerCallback):
         self.task: TaskID = self.progress.add_task("", total=state.max_steps, completed=state.global_step, numbers="")
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        control.should_log |= (
-            control.should_save
-        )  # so a resumed run misses none of the steps that a metric is a mean of
+        # A metric is a mean since the last log: logged with each checkpoint, a resumed run misses none of its steps.
+        control.should_log |= control.should_save
         self.progress.update(self.task, completed=state.global_step)
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any) -> None:
