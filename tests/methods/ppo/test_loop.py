@@ -156,26 +156,9 @@ def test_the_weights_that_scored_best_on_held_out_prompts_are_kept(small_qwen2, 
 
     run = Run(small_qwen2, tokenizer, resumable(ppo), tmp_path, {"judge": Part(1.0, judge)})()
     assert run.of("eval/scores") == pytest.approx([0.1, 0.9, 0.4, 0.2])
-    earned = run.of("eval/rlhf_reward")
-    assert (run.trained.best_iteration, run.trained.best_reward) == (3, earned[1])
+    assert (run.trained.best_iteration, run.trained.best_reward) == (3, pytest.approx(0.9))
     assert same(weights(run.actor), run.seen[3])
 
-
-def test_a_score_bought_with_more_kl_than_it_is_worth_is_not_kept(small_qwen2, tokenizer, tmp_path):
-    """Scores rise by a thousandth, the KL costs more: the start stays the best."""
-    marks = iter([0.1, 0.101, 0.102, 0.103])
-    share = share_of(liked(small_qwen2))["share"].function
-
-    def judge(number, **columns):
-        return [next(marks)] * len(number) if number[0] >= HELD_OUT else share(**columns)
-
-    run = Run(small_qwen2, tokenizer, resumable(ppo, kl_coef=0.5), tmp_path, {"judge": Part(1.0, judge)})()
-    paid = [s - 0.5 * kl for s, kl in zip(run.of("eval/scores"), run.of("eval/kl"), strict=True)]
-    assert run.of("eval/rlhf_reward") == pytest.approx(paid)
-    assert paid[1] < paid[0] == pytest.approx(0.1)
-    assert (run.trained.best_iteration, run.trained.best_reward) == (0, paid[0])
-    assert same(weights(run.actor), run.seen[0])
-    assert not same(run.seen[3], run.seen[7])
 
 
 def test_metrics_have_trls_names_and_agree_with_each_other(small_qwen2, tokenizer, tmp_path):

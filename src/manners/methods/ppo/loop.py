@@ -59,7 +59,7 @@ class Game:
 class Trained:
     iterations: int
     best_iteration: int
-    best_reward: float  # on held-out prompts, less the price of the KL
+    best_reward: float  # on held-out prompts
     resumed_from: int  # 0 for a run that was never interrupted
 
 
@@ -203,7 +203,7 @@ def measure(
 
 
 def evaluate(game: Game, prompts: list[Prompt], folder: Path, state: Progressed) -> dict[str, float]:
-    """The likeliest replies to held-out prompts; the weights are kept where none earned more before."""
+    """The likeliest replies to held-out prompts; the weights are kept where none scored better before."""
     if not prompts or game.world.rank:
         return {}
     rolled = game.roll(prompts, None)
@@ -213,13 +213,12 @@ def evaluate(game: Game, prompts: list[Prompt], folder: Path, state: Progressed)
         raise broken(rolled, folder, state.iteration, error) from None
     # Likeliest tokens are no sample of the policy's: on them k1 may fall below zero, and k3 cannot.
     kl = (kl_estimate(rolled.logprobs, rolled.ref_logprobs, "k3") * rolled.mask).sum(1)
-    reward = float((scores - game.settings.kl_coef * kl).mean())  # what PPO maximises: a hacked score has its price
-    if reward > state.best_reward:
-        state.best_reward, state.best_iteration = reward, state.iteration
+    mean = float(scores.mean())
+    if mean > state.best_reward:
+        state.best_reward, state.best_iteration = mean, state.iteration
         save_best(folder, game.actor)
     return {
-        "eval/scores": float(scores.mean()),
-        "eval/rlhf_reward": reward,
+        "eval/scores": mean,
         "eval/kl": float(kl.mean()),
         "eval/length": float(rolled.mask.sum(1).float().mean()),
         "eval/ended": float(rolled.ended.float().mean()),
