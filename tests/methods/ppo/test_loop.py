@@ -160,7 +160,6 @@ def test_the_weights_that_scored_best_on_held_out_prompts_are_kept(small_qwen2, 
     assert same(weights(run.actor), run.seen[3])
 
 
-
 def test_metrics_have_trls_names_and_agree_with_each_other(small_qwen2, tokenizer, tmp_path):
     run = Run(small_qwen2, tokenizer, resumable(ppo, missing_eos_penalty=0.5), tmp_path)()
     for step in range(1, 8):
