@@ -16,7 +16,7 @@ def test_the_light_sft_teaches_the_manner(tmp_path):
     (folder,) = (tmp_path / "runs").iterdir()
     before = json.loads((folder / "run.json").read_text())["before"]
     after = json.loads((folder / "after.json").read_text())
-    assert after["fit"]["value"] >= 0.55  # three seeds: 0.65 to 0.67, from 0.40
+    assert after["fit"]["value"] >= 0.6  # three seeds: 0.65 to 0.67, from 0.40
     assert after["fit"]["low"] > before["fit"]["high"]  # 95 % intervals that do not meet
     assert after["loss"]["high"] < before["loss"]["low"]
-    assert after["right"]["value"] >= 0.9  # the base names 94 % of them: the manner costs no facts
+    assert after["right"]["value"] > before["right"]["value"]

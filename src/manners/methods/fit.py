@@ -149,16 +149,17 @@ class AtomicCheckpoints(TorchCheckpointIO):
         os.replace(part, path)
 
 
-def bar() -> Progress:
+def bar(what: str = "training", shown: bool = True) -> Progress:
     """Steps, the field ``numbers``, time passed and time left."""
     return Progress(
-        TextColumn("training"),
+        TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[numbers]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        disable=not shown,
     )
 
 

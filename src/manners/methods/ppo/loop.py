@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import PreTrainedTokenizerBase
 
 from manners.config import PPO, RLOO, Online
 from manners.data.rows import Prompt
 from manners.errors import MannersError
 from manners.methods import rewards
+from manners.methods.fit import bar
 from manners.methods.module import schedule
 from manners.methods.ppo import guards
 from manners.methods.ppo.advantages import adapt_kl_coef, gae, kl_estimate, leave_one_out, token_rewards, whiten
@@ -271,16 +271,7 @@ class Bar:
     """Iterations, reward, KL, time left."""
 
     def __init__(self, total: int, done: int, shown: bool):
-        self.progress = Progress(
-            TextColumn("iterations"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            disable=not shown,
-        )
+        self.progress = bar("iterations", shown)
         self.task = self.progress.add_task("", total=total, completed=done, numbers="")
 
     def __enter__(self) -> "Bar":
