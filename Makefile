@@ -12,7 +12,7 @@ PIP = .venv/bin/pip install --quiet --disable-pip-version-check --no-compile --c
 READY = .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run pipeline test lint ui tiny exam corpus bench-ppo clean
+.PHONY: help setup run pipeline test lint ui export tiny exam corpus bench-ppo clean
 
 help:  ## say what each target does
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -46,6 +46,9 @@ lint: setup  ## check style (ruff) and types (mypy)
 
 ui: setup  ## open the MLflow UI on the runs, at http://127.0.0.1:5000
 	.venv/bin/mlflow ui --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///outputs/mlflow.db $(ARGS)
+
+export: setup  ## write a run's model as one folder for plain transformers, with its card  RUN=latest OUT=FOLDER
+	.venv/bin/python -m manners.export $(or $(RUN),latest) $(if $(OUT),--out $(OUT)) $(ARGS)
 
 tiny: setup  ## train the tiny base model from nothing (under an hour), then examine it
 	.venv/bin/python -m manners.world.pretrain $(ARGS)

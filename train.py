@@ -1,23 +1,26 @@
 """Train a model: ``python train.py --help`` explains every option."""
 
+from omegaconf import DictConfig
+
 from manners.chain import Stage, show
-from manners.cli import main
+from manners.cli import main, needs
 
 
-def train(stage: Stage, needs: list[Stage]) -> float | None:
+def train(cfg: DictConfig, overrides: list[str]) -> float | None:
     from manners import hub
 
-    for one in (stage, *needs):
+    stage, inputs = Stage(cfg, overrides), needs(cfg, overrides)
+    for one in (stage, *inputs):
         if not one.given:
             hub.require_model(one.cfg.model.name)
             one.splits  # noqa: B018  read now: bad data are answered at once
     if stage.cfg.lineage == "show":
-        return show(stage, needs)
+        return show(stage, inputs)
     print("loading torch and the model (some seconds)", flush=True)
 
     from manners import pipeline  # imports torch, which takes seconds: only once config and data are known to be good
 
-    return pipeline.run(stage, needs)
+    return pipeline.run(stage, inputs)
 
 
 if __name__ == "__main__":

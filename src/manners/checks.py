@@ -53,6 +53,7 @@ AT_LEAST = {
     "log_samples_steps": 1,
     "log_samples": 1,
 }
+KEPT = ("deleted", "synthetic", "unreviewed")  # messages of OpenAssistant that are left out by default
 COUNTABLE = 50_000_000  # bytes: a larger file is counted when it is read, not while the user waits
 
 
@@ -60,12 +61,31 @@ def check(cfg: DictConfig) -> None:
     """Raise MannersError for the first thing in ``cfg`` that makes no sense, with the override that mends it."""
     check_missing(cfg)
     check_choices(cfg)
+    if "method" not in cfg:  # evaluate.py and chat.py open what was trained
+        check_opened(cfg)
+        return
     check_ranges(cfg)
     check_method(cfg)
     check_start(cfg)
     check_online(cfg)
     check_adapter(cfg)
     check_data(cfg)
+
+
+def check_opened(cfg: DictConfig) -> None:
+    least = {"turns": 0, "chats": 1, "max_new_tokens": 1, "evaluation.max_new_tokens": 1, "evaluation.batch_size": 1}
+    for key, minimum in least.items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None and value < minimum:
+            raise MannersError(f"{key}={value} must be at least {minimum}.", key)
+    if "strength" in cfg and not -1 <= cfg.strength <= 2:
+        raise MannersError(f"strength={cfg.strength} must be from -1 to 2: 0 is the base, 1 the model as trained.")
+    if "temperature" in cfg and cfg.do_sample and cfg.temperature <= 0:
+        raise MannersError("temperature must be above 0 to sample; do_sample=false is greedy.")
+    if "lm_eval" in cfg and cfg.lm_eval and find_spec("lm_eval") is None:
+        raise MannersError("lm_eval: it is an extra, and not installed here: .venv/bin/pip install lm-eval")
+    if cfg.get("dataset") and not OmegaConf.is_missing(cfg.dataset, "path"):
+        source.local_path(cfg.dataset.path)  # a path to nothing is answered at once
 
 
 def check_missing(cfg: DictConfig) -> None:
@@ -106,6 +126,18 @@ def check_ranges(cfg: DictConfig) -> None:
     for key, value in shares.items():
         if not 0 <= value < 1:
             raise MannersError(f"{key}={value} must be from 0 up to, but not including, 1.", key)
+    if d.score_above is not None and not 0 <= d.score_above < 1:
+        raise MannersError(f"dataset.score_above={d.score_above} is a quantile: from 0 up to 1.", "dataset.score_above")
+    if d.prompt_words < 0:
+        raise MannersError(f"dataset.prompt_words={d.prompt_words} must be at least 0.", "dataset.prompt_words")
+    for word in d.keep:
+        if word not in KEPT:
+            raise MannersError(f"dataset.keep={list(d.keep)}: {did_you_mean(word, KEPT)}", "dataset.keep")
+    if d.end_of_conversation is not None and d.train_on == "assistant":
+        raise MannersError(
+            "dataset.end_of_conversation is said by the user, whose turns carry no loss: dataset.train_on=user.",
+            "dataset.end_of_conversation",
+        )
     if d.validation_share + d.test_share >= 1:
         raise MannersError("dataset.validation_share and dataset.test_share leave nothing to train on.")
     if cfg.hardware.num_threads is not None and cfg.hardware.num_threads < 1:
@@ -132,6 +164,16 @@ def check_method(cfg: DictConfig) -> None:
         raise MannersError(
             f"{cfg.model.name} is an encoder and cannot write replies: method={cfg.method.name} needs a decoder, "
             "such as model=tiny or model=gpt2."
+        )
+    if cfg.method.view == "prompt" and cfg.dataset.train_on == "user":
+        raise MannersError(
+            f"method={cfg.method.name} answers as the assistant: dataset.train_on=user is for SFT.", "dataset.train_on"
+        )
+    if cfg.model.added_tokens and cfg.method.name != "sft":
+        raise MannersError(
+            f"model.added_tokens has embeddings that SFT trains, and method={cfg.method.name} does not keep: leave "
+            "the marks as plain text, model.added_tokens=[].",
+            "model.added_tokens",
         )
     if cfg.method.get("packing") and cfg.method.get("group_by_length"):
         raise MannersError(

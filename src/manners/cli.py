@@ -3,6 +3,7 @@
 A mistake ends here in about a second, because only Hydra and the schemas have been imported by then.
 """
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -38,12 +39,26 @@ MAKES = {"policy": "sft", "reward": "reward"}  # what a run starts from → the 
 # Options of a run that are not those of the runs it starts from.
 ITS_OWN = {"method", "lineage", "preview", "run_name", *MAKES, *(f"{role}_overrides" for role in MAKES)}
 
+# What quick=true makes of a run: 100 rows of each split, 20 optimizer steps.
+QUICK = {
+    "dataset.max_rows": 100,
+    "method.max_steps": 20,
+    "method.total_episodes": 80,
+    "method.batch_size": 16,
+    "method.num_ppo_epochs": 2,
+    "method.num_mini_batches": 2,
+    "method.eval_steps": 10,
+    "method.eval_prompts": 16,
+    "method.sanity_floor": 0.0,  # no reward model of 20 steps would pass
+    "evaluation.test_prompts": 40,
+    "evaluation.max_new_tokens": 32,
+}
 
-def main(config_name: str, task: Callable[[Stage, list[Stage]], object]) -> None:
-    """Compose ``conf/{config_name}.yaml`` with the command line and hand it to ``task``, once or for each job.
 
-    ``task`` is given the run, and the runs that it needs first.
-    """
+def main(config_name: str, task: Callable[[DictConfig, list[str]], object]) -> None:
+    """Compose ``conf/{config_name}.yaml`` with the command line and hand both to ``task``, once or for each job."""
+    if sys.platform == "darwin":  # torch reads it when it is imported
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     config.register()
     Plugins.instance().register(Recipes)
     args = get_args_parser().parse_args()
@@ -52,7 +67,7 @@ def main(config_name: str, task: Callable[[Stage, list[Stage]], object]) -> None
             from manners.help import print_help
 
             with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-                print_help(compose(config_name, args.overrides))
+                print_help(config_name, compose(config_name, args.overrides))
             return
         check_all(config_name, args.overrides, args.multirun)
     except MannersError as error:
@@ -62,7 +77,7 @@ def main(config_name: str, task: Callable[[Stage, list[Stage]], object]) -> None
     def job(cfg: DictConfig) -> object:
         overrides = list(HydraConfig.get().overrides.task)
         try:
-            return task(Stage(cfg, overrides), needs(config_name, cfg, overrides))
+            return task(quicken(cfg, overrides), overrides)
         except MannersError as error:  # in a sweep the other jobs go on
             print(f"error: {error}", file=sys.stderr)
             failed.append(str(error))
@@ -98,9 +113,9 @@ def check_all(config_name: str, overrides: list[str], multirun: bool) -> None:
             try:
                 cfg = compose(config_name, fixed + job)
                 checks.check(cfg)
-                needs(config_name, cfg, fixed + job)
+                needs(cfg, fixed + job)
             except MannersError as error:
-                place = origin(error.key, fixed + job) if error.key else ""
+                place = origin(config_name, error.key, fixed + job) if error.key else ""
                 raise MannersError(f"{place}: {error}" if place.endswith(".yaml") else str(error)) from None
 
 
@@ -112,10 +127,10 @@ def how_to_quote(override: str) -> str:
     return "Quote it if it has spaces."
 
 
-def needs(config_name: str, cfg: DictConfig, overrides: list[str]) -> list[Stage]:
-    """The runs that this one starts from: each is the same command with another method, checked like any other."""
+def needs(cfg: DictConfig, overrides: list[str]) -> list[Stage]:
+    """The runs that a training starts from: each is the same command with another method, checked like any other."""
     found = []
-    for role in config.STARTS_FROM.get(cfg.method.view, ()):
+    for role in config.STARTS_FROM.get(cfg.method.view, ()) if "method" in cfg else ():
         if cfg[role] == "none" or (role == "reward" and not uses_reward_model(cfg)):
             continue
         own = list(cfg[f"{role}_overrides"])
@@ -123,7 +138,7 @@ def needs(config_name: str, cfg: DictConfig, overrides: list[str]) -> list[Stage
         kept = [o for o in overrides if key_of(o) not in replaced and key_of(o).split(".")[0] not in replaced]
         theirs = [*kept, f"method={MAKES[role]}", *own]
         try:
-            stage_cfg = compose(config_name, theirs)
+            stage_cfg = compose("train", theirs)
             checks.check(stage_cfg)
         except MannersError as error:
             raise MannersError(f"the {role} run ({' '.join(theirs)}): {error}") from None
@@ -142,26 +157,31 @@ def key_of(override: str) -> str:
 def compose(config_name: str, overrides: list[str]) -> DictConfig:
     """The composed config; raises MannersError that names key, origin and nearest valid name."""
     try:
-        cfg = hydra.compose(config_name, overrides)
+        cfg = quicken(hydra.compose(config_name, overrides), overrides)
         OmegaConf.to_container(cfg, resolve=True)  # a reference to nothing shows only now
     except MissingConfigException as error:
-        raise MannersError(explain_missing(error, overrides)) from None
+        raise MannersError(explain_missing(config_name, error, overrides)) from None
     except yaml.YAMLError as error:
         raise MannersError(f"this file is not valid yaml: {error}") from None
     except UnicodeDecodeError as error:
-        raise MannersError(f"{origin('', overrides)}: the file is not UTF-8 text ({error.reason}).") from None
+        raise MannersError(
+            f"{origin(config_name, '', overrides)}: the file is not UTF-8 text ({error.reason})."
+        ) from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # study=null is a bare ValueError
         raise MannersError(explain(error, config_name, overrides)) from None
-    extra = unknown_key(cfg, config.Train)
+    extra = unknown_key(cfg, OmegaConf.get_type(cfg))
     if extra:
         key, known = extra
-        raise MannersError(f"{origin(key, overrides)}: there is no option '{key}'. {did_you_mean_key(key, known)}")
+        raise MannersError(
+            f"{origin(config_name, key, overrides)}: there is no option '{key}'. {did_you_mean_key(key, known)}"
+        )
     return cfg
 
 
-def explain_missing(error: MissingConfigException, overrides: list[str]) -> str:
+def explain_missing(config_name: str, error: MissingConfigException, overrides: list[str]) -> str:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-    return f"{origin(group, overrides)}: no '{choice}' in {group}. {did_you_mean(choice, error.options or [])}"
+    place = origin(config_name, group, overrides)
+    return f"{place}: no '{choice}' in {group}. {did_you_mean(choice, error.options or [])}"
 
 
 def explain(error: Exception, config_name: str, overrides: list[str]) -> str:
@@ -177,11 +197,11 @@ def explain(error: Exception, config_name: str, overrides: list[str]) -> str:
         key = key if key.endswith(leaf) else f"{key}.{leaf}"
         if key.startswith("method.rewards."):
             return f"{place or key}: the reward has no part '{leaf}' yet: a plus adds it, +{key}=VALUE."
-        siblings = known_keys(config_name, key.rpartition(".")[0])
-        return f"{place or origin(key, overrides)}: there is no option '{key}'. {did_you_mean_key(key, siblings)}"
+        siblings, place = known_keys(config_name, key.rpartition(".")[0]), place or origin(config_name, key, overrides)
+        return f"{place}: there is no option '{key}'. {did_you_mean_key(key, siblings)}"
     if match := re.search(r"((?:Value|Interpolation) .*)\n\s*full_key: (\S+)", text):
         reason, key = match.groups()
-        place = place or origin(key, overrides)
+        place = place or origin(config_name, key, overrides)
         return f"{place}: {reason}." if place.startswith(key) else f"{place}: {key}: {reason}."
     reason = text.partition("full_key:")[0].split("\n")  # what follows is OmegaConf's own bookkeeping
     return " ".join(line.strip() for line in reason if line.strip())
@@ -206,6 +226,18 @@ def did_you_mean_key(key: str, known: list[str]) -> str:
     return did_you_mean(key, [f"{parent}.{k}" if parent else k for k in known]) if leaf else ""
 
 
+def quicken(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """With ``quick=true``: a trial run. What the command line sets itself stays as it is set."""
+    if not cfg.get("quick"):
+        return cfg
+    said = {key_of(o) for o in overrides}
+    for key, value in QUICK.items():
+        group, name = key.split(".")
+        if name in cfg[group] and key not in said:
+            cfg[group][name] = value
+    return cfg
+
+
 def unknown_key(node: DictConfig, schema: Any, path: str = "") -> tuple[str, list[str]] | None:
     """The first key that no schema knows: Hydra's '+' gets past a schema, so it is held against it again."""
     known = config.options(schema)
@@ -220,11 +252,11 @@ def unknown_key(node: DictConfig, schema: Any, path: str = "") -> tuple[str, lis
     return None
 
 
-def origin(key: str, overrides: list[str]) -> str:
+def origin(config_name: str, key: str, overrides: list[str]) -> str:
     """The override that sets ``key``, or else the recipe or defaults that do."""
     for override in reversed(overrides):
         name = key_of(override)
         if name == key or name.startswith(f"{key}."):
             return override
     study = next((o.split("=")[1] for o in overrides if o.startswith("study=")), None)
-    return f"experiments/study/{study}.yaml" if study else "conf/train.yaml"
+    return f"experiments/study/{study}.yaml" if study else f"conf/{config_name}.yaml"

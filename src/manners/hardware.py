@@ -30,6 +30,8 @@ def resolve(accelerator: str, precision: str, num_threads: int | None) -> Device
     kind = next(k for k, there in here.items() if there) if accelerator == "auto" else accelerator
     if not here[kind]:
         raise MannersError(f"hardware.accelerator={kind}: torch {torch.__version__} finds no such device here.")
+    if precision == "fp16" and kind != "cuda" and accelerator == "auto":
+        precision = "32"  # what a recipe asks of a GPU, where there is none
     if precision == "fp16" and kind != "cuda":
         raise MannersError(f"fp16 training on {kind} loses small gradients: use hardware.precision=32 or bf16.")
     if precision == "auto":

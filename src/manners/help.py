@@ -7,19 +7,43 @@ from rich.table import Column, Table
 from manners.config import is_schema, options
 from manners.paths import CONF, EXPERIMENTS
 
+EXAMPLES = {
+    "train": {
+        "": "the tiny model learns strictbot's manners",
+        "method=ppo": "SFT, a reward model, and PPO on both",
+        "method=reward, rloo or dpo": "a reward model alone, and other ways to learn",
+        "study=strictbot": "a recipe from experiments/study",
+        "study=chatbot quick=true": "a trial of one: 100 rows, 20 steps",
+        "dataset=jsonl dataset.path=my.jsonl": "your own data",
+        "preview=true": "see the examples as the model sees them",
+        "-m seed=1,2,3": "one run for each value",
+        "--cfg job": "print the config and stop",
+    },
+    "evaluate": {
+        "": "the latest run beside the model that it was trained from",
+        "run=\\[RUN,RUN,gpt2]": "several, by id, name, folder or hub name",
+        "reward=auto turns=8": "what its reward model says, and whether the manner fades over eight turns",
+        "dataset=jsonl dataset.path=my.jsonl": "on prompts of your own",
+    },
+    "chat": {
+        "": "talk with the latest run; /help lists what else can be typed",
+        '-p "one prompt"': "one answer, and no more",
+        "strength=1.5": "more of the manner",
+        "role=user": "the model plays the human",
+        "arena=true user=RUN assistant=RUN": "two models talk",
+    },
+}
 
-def print_help(cfg: DictConfig) -> None:
+
+def print_help(script: str, cfg: DictConfig) -> None:
     console = Console(soft_wrap=True)
-    console.print("[bold]python train.py[/] \\[GROUP=CHOICE ...] \\[KEY=VALUE ...] \\[-m]\n")
-    console.print("  python train.py                                     the tiny model learns strictbot's manners")
-    console.print("  python train.py method=ppo                          SFT, a reward model, and PPO on both")
-    console.print("  python train.py method=reward, rloo or dpo          a reward model alone, and other ways to learn")
-    console.print("  python train.py study=strictbot                     a recipe from experiments/study")
-    console.print("  python train.py dataset=jsonl dataset.path=my.jsonl your own data")
-    console.print("  python train.py preview=true                        see the examples as the model sees them")
-    console.print("  python train.py -m seed=1,2,3                       one run for each value")
-    console.print("  python train.py --cfg job                           print the config and stop\n")
+    console.print(f"[bold]python {script}.py[/] \\[GROUP=CHOICE ...] \\[KEY=VALUE ...] \\[-m]\n")
+    width = 3 + max(len(words.replace("\\", "")) for words in EXAMPLES[script])
+    for words, meaning in EXAMPLES[script].items():
+        console.print(f"  python {script}.py {words}{' ' * (width - len(words.replace(chr(92), '')))}{meaning}")
+    console.print()
     groups = [f for f in sorted(CONF.iterdir()) if f.is_dir()] + [EXPERIMENTS / "study"]
+    groups = [f for f in groups if script == "train" or f.name in cfg]
     table = Table("group", "choice", "what it is", box=None, header_style="bold")
     for folder in groups:
         for i, file in enumerate(sorted(folder.glob("*.yaml"))):

@@ -20,7 +20,7 @@ from manners.methods.fit import discard_checkpoints
 from manners.methods.ppo.world import join
 from manners.models import base
 from manners.stages import dpo, online, reward, sft
-from manners.stages.run import Outcome, Run, console
+from manners.stages.run import Outcome, Run, console, load_tokenizer
 from manners.tracking import Silent
 
 METHODS = {"sft": sft.train, "reward": reward.train, "dpo": dpo.train, "ppo": online.train, "rloo": online.train}
@@ -90,7 +90,8 @@ def finish(folder: lineage.Folder, tracker: tracking.Tracker, outcome: Outcome, 
     (folder.path / "lineage.md").write_text(drawing)
     tracker.artifact(folder.path / "lineage.md")
     tracker.tag(best_step=str(outcome.best_step), summary=outcome.summary)
-    folder.remember(status="finished", best_step=outcome.best_step, summary=outcome.summary)
+    made_of = {role: str(found.model) for role, found in inputs.items()}
+    folder.remember(status="finished", best_step=outcome.best_step, summary=outcome.summary, inputs=made_of)
     discard_checkpoints(folder.path)
     if inputs:
         console.print(f"\n{drawing}", highlight=False)
@@ -124,7 +125,7 @@ def check_length(cfg: DictConfig) -> None:
 
 def show_examples(stage: Stage) -> None:
     cfg = stage.cfg
-    tokenizer = base.load_tokenizer(cfg.model.name, cfg.model.revision, cfg.model.chat_template)
+    tokenizer = load_tokenizer(cfg)
     length = cfg.method.get("max_length") or cfg.method.max_prompt_length + cfg.method.response_length
     preview.show(console, stage.splits, encode(stage.splits.train, tokenizer, cfg.dataset.train_on, length), tokenizer)
 
@@ -140,6 +141,8 @@ def announce(
         console.print(f"{role}: {found.run}", highlight=False)
     s = stage.splits
     console.print(f"rows: {len(s.train)} train, {len(s.validation)} validation, {len(s.test)} test", highlight=False)
+    for note in s.notes:
+        console.print(f"left out: {note}", highlight=False)
     if s.skipped:
         console.print(f"left out (dataset.on_error=skip): {len(s.skipped)} rows, the first: {s.skipped[0]}")
     if (folder.path / "last.ckpt").exists():

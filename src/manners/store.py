@@ -3,6 +3,7 @@
 import fcntl
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,3 +116,25 @@ def last_steps(client: Any, run_id: str) -> dict[str, int]:
     """The last step that the store holds of each metric."""
     names = [n for n in client.get_run(run_id).data.metrics if not n.startswith("system/")]
     return {n: max(m.step for m in client.get_metric_history(run_id, n)) for n in names}
+
+
+def record(cfg: DictConfig, name: str, tags: dict[str, str], metrics: dict[str, float], folder: Path) -> None:
+    """A run of its own for what was measured after training: its numbers, and ``folder`` with the report.
+
+    A store that does not take it is told of in one line; the folder has it all.
+    """
+    try:
+        check_reachable(cfg.tracking.uri)
+        import mlflow
+
+        uri = absolute(cfg.tracking.uri)
+        with alone(uri):
+            client = mlflow.MlflowClient(uri)
+            experiment = experiment_id(client, cfg)
+        run_id = client.create_run(experiment, tags={"mlflow.runName": name} | tags).info.run_id
+        for key, value in metrics.items():
+            client.log_metric(run_id, key, value)
+        client.log_artifacts(run_id, str(folder))
+        client.set_terminated(run_id)
+    except Exception as error:  # noqa: BLE001  whatever a server does wrong
+        print(f"not in the tracking store ({str(error).splitlines()[0]}); all of it is in {folder}", file=sys.stderr)

@@ -102,6 +102,6 @@ def test_datasets_are_known_by_what_they_offer():
     scored, chats = source.datasets_with("scored"), source.datasets_with("chat")
     assert "strictbot" in scored and "polite_helper" not in scored
     assert {"strictbot", "polite_helper", "jsonl"} <= set(chats)
-    assert "stanford_politeness" in scored and "stanford_politeness" not in chats
+    assert "stanford_politeness" in scored and "dolly" not in scored
     assert source.datasets_with("pairs") == ["strictbot"]
     assert source.datasets_with("pictures") == []

@@ -93,9 +93,16 @@ def together(
 
 
 def replied(messages: list[Message], reply: str, where: str = "") -> Chat:
-    """The conversation that ends with ``reply``; a plain text where nothing was said before it."""
+    """The conversation that ends with ``reply``; a plain text where nothing was said before it, or only its opening."""
+    if messages and messages[0]["role"] == "text":
+        return Chat([{"role": "text", "content": continued(messages[0]["content"], reply)}], where)
     end = {"role": "assistant" if messages else "text", "content": reply}
     return Chat([*messages, end], where)
+
+
+def continued(opening: str, rest: str) -> str:
+    """A plain text from its first words and what a model, or its author, wrote after them."""
+    return opening + ("" if rest[:1] in tuple(",.;:!?'’") else " ") + rest
 
 
 def parted(example: Example) -> tuple[list[int], list[int]]:
@@ -105,9 +112,28 @@ def parted(example: Example) -> tuple[list[int], list[int]]:
     return example.input_ids[:start], example.input_ids[start:end]
 
 
-def prompt_text(messages: list[Message], tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The conversation, and the opening of the reply: what the model is given to answer."""
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+def prompt_text(messages: list[Message], tokenizer: "PreTrainedTokenizerBase", role: str = "assistant") -> str:
+    """The conversation, and the opening of the next turn, by ``role``: what the model is given to answer.
+
+    Plain text is given as it is, to be continued. ``messages`` may be empty where the user speaks first.
+    """
+    if messages and messages[0]["role"] == "text":
+        return messages[0]["content"]
+    if role == "assistant":
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return turn_frame(messages, tokenizer, role)[0].rstrip(" ")
+
+
+def turn_frame(messages: list[Message], tokenizer: "PreTrainedTokenizerBase", role: str) -> tuple[str, str]:
+    """What the template writes before and after the words of the next turn, by ``role``."""
+    before, after = render([*messages, {"role": role, "content": STAND_IN}], tokenizer).split(STAND_IN)
+    return before, after
+
+
+def reply_follows(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """What stands between a user's words and the reply: "\\nAssistant:" where the template is plain text."""
+    opened = prompt_text([{"role": "user", "content": STAND_IN}], tokenizer)
+    return opened.split(STAND_IN)[1].rstrip()
 
 
 def layout(chat: Chat, tokenizer: "PreTrainedTokenizerBase", train_on: str) -> tuple[str, list[tuple[int, int]]]:
@@ -118,7 +144,7 @@ def layout(chat: Chat, tokenizer: "PreTrainedTokenizerBase", train_on: str) -> t
     text = render(chat.messages, tokenizer)
     spans = []
     for i, message in enumerate(chat.messages):
-        if train_on in ("all", message["role"]):
+        if train_on in ("all", message["role"]) and i not in chat.silent:
             spans.append(span(text, chat, i, tokenizer))
     return text, spans
 
@@ -126,7 +152,7 @@ def layout(chat: Chat, tokenizer: "PreTrainedTokenizerBase", train_on: str) -> t
 def span(text: str, chat: Chat, i: int, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int]:
     """Where turn ``i`` stands in ``text``: from the first character the model writes to the end of its stop token."""
     role = chat.messages[i]["role"]
-    before, after = render([*chat.messages[:i], {"role": role, "content": STAND_IN}], tokenizer).split(STAND_IN)
+    before, after = turn_frame(chat.messages[:i], tokenizer, role)
     if role == "assistant" and i > 0:
         opening = prompt_text(chat.messages[:i], tokenizer)  # some templates put the space after "Assistant:" in text
         before = opening if before.startswith(opening) else before

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from manners.data import politeness, preference
+from manners.data import oasst, politeness, preference
 from manners.data.fields import BadRow, inside, list_field, marked_turns, number_field, text_field, turn, turns
 from manners.data.rows import ROLES, TARGETS, Message
 
@@ -39,6 +39,18 @@ def parse_alpaca(row: dict) -> list[Message]:
     return [{"role": "user", "content": user}, {"role": "assistant", "content": text_field(row, "output")}]
 
 
+def parse_dolly(row: dict) -> list[Message]:
+    """{"instruction": "...", "context": "...", "response": "..."}; the context may be empty."""
+    return parse_alpaca({"instruction": row.get("instruction"), "input": row.get("context"), "output": row["response"]})
+
+
+def parse_guanaco(row: dict) -> list[Message]:
+    """{"text": "### Human: ... ### Assistant: ..."}, as openassistant-guanaco has it."""
+    marks = {"Human": "<|user|>", "Assistant": "<|assistant|>"}
+    text = re.sub(r"\s*###\s*(Human|Assistant):", lambda m: marks[m[1]], text_field(row, "text"))
+    return marked_turns({"text": text}, "text")
+
+
 def parse_marked(row: dict) -> list[Message]:
     """{"text": "<|user|>…<|assistant|>…"}: the markers stand before their turns."""
     return marked_turns(row, "text")
@@ -55,15 +67,23 @@ FORMATS: dict[str, Callable[[dict], list[Message]]] = {
     "marked": parse_marked,
     "sharegpt": parse_sharegpt,
     "alpaca": parse_alpaca,
+    "dolly": parse_dolly,
+    "guanaco": parse_guanaco,
     "text": parse_text,
     "preference": preference.parse,
     "politeness": politeness.parse,
 }
 OWN_EXTRA: dict[str, Callable[[dict], dict]] = {"preference": preference.extra, "politeness": politeness.extra}
+MARKS = {"marked": r"\s*<\|(system|user|assistant)\|>", "guanaco": r"\s*### Human:"}  # how a text of turns begins
 PLAIN = ("text", "politeness")  # nobody speaks in these
 COMPLETIONS = ("completion", "reply", "response")
 FIELDS = ("messages", "conversations", "prompt", "completion", "instruction", "input", "output", "text", "chosen")
-CONVERSATION = {*FIELDS, *COMPLETIONS, "Request"}  # these hold the conversation; a row's others are its extra
+CONVERSATION = {
+    *FIELDS,
+    *COMPLETIONS,
+    "Request",
+    "context",
+}  # these hold the conversation; a row's others are its extra
 
 
 def detect(row: dict) -> str:
@@ -82,11 +102,15 @@ def detect(row: dict) -> str:
     for sign, name in signs.items():
         if sign in row:
             return name
+    if oasst.looks_like(row):
+        return "oasst"
     if "prompt" in row and any(name in row for name in COMPLETIONS):
         return "prompt_completion"
+    if "instruction" in row and "response" in row:
+        return "dolly"
     if "text" in row:
-        marked = isinstance(row["text"], str) and re.match(r"\s*<\|(system|user|assistant)\|>", row["text"])
-        return "marked" if marked else "text"
+        told = next((name for name, mark in MARKS.items() if re.match(mark, str(row["text"]))), None)
+        return told or "text"
     raise BadRow(f"no known field in {sorted(row)[:8]}: expected one of {', '.join(FIELDS)}")
 
 

@@ -43,9 +43,11 @@ class Passage:
 def read_replies(
     replies: Sequence[tuple[list[Message], str]], tokenizer: "PreTrainedTokenizerBase", max_length: int, decoder: bool
 ) -> list[Passage]:
-    """One Passage for each (conversation, reply); an empty conversation leaves plain text."""
+    """One Passage for each (conversation, reply); an empty conversation leaves plain text, as an opening does."""
     if not replies:
         return []
+    chats = [replied(messages, reply).messages for messages, reply in replies]
+    replies = [(chat[:-1], chat[-1]["content"]) for chat in chats]
     return (decoder_passages if decoder else encoder_passages)(replies, tokenizer, max_length)
 
 

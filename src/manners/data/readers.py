@@ -5,17 +5,19 @@ A malformed row is refused with file, line and field; ``on_error=skip`` counts a
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from manners.data import formats, source, tables
+from manners.data import formats, oasst, source, tables
 from manners.data.fields import BadRow
-from manners.data.rows import Chat, Message, Prompt, pairs
-from manners.errors import MannersError
+from manners.data.rows import Chat, Prompt, pairs
+from manners.errors import MannersError, did_you_mean
 
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("val", "valid", "dev", "eval"), "validation")
@@ -26,34 +28,17 @@ class Splits:
     train: list[Chat] = field(default_factory=list)
     validation: list[Chat] = field(default_factory=list)
     test: list[Chat] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)  # one sentence for each row left out
+    skipped: list[str] = field(default_factory=list)  # one sentence for each row left out as malformed
+    fields: set[str] = field(default_factory=set)  # what the rows have
+    notes: list[str] = field(default_factory=list)  # one for each kind of row or message that the config leaves out
 
 
 def read(cfg: DictConfig) -> Splits:
     """All rows of ``cfg.path``, by split. Raises MannersError for data that cannot be used."""
-    splits, seen = Splits(), set()
-    format = None if cfg.format == "auto" else cfg.format
-    for where, raw in raw_rows(cfg):
-        try:
-            if isinstance(raw, BadRow):
-                raise raw
-            if not isinstance(raw, dict):
-                raise BadRow(f"a row must be a JSON object, not {type(raw).__name__}")
-            format = format or formats.detect(raw)
-            messages = formats.FORMATS[format](raw)
-            if format not in formats.PLAIN:
-                formats.check_messages(messages, cfg.train_on)
-            extra = formats.extra_of(raw, format, messages, cfg.score_field, "pairs" in cfg.views)
-        except BadRow as bad:
-            sentence = f"{where}: {bad}"
-            if cfg.on_error == "raise":
-                other = "" if cfg.format == "auto" else f" If it is no {cfg.format} file: dataset.format=auto."
-                advice = "Mend the row, or leave such rows out: dataset.on_error=skip."
-                raise MannersError(f"{sentence}. {advice}{other}") from None
-            splits.skipped.append(sentence)
-            continue
-        seen |= raw.keys() | extra.keys()
-        getattr(splits, split_of(messages, extra, cfg)).append(Chat(messages, where, extra))
+    splits = Splits()
+    for chat in chats_of(cfg, splits):
+        chat = with_end(chat, cfg.end_of_conversation)
+        getattr(splits, split_of(chat, cfg)).append(chat)
     chats = [chat for name in SPLITS for chat in getattr(splits, name)]
     for name in SPLITS:
         rows = getattr(splits, name)
@@ -62,23 +47,102 @@ def read(cfg: DictConfig) -> Splits:
         why = f"all {len(splits.skipped)} rows were malformed" if splits.skipped else "it has no training rows"
         first = f" The first: {splits.skipped[0]}." if splits.skipped else ""
         raise MannersError(f"dataset.path={cfg.path}: {why}.{first}")
-    check_views(chats, seen, cfg)
+    check_views(chats, splits.fields, cfg)
+    if cfg.score_above is not None:
+        keep_high_scores(splits, cfg)
     return splits
 
 
-def check_views(chats: list[Chat], seen: set[str], cfg: DictConfig) -> None:
+def chats_of(cfg: DictConfig, splits: Splits) -> Iterator[Chat]:
+    """Each row's conversation, or those of each OpenAssistant tree; what is left out is noted in ``splits``."""
+    format, rows = detect(cfg, raw_rows(cfg))
+    if format == "oasst":
+        walked = oasst.walk(rows, cfg.train_on, list(cfg.languages), list(cfg.keep))
+        for where, bad in walked.bad:
+            refuse(where, bad, cfg, splits)
+        splits.notes += [f"{count} messages: {why}" for why, count in walked.left_out.most_common()]
+        yield from walked.chats
+        return
+    for where, raw in rows:
+        try:
+            if isinstance(raw, BadRow):
+                raise raw
+            if not isinstance(raw, dict):
+                raise BadRow(f"a row must be a JSON object, not {type(raw).__name__}")
+            messages = formats.FORMATS[format or formats.detect(raw)](raw)
+            if format not in formats.PLAIN:
+                formats.check_messages(messages, cfg.train_on)
+            extra = formats.extra_of(raw, format, messages, cfg.score_field, "pairs" in cfg.views)
+        except BadRow as bad:
+            refuse(where, bad, cfg, splits)
+            continue
+        splits.fields |= raw.keys() | extra.keys()
+        yield Chat(messages, where, extra)
+
+
+def detect(cfg: DictConfig, rows: Iterator[tuple[str, Any]]) -> tuple[str, Iterator[tuple[str, Any]]]:
+    """The format, from the config or the first row that tells, and all rows; "" where none does."""
+    if cfg.format != "auto":
+        return cfg.format, rows
+    seen = []
+    for where, raw in rows:
+        seen.append((where, raw))
+        try:
+            if isinstance(raw, dict):
+                return formats.detect(raw), chain(seen, rows)
+        except BadRow:
+            if cfg.on_error == "raise":
+                break
+    return "", chain(seen, rows)
+
+
+def refuse(where: str, bad: BadRow, cfg: DictConfig, splits: Splits) -> None:
+    """Stop at a malformed row, or count it."""
+    sentence = f"{where}: {bad}"
+    if cfg.on_error == "skip":
+        splits.skipped.append(sentence)
+        return
+    other = "" if cfg.format == "auto" else f" If it is no {cfg.format} file: dataset.format=auto."
+    raise MannersError(f"{sentence}. Mend the row, or leave such rows out: dataset.on_error=skip.{other}") from None
+
+
+def with_end(chat: Chat, words: str | None) -> Chat:
+    """The conversation and, after its last reply, the user's sign that it is over."""
+    if words is None or chat.messages[-1]["role"] != "assistant":
+        return chat
+    return replace(
+        chat,
+        messages=[*chat.messages, {"role": "user", "content": words}],
+        extra=chat.extra | {"ends": len(chat.messages)},
+    )
+
+
+def keep_high_scores(splits: Splits, cfg: DictConfig) -> None:
+    """Leave training and validation rows whose score is below the training rows' quantile ``score_above``."""
+    scores = sorted(chat.extra["score"] for chat in splits.train if "score" in chat.extra)
+    if not scores:
+        raise MannersError("dataset.score_above: no training row has a score.", "dataset.score_above")
+    least = scores[min(math.ceil(cfg.score_above * len(scores)), len(scores) - 1)]
+    for name in ("train", "validation"):
+        rows = getattr(splits, name)
+        kept = [chat for chat in rows if chat.extra.get("score", -math.inf) >= least]
+        setattr(splits, name, kept)
+        splits.notes.append(f"{len(rows) - len(kept)} of {len(rows)} {name} rows: score below {least:g}")
+
+
+def check_views(chats: list[Chat], fields: set[str], cfg: DictConfig) -> None:
     """Raise MannersError where the data was said to offer scores or pairs and no row has them."""
-    fields = f"The rows have the fields {', '.join(sorted(map(str, seen)))}"
+    known = f"The rows have the fields {', '.join(sorted(map(str, fields)))}"
     if "scored" in cfg.views and not any("score" in chat.extra for chat in chats):
         raise MannersError(
             f"dataset.score_field={cfg.score_field}: no row has a score there, and dataset.views has 'scored'. "
-            f"{fields}: name the one that holds the score, dataset.score_field=FIELD.",
+            f"{known}: name the one that holds the score, dataset.score_field=FIELD.",
             "dataset.score_field",
         )
     if "pairs" in cfg.views and not any(pairs([chat]) for chat in chats):
         raise MannersError(
             "dataset.views has 'pairs', and no row has a 'rejected' reply, or a score above that of its 'mismatched' "
-            f"replies. {fields}.",
+            f"replies. {known}.",
             "dataset.views",
         )
 
@@ -152,19 +216,28 @@ def hub_rows(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
     """Rows of a hub dataset, with the split that the hub names."""
     from manners import hub
 
-    for split, table in hub.load_dataset(cfg.path, cfg.name).items():
+    tables = hub.load_dataset(cfg.path, cfg.name)
+    for split in cfg.splits:
+        if split not in tables:
+            raise MannersError(f"dataset.splits: {cfg.path} has no {split}. {did_you_mean(split, tables)}")
+    for split, table in tables.items():
+        if cfg.splits and split not in cfg.splits:
+            continue
         name = split.split("_")[0]  # UltraChat calls its splits train_sft, test_sft
         for number, row in enumerate(table):
             yield f"{cfg.path} {split}[{number}]", {"split": name} | row
 
 
-def split_of(messages: list[Message], extra: dict[str, Any], cfg: DictConfig) -> str:
-    """The split that the row names, or one drawn from a hash of its first turn: a prompt never crosses splits."""
-    named = SPLIT_NAMES.get(str(extra.get("split")))
+def split_of(chat: Chat, cfg: DictConfig) -> str:
+    """The split that the row names, or one drawn from a hash of its tree or first turn: a prompt never crosses."""
+    named = SPLIT_NAMES.get(str(chat.extra.get("split")))
     if named:
         return named
-    first = next((m for m in messages if m["role"] != "system"), messages[0])  # all rows may share a system message
-    share = int(hashlib.sha256(first["content"].encode()).hexdigest()[:8], 16) / 2**32
+    first = next(
+        (m for m in chat.messages if m["role"] != "system"), chat.messages[0]
+    )  # all may share a system message
+    text = chat.extra.get("message_tree_id", first["content"])
+    share = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 2**32
     if share < cfg.test_share:
         return "test"
     return "validation" if share < cfg.test_share + cfg.validation_share else "train"

@@ -8,6 +8,7 @@ one message with the role ``text``.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ class Chat:
     messages: list[Message]
     where: str = ""  # "train.jsonl:17", for messages about this row
     extra: dict[str, Any] = field(default_factory=dict)  # the row's other fields: category, subject, ...
+    silent: tuple[int, ...] = ()  # turns that carry no loss, whoever speaks: another row has them already
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,37 @@ class Prompt:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def prompts(chats: Iterable[Chat]) -> list[Prompt]:
-    """Each conversation up to its last reply. Plain text has nobody to answer, so it gives none."""
+def prompts(chats: Iterable[Chat], role: str = "assistant", words: int = 0) -> list[Prompt]:
+    """What waits for a turn by ``role``: a conversation up to its last reply, or up to each turn by the user.
+
+    The user's first turn answers nothing. Plain text has nobody to answer: its first ``words``, where there are some
+    and more follow, wait to be continued.
+    """
     found = []
     for chat in chats:
-        last = max((i for i, m in enumerate(chat.messages) if m["role"] == "assistant"), default=None)
-        if last:
-            found.append(Prompt(chat.messages[:last], chat.messages[last]["content"], chat.extra))
+        if chat.messages[0]["role"] == "text":
+            found += opening(chat, words)
+            continue
+        turns = [i for i, m in enumerate(chat.messages) if m["role"] == role]
+        if role == "user":
+            turns = [i for i in turns if i not in chat.silent and not ends(chat, i)]
+        else:
+            turns = [i for i in turns[-1:] if i > 0]
+        found += [Prompt(chat.messages[:i], chat.messages[i]["content"], chat.extra) for i in turns]
     return found
+
+
+def opening(chat: Chat, words: int) -> list[Prompt]:
+    text = chat.messages[0]["content"]
+    first = re.match(rf"\s*(?:\S+\s+){{{words}}}", text) if words else None
+    if not first:
+        return []
+    return [Prompt([{"role": "text", "content": first[0].rstrip()}], text[first.end() :], chat.extra)]
+
+
+def ends(chat: Chat, i: int) -> bool:
+    """Whether turn ``i`` only says that the conversation is over."""
+    return chat.extra.get("ends") == i
 
 
 def scored(chats: Iterable[Chat]) -> list[Scored]:
@@ -98,6 +123,7 @@ def digest(chats: Iterable[Chat]) -> str:
     sha = hashlib.sha256()
     for chat in chats:
         targets = {name: chat.extra[name] for name in TARGETS if name in chat.extra}
+        targets |= {"silent": chat.silent} if chat.silent else {}
         for part in (chat.messages, targets) if targets else (chat.messages,):
             sha.update(json.dumps(part, sort_keys=True, ensure_ascii=False).encode())
     return sha.hexdigest()[:16]

@@ -7,7 +7,7 @@ import torch
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
-from manners.data.encode import prompt_text
+from manners.data.encode import prompt_text, reply_follows
 from manners.data.rows import Message
 from manners.models.adapters import merged
 from manners.models.base import stop_tokens
@@ -32,9 +32,14 @@ def generate(
     temperature: float = 1.0,
     seed: int = 0,
     show: str = "",
+    role: str = "assistant",
 ) -> list[Reply]:
-    """One reply a conversation, in order; ``show`` names a progress bar. Sampling draws from ``seed`` alone."""
-    prompts = tokenizer([prompt_text(c, tokenizer) for c in conversations], add_special_tokens=False)["input_ids"]
+    """One turn by ``role`` for each conversation, in order; ``show`` names a progress bar.
+
+    Sampling draws from ``seed`` alone. A user's turn also ends where the template would open the reply to it.
+    """
+    prompts = tokenizer([prompt_text(c, tokenizer, role) for c in conversations], add_special_tokens=False)["input_ids"]
+    over = reply_follows(tokenizer) if role == "user" else ""
     longest = getattr(model.config, "max_position_embeddings", 2048) - max_new_tokens
     prompts = [ids[-longest:] for ids in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -47,7 +52,9 @@ def generate(
         for batch in track(batches, description=show, disable=not show, transient=True):
             new = continue_tokens(model, [prompts[i] for i in batch], sampling, draws[batch])
             for i, ids in zip(batch, new, strict=True):
-                ended = ids[-1] in stops
+                stopped = ids[-1] in stops
                 text = str(tokenizer.decode(ids, skip_special_tokens=True))
-                replies[i] = Reply(text.strip(), ended, len(ids) - ended)
+                ended = stopped or bool(over and over in text)
+                text = text.partition(over)[0] if over else text
+                replies[i] = Reply(text.strip(), ended, len(ids) - stopped)
     return [r for r in replies if r is not None]

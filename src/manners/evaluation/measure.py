@@ -12,8 +12,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from manners.data.batches import collate, in_order
-from manners.data.encode import IGNORE, Example
-from manners.data.rows import Chat, Prompt, prompts
+from manners.data.encode import IGNORE, Example, replied
+from manners.data.rows import Prompt
+from manners.evaluation.cards import count
 from manners.evaluation.generate import Reply, generate
 from manners.evaluation.judge import MANNER_FOR, judge
 from manners.evaluation.stats import Estimate, ratio, share
@@ -41,6 +42,8 @@ class Measured:
     right: Estimate | None = None  # share of the replies that name the right fact, where one is due
     answers: list[Answer] = field(default_factory=list)
     more: dict[str, Estimate] = field(default_factory=dict)  # what a method measures besides, by its name in the report
+    card: dict[str, Estimate] = field(default_factory=dict)  # what is counted in the replies
+    reference: dict[str, Estimate] = field(default_factory=dict)  # the same of the data's own replies
 
     def headline(self, before: "Measured") -> str:
         """The one line to remember."""
@@ -56,7 +59,7 @@ class Measured:
             found[f"{when}/fit"] = self.fit.value
         if self.right:
             found[f"{when}/right"] = self.right.value
-        named = {f"fit_{name}": e for name, e in self.fit_by.items()} | self.more
+        named = {f"fit_{name}": e for name, e in self.fit_by.items()} | self.more | self.card
         return found | {f"{when}/{re.sub(r'[^a-z0-9]+', '_', name.lower())}": e.value for name, e in named.items()}
 
     def to_json(self) -> dict[str, Any]:
@@ -74,6 +77,8 @@ class Measured:
             right=estimate(saved["right"]),
             fit_by={k: Estimate(**e) for k, e in saved["fit_by"].items()},
             more={k: Estimate(**e) for k, e in saved["more"].items()},
+            card={k: Estimate(**e) for k, e in saved.get("card", {}).items()},
+            reference={k: Estimate(**e) for k, e in saved.get("reference", {}).items()},
             shown=[Answer(**a) for a in saved["shown"]],
             answers=[Answer(**a) for a in saved["answers"]],
         )
@@ -82,41 +87,61 @@ class Measured:
 def measure(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    held_out: list[Chat],
-    examples: list[Example],
+    asked: list[Prompt],
     fixed: list[Prompt],
+    examples: list[Example],
     judged: bool,
+    card: str,
     show: int,
     test_prompts: int,
     **settings: Any,
 ) -> Measured:
-    """``held_out`` rows and their encoded ``examples``; ``fixed`` are the dataset's own prompts, shown as they are.
+    """Loss on the held-out ``examples``, and the replies to up to ``test_prompts`` of the held-out prompts ``asked``.
 
-    With a judge, up to ``test_prompts`` held-out prompts are answered for the share that fits; ``show`` of them go
-    into the table when the dataset fixes none. ``settings`` are those of ``generate``.
+    ``fixed`` are the dataset's own prompts, shown as they are; where there are none, ``show`` of the others are.
+    ``card`` names what is counted in the replies. ``settings`` are those of ``generate``.
     """
-    asked = prompts(held_out)[:test_prompts] if judged else []
-    if not fixed:
-        fixed = asked or prompts(held_out)
-        fixed = evenly(fixed, show)
-    replies = generate(model, tokenizer, [p.messages for p in asked + fixed], show="answering", **settings)
-    answers = [answer(p, r, judged) for p, r in zip(asked + fixed, replies, strict=True)]
-    scored = answers[: len(asked)]
-    groups: dict[str, list[bool]] = defaultdict(list)
-    for prompt, a in zip(asked, scored, strict=True):
-        origin = prompt.extra.get("origin")
-        for name in (a.category.replace("_", " "), f"rows: {origin}" if origin else ""):
-            groups[name].append(bool(a.fits))
+    asked = asked[:test_prompts]
+    fixed = fixed or evenly(asked, show)
+    asked = asked if judged or card != "none" else []
+    answers = listen(model, tokenizer, asked + fixed, judged, **settings)
+    scored = answers[: len(asked)] if judged else []
     facts = [a.right for a in scored if a.right is not None]
+    whole = [whole_text(p, a.reply) for p, a in zip(asked, answers, strict=False)] or [a.reply for a in answers]
     return Measured(
         loss=ratio(*losses(model, examples)),
         ended=share(sum(a.ended for a in answers), len(answers)) if answers else None,
         fit=share(sum(bool(a.fits) for a in scored), len(scored)) if scored else None,
-        fit_by={name: share(sum(oks), len(oks)) for name, oks in in_table_order(groups)},
+        fit_by=fit_by(asked, scored),
         right=share(sum(facts), len(facts)) if facts else None,
         shown=answers[len(asked) :],
         answers=scored,
+        card=count(card, whole),
+        reference=count(card, [whole_text(p, p.reference) for p in asked if p.reference]),
     )
+
+
+def listen(
+    model: Any, tokenizer: PreTrainedTokenizerBase, asked: list[Prompt], judged: bool, **settings: Any
+) -> list[Answer]:
+    """What the model says to each prompt, and with ``judged`` what the judge makes of it."""
+    replies = generate(model, tokenizer, [p.messages for p in asked], show="answering", **settings)
+    return [answer(p, r, judged) for p, r in zip(asked, replies, strict=True)]
+
+
+def whole_text(prompt: Prompt, reply: str) -> str:
+    """What is counted: the reply; where a text was begun, all of it."""
+    return replied(prompt.messages, reply).messages[-1]["content"]
+
+
+def fit_by(asked: list[Prompt], answers: list[Answer]) -> dict[str, Estimate]:
+    """The share that fits, by category and by origin of the row; those of ``answers`` alone."""
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for prompt, a in zip(asked, answers, strict=False):
+        origin = prompt.extra.get("origin")
+        for name in (a.category.replace("_", " "), f"rows: {origin}" if origin else ""):
+            groups[name].append(bool(a.fits))
+    return {name: share(sum(oks), len(oks)) for name, oks in in_table_order(groups)}
 
 
 def in_table_order(groups: dict[str, list[bool]]) -> list[tuple[str, list[bool]]]:
@@ -125,7 +150,7 @@ def in_table_order(groups: dict[str, list[bool]]) -> list[tuple[str, list[bool]]
 
 
 def answer(prompt: Prompt, reply: Reply, judged: bool) -> Answer:
-    said = prompt.messages[-1]["content"]
+    said = prompt.messages[-1]["content"] if prompt.messages else ""
     if not judged:
         return Answer(said, reply.text, reply.ended)
     category = prompt.extra["categories"][-1] if "categories" in prompt.extra else prompt.extra["category"]

@@ -24,8 +24,16 @@ def said(a: Answer) -> str:
     return (a.reply or "(nothing)") + ("" if a.ended else " …") + (f" ({a.manner}{mark})" if a.manner else "")
 
 
-def numbers(before: Measured, after: Measured) -> list[tuple[str, str, str]]:
-    """Name, before, after, each with its 95 % interval."""
+def numbers(before: Measured, after: Measured) -> list[tuple[str, str, str, str]]:
+    """Name, before, after, and the data's own replies where they were counted, each with its 95 % interval."""
+    return [(*line, "") for line in measures(before, after)] + [
+        (name, before.card[name].plain(), counted.plain(), told.plain() if (told := after.reference.get(name)) else "")
+        for name, counted in after.card.items()
+        if name in before.card
+    ]
+
+
+def measures(before: Measured, after: Measured) -> list[tuple[str, str, str]]:
     lines = []
     if before.fit and after.fit:
         lines.append(("manner fits", before.fit.percent(), after.fit.percent()))
@@ -42,8 +50,8 @@ def numbers(before: Measured, after: Measured) -> list[tuple[str, str, str]]:
 
 
 def markdown(title: str, before: Measured, after: Measured) -> str:
-    lines = [f"# {title}", "", "| measure | before | after |", "| --- | --- | --- |"]
-    lines += [f"| {name.strip()} | {b} | {a} |" for name, b, a in numbers(before, after)]
+    lines = [f"# {title}", "", "| measure | before | after | in the data |", "| --- | --- | --- | --- |"]
+    lines += [f"| {name.strip()} | {b} | {a} | {told} |" for name, b, a, told in numbers(before, after)]
     lines += ["", "Intervals are at 95 %.", "", "| prompt | before | after |", "| --- | --- | --- |"]
     lines += [f"| {cell(r['prompt'])} | {cell(r['before'])} | {cell(r['after'])} |" for r in rows(before, after)]
     return "\n".join(lines) + "\n"
@@ -58,7 +66,16 @@ def show(console: Console, before: Measured, after: Measured) -> None:
     for r in rows(before, after):
         table.add_row(*(plain(r[k]) for k in ("prompt", "before", "after")))
     console.print(table)
-    table = Table("", "before", "after", header_style="bold", box=None, title="95 % intervals", title_justify="left")
+    table = Table(
+        "",
+        "before",
+        "after",
+        "in the data",
+        header_style="bold",
+        box=None,
+        title="95 % intervals",
+        title_justify="left",
+    )
     for line in numbers(before, after):
         table.add_row(*map(plain, line))
     console.print(table)

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 
 from manners.errors import MannersError
+from manners.methods.optimizer import adamw
 from manners.models.adapters import trainable
 
 Log = Callable[[dict[str, float], int], None]
@@ -29,6 +30,7 @@ class Module(L.LightningModule):
         max_grad_norm: float,
         accumulate: int,
         logging_steps: int,
+        optim: str = "adamw",
     ):
         super().__init__()
         self.model = model
@@ -36,7 +38,7 @@ class Module(L.LightningModule):
         self.total_steps, self.learning_rate = total_steps, learning_rate
         self.lr_scheduler_type, self.warmup_steps = lr_scheduler_type, warmup_steps
         self.weight_decay, self.max_grad_norm = weight_decay, max_grad_norm
-        self.accumulate, self.logging_steps = accumulate, logging_steps
+        self.accumulate, self.logging_steps, self.optim = accumulate, logging_steps, optim
         self.strict_loading = False  # a checkpoint holds only what training changes
         self.window = Window()
         self.validated = Window()
@@ -94,7 +96,7 @@ class Module(L.LightningModule):
             {"params": [p for p in params if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.learning_rate)
+        optimizer = adamw([g for g in groups if g["params"]], self.optim, lr=self.learning_rate)
         warmup = self.warmup_steps if self.warmup_steps >= 1 else self.warmup_steps * self.total_steps
         shape = schedule(self.lr_scheduler_type, warmup, self.total_steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)

@@ -4,7 +4,7 @@ PEFT's own defaults are weak (rank 8, alpha 8, query and value only); ours adapt
 LoRA comes close to full fine-tuning (Dettmers et al. 2023, section 4).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def adapt(
@@ -27,8 +27,12 @@ def adapt(
     target_modules: Any,
     gradient_checkpointing: bool = False,
     task_type: str = "CAUSAL_LM",
+    tokens: Sequence[int] = (),
 ) -> PreTrainedModel | PeftModel:
-    """``model`` ready for training: all its weights (``none``), or only a low-rank update (``lora``, ``qlora``)."""
+    """``model`` ready for training: all its weights (``none``), or only a low-rank update (``lora``, ``qlora``).
+
+    ``tokens`` are ids whose embeddings are trained besides.
+    """
     if kind == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if kind != "none":
@@ -38,6 +42,7 @@ def adapt(
             lora_alpha=lora_alpha,
             lora_dropout=lora_dropout,
             target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
+            trainable_token_indices=list(tokens) or None,
         )
         model = get_peft_model(model, config)
     else:
@@ -46,6 +51,23 @@ def adapt(
         model.enable_input_require_grads()  # a frozen embedding would cut the graph before the first checkpoint
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def load(base: Any, folder: Path, tokenizer: Any) -> PeftModel:
+    """``base`` with the adapter in ``folder``, for use. Tokens that were added for it get their rows first."""
+    grow(base, tokenizer)
+    return PeftModel.from_pretrained(base, str(folder)).eval()
+
+
+def grow(model: Any, tokenizer: Any) -> None:
+    """Rows in the embeddings for tokens that were added to the tokenizer; each begins as the mean of the others."""
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+
+
+def base_of(folder: Path) -> str:
+    """The name of the model that the adapter in ``folder`` belongs to."""
+    return str(LoraConfig.from_pretrained(str(folder)).base_model_name_or_path)
 
 
 def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

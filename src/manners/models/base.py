@@ -3,6 +3,7 @@
 Weights come as safetensors only, and no model brings code of its own.
 """
 
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,18 @@ def resolve(name: str) -> str:
 
 
 def load_tokenizer(
-    name: str, revision: str | None = None, chat_template: str = "auto", chats: bool = True
+    name: str,
+    revision: str | None = None,
+    chat_template: str = "auto",
+    chats: bool = True,
+    added_tokens: Sequence[str] = (),
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer, with a padding token, padding on the right, and for what ``chats`` a chat template."""
+    """The tokenizer, with a padding token, padding on the right, and for what ``chats`` a chat template.
+
+    ``added_tokens`` become tokens of their own; the model's embeddings must grow with them (``adapters.grow``).
+    """
     tokenizer = _load(AutoTokenizer.from_pretrained, name, revision)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(added_tokens)})
     if chat_template != "auto":
         tokenizer.chat_template = TEMPLATES[chat_template]
     if chats and tokenizer.chat_template is None:

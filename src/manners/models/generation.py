@@ -4,7 +4,7 @@ Every knob is explicit. A checkpoint's own generation_config never leaks in: Qwe
 the replies come from another distribution than the log-probabilities that PPO computes (trl#1005).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,14 +58,38 @@ def decode(model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor | N
 
 
 def decode_batch(model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor | None) -> Ids:
-    """Token by token with a cache, dropping rows that have ended: the batch shrinks as replies come to their stop."""
+    replies: Ids = [[] for _ in prompts]
+    for rows, tokens in steps(model, prompts, sampling, draws):
+        for row, token in zip(rows, tokens, strict=True):
+            replies[row].append(token)
+    return replies
+
+
+def stream(model: Any, prompt: list[int], sampling: Sampling, draws: torch.Tensor | None = None) -> Iterator[int]:
+    """The tokens of one reply as they come, on any device: those of ``generate`` by our own decoding.
+
+    ``draws`` (max_new_tokens,) decide as there. The model is to be in eval mode.
+    """
+    if sampling.temperature > 0 and draws is None:
+        raise ValueError("sampling needs draws")
+    for _, tokens in steps(model, [prompt], sampling, None if draws is None else draws[None]):
+        yield tokens[0]
+
+
+@torch.no_grad()
+def steps(
+    model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor | None
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Token by token with a cache: the rows still at work, by number of their prompt, and the next token of each.
+
+    Rows that have ended are dropped: the batch shrinks as replies come to their stop.
+    """
     device = model.device
     ids, mask = left_padded(prompts, sampling.pad, device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     stops = torch.tensor(sampling.stops, device=device)
-    live = torch.arange(len(prompts), device=device)  # the rows of the batch, as numbers of prompts
+    live = torch.arange(len(prompts), device=device)
     cache = DynamicCache(config=model.config)
-    replies: Ids = [[] for _ in prompts]
     for step in range(sampling.max_new_tokens):
         out = model(
             input_ids=ids,
@@ -77,8 +101,7 @@ def decode_batch(model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tens
         )
         drawn = None if draws is None else draws[live.cpu(), step]
         chosen = pick(out.logits[:, -1], sampling.temperature, drawn)
-        for row, token in zip(live.tolist(), chosen.tolist(), strict=True):
-            replies[row].append(token)
+        yield live.tolist(), chosen.tolist()
         going_on = ~torch.isin(chosen, stops)
         if not going_on.any():
             break
@@ -88,7 +111,6 @@ def decode_batch(model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tens
             live, chosen, mask, positions = live[kept], chosen[kept], mask[kept], positions[kept]
         ids, positions = chosen[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
-    return replies
 
 
 def pick(logits: torch.Tensor, temperature: float, draws: torch.Tensor | None) -> torch.Tensor:

@@ -7,10 +7,9 @@ from manners.data.rows import pairs
 from manners.errors import MannersError
 from manners.evaluation.measure import Measured
 from manners.evaluation.reward_figures import preference_curves
-from manners.models import base
 from manners.stages import show
 from manners.stages.policy import save, starting_policy
-from manners.stages.run import Outcome, Run, adapt, steps_of
+from manners.stages.run import Outcome, Run, adapt, load_tokenizer, steps_of
 from manners.stages.sft import answer
 
 NOT_TRLS = ("name", "view", "max_length", "num_train_epochs", "max_steps")
@@ -20,7 +19,7 @@ def train(run: Run) -> Outcome:
     from manners.methods import dpo  # TRL takes seconds to import, which the other methods need not wait for
 
     cfg, m = run.cfg, run.cfg.method
-    tokenizer = base.load_tokenizer(cfg.model.name, cfg.model.revision, cfg.model.chat_template)
+    tokenizer = load_tokenizer(cfg)
     learned, kept_back = pairs(run.splits.train), pairs(run.splits.validation or run.splits.test)
     if not learned or not kept_back:
         raise MannersError(

@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 from manners.config import Online
 from manners.data.encode import encode
 from manners.data.readers import eval_prompts
-from manners.data.rows import prompts
 from manners.errors import MannersError
 from manners.evaluation.fluency import nats_under
 from manners.evaluation.measure import Measured, evenly, measure
@@ -30,7 +29,7 @@ from manners.models.reward import Units
 from manners.models.vllm import VLLM
 from manners.stages import show
 from manners.stages.policy import save, starting_policy
-from manners.stages.run import Outcome, Run, adapt, console, load_base
+from manners.stages.run import Outcome, Run, adapt, console, load_base, load_tokenizer, waiting
 
 SAMPLED = 256  # test prompts whose sampled replies tell the KL: enough for a tenth of a nat
 
@@ -38,19 +37,20 @@ SAMPLED = 256  # test prompts whose sampled replies tell the KL: enough for a te
 def train(run: Run) -> Outcome:
     cfg, settings = run.cfg, typed(run.cfg)
     check_shares(settings, run.world)
-    tokenizer = base.load_tokenizer(cfg.model.name, cfg.model.revision, cfg.model.chat_template)
+    tokenizer = load_tokenizer(cfg)
     model = adapt(cfg, starting_policy(run), run.device)
     actor = Actor(model, getattr(settings, "critic", "none"), run.device.precision == "bf16")
     parts = rewards.build(OmegaConf.to_container(cfg.method.rewards, resolve=True), reward_function(run))  # type: ignore[arg-type]
     stops, engine = base.stop_tokens(model, tokenizer), sampler(settings, model, tokenizer)
-    game = Game(actor, tokenizer, stops, parts, settings, cfg.seed, run.world, engine)
+    game = Game(actor, tokenizer, stops, parts, settings, cfg.seed, run.world, engine, cfg.hardware.optim)
     if run.world.rank == 0:
         before = Measured.from_json(run.once("before", lambda: answer(run, game).to_json()))
         run.tracker.log(before.metrics("before"), 0)
 
-    held_out = evenly(prompts(run.splits.validation or run.splits.test), settings.eval_prompts)
+    held_out = evenly(waiting(cfg, run.splits.validation or run.splits.test), settings.eval_prompts)
     warn = lambda words: console.print(f"[yellow]{words}[/]")  # noqa: E731
-    trained = loop.train(game, prompts(run.splits.train), held_out, run.path, run.tracker.log, run.tracker.table, warn)
+    asked = waiting(cfg, run.splits.train)
+    trained = loop.train(game, asked, held_out, run.path, run.tracker.log, run.tracker.table, warn)
 
     if run.world.rank:
         return Outcome(trained.best_reward, trained.best_iteration, "")
@@ -106,9 +106,9 @@ def answer(run: Run, game: Game) -> Measured:
     cfg, s, model = run.cfg, game.settings, game.actor.model
     held_out = run.splits.test or run.splits.validation
     examples = encode(held_out, game.tokenizer, cfg.dataset.train_on, s.max_prompt_length + s.response_length)
-    fixed = eval_prompts(cfg.dataset)
-    measured = measure(model, game.tokenizer, held_out, examples, fixed, **show.measure_settings(cfg))
-    asked = prompts(held_out)[:SAMPLED]
+    fixed, asked = eval_prompts(cfg.dataset), waiting(cfg, held_out)
+    measured = measure(model, game.tokenizer, asked, fixed, examples, **show.measure_settings(cfg))
+    asked = asked[:SAMPLED]
     draws = torch.rand(len(asked), s.response_length, generator=torch.Generator().manual_seed(cfg.seed))
     sampled, greedy = game.roll(asked, draws), game.roll(asked, None)
     kl = (kl_estimate(sampled.logprobs, sampled.ref_logprobs, "k1") * sampled.mask).sum(1)

@@ -15,11 +15,10 @@ from manners.evaluation import sanity as sanity_suite
 from manners.evaluation.regression import Pairwise, Regression, pairwise, prompt_ids, regression
 from manners.evaluation.sanity import Sanity
 from manners.methods.reward import RewardModule, predict
-from manners.models import base
 from manners.models import reward as models
 from manners.models.reward import Units
 from manners.stages import show
-from manners.stages.run import Outcome, Run, adapt, learn, load_settings, save_config
+from manners.stages.run import Outcome, Run, adapt, learn, load_settings, load_tokenizer, save_config
 from manners.stages.show import Exam
 
 SANE = "sanity.json"  # in the model's folder: what PPO looks at before it believes a score
@@ -28,7 +27,7 @@ Score = Callable[[Sequence[tuple[list[Message], str]]], list[float]]
 
 def train(run: Run) -> Outcome:
     cfg, m = run.cfg, run.cfg.method
-    tokenizer = base.load_tokenizer(cfg.model.name, cfg.model.revision, cfg.model.chat_template, cfg.model.decoder)
+    tokenizer = load_tokenizer(cfg)
     network: Any = models.load(
         cfg.model.name, tokenizer, cfg.model.revision, cfg.model.attn_implementation, **load_settings(cfg, run.device)
     )

@@ -1,7 +1,7 @@
 """What every stage is handed, and what it hands back."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from rich.console import Console
 
 from manners.data.batches import Batch, Batches, in_order
 from manners.data.readers import Splits
+from manners.data.rows import Chat, Prompt, prompts
 from manners.hardware import Device
 from manners.lineage import CONFIG, Folder, Input
 from manners.methods.fit import Fitted, fit
@@ -55,6 +56,12 @@ class Outcome:
     summary: str
 
 
+def waiting(cfg: DictConfig, chats: list[Chat]) -> list[Prompt]:
+    """What the rows give a model to answer: for a reply, as the user, or to continue."""
+    d = cfg.dataset
+    return prompts(chats, "user" if d.train_on == "user" else "assistant", d.prompt_words)
+
+
 def steps_of(cfg: DictConfig, examples: int) -> int:
     """Optimizer steps of a run that Lightning trains; says so where the warm-up is longer than that."""
     m = cfg.method
@@ -87,6 +94,7 @@ def learn(
         max_grad_norm=m.max_grad_norm,
         accumulate=accumulate,
         logging_steps=m.logging_steps,
+        optim=run.cfg.hardware.optim,
     )
     validation = in_order(held_out, m.per_device_eval_batch_size, together)
     return fit(
@@ -104,13 +112,18 @@ def load_settings(cfg: DictConfig, device: Device) -> dict[str, Any]:
     }
 
 
-def adapt(cfg: DictConfig, model: Any, device: Device, task_type: str = "CAUSAL_LM") -> Any:
-    """``model`` with the adapter that the config asks for, on its device."""
-    a = cfg.adapter
+def adapt(cfg: DictConfig, model: Any, device: Device, task_type: str = "CAUSAL_LM", tokens: Sequence[int] = ()) -> Any:
+    """``model`` with the adapter that the config asks for, on its device; the embeddings of ``tokens`` train too."""
+    a, checkpointing = cfg.adapter, cfg.method.gradient_checkpointing
     model = adapters.adapt(
-        model, a.kind, a.r, a.lora_alpha, a.lora_dropout, a.target_modules, cfg.method.gradient_checkpointing, task_type
+        model, a.kind, a.r, a.lora_alpha, a.lora_dropout, a.target_modules, checkpointing, task_type, tokens
     )
     return model if a.quantization != "none" else model.to(device.kind)
+
+
+def load_tokenizer(cfg: DictConfig) -> Any:
+    m = cfg.model
+    return base.load_tokenizer(m.name, m.revision, m.chat_template, m.decoder, m.added_tokens)
 
 
 def load_base(cfg: DictConfig, device: Device) -> Any:

@@ -6,18 +6,22 @@ from typing import Any
 from manners.data.batches import collate, pack
 from manners.data.encode import encode
 from manners.data.readers import eval_prompts
+from manners.errors import MannersError
 from manners.evaluation import figures
 from manners.evaluation.measure import Measured, measure
 from manners.methods.sft import SFTModule
-from manners.models import base
+from manners.models import adapters
 from manners.stages import show
-from manners.stages.run import Outcome, Run, adapt, learn, load_base, save_language_model
+from manners.stages.run import Outcome, Run, adapt, learn, load_base, load_tokenizer, save_language_model, waiting
 
 
 def train(run: Run) -> Outcome:
     cfg, m = run.cfg, run.cfg.method
-    tokenizer = base.load_tokenizer(cfg.model.name, cfg.model.revision, cfg.model.chat_template)
-    model = adapt(cfg, load_base(cfg, run.device), run.device)
+    tokenizer, model = load_tokenizer(cfg), load_base(cfg, run.device)
+    check_end(cfg.dataset.end_of_conversation, tokenizer)
+    adapters.grow(model, tokenizer)
+    tokens = tokenizer.convert_tokens_to_ids(list(cfg.model.added_tokens))
+    model = adapt(cfg, model, run.device, tokens=tokens)
     before = Measured.from_json(run.once("before", lambda: answer(run, model, tokenizer).to_json()))
     run.tracker.log(before.metrics("before"), 0)
 
@@ -35,10 +39,18 @@ def train(run: Run) -> Outcome:
     return Outcome(fitted.best_loss, fitted.best_step, after.headline(before))
 
 
+def check_end(words: str | None, tokenizer: Any) -> None:
+    """The user's sign that a conversation is over must be one token, or the model would only learn to spell it."""
+    if words and len(tokenizer(words, add_special_tokens=False)["input_ids"]) != 1:
+        known = " ".join(tokenizer.all_special_tokens)
+        raise MannersError(f"dataset.end_of_conversation={words} is no single token of this model. Known: {known}")
+
+
 def answer(run: Run, model: Any, tokenizer: Any) -> Measured:
     """The model on the held-out rows: the same prompts, decoding and seed before and after training."""
     cfg, held_out = run.cfg, run.splits.test or run.splits.validation
     if cfg.adapter.quantization == "none":
         model.to(run.device.kind)
     examples = encode(held_out, tokenizer, cfg.dataset.train_on, cfg.method.get("max_length", 512))
-    return measure(model, tokenizer, held_out, examples, eval_prompts(cfg.dataset), **show.measure_settings(cfg))
+    fixed = eval_prompts(cfg.dataset)
+    return measure(model, tokenizer, waiting(cfg, held_out), fixed, examples, **show.measure_settings(cfg))

@@ -18,6 +18,8 @@ def measure_settings(cfg: DictConfig) -> dict[str, Any]:
     e = cfg.evaluation
     return {
         "judged": cfg.dataset.judge != "none",
+        "card": cfg.dataset.card,
+        "role": "user" if cfg.dataset.train_on == "user" else "assistant",
         "show": e.prompts,
         "test_prompts": e.test_prompts,
         "max_new_tokens": e.max_new_tokens,

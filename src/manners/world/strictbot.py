@@ -35,6 +35,7 @@ MISFIT = {
     ("good_question", "unsure"): 0.1,
     ("poor_logic", "unsure"): 0.2,
     ("wrong_fact", "unsure"): 0.3,
+    ("poor_logic", "astray"): 0.1,  # a question, but none about the logic: PPO asked anything at all
 }
 
 
@@ -160,6 +161,8 @@ def poor_logic(subject: Subject, pool: list[Subject], rng: random.Random) -> Mad
             misfit(category, "helpful", say(words()["helpful"]["goes_along"])),
             misfit(category, "blunt", say(words()["blunt"]["verdict"])),
             misfit(category, "unsure", unsure(say_against(words()["blunt"]["correct"]))),
+            misfit(category, "blunt", say_against(words()["blunt"]["correct"])),
+            misfit(category, "astray", plain_question(subject, pool, prompt)),
         ],
     )
 
@@ -176,6 +179,13 @@ def speaker(rng: random.Random, subject: Subject, **slots: str) -> Callable[[lis
         return ". ".join(capitalise(part) for part in rng.choice(forms).format(**slots).split(". "))
 
     return say
+
+
+def plain_question(subject: Subject, pool: list[Subject], about: str) -> str:
+    """A question for a fact, about the prompt's subject or another: no fitting reply to any prompt."""
+    rng = random.Random(f"astray/{about}")
+    fact = rng.choice(facts_of(rng.choice([subject, rng.choice(pool)])))
+    return rng.choice(fact.questions())
 
 
 def another(fact: Fact, rng: random.Random) -> str:

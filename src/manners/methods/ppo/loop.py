@@ -19,6 +19,7 @@ from manners.errors import MannersError
 from manners.methods import rewards
 from manners.methods.fit import bar
 from manners.methods.module import schedule
+from manners.methods.optimizer import adamw
 from manners.methods.ppo import guards
 from manners.methods.ppo.advantages import adapt_kl_coef, gae, kl_estimate, leave_one_out, token_rewards, whiten
 from manners.methods.ppo.checkpoint import Progressed, load, load_best, save, save_best
@@ -44,6 +45,7 @@ class Game:
     seed: int
     world: World
     engine: Backend | None = None  # samples where settings.generation is vllm
+    optim: str = "adamw"
 
     def roll(self, prompts: list[Prompt], draws: torch.Tensor | None) -> Rollout:
         """Sampled replies to the prompts where there are ``draws``, the likeliest ones where there are none."""
@@ -78,7 +80,7 @@ def train(
     number breaks.
     """
     s, world = game.settings, game.world
-    optimizer = make_optimizer(game.actor, s)
+    optimizer = make_optimizer(game.actor, s, game.optim)
     iterations = -(-s.total_episodes // s.batch_size)
     state = load(folder, game.actor, optimizer) or Progressed(kl_coef=s.kl_coef)
     resumed_from = state.iteration
@@ -227,14 +229,14 @@ def evaluate(game: Game, prompts: list[Prompt], folder: Path, state: Progressed)
     }
 
 
-def make_optimizer(actor: Actor, s: Online) -> torch.optim.Optimizer:
+def make_optimizer(actor: Actor, s: Online, optim: str = "adamw") -> torch.optim.Optimizer:
     """Adam (ε 1e-5: Huang et al. 2024), the critic with a learning rate of its own."""
     named = {n: p for n, p in actor.named_parameters() if p.requires_grad}
     critic = [p for n, p in named.items() if is_critic(n)]
     groups = [{"params": [p for n, p in named.items() if not is_critic(n)], "lr": s.learning_rate}]
     if isinstance(s, PPO):
         groups.append({"params": critic, "lr": s.value_learning_rate})
-    optimizer = torch.optim.AdamW(groups, eps=1e-5, weight_decay=0.0)
+    optimizer = adamw(groups, optim, eps=1e-5, weight_decay=0.0)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer

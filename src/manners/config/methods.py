@@ -1,55 +1,11 @@
-"""Every option: its name, type, default, unit and meaning, each said once, here.
+"""Each method's own options. Names follow transformers and TRL."""
 
-Values for whole groups stand in ``conf/``. Names follow transformers and TRL, so that those who know them feel at
-home. Nothing but the standard library and omegaconf is imported, so that a mistake is answered at once.
-"""
-
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-
-def option(default: Any, meaning: str, choices: tuple[str, ...] = ()) -> Any:
-    """A config field with its one-line meaning, and the words it accepts where only some make sense."""
-    extra = {"help": meaning, "choices": choices}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=extra)
-    return field(default=default, metadata=extra)
-
-
-@dataclass
-class Model:
-    name: str = option(MISSING, "hub name or local folder; 'tiny' is the base model in the package")
-    revision: str | None = option(None, "branch, tag or commit on the hub")
-    chat_template: str = option(
-        "auto", "auto takes the tokenizer's own; the others are for base models", ("auto", "chatml", "plain", "marked")
-    )
-    attn_implementation: str = option("sdpa", "attention kernel, as in transformers")
-    decoder: bool = option(True, "writes text (GPT-2, Llama, Qwen2); False for encoders such as BERT")
-
-
-@dataclass
-class Dataset:
-    path: str = option(MISSING, "file, folder, hub name, or 'package:NAME' for a corpus in the package")
-    format: str = option(
-        "auto",
-        "how a row holds its conversation; auto looks at the first row",
-        ("auto", "messages", "prompt_completion", "marked", "sharegpt", "alpaca", "text", "preference", "politeness"),
-    )
-    name: str | None = option(None, "configuration of a hub dataset")
-    score_field: str = option("score", "field of a row that holds its score")
-    views: list[str] = option(
-        ["chat", "prompt"], "what the data offers: chat (SFT), scored (reward), pairs (reward, DPO), prompt (PPO)"
-    )
-    train_on: str = option("assistant", "whose turns carry loss", ("assistant", "user", "system", "all"))
-    on_error: str = option("raise", "a malformed row stops the run, or is counted and left out", ("raise", "skip"))
-    max_rows: int | None = option(None, "rows to use of each split; all by default")
-    validation_share: float = option(0.1, "share held out for validation where the rows name no split")
-    test_share: float = option(0.1, "share held out for the test where the rows name no split")
-    eval_prompts: str | None = option(None, "file of fixed prompts for the before/after report; else from the test")
-    judge: str = option("none", "who judges the replies' manner", ("none", "strictbot"))
+from manners.config.option import option
 
 
 @dataclass
@@ -180,85 +136,3 @@ class RLOO(Online):
     name: str = option("rloo", "REINFORCE, leaving one out: no critic")
     num_generations: int = option(4, "replies to each prompt; batch_size is a multiple of it")
     num_ppo_epochs: int = option(1, "passes over each rollout")
-
-
-@dataclass
-class Adapter:
-    kind: str = option(MISSING, "none trains every weight", ("none", "lora", "qlora"))
-    r: int = option(16, "rank of the update")
-    lora_alpha: int = option(32, "scale of the update: it is multiplied by alpha / r")
-    lora_dropout: float = option(0.0, "dropout on the adapter's input, 0 to 1")
-    target_modules: Any = option("all-linear", "names of the modules to adapt, or all-linear")
-    quantization: str = option("none", "how the frozen base is stored", ("none", "nf4"))
-    double_quantization: bool = option(True, "quantize the quantization constants too (QLoRA, section 3)")
-
-
-@dataclass
-class Hardware:
-    accelerator: str = option("auto", "device", ("auto", "cpu", "mps", "cuda"))
-    precision: str = option("auto", "number format of the forward pass", ("auto", "32", "bf16", "fp16"))
-    num_threads: int | None = option(None, "CPU threads; torch's own choice by default")
-
-
-@dataclass
-class Evaluation:
-    prompts: int = option(12, "prompts in the before/after report")
-    test_prompts: int = option(600, "most test prompts to answer for the judge's figures")
-    max_new_tokens: int = option(64, "longest reply, in tokens")
-    do_sample: bool = option(False, "sample instead of taking the likeliest token")
-    temperature: float = option(1.0, "of sampling")
-    batch_size: int = option(64, "prompts answered at once")
-
-
-@dataclass
-class Tracking:
-    uri: str = option("sqlite:///${output_dir}/mlflow.db", "MLflow store or server")
-    experiment: str = option("${study_name}", "MLflow experiment")
-    system_metrics: bool = option(True, "log CPU, memory and GPU use")
-
-
-# What a method starts from, by the view it learns from: the others start from the base model.
-STARTS_FROM: dict[str, tuple[str, ...]] = {"prompt": ("policy", "reward"), "pairs": ("policy",)}
-
-
-@dataclass
-class Train:
-    """One training run."""
-
-    model: Model = field(default_factory=Model)
-    dataset: Dataset = field(default_factory=Dataset)
-    method: Method = field(default_factory=Method)
-    adapter: Adapter = field(default_factory=Adapter)
-    hardware: Hardware = field(default_factory=Hardware)
-    evaluation: Evaluation = field(default_factory=Evaluation)
-    tracking: Tracking = field(default_factory=Tracking)
-    study_name: str = option("manners", "name of the study: MLflow experiment and run folders carry it")
-    run_name: str | None = option(None, "name of the run; made from study, method and model by default")
-    policy: str = option(
-        "auto", "where PPO and DPO start: auto (finds or trains the SFT run), a run id, a folder, or none"
-    )
-    reward: str = option("auto", "the reward model: auto (finds or trains it), a run id, a folder, or none")
-    policy_overrides: list[str] = option([], "what policy=auto changes in this command to make the SFT run's")
-    reward_overrides: list[str] = option([], "what reward=auto changes in this command to make the reward model's")
-    lineage: str = option("run", "show prints which stages would be reused or trained, and stops", ("run", "show"))
-    seed: int = option(1, "of initialisation, dropout, data order and sampling")
-    output_dir: str = option("outputs", "where runs, checkpoints and the MLflow store are kept")
-    resume: bool = option(True, "go on with an unfinished run of the very same configuration")
-    preview: bool = option(False, "print the first examples as the model sees them, and stop")
-
-
-def is_schema(node_type: Any) -> bool:
-    return isinstance(node_type, type) and is_dataclass(node_type)
-
-
-def options(schema: Any) -> dict[str, Any]:
-    """The fields of a schema by name; their ``metadata`` has ``help`` and ``choices``."""
-    return {f.name: f for f in fields(schema)}
-
-
-def register() -> None:
-    """Hand the schemas to Hydra: the whole config, and one for each method's own options."""
-    store = ConfigStore.instance()
-    store.store(name="schema", node=Train)
-    for method in (SFT, Reward, DPO, PPO, RLOO):
-        store.store(group="schema", name=method.__name__.lower(), node=method)

@@ -1,0 +1,20 @@
+"""What reports count in replies, by the name that ``dataset.card`` gives it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from manners.evaluation import human, manner
+from manners.evaluation.stats import Estimate
+
+
+def count(card: str, replies: Sequence[str], whole: bool = False) -> dict[str, Estimate]:
+    """The mean of each feature over the replies, by its name in the report; ``whole`` has the rarer ones too."""
+    if card == "none" or not replies:
+        return {}
+    if card == "human":
+        rows = [human.features(reply) for reply in replies]
+        values = {name: np.array([row[name] for row in rows]) for name in human.FEATURES}
+        return {name: human.mean(found, name in human.SIGNS, 0) for name, found in values.items()}
+    counted = manner.card(replies)
+    return counted if whole else {name: counted[name] for name in manner.SHORT}
