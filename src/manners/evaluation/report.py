@@ -29,7 +29,7 @@ def numbers(before: Measured, after: Measured) -> list[tuple[str, str, str, str]
     return [(*line, "") for line in measures(before, after)] + [
         (name, before.card[name].plain(), counted.plain(), told.plain() if (told := after.reference.get(name)) else "")
         for name, counted in after.card.items()
-        if name in before.card
+        if name in before.card and any(c[name].value for c in (before.card, after.card, after.reference) if name in c)
     ]
 
 
