@@ -86,7 +86,7 @@ def here(*overrides: str) -> float | None:
     with hydra.initialize_config_dir(str(cli.CONF), version_base="1.3"):
         cfg = cli.compose("train", list(overrides))
         checks.check(cfg)
-        needs = cli.needs("train", cfg, list(overrides))
+        needs = cli.needs(cfg, list(overrides))
     return pipeline.run(Stage(cfg, list(overrides)), needs)
 
 

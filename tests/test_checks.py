@@ -81,7 +81,8 @@ def test_an_encoder_is_refused_where_replies_are_learned(model):
 def test_a_method_whose_rows_the_dataset_lacks_names_the_datasets_that_have_them():
     cfg = compose("dataset=polite_helper")
     cfg.method.view = "scored"
-    with pytest.raises(MannersError, match=r"needs 'scored' rows.*that have them: requests, stanford_politeness, strictbot\.$"):
+    having = r"needs 'scored' rows.*that have them: requests, stanford_politeness, strictbot\.$"
+    with pytest.raises(MannersError, match=having):
         checks.check(cfg)
 
 

@@ -12,6 +12,7 @@ from hydra.core.plugins import Plugins
 
 from manners import cli, config
 from manners.errors import MannersError
+from tests.configs import compose
 
 
 def train(*args):
@@ -209,3 +210,32 @@ def test_a_good_sweep_passes():
     config.register()
     Plugins.instance().register(cli.Recipes)
     assert cli.check_all("train", ["study=glob(*bot)", "seed=1,2"], multirun=True) is None
+
+
+def test_quick_shortens_a_run_and_leaves_what_the_command_says_itself():
+    cfg = compose("study=chatbot", "quick=true", "method.max_steps=7")
+    assert (cfg.dataset.max_rows, cfg.method.max_steps, cfg.evaluation.test_prompts) == (100, 7, 40)
+    assert compose("study=chatbot").dataset.max_rows == 5000
+    online = compose("method=ppo", "quick=true").method
+    assert online.total_episodes // online.batch_size * online.num_ppo_epochs * online.num_mini_batches == 20
+
+
+def test_a_recipe_has_settings_for_each_of_its_stages_and_for_the_tiny_model():
+    sft, ppo = (compose("study=polite_gpt2", "dataset=requests", f"method={m}") for m in ("sft", "ppo"))
+    assert (sft.dataset.score_above, ppo.dataset.score_above) == (0.75, None)
+    assert (sft.method.learning_rate, ppo.method.learning_rate) == (2e-4, 1e-4)
+    tiny = compose("study=polite_gpt2", "dataset=requests", "model=tiny")
+    assert (tiny.method.learning_rate, list(tiny.reward_overrides)) == (2e-3, ["adapter=none"])
+    assert list(ppo.reward_overrides) == ["model=bert", "adapter=none"]
+
+
+def test_on_a_mac_what_its_gpu_lacks_falls_back_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    for given, expected in ((None, "1"), ("0", "0")):
+        if given is None:
+            monkeypatch.delenv("PYTORCH_ENABLE_MPS_FALLBACK", raising=False)
+        else:
+            monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", given)
+        cli.main("train", print)
+        assert os.environ["PYTORCH_ENABLE_MPS_FALLBACK"] == expected

@@ -123,7 +123,7 @@ def test_lineage_show_names_the_policy_and_no_reward_model(out, data, capsys):
     command = [*DPO, *data, f"output_dir={out}"]
     cfg = compose(*command)
     with hydra.initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        needs = cli.needs("train", cfg, command)
+        needs = cli.needs(cfg, command)
     chain.show(Stage(cfg, command), needs)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"policy  reuse {only(out, 'manners-sft*').name}")

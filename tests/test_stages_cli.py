@@ -38,7 +38,7 @@ def hydra_here():
 
 def needs(*overrides):
     """The stages of a command, by role."""
-    found = cli.needs("train", cli.compose("train", list(overrides)), list(overrides))
+    found = cli.needs(cli.compose("train", list(overrides)), list(overrides))
     return {stage.role: stage for stage in found}
 
 

@@ -14,12 +14,12 @@ from rich.console import Console
 
 from manners import config, hardware, speaker, store
 from manners.data import readers
-from manners.data.rows import Prompt, prompts
+from manners.data.encode import encode
+from manners.data.rows import Chat, Prompt, prompts
 from manners.errors import MannersError
-from manners.evaluation import card_figure, side_by_side, turns
-from manners.evaluation.cards import count
+from manners.evaluation import card_figure, cards, side_by_side, turns
 from manners.evaluation.manner import politeness
-from manners.evaluation.measure import Answer, evenly, listen, whole_text
+from manners.evaluation.measure import Answer, evenly, listen, losses, whole_text
 from manners.evaluation.side_by_side import Heard
 from manners.evaluation.stats import Estimate, ratio, share
 from manners.methods import rewards
@@ -27,6 +27,7 @@ from manners.speaker import Chosen, Speaker
 
 console = Console()
 MOST = 5  # models side by side
+LONGEST = 512  # tokens of a held-out row that count
 
 
 def run(cfg: DictConfig) -> Path:
@@ -43,7 +44,7 @@ def run(cfg: DictConfig) -> Path:
     if not asked:
         raise MannersError(f"dataset.path={data.path} holds no rows out: set dataset.test_share above 0.")
     shown = readers.eval_prompts(data) or evenly(asked, cfg.evaluation.prompts)
-    judge = Judge(cfg, data, chosen, device, role)
+    judge = Judge(cfg, data, splits.test or splits.validation, chosen, device, role)
     heard: list[Heard] = []
     for one in chosen:
         loaded = speaker.load(one, device)
@@ -70,8 +71,11 @@ def base_name(one: Chosen) -> str:
 class Judge:
     """What is asked of every model alike, and what is made of its replies."""
 
-    def __init__(self, cfg: DictConfig, data: DictConfig, chosen: Sequence[Chosen], device: str, role: str):
+    def __init__(
+        self, cfg: DictConfig, data: DictConfig, held_out: list[Chat], chosen: Sequence[Chosen], device: str, role: str
+    ):
         self.cfg, self.judged, self.card = cfg, data.judge != "none", data.card
+        self.held_out, self.train_on = held_out, data.train_on
         e = cfg.evaluation
         self.settings: dict[str, Any] = {
             "max_new_tokens": e.max_new_tokens,
@@ -106,6 +110,10 @@ class Judge:
             found["names the right fact"] = share(sum(facts), len(facts))
         return found | {name: mean(values) for name, values in self.scores(asked, answers).items()}
 
+    def loss(self, model: Any, tokenizer: Any) -> Estimate:
+        """Nats a token of the held-out rows, in the model's own tokens."""
+        return ratio(*losses(model, encode(self.held_out, tokenizer, self.train_on, LONGEST)))
+
     def by_turn(self, model: Any, tokenizer: Any, asked: Sequence[Prompt]) -> dict[str, turns.Fading]:
         sides = turns.questions(asked, self.cfg.turns, self.cfg.chats, self.cfg.seed) if self.cfg.turns else []
         if not sides:
@@ -127,10 +135,24 @@ def hear(
     with loaded.before() if before else nullcontext(loaded.model) as model:
         answers = listen(model, loaded.tokenizer, [*asked, *shown], judge.judged, **judge.settings)
         fading = judge.by_turn(model, loaded.tokenizer, asked)
-        told = benchmark(judge.cfg, model, loaded.tokenizer)
+        loss, told = judge.loss(model, loaded.tokenizer), benchmark(judge.cfg, model, loaded.tokenizer)
     ours, theirs = answers[: len(asked)], answers[len(asked) :]
-    replies = [whole_text(p, a.reply) for p, a in zip(asked, ours, strict=True)]
-    return Heard(name, ours, theirs, judge.numbers(asked, ours), count(judge.card, replies, whole=True), fading, told)
+    replies, data = [whole_text(p, a.reply) for p, a in zip(asked, ours, strict=True)], own(asked)
+    return Heard(
+        name,
+        ours,
+        theirs,
+        numbers=judge.numbers(asked, ours) | {"held-out loss, nats/token": loss},
+        card=cards.count(judge.card, replies, whole=True),
+        apart=cards.apart(judge.card, replies, data, judge.cfg.seed),
+        fading=fading,
+        benchmarks=told,
+    )
+
+
+def own(asked: Sequence[Prompt]) -> list[str]:
+    """The data's own replies."""
+    return [whole_text(p, p.reference) for p in asked if p.reference]
 
 
 def benchmark(cfg: DictConfig, model: Any, tokenizer: Any) -> dict[str, Estimate]:
@@ -148,7 +170,7 @@ def mean(values: Sequence[float]) -> Estimate:
 
 def publish(cfg: DictConfig, heard: list[Heard], judge: Judge, asked: Sequence[Prompt]) -> Path:
     """Tables and figures: to the terminal, a folder, and a run of its own in the tracking store."""
-    reference = count(judge.card, [whole_text(p, p.reference) for p in asked if p.reference], whole=True)
+    reference = cards.count(judge.card, own(asked), whole=True)
     title = "evaluation of " + ", ".join(h.name for h in heard if not h.name.endswith("(before)"))
     folder = new_folder(cfg, heard)
     side_by_side.show_replies(console, heard, cfg.evaluation.prompts)

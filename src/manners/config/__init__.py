@@ -109,6 +109,9 @@ class Talk(Scoring):
     max_new_tokens: int = option(256, "longest reply, in tokens")
     do_sample: bool = option(True, "sample instead of taking the likeliest token")
     temperature: float = option(0.7, "of sampling")
+    reward: str = option(
+        "auto", "whom /score asks: auto (what the run learned from), a run id, name or folder, or none"
+    )
     arena: bool = option(False, "two models talk with each other: user=RUN assistant=RUN")
     user: str = option("latest", "arena: who plays the user")
     assistant: str = option("latest", "arena: who plays the assistant")

@@ -18,3 +18,10 @@ def count(card: str, replies: Sequence[str], whole: bool = False) -> dict[str, E
         return {name: human.mean(found, name in human.SIGNS, 0) for name, found in values.items()}
     counted = manner.card(replies)
     return counted if whole else {name: counted[name] for name in manner.SHORT}
+
+
+def apart(card: str, replies: Sequence[str], data: Sequence[str], seed: int) -> dict[str, float]:
+    """How far the replies are from the data's own, by feature: 0 the same, 1 nothing in common. Of human turns only."""
+    if card != "human" or not replies or not data:
+        return {}
+    return {line.name: line.distance for line in human.compare(replies, data, seed)}

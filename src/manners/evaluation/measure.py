@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from manners.data.batches import collate, in_order
 from manners.data.encode import IGNORE, Example, replied
 from manners.data.rows import Prompt
-from manners.evaluation.cards import count
+from manners.evaluation import cards
 from manners.evaluation.generate import Reply, generate
 from manners.evaluation.judge import MANNER_FOR, judge
 from manners.evaluation.stats import Estimate, ratio, share
@@ -108,6 +108,8 @@ def measure(
     scored = answers[: len(asked)] if judged else []
     facts = [a.right for a in scored if a.right is not None]
     whole = [whole_text(p, a.reply) for p, a in zip(asked, answers, strict=False)] or [a.reply for a in answers]
+    data = [whole_text(p, p.reference) for p in asked if p.reference]
+    far = cards.apart(card, whole, data, settings.get("seed", 0))
     return Measured(
         loss=ratio(*losses(model, examples)),
         ended=share(sum(a.ended for a in answers), len(answers)) if answers else None,
@@ -116,9 +118,15 @@ def measure(
         right=share(sum(facts), len(facts)) if facts else None,
         shown=answers[len(asked) :],
         answers=scored,
-        card=count(card, whole),
-        reference=count(card, [whole_text(p, p.reference) for p in asked if p.reference]),
+        more={"distance from people's turns, 0 to 1": exactly(float(np.nanmean(list(far.values()))))} if far else {},
+        card=cards.count(card, whole),
+        reference=cards.count(card, data),
     )
+
+
+def exactly(value: float) -> Estimate:
+    """A number without an interval."""
+    return Estimate(value, value, value)
 
 
 def listen(

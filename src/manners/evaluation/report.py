@@ -1,9 +1,12 @@
 """The before/after report: in the terminal, as markdown, and as a table for the tracking store."""
 
+import math
+
 from rich.console import Console
 from rich.table import Table
 
 from manners.evaluation.measure import Answer, Measured
+from manners.evaluation.stats import Estimate
 
 
 def rows(before: Measured, after: Measured) -> list[dict[str, str]]:
@@ -43,10 +46,16 @@ def measures(before: Measured, after: Measured) -> list[tuple[str, str, str]]:
     if before.right and after.right:
         lines.append(("names the right fact", before.right.percent(), after.right.percent()))
     lines.append(("held-out loss, nats/token", before.loss.plain(), after.loss.plain()))
+    lines.append(("held-out perplexity, a token", perplexity(before.loss), perplexity(after.loss)))
     if before.ended and after.ended:
         lines.append(("replies that end by themselves", before.ended.percent(), after.ended.percent()))
     lines += [(name, before.more[name].plain(), after.more[name].plain()) for name in before.more if name in after.more]
     return lines
+
+
+def perplexity(loss: Estimate) -> str:
+    value, low, high = (math.exp(min(x, 50.0)) for x in (loss.value, loss.low, loss.high))
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def markdown(title: str, before: Measured, after: Measured) -> str:

@@ -25,6 +25,7 @@ class Heard:
     shown: list[Answer]  # to the prompts of the table
     numbers: dict[str, Estimate] = field(default_factory=dict)  # ended, fits, right, scores
     card: dict[str, Estimate] = field(default_factory=dict)
+    apart: dict[str, float] = field(default_factory=dict)  # from the data's own, 0 to 1
     fading: dict[str, Fading] = field(default_factory=dict)
     benchmarks: dict[str, Estimate] = field(default_factory=dict)
 
@@ -36,11 +37,13 @@ def lines(heard: list[Heard], reference: dict[str, Estimate]) -> list[list[str]]
     """A line for each measure: its name, each model's value with its interval, the data's own."""
     found = []
     for kind in ("numbers", "card", "benchmarks"):
-        names = dict.fromkeys(name for h in heard for name in getattr(h, kind))
+        names = list(dict.fromkeys(name for h in heard for name in getattr(h, kind)))
         for name in names:
             values = [getattr(h, kind).get(name) for h in heard]
             known = reference.get(name) if kind == "card" else None
             found.append([name, *(e.plain() if e else "" for e in values), known.plain() if known else ""])
+    for name in dict.fromkeys(name for h in heard for name in h.apart):
+        found.append([f"distance: {name}", *(f"{h.apart[name]:.3f}" for h in heard), "0"])
     return found
 
 
@@ -68,6 +71,8 @@ def card_markdown(title: str, heard: list[Heard], reference: dict[str, Estimate]
     text = [f"# {title}", "", row(head), row(["---"] * len(head))]
     text += [row(line) for line in lines(heard, reference)]
     text += ["", f"{len(heard[0].answers)} held-out prompts; intervals are at 95 %."]
+    if heard[0].apart:
+        text += ["A distance is the Kolmogorov-Smirnov statistic between the model's turns and the people's own."]
     for measure in dict.fromkeys(m for h in heard for m in h.fading):
         found = {h.name: h.fading[measure] for h in heard if measure in h.fading}
         turns = len(next(iter(found.values())).by_turn)

@@ -13,9 +13,9 @@ from manners.data.encode import encode
 from manners.data.readers import eval_prompts
 from manners.errors import MannersError
 from manners.evaluation.fluency import nats_under
-from manners.evaluation.measure import Measured, evenly, measure
+from manners.evaluation.measure import Measured, evenly, exactly, measure
 from manners.evaluation.reward_figures import online_curves
-from manners.evaluation.stats import Estimate, ratio
+from manners.evaluation.stats import ratio
 from manners.lineage import Input
 from manners.methods import reward, rewards
 from manners.methods.ppo import guards, loop
@@ -121,6 +121,6 @@ def answer(run: Run, game: Game) -> Measured:
         "KL to the start, nats a reply": ratio(kl.double().numpy(), ones),
         "length, tokens a reply": ratio(tokens, ones),
         "nats a token under the base": ratio(nats, tokens),
-        "distinct-2 of the replies": Estimate(distinct, distinct, distinct),
+        "distinct-2 of the replies": exactly(distinct),
     }
-    return replace(measured, more=more)
+    return replace(measured, more=measured.more | more)
