@@ -24,7 +24,7 @@ LAYERS = [
     {"store"},
     {"methods", "evaluation", "tracking", "checks", "preview", "help", "chain"},
     {"world", "cli", "stages", "speaker"},
-    {"pipeline", "compare", "chat", "export"},
+    {"pipeline", "compare", "chat", "export", "memory"},
 ]
 
 
@@ -106,12 +106,13 @@ def test_scripts_import_only_the_top():
     "library, allowed",
     [
         ("mlflow", {"tracking", "store"}),
-        ("hydra", {"cli", "config"}),
+        ("hydra", {"cli", "config", "memory"}),
         ("lightning", {"methods", "pipeline"}),
         (
             "rich",
             {
                 "help",
+                "memory",
                 "preview",
                 "chain",
                 "methods",

@@ -100,7 +100,11 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> l
     return sorted(i for i in ids if i is not None)
 
 
+def architecture(name: str, revision: str | None = None) -> Any:
+    """The shape of a model, without its weights."""
+    return _load(AutoConfig.from_pretrained, name, revision)
+
+
 def context_length(name: str, revision: str | None = None) -> int:
     """The longest input that the model was built for, in tokens."""
-    config = _load(AutoConfig.from_pretrained, name, revision)
-    return int(getattr(config, "max_position_embeddings", 2048))
+    return int(getattr(architecture(name, revision), "max_position_embeddings", 2048))
