@@ -12,7 +12,7 @@ PIP = .venv/bin/pip install --quiet --disable-pip-version-check --no-compile --c
 READY = .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run pipeline test lint ui export tiny exam corpus bench-ppo clean
+.PHONY: help setup run pipeline chat test lint ui export tiny exam corpus bench-ppo clean
 
 help:  ## say what each target does
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -35,6 +35,9 @@ run: setup  ## teach the tiny model strictbot's manners (SFT, reward model, PPO)
 pipeline: setup  ## the same chain for any config: say what is there already, then run what is not  ARGS="study=strictbot"
 	.venv/bin/python train.py method=ppo lineage=show $(ARGS)
 	.venv/bin/python train.py method=ppo $(ARGS)
+
+chat: setup  ## talk with the latest run  ARGS="run=NAME strength=1.5"
+	.venv/bin/python chat.py $(ARGS)
 
 test: setup  ## run the tests
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)

@@ -263,7 +263,7 @@ def check_adapter(cfg: DictConfig) -> None:
     if kind == "lora" and quantization != "none":
         raise MannersError(f"a LoRA over a base in {quantization} is QLoRA: use adapter=qlora.")
     if cfg.hardware.optim != "adamw" and cfg.hardware.accelerator == "mps":
-        raise MannersError("bitsandbytes has no 8-bit optimizer for Apple's GPU: hardware.optim=adamw.", "hardware.optim")
+        raise MannersError("bitsandbytes has no 8-bit optimizer for Apple's GPU: hardware.optim=adamw.")
     if quantization != "none" and cfg.hardware.accelerator == "mps":
         raise MannersError("bitsandbytes has no 4-bit kernels for Apple's GPU: use adapter=lora with hardware=mps.")
 
