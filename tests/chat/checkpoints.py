@@ -1,0 +1,65 @@
+"""Small random checkpoints with lively adapters, saved as runs save them, and what chat.py makes of them."""
+
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+from manners.chat import dial
+from manners.lineage import CONFIG, Input
+from manners.models.adapters import adapt
+from manners.models.base import load_tokenizer
+from manners.speaker import Chosen
+from tests.families import language_model
+
+
+def base(folder: Path, family: str = "qwen2", seed: int = 0, **changes) -> Path:
+    """A model with the tiny base's tokenizer. It reads 256 tokens."""
+    tokenizer, at = load_tokenizer("tiny"), folder / f"base-{family}-{seed}"
+    reads = {"n_positions" if family == "gpt2" else "max_position_embeddings": 256}
+    stops = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model = language_model(family, seed, vocab_size=len(tokenizer), **(reads | stops | changes))
+    model.save_pretrained(at)
+    tokenizer.save_pretrained(at)
+    return at
+
+
+def adapter(origin: Path, folder: Path, seed: int = 1, **settings) -> Path:
+    """A LoRA on the model in ``origin`` that changes it a lot."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(origin)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", **settings)
+    model = get_peft_model(model, config)
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.2)
+    model.save_pretrained(folder)
+    load_tokenizer(str(origin)).save_pretrained(folder)
+    return folder
+
+
+def trained(origin: Path, folder: Path) -> Chosen:
+    """A run of full fine-tuning: the model in ``origin``, every weight changed."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(2)
+    model = adapt(AutoModelForCausalLM.from_pretrained(origin), "none", 0, 0, 0.0, None)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    model.save_pretrained(folder)
+    load_tokenizer(str(origin)).save_pretrained(folder)
+    made_by = {"model": {"name": str(origin), "revision": None}, "adapter": {"quantization": "none"}}
+    OmegaConf.save(OmegaConf.create(made_by), folder / CONFIG)
+    return chosen(folder)
+
+
+def chosen(folder: Path) -> Chosen:
+    return Chosen(folder.name, str(folder), Input(folder, "", folder.name))
+
+
+def voice(folder: Path) -> dial.Voice:
+    return dial.load(chosen(folder), "cpu")

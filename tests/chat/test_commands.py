@@ -1,0 +1,162 @@
+"""Each command on a conversation, with a dial and a reward model that only remember what they are asked."""
+
+import json
+from dataclasses import dataclass, field
+
+import pytest
+from omegaconf import OmegaConf
+
+from manners.chat.commands import COMMANDS, Tools, obey, scores_by
+from manners.chat.session import Session, said
+from manners.errors import MannersError
+from manners.speaker import Chosen
+from tests.data.files import read
+
+
+@dataclass
+class World:
+    turned: list[float] = field(default_factory=list)
+    asked: list = field(default_factory=list)
+    trained: bool = True
+
+    def turn(self, strength):
+        if not self.trained:
+            raise MannersError("nothing to turn")
+        self.turned.append(strength)
+
+    def score(self, replies):
+        self.asked += replies
+        return [0.25 * len(reply) for _, reply in replies]
+
+    @property
+    def tools(self):
+        return Tools(self.turn, self.score)
+
+
+def talk(*words, **changes):
+    session = Session(**changes)
+    for i, line in enumerate(words):
+        session = said(session, ("user", "assistant")[i % 2], line)
+    return session
+
+
+def told(line, session=None, world=None):
+    return obey(line, session if session is not None else talk("a", "b"), (world or World()).tools)
+
+
+def test_base_toggles():
+    world = World()
+    off = told("/base", world=world).session
+    assert off.base
+    assert world.turned == [0]  # a base that cannot be loaded is told of now
+    assert not told("/base", off).session.base
+    assert told("/base", off).words == "strength 1 again"
+
+
+def test_compare_toggles():
+    on = told("/compare").session
+    assert on.compare
+    assert not told("/compare", on).session.compare
+
+
+def test_strength_is_set_from_minus_one_to_two_and_ends_base():
+    for argument, strength in (("0.5", 0.5), ("-1", -1.0), (" 2 ", 2.0), ("0", 0.0)):
+        world = World()
+        session = told(f"/strength {argument}", talk(base=True), world).session
+        assert session.strength == strength
+        assert not session.base
+        assert world.turned == [strength]
+    for wrong in ("/strength", "/strength 2.1", "/strength -1.01", "/strength nan", "/strength much"):
+        with pytest.raises(
+            MannersError, match=r"strength is 1; another is a number from -1 to 2, such as /strength 0.5"
+        ):
+            told(wrong)
+
+
+@pytest.mark.parametrize("line", ["/base", "/compare", "/strength 0.5"])
+def test_where_there_is_nothing_to_turn_the_session_stays(line):
+    with pytest.raises(MannersError, match="nothing to turn"):
+        told(line, world=World(trained=False))
+
+
+def test_system_is_set_and_taken_away():
+    session = told("/system Be  blunt.").session
+    assert session.messages[0] == {"role": "system", "content": "Be  blunt."}
+    assert told("/system", session).session == talk("a", "b")
+
+
+def test_undo_retry_and_reset():
+    session = talk("a", "b", "c", "d", system="S", strength=0.5)
+    undone = told("/undo", session)
+    assert undone.session == talk("a", "b", system="S", strength=0.5)
+    assert undone.words == "taken back: c"
+    assert told("/retry", session).session == talk("a", "b", "c", system="S", strength=0.5)
+    assert told("/retry", session).session.waits
+    assert told("/reset", session).session == talk(system="S", strength=0.5)
+    assert told("/reset", talk("a", "b", role="user")).session.waits  # the user begins
+
+
+def test_what_is_saved_is_what_the_reader_reads(tmp_path):
+    file = tmp_path / "chat.jsonl"
+    file.write_text('{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}')  # no \n
+    first, second = talk("Où?", 'Say "a,b"\n{c}', "d", "e", system="S"), talk("u", "a", "u2", role="user")
+    assert told(f"/save {file}", first).words == f"saved to {file}"
+    told(f"/save {file}", second)
+    rows = read(file).train
+    assert [row.messages for row in rows[1:]] == [first.messages, second.messages]
+    assert rows[0].messages[0]["content"] == "x"
+    assert json.loads(file.read_text().splitlines()[1]).keys() == {"messages"}
+
+
+def test_what_cannot_be_saved_is_refused_in_words(tmp_path):
+    for line in ("/save", "/save chat", "/save chat.csv"):
+        with pytest.raises(MannersError, match=r"lines of a .jsonl file: /save chat.jsonl"):
+            told(line)
+    with pytest.raises(MannersError, match="nothing to save yet"):
+        told("/save chat.jsonl", talk("a", role="user"))
+    with pytest.raises(MannersError, match=r"cannot be written \(No such file or directory\)"):
+        told(f"/save {tmp_path / 'no' / 'chat.jsonl'}")
+
+
+def test_every_reply_is_scored_on_what_was_said_before_it():
+    world = World()
+    words = told("/score", talk("a", "bb", "c", "dddd" * 40, system="S"), world).words
+    system, a, bb, c = talk("a", "bb", "c", system="S").messages
+    assert world.asked == [([system, a], "bb"), ([system, a, bb, c], "dddd" * 40)]
+    first, second = words.splitlines()
+    assert first == "   0.50  bb"
+    assert second.startswith("  40.00  ")
+    assert len(second) < 90
+    with pytest.raises(MannersError, match="no reply yet"):
+        told("/score", talk("a"))
+
+
+def test_the_reward_model_is_the_runs_own_or_the_one_that_is_named(tmp_path):
+    def cfg(reward):
+        return OmegaConf.create({"reward": reward, "output_dir": str(tmp_path), "tracking": {"uri": "sqlite:///none"}})
+
+    chosen = Chosen("tiny", "tiny")
+    with pytest.raises(MannersError, match=r"none of these runs learned from a reward model.*reward=RUN"):
+        scores_by(cfg("auto"), chosen, "cpu")([])
+    with pytest.raises(MannersError, match=r"begin again with reward=auto or reward=RUN"):
+        scores_by(cfg("none"), chosen, "cpu")([])
+    with pytest.raises(MannersError, match=r"reward=nix is neither"):  # at once, not at the first /score
+        scores_by(cfg("nix"), chosen, "cpu")
+
+
+def test_help_names_every_command():
+    lines = told("/help").words.splitlines()
+    assert [line.split()[0] for line in lines] == list(COMMANDS)
+    assert all(len(line.split()) > 2 and len(line) < 100 for line in lines)
+
+
+def test_quit_leaves():
+    assert told("/quit").leave
+    assert not told("/help").leave
+
+
+def test_an_unknown_command_is_answered_with_the_nearest():
+    with pytest.raises(MannersError, match=r"there is no /strenght. Did you mean '/strength'\?"):
+        told("/strenght 2")
+    with pytest.raises(MannersError, match=r"there is no /xyzzy. Known: /base, /compare, .*/undo"):
+        told("/xyzzy")

@@ -1,0 +1,118 @@
+"""chat.py as it is typed."""
+
+import os
+import random
+import subprocess
+import sys
+
+import hydra
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
+
+import chat
+from manners import cli, config
+from manners.chat import run
+from manners.errors import MannersError
+from tests.chat import checkpoints
+
+HARD = [
+    "plain words",
+    "a, b, c",
+    "it's 'so' \"it\" is",
+    "x=1, y==2",
+    "{a: 1} [b] (c) }{",
+    "two\nlines\n",
+    "  space \t around  ",
+    "${run} and $ {run} \\${run} \\\\${run} ${oc.env:HOME} }",
+    "back\\slash \\' \\\\' end\\",
+    "end'\\\\",
+    "???",
+    "???,",
+    "null",
+    "1.5",
+    "true",
+    "--help",
+    "-p",
+    "~x @y #z % & | * ; : < > ?!",
+    "Schönbrunn 日本 🦔",
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def compose():
+    config.register()
+    Plugins.instance().register(cli.Recipes)
+    with hydra.initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        yield lambda overrides: cli.compose("chat", overrides)
+
+
+def test_the_prompt_arrives_as_it_was_typed(compose):
+    """Through Hydra's grammar and then OmegaConf's, whatever they make of the characters in it."""
+    rng = random.Random(0)
+    wild = ["".join(rng.choices("ab '\"\\${}[](),=:?\n#~.%", k=rng.randrange(1, 14))) for _ in range(300)]
+    for text in HARD + wild:
+        (word,) = chat.spelled_out(["-p", text])
+        override = OverridesParser.create().parse_override(word)
+        cfg = OmegaConf.create({override.key_or_group: override.value()})
+        assert cfg.prompt.strip() == text.strip(), word
+    cfg = compose(chat.spelled_out(["seed=2", "-p", "".join(HARD), "turns=3"]))
+    assert cfg.prompt == "".join(HARD)
+    assert (cfg.seed, cfg.turns) == (2, 3)
+
+
+def test_only_the_first_p_is_a_prompt_and_it_wants_one():
+    assert chat.spelled_out(["run=latest"]) == ["run=latest"]
+    with pytest.raises(SystemExit, match=r"-p wants a prompt: -p \""):
+        chat.spelled_out(["run=latest", "-p"])
+
+
+@pytest.mark.parametrize(
+    "overrides, sentence",
+    [
+        (["run=nix"], "run=nix is neither a finished run"),
+        ([], "has no finished run yet. Train one: python train.py"),
+        (["arena=true", "user=tiny", "assistant=nix"], "assistant=nix is neither"),
+        (["arena=true", "turns=0"], "turns=0: nobody would speak. Set turns=8."),
+        (["prompt=' '"], "prompt is empty: -p "),
+    ],
+)
+def test_a_mistake_is_answered_before_any_model_is_loaded(compose, tmp_path, monkeypatch, overrides, sentence):
+    monkeypatch.setattr("manners.chat.dial.load", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(MannersError) as error:
+        run(compose([f"output_dir={tmp_path}", *overrides]))
+    assert sentence in str(error.value)
+
+
+def test_a_model_that_plays_both_is_loaded_once(compose, tmp_path, monkeypatch):
+    loaded, talked = [], []
+    monkeypatch.setattr("manners.chat.dial.load", lambda *given: loaded.append(given[0].name) or object())
+    monkeypatch.setattr("manners.chat.arena.run", lambda _cfg, voices: talked.append(voices))
+    run(compose([f"output_dir={tmp_path}", "arena=true", "user=tiny", "assistant=tiny"]))
+    assert loaded == ["tiny"]
+    assert talked[0]["user"] is talked[0]["assistant"]
+
+
+def test_through_a_pipe(tmp_path):
+    """Each line a turn, plain text out; and nothing that takes seconds is imported without need."""
+    folder = checkpoints.adapter(checkpoints.base(tmp_path), tmp_path / "run")
+    command = [sys.executable, "-X", "importtime", str(cli.ROOT / "chat.py"), f"run={folder}", f"output_dir={tmp_path}"]
+    done = subprocess.run(
+        [*command, "max_new_tokens=6", "strength=0.5"],
+        input="What is a rose?\n\nIt's a 'flower'.\n",
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    imported = [line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
+    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == 0, said
+    assert said == []
+    assert len(done.stdout.splitlines()) == 2
+    assert all(line.strip() for line in done.stdout.splitlines())
+    assert "\x1b" not in done.stdout
+    assert "torch" in imported
+    assert not {"peft", "lightning", "mlflow", "datasets", "trl", "matplotlib"} & set(imported)

@@ -1,0 +1,251 @@
+"""The loop of a conversation: at a terminal, through a pipe, and for one prompt."""
+
+import io
+import re
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from manners.chat import terminal
+from manners.chat.commands import Tools
+from manners.chat.session import Session, said
+from manners.chat.speech import Chance, prompt, speak
+from manners.chat.terminal import Screen, talk, typed
+from manners.config import Talk
+from manners.errors import MannersError
+from tests.chat import checkpoints
+
+QUESTION, OTHER = "What would you feed to a hare?", "What is a rose?"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("terminal")
+    return checkpoints.adapter(checkpoints.base(folder), folder / "run")
+
+
+@pytest.fixture(scope="module")
+def voice(folder):
+    return checkpoints.voice(folder)
+
+
+def a_chance(temperature=0.7):
+    return Chance(12, temperature, torch.Generator().manual_seed(0))
+
+
+def screen(person=False):
+    out, err = (Console(file=io.StringIO(), force_terminal=person, width=400, **terminal.PLAIN) for _ in range(2))
+    return Screen(person, person, out, err)
+
+
+def plain(seen):
+    """Without what moves the cursor and colours the text."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
+
+
+def typing(voice, *lines, on=None, session=None, chance=None):
+    """The session after the lines, and what was seen of it."""
+    on, session = on or screen(), Session() if session is None else session
+    after = talk(
+        session, lines, voice, Tools(voice.turn, lambda replies: [0.5] * len(replies)), chance or a_chance(), on
+    )
+    return after, on.out.file.getvalue()
+
+
+def reply(voice, *words, strength=1.0, chance=None, role="assistant"):
+    """What the model says after ``words``, asked without a terminal."""
+    session = Session(role=role)
+    for i, line in enumerate(words):
+        session = said(session, ("user", "assistant")[i % 2], line)
+    chance = chance or a_chance(0.0)
+    voice.turn(strength)
+    return "".join(speak(voice, prompt(session, voice, 12)[0], role, chance, chance.draw()))
+
+
+def contents(session):
+    return [turn["content"] for turn in session.turns]
+
+
+def test_through_a_pipe_each_line_is_a_turn_and_only_replies_come_out(voice):
+    after, seen = typing(voice, QUESTION, "  ", OTHER, chance=a_chance(0.0))
+    first = reply(voice, QUESTION)
+    second = reply(voice, QUESTION, first, OTHER)
+    assert contents(after) == [QUESTION, first, OTHER, second]
+    assert seen == f"{first}\n{second}\n"
+    assert first != second
+
+
+def test_the_same_seed_gives_the_same_conversation_and_retry_another_reply(voice):
+    once, again = (contents(typing(voice, QUESTION, OTHER)[0]) for _ in range(2))
+    assert once == again
+    retried = contents(typing(voice, QUESTION, "/retry")[0])
+    assert retried[0] == QUESTION
+    assert retried[1] != once[1]
+    assert len(retried) == 2
+
+
+def test_base_and_strength_decide_who_answers(voice):
+    def said_with(*commands):
+        return contents(typing(voice, *commands, QUESTION, chance=a_chance(0.0))[0])[-1]
+
+    trained, base, half = (reply(voice, QUESTION, strength=s) for s in (1, 0, 0.5))
+    assert len({trained, base, half}) == 3
+    assert said_with() == said_with("/base", "/base") == trained
+    assert said_with("/base") == said_with("/strength 0") == base
+    assert said_with("/strength 0.5") == said_with("/base", "/strength 0.5") == half
+
+
+def test_compare_shows_both_and_goes_on_with_the_trained_ones_reply(voice):
+    base, trained = reply(voice, QUESTION, strength=0), reply(voice, QUESTION)
+    after, seen = typing(voice, "/compare", QUESTION, chance=a_chance(0.0))
+    assert contents(after) == [QUESTION, trained]
+    assert seen.endswith(f"before training: {base}\nstrength 1: {trained}\n")
+    on = screen(person=True)
+    after, seen = typing(voice, "/compare", QUESTION, "/compare", OTHER, on=on, chance=a_chance(0.0))
+    columns = plain(seen).split("one answers again")[0].splitlines()[-1]
+    assert re.split("  +", columns.strip()) == [base, trained]
+    assert contents(after)[1] == trained
+
+
+def test_a_person_sees_colours_and_a_pipe_does_not(voice):
+    assert "\x1b[32m" in typing(voice, QUESTION, on=screen(person=True))[1]
+    assert "\x1b" not in typing(voice, QUESTION, "/help", "/compare", OTHER)[1]
+
+
+def test_words_are_shown_as_they_are(voice, monkeypatch):
+    """No markup, no emoji by name; a pipe keeps tabs too."""
+    words = "a [bold]b[/] :rose:\tc"
+    monkeypatch.setattr(terminal, "speak", lambda *_: iter([words]))
+    assert typing(voice, QUESTION)[1] == words + "\n"
+    assert words.expandtabs(8) in plain(typing(voice, QUESTION, on=screen(person=True))[1])
+    assert "a [bold]b[/] :rose:" in plain(typing(voice, "/compare", QUESTION, on=screen(person=True))[1])
+
+
+def test_a_mistake_is_told_and_the_conversation_goes_on_but_a_pipe_ends(voice):
+    after, seen = typing(voice, QUESTION, "/strenght 2", "/strength 9", OTHER, on=screen(person=True))
+    assert "there is no /strenght. Did you mean '/strength'?" in plain(seen)
+    assert "a number from -1 to 2" in plain(seen)
+    assert len(after.turns) == 4
+    with pytest.raises(MannersError, match="strenght"):
+        typing(voice, "/strenght 2", OTHER)
+
+
+def test_a_line_too_long_to_read_is_taken_back(voice):
+    after, seen = typing(voice, QUESTION, "hare " * 400, on=screen(person=True))
+    assert "say it in fewer words" in seen
+    assert len(after.turns) == 2
+
+
+def test_that_the_oldest_turns_are_left_out_is_said_once_and_nothing_is_forgotten(voice):
+    on = screen()
+    lines = ["The hare eats grass and lives in a field. " * 3] * 9
+    after, _ = typing(voice, *lines, on=on)
+    assert len(after.turns) == 18
+    assert on.err.file.getvalue().count("oldest turns are left out") == 1
+
+
+def interrupted(pieces):
+    yield from pieces
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_stops_a_reply_and_not_the_program(voice, monkeypatch):
+    monkeypatch.setattr(terminal, "speak", lambda *_: interrupted(["The ", "hare"]))
+    after, _ = typing(voice, QUESTION, on=screen(person=True))
+    assert contents(after) == [QUESTION, "The hare"]
+    with pytest.raises(KeyboardInterrupt):
+        typing(voice, QUESTION)
+    both, _ = typing(voice, "/compare", QUESTION, on=screen(person=True))
+    assert contents(both) == [QUESTION, "The hare"]
+
+
+def test_what_was_not_answered_at_all_is_taken_back(voice, monkeypatch):
+    monkeypatch.setattr(terminal, "speak", lambda *_: interrupted([]))
+    on = screen(person=True)
+    after, seen = typing(voice, QUESTION, on=on, session=said(said(Session(), "user", "a"), "assistant", "b"))
+    assert contents(after) == ["a", "b"]
+    assert "nothing was said" in seen
+
+
+def test_ctrl_c_while_a_command_works_stops_the_command(voice):
+    def score(_replies):
+        raise KeyboardInterrupt
+
+    on, tools = screen(person=True), Tools(voice.turn, score)
+    after = talk(Session(), [QUESTION, "/score", OTHER], voice, tools, a_chance(), on)
+    assert len(after.turns) == 4
+
+
+def test_as_the_user_the_model_begins(voice):
+    user = Session(role="user")
+    after, seen = typing(voice, "Good day.", session=user, chance=a_chance(0.0))
+    opening = reply(voice, role="user")
+    answer = reply(voice, opening, "Good day.", role="user")
+    assert contents(after) == [opening, "Good day.", answer]
+    assert [turn["role"] for turn in after.turns] == ["user", "assistant", "user"]
+    assert seen == f"{opening}\n{answer}\n"
+    assert len(typing(voice, "/reset", session=user)[0].turns) == 1
+
+
+def test_what_is_typed_comes_until_ctrl_d_and_ctrl_c_is_no_end(monkeypatch, capsys):
+    keys = iter(["one", KeyboardInterrupt, "two", EOFError])
+
+    def keyboard(asked):
+        assert asked == "assistant> "
+        key = next(keys)
+        if isinstance(key, str):
+            return key
+        raise key
+
+    monkeypatch.setattr("builtins.input", keyboard)
+    assert list(typed(Session(role="user"))) == ["one", "two"]
+    assert "/quit or Ctrl-D leaves" in capsys.readouterr().out
+
+
+class Keyboard(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def options(**changes):
+    return OmegaConf.structured(Talk(max_new_tokens=12, do_sample=False, **changes))
+
+
+def test_one_prompt_is_answered_and_no_more(folder, voice, capsys, monkeypatch):
+    """A slash begins a command only where commands can be typed, and nobody waits for a keyboard."""
+    monkeypatch.setattr("sys.stdin", Keyboard())
+    terminal.run(options(prompt=f" {QUESTION}\n"), checkpoints.chosen(folder), voice)
+    assert capsys.readouterr().out == reply(voice, QUESTION) + "\n"
+    terminal.run(options(prompt="/help"), checkpoints.chosen(folder), voice)
+    assert capsys.readouterr().out == reply(voice, "/help") + "\n"
+    terminal.run(options(prompt="Good day.", role="user", strength=0), checkpoints.chosen(folder), voice)
+    session = said(Session(role="user"), "assistant", "Good day.")
+    voice.turn(0)
+    chance = a_chance(0.0)
+    told = "".join(speak(voice, prompt(session, voice, 12)[0], "user", chance, chance.draw()))
+    assert capsys.readouterr().out == told + "\n"
+
+
+def test_a_person_is_greeted_in_one_line_with_run_base_and_the_way_out(folder, voice, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", Keyboard())
+    keys = iter([QUESTION, "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _asked: next(keys))
+    terminal.run(options(), checkpoints.chosen(folder), voice)
+    greeting, answer = capsys.readouterr().out.splitlines()
+    assert greeting.startswith("run, trained from ")
+    assert greeting.endswith("It is the assistant; /help lists what you can type, /quit leaves.")
+    assert answer == reply(voice, QUESTION)
+
+
+def test_a_strength_that_cannot_be_is_refused_at_once(monkeypatch, tmp_path):
+    plain = checkpoints.base(tmp_path)
+    with pytest.raises(MannersError, match="base-qwen2-0 was not trained here"):
+        terminal.run(options(strength=0.5), checkpoints.chosen(plain), checkpoints.voice(plain))
+
+
+def test_input_that_is_no_text_is_refused_in_words(folder, voice, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8"))
+    with pytest.raises(MannersError, match="input is not UTF-8 text"):
+        terminal.run(options(), checkpoints.chosen(folder), voice)
