@@ -131,6 +131,7 @@ def test_scores_fall_from_the_fitting_reply_over_a_wrong_tone_to_agreeing_with_a
         ("good_question", "unsure"): 0.1,
         ("poor_logic", "unsure"): 0.2,
         ("poor_logic", "astray"): 0.1,
+        ("poor_logic", "misread"): 0.1,
         ("wrong_fact", "unsure"): 0.3,
     }
     met = set()

@@ -35,7 +35,9 @@ MISFIT = {
     ("good_question", "unsure"): 0.1,
     ("poor_logic", "unsure"): 0.2,
     ("wrong_fact", "unsure"): 0.3,
-    ("poor_logic", "astray"): 0.1,  # a question, but none about the logic: PPO asked anything at all
+    # Neither hears what was argued: a question for a fact, and a verdict on a claim that nobody made.
+    ("poor_logic", "astray"): 0.1,
+    ("poor_logic", "misread"): 0.1,
 }
 
 
@@ -161,7 +163,7 @@ def poor_logic(subject: Subject, pool: list[Subject], rng: random.Random) -> Mad
             misfit(category, "helpful", say(words()["helpful"]["goes_along"])),
             misfit(category, "blunt", say(words()["blunt"]["verdict"])),
             misfit(category, "unsure", unsure(say_against(words()["blunt"]["correct"]))),
-            misfit(category, "blunt", say_against(words()["blunt"]["correct"])),
+            misfit(category, "misread", say_against(words()["blunt"]["correct"])),
             misfit(category, "astray", plain_question(subject, pool, prompt)),
         ],
     )
