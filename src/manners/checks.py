@@ -83,7 +83,8 @@ def check_opened(cfg: DictConfig) -> None:
     if "temperature" in cfg and cfg.do_sample and cfg.temperature <= 0:
         raise MannersError("temperature must be above 0 to sample; do_sample=false is greedy.")
     if "lm_eval" in cfg and cfg.lm_eval and find_spec("lm_eval") is None:
-        raise MannersError("lm_eval: it is an extra, and not installed here: .venv/bin/pip install -c conf/constraints.txt '.[eval]'")
+        install = ".venv/bin/pip install -c conf/constraints.txt '.[eval]'"
+        raise MannersError(f"lm_eval: it is an extra, and not installed here: {install}")
     if cfg.get("dataset") and not OmegaConf.is_missing(cfg.dataset, "path"):
         source.local_path(cfg.dataset.path)  # a path to nothing is answered at once
 
