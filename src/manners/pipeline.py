@@ -159,4 +159,5 @@ def quiet() -> None:
     transformers.utils.logging.set_verbosity_error()  # "score.weight is new": so it is meant
     warnings.filterwarnings("ignore", module="lightning|transformers")
     warnings.filterwarnings("ignore", message=".*lightning.*|.*dataloader.*|.*`tags`.*")
+    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")  # they need no pages there
     warnings.filterwarnings("ignore", category=FutureWarning)
