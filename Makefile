@@ -12,7 +12,7 @@ PIP = .venv/bin/pip install --quiet --disable-pip-version-check --no-compile --c
 READY = .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run pipeline chat test lint ui export tiny exam corpus bench-ppo clean
+.PHONY: help setup run pipeline chat test studies lint ui export tiny exam corpus bench-ppo clean
 
 help:  ## say what each target does
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -41,6 +41,9 @@ chat: setup  ## talk with the latest run  ARGS="run=NAME strength=1.5"
 
 test: setup  ## run the tests
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+studies: setup  ## the five recipes, quick, on random checkpoints under the models' real names (also a part of `test`)
+	.venv/bin/python -m pytest tests/test_studies.py $(ARGS)
 
 lint: setup  ## check style (ruff) and types (mypy)
 	.venv/bin/ruff check .

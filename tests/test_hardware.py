@@ -62,7 +62,7 @@ def test_a_mac_trains_in_32_bits_without_bitsandbytes_and_without_autocast(machi
 
 def test_a_device_that_is_not_there_is_refused(machine):
     machine()
-    with pytest.raises(MannersError, match=r"hardware.accelerator=cuda: torch .* finds no such device here"):
+    with pytest.raises(MannersError, match=r"hardware.accelerator=cuda: torch .* finds no such device"):
         hardware.resolve("cuda", "auto", None)
 
 

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.models.test_base import lay_out_hub_cache
-
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
     "dataset.max_rows=48",
@@ -195,39 +193,3 @@ def test_the_users_own_file_trains_from_another_folder(tmp_path):
     run = train(tmp_path / "out", "dataset=jsonl", "dataset.path=mine.jsonl", "adapter=none", cwd=tmp_path)
     assert run.returncode == 0, run.said
     assert (only_run(tmp_path / "out") / "model" / "model.safetensors").exists()
-
-
-@pytest.mark.parametrize(
-    ("study", "name", "architecture"),
-    [
-        ("strictbot", "Qwen/Qwen2.5-0.5B-Instruct", "Qwen2"),
-        ("polite_helper", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "Llama"),
-    ],
-)
-def test_a_recipe_runs_by_its_real_name_from_a_local_hub_cache(tmp_path, tokenizer, study, name, architecture):
-    """A random checkpoint of the true architecture, under the true name, stands for the real one."""
-    import transformers
-
-    config = getattr(transformers, f"{architecture}Config")(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    getattr(transformers, f"{architecture}ForCausalLM")(config).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    lay_out_hub_cache(tmp_path / "home", name, tmp_path / "model")
-    small = [o for o in SMALL if "max_rows" not in o or study == "strictbot"]
-    command = [sys.executable, "train.py", f"study={study}", *small, f"output_dir={tmp_path / 'out'}"]
-    env = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    adapter = json.loads((only_run(tmp_path / "out") / "model" / "adapter_config.json").read_text())
-    assert adapter["base_model_name_or_path"] == name
-    assert {module.split(".")[-1] for module in adapter["target_modules"]} == {
-        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
-    }  # fmt: skip

@@ -17,7 +17,7 @@ from manners.models import base, reward
 from manners.models.reward import Units
 from tests.commands import ONLINE, SMALL, artifacts, here, kill_once, only, records, start, strictbot, tracked, train
 from tests.data.test_politeness import corpus, line
-from tests.models.test_base import lay_out_hub_cache
+from tests.hub_cache import place
 
 REPORT = {"reward_report.md", "after.json", "learning_curve.png", "lineage.md", "model"}
 CHAT = [{"role": "user", "content": "What does the lion eat?"}]
@@ -108,7 +108,7 @@ def hub(tmp_path_factory):
     config = BertConfig(vocab_size=len(vocabulary), initializer_range=0.2, num_labels=2, **size)
     BertForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    lay_out_hub_cache(home, "google-bert/bert-base-uncased", folder)
+    place(home, "google-bert/bert-base-uncased", folder)
     return {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(home / "hub")}
 
 

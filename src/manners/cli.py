@@ -43,8 +43,10 @@ ITS_OWN = {"method", "lineage", "preview", "run_name", *MAKES, *(f"{role}_overri
 QUICK = {
     "dataset.max_rows": 100,
     "method.max_steps": 20,
+    "method.gradient_accumulation_steps": 1,
     "method.total_episodes": 80,
     "method.batch_size": 16,
+    "method.response_length": 32,
     "method.num_ppo_epochs": 2,
     "method.num_mini_batches": 2,
     "method.eval_steps": 10,

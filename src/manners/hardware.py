@@ -29,7 +29,9 @@ def resolve(accelerator: str, precision: str, num_threads: int | None) -> Device
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     kind = next(k for k, there in here.items() if there) if accelerator == "auto" else accelerator
     if not here[kind]:
-        raise MannersError(f"hardware.accelerator={kind}: torch {torch.__version__} finds no such device here.")
+        raise MannersError(
+            f"hardware.accelerator={kind}: torch {torch.__version__} finds no such device: hardware=auto."
+        )
     if precision == "fp16" and kind != "cuda" and accelerator == "auto":
         precision = "32"  # what a recipe asks of a GPU, where there is none
     if precision == "fp16" and kind != "cuda":

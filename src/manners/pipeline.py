@@ -77,7 +77,8 @@ def settle(need: Stage) -> Input | None:
         with lineage.turn(output_dir, mark, wait):
             found = chain.find(need, mark)
             if found is None:
-                console.rule(f"{need.role}: {need.command}", align="left")
+                console.rule(need.role, align="left")
+                console.print(need.command, highlight=False, soft_wrap=True)
                 run(need, [])
                 found = chain.find(need, mark)
     assert found is not None, "a stage that has just finished is found"

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +13,7 @@ from manners import hub
 from manners.errors import MannersError
 from manners.models import base
 from manners.models.adapters import adapt, trainable
-
-
-def lay_out_hub_cache(home: Path, name: str, folder: Path) -> None:
-    """``folder`` as the hub's cache would hold the model ``name``."""
-    repo = home / "hub" / f"models--{name.replace('/', '--')}"
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs" / "main").write_text("0" * 40)
-    shutil.copytree(folder, repo / "snapshots" / ("0" * 40))
+from tests.hub_cache import place
 
 
 @pytest.fixture
@@ -39,7 +31,7 @@ def test_the_packaged_base_is_small_and_safe():
 
 def test_a_hub_name_loads_from_the_local_cache(folder, tmp_path):
     """A process of its own: the hub's libraries settle where their cache is when they are imported."""
-    lay_out_hub_cache(tmp_path / "home", "Qwen/Qwen2.5-0.5B-Instruct", folder)
+    place(tmp_path / "home", "Qwen/Qwen2.5-0.5B-Instruct", folder)
     code = (
         "from manners.models.base import load, load_tokenizer;"
         "name = 'Qwen/Qwen2.5-0.5B-Instruct';"

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,7 @@ def eval_prompts(cfg: DictConfig) -> list[Prompt]:
 def raw_rows(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
     """(where, row) for each row; a row that cannot even be parsed comes as the BadRow that says why."""
     path = source.local_path(cfg.path)
-    if path is None:
+    if path is None or source.is_table(path):
         yield from hub_rows(cfg)
         return
     for file in source.files_of(path):
@@ -220,12 +220,13 @@ def hub_rows(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
     for split in cfg.splits:
         if split not in tables:
             raise MannersError(f"dataset.splits: {cfg.path} has no {split}. {did_you_mean(split, tables)}")
-    for split, table in tables.items():
-        if cfg.splits and split not in cfg.splits:
-            continue
-        name = split.split("_")[0]  # UltraChat calls its splits train_sft, test_sft
-        for number, row in enumerate(table):
-            yield f"{cfg.path} {split}[{number}]", {"split": name} | row
+    chosen = {split: table for split, table in tables.items() if not cfg.splits or split in cfg.splits}
+    for split, table in chosen.items():
+        # UltraChat calls its splits train_sft, test_sft. An only split, as Dolly has, is dealt like the rows of a file.
+        named = {"split": split.split("_")[0]} if len(chosen) > 1 else {}
+        enough = cfg.max_rows if named and cfg.on_error == "raise" and cfg.format != "oasst" else None
+        for number, row in enumerate(islice(table, enough)):  # the rest would only be read to be left out
+            yield f"{cfg.path} {split}[{number}]", named | row
 
 
 def split_of(chat: Chat, cfg: DictConfig) -> str:

@@ -35,6 +35,11 @@ def local_path(path: str, key: str = "dataset.path") -> Path | None:
     return None
 
 
+def is_table(path: Path) -> bool:
+    """Whether a folder is a hub dataset as ``hf download`` leaves it, in Parquet."""
+    return path.is_dir() and any(path.rglob("*.parquet"))
+
+
 def files_of(path: Path) -> list[Path]:
     """The data files of a folder, sorted, or the one file."""
     if path.is_file():

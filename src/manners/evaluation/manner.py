@@ -187,11 +187,12 @@ def syllables(word: str) -> int:
 
 
 # By its name in a report, the number of one reply: 0 or 1 where a reply has it or not.
+RUNS_ON = "runs on as both speakers"
 FEATURES: dict[str, Feature] = {name: feature for name, (_, feature) in STRATEGIES.items()} | {
     "politeness": politeness,
     "questions": questions,
     "refusal": refusal,
-    "runs on as both speakers": lambda reply: float(TURN.search(reply.strip()) is not None),
+    RUNS_ON: lambda reply: float(TURN.search(reply.strip()) is not None),
     "repetition": repetition,
     "words": lambda reply: float(len(words(reply))),
     "reading ease": reading_ease,
@@ -210,7 +211,7 @@ SHORT = (
     "direct imperative",
     "questions",
     "refusal",
-    "runs on as both speakers",
+    RUNS_ON,
     "repetition",
     "words",
 )

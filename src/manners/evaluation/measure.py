@@ -20,6 +20,8 @@ from manners.evaluation.judge import MANNER_FOR, judge
 from manners.evaluation.stats import Estimate, ratio, share
 from manners.models.loss import token_nll
 
+REWARD = "reward, standard deviations"  # of the likeliest replies
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -49,6 +51,8 @@ class Measured:
         """The one line to remember."""
         if self.fit and before.fit:
             return f"manner fits {before.fit.value:.1%} → {self.fit.value:.1%}"
+        if REWARD in self.more and REWARD in before.more:
+            return f"reward {before.more[REWARD].value:.2f} → {self.more[REWARD].value:.2f} standard deviations"
         return f"held-out loss {before.loss.value:.3f} → {self.loss.value:.3f}"
 
     def metrics(self, when: str) -> dict[str, float]:

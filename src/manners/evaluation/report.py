@@ -1,10 +1,12 @@
 """The before/after report: in the terminal, as markdown, and as a table for the tracking store."""
 
 import math
+import re
 
 from rich.console import Console
 from rich.table import Table
 
+from manners.evaluation.manner import RUNS_ON
 from manners.evaluation.measure import Answer, Measured
 from manners.evaluation.stats import Estimate
 
@@ -12,7 +14,7 @@ from manners.evaluation.stats import Estimate
 def rows(before: Measured, after: Measured) -> list[dict[str, str]]:
     """The fixed prompts with both replies, as records."""
     return [
-        {"prompt": b.prompt, "wants": wants(b), "before": said(b), "after": said(a)}
+        {"prompt": b.prompt or "(the model speaks first)", "wants": wants(b), "before": said(b), "after": said(a)}
         for b, a in zip(before.shown, after.shown, strict=True)
     ]
 
@@ -32,7 +34,8 @@ def numbers(before: Measured, after: Measured) -> list[tuple[str, str, str, str]
     return [(*line, "") for line in measures(before, after)] + [
         (name, before.card[name].plain(), counted.plain(), told.plain() if (told := after.reference.get(name)) else "")
         for name, counted in after.card.items()
-        if name in before.card and any(c[name].value for c in (before.card, after.card, after.reference) if name in c)
+        if name in before.card
+        and (name == RUNS_ON or any(c[name].value for c in (before.card, after.card, after.reference) if name in c))
     ]
 
 
@@ -67,7 +70,7 @@ def markdown(title: str, before: Measured, after: Measured) -> str:
 
 
 def cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text.replace("|", "\\|"))
 
 
 def show(console: Console, before: Measured, after: Measured) -> None:
@@ -92,4 +95,4 @@ def show(console: Console, before: Measured, after: Measured) -> None:
 
 def plain(text: str) -> str:
     """Text as it is: rich would take brackets for markup."""
-    return text.replace("[", "\\[")
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text).replace("[", "\\[")

@@ -13,7 +13,7 @@ from manners.data.encode import encode
 from manners.data.readers import eval_prompts
 from manners.errors import MannersError
 from manners.evaluation.fluency import nats_under
-from manners.evaluation.measure import Measured, evenly, exactly, measure
+from manners.evaluation.measure import REWARD, Measured, evenly, exactly, measure
 from manners.evaluation.reward_figures import online_curves
 from manners.evaluation.stats import ratio
 from manners.lineage import Input
@@ -117,7 +117,7 @@ def answer(run: Run, game: Game) -> Measured:
     distinct = guards.distinct(greedy.texts)
     ones = np.ones(len(asked))
     more = {
-        "reward, standard deviations": ratio(scores.double().numpy(), ones),
+        REWARD: ratio(scores.double().numpy(), ones),
         "KL to the start, nats a reply": ratio(kl.double().numpy(), ones),
         "length, tokens a reply": ratio(tokens, ones),
         "nats a token under the base": ratio(nats, tokens),

@@ -1,0 +1,281 @@
+"""Random checkpoints of the hub's models, as they are published: class, config, special tokens, chat template.
+
+Only the sizes differ: they are narrow, have two layers and know few words. Token ids keep their order and meaning.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+
+from manners.data.source import CORPORA
+
+CODES = [f"<0x{byte:02X}>" for byte in range(256)]  # with these Llama spells what it has no piece for
+
+
+# --- Tokenizers: the published layouts of ids, around pieces learned from the package's own text ---
+
+
+def text() -> Iterator[str]:
+    for file in ("strictbot/hand.jsonl", "polite_helper/train.jsonl"):
+        yield from (CORPORA / file).read_text("utf-8").splitlines()
+
+
+@cache
+def learned(kind: str) -> dict[str, Any]:
+    """The vocabulary, and the merges of pairs, of one of three kinds of pieces."""
+    if kind == "words":
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+        trainer: Any = trainers.WordPieceTrainer(vocab_size=900, special_tokens=["[UNK]"], show_progress=False)
+    elif kind == "bytes":
+        tokenizer, alphabet = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel.alphabet()
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = trainers.BpeTrainer(vocab_size=800, initial_alphabet=alphabet, show_progress=False)
+    else:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer = trainers.BpeTrainer(vocab_size=600, show_progress=False)
+    tokenizer.train_from_iterator(text(), trainer)
+    return json.loads(tokenizer.to_str())["model"]
+
+
+def numbered(*tokens: str) -> dict[str, int]:
+    return {token: i for i, token in enumerate(tokens)}
+
+
+def byte_level(first: tuple[str, ...] = (), last: tuple[str, ...] = (), plain: tuple[str, ...] = ()) -> Tokenizer:
+    """GPT-2's bytes: special tokens may stand before all pieces, or after them, where ``plain`` ones may follow."""
+    pieces = learned("bytes")
+    tokenizer = Tokenizer(models.BPE(numbered(*first, *pieces["vocab"]), [tuple(pair) for pair in pieces["merges"]]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder, tokenizer.post_processor = decoders.ByteLevel(), processors.ByteLevel(trim_offsets=False)
+    tokenizer.add_special_tokens([*first, *last])
+    tokenizer.add_tokens([AddedToken(token, normalized=token.isspace()) for token in plain])
+    return tokenizer
+
+
+def qwen() -> Tokenizer:
+    kinds = ("object_ref_start", "object_ref_end", "box_start", "box_end", "quad_start", "quad_end", "vision_start")
+    more = ("vision_end", "vision_pad", "image_pad", "video_pad")
+    tools = ("fim_prefix", "fim_middle", "fim_suffix", "fim_pad", "repo_name", "file_sep")
+    special = [f"<|{name}|>" for name in ("endoftext", "im_start", "im_end", *kinds, *more)]
+    return byte_level(last=tuple(special), plain=("<tool_call>", "</tool_call>", *(f"<|{name}|>" for name in tools)))
+
+
+def gpt2() -> Tokenizer:
+    return byte_level(last=("<|endoftext|>",))
+
+
+def pythia() -> Tokenizer:
+    return byte_level(first=("<|endoftext|>", "<|padding|>"), plain=tuple(" " * n for n in range(24, 1, -1)))
+
+
+def llama() -> Tokenizer:
+    pieces = learned("sentences")
+    vocabulary = numbered("<unk>", "<s>", "</s>", *CODES, *pieces["vocab"])
+    merges = [tuple(pair) for pair in pieces["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    ending = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(ending)
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s>:1 $B:1", [("<s>", 1)])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return tokenizer
+
+
+def bert() -> Tokenizer:
+    unused, marks = [f"[unused{n}]" for n in range(99)], ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = numbered("[PAD]", *unused, *marks, *(w for w in learned("words")["vocab"] if w != "[UNK]"))
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    pair = "[CLS] $A [SEP] $B:1 [SEP]:1"
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", pair, [("[CLS]", 101), ("[SEP]", 102)])
+    tokenizer.add_special_tokens(["[PAD]", *marks])
+    return tokenizer
+
+
+def minilm() -> Tokenizer:
+    """BERT's, saved while it cut and filled up all texts to 128 tokens."""
+    tokenizer = bert()
+    tokenizer.enable_truncation(128)
+    tokenizer.enable_padding(length=128)
+    return tokenizer
+
+
+# --- Chat templates: what the published ones write, short of tool calls ---
+
+
+def chatml(system: str) -> str:
+    """Qwen's, with a system message of its own where the conversation brings none."""
+    return (
+        "{%- if messages[0].role != 'system' -%}"
+        f"{{{{- '<|im_start|>system\\n{system}<|im_end|>\\n' -}}}}"
+        "{%- endif -%}"
+        "{%- for message in messages -%}"
+        "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' -}}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+    )
+
+
+ZEPHYR = (
+    "{%- for message in messages -%}"
+    "{{- '<|' + message.role + '|>\\n' + message.content + eos_token + '\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}"
+)
+
+# --- What was published: token ids stand here as their tokens ---
+
+END, END_TURN = "<|endoftext|>", "<|im_end|>"
+NARROW = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+QWEN = NARROW | {
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "attention_dropout": 0.0, "bos_token_id": END,
+    "hidden_act": "silu", "initializer_range": 0.02, "max_window_layers": 2, "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "torch_dtype": "bfloat16", "use_cache": True,
+    "use_sliding_window": False,
+}  # fmt: skip
+QWEN_TOKENIZER = {
+    "add_bos_token": False, "add_prefix_space": False, "bos_token": None, "clean_up_tokenization_spaces": False,
+    "errors": "replace", "model_max_length": 131072, "pad_token": END, "split_special_tokens": False,
+    "tokenizer_class": "Qwen2Tokenizer", "unk_token": None,
+}  # fmt: skip
+PYTHIA = NARROW | {
+    "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "bos_token_id": END, "eos_token_id": END,
+    "hidden_act": "gelu", "initializer_range": 0.02, "layer_norm_eps": 1e-05, "max_position_embeddings": 2048,
+    "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": False, "torch_dtype": "float16",
+    "use_cache": True, "use_parallel_residual": True,
+}  # fmt: skip
+GPT2 = {
+    "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new", "attn_pdrop": 0.1,
+    "bos_token_id": END, "embd_pdrop": 0.1, "eos_token_id": END, "initializer_range": 0.02,
+    "layer_norm_epsilon": 1e-05, "n_ctx": 1024, "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 1024,
+    "resid_pdrop": 0.1, "summary_activation": None, "summary_first_dropout": 0.1, "summary_proj_to_labels": True,
+    "summary_type": "cls_index", "summary_use_proj": True,
+    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+}  # fmt: skip
+TINYLLAMA = NARROW | {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "attention_bias": False, "bos_token_id": "<s>",
+    "eos_token_id": "</s>", "hidden_act": "silu", "initializer_range": 0.02, "max_position_embeddings": 2048,
+    "num_key_value_heads": 2, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000.0,
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True,
+}  # fmt: skip
+BERT = NARROW | {
+    "model_type": "bert", "attention_probs_dropout_prob": 0.1, "gradient_checkpointing": False, "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1, "initializer_range": 0.02, "layer_norm_eps": 1e-12, "max_position_embeddings": 512,
+    "pad_token_id": "[PAD]", "position_embedding_type": "absolute", "type_vocab_size": 2, "use_cache": True,
+}  # fmt: skip
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "Qwen/Qwen2.5-0.5B-Instruct": {
+        "tokenizer": qwen,
+        "spare": 271,  # rows of the embeddings that no token has
+        "config": QWEN | {"eos_token_id": END_TURN, "max_position_embeddings": 32768, "tie_word_embeddings": True},
+        "tokenizer_config": QWEN_TOKENIZER | {
+            "chat_template": chatml("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+            "eos_token": END_TURN,
+        },
+        "generation_config": {
+            "bos_token_id": END, "pad_token_id": END, "do_sample": True, "eos_token_id": [END_TURN, END],
+            "repetition_penalty": 1.1, "temperature": 0.7, "top_p": 0.8, "top_k": 20,
+        },
+    },
+    "Qwen/Qwen2.5-7B": {
+        "tokenizer": qwen,
+        "spare": 399,
+        "config": QWEN | {"eos_token_id": END, "max_position_embeddings": 131072, "tie_word_embeddings": False},
+        "tokenizer_config": QWEN_TOKENIZER | {
+            "chat_template": chatml("You are a helpful assistant."),
+            "eos_token": END,
+        },
+        "generation_config": {"bos_token_id": END, "do_sample": False, "eos_token_id": END, "max_new_tokens": 2048},
+    },
+    "openai-community/gpt2": {
+        "tokenizer": gpt2,
+        "config": GPT2,
+        "tokenizer_config": {"model_max_length": 1024},
+        "generation_config": {"_from_model_config": True, "bos_token_id": END, "eos_token_id": END},
+    },
+    "EleutherAI/pythia-160m": {
+        "tokenizer": pythia,
+        "spare": 27,
+        "config": PYTHIA,
+        "tokenizer_config": {
+            "unk_token": END, "bos_token": END, "eos_token": END, "add_prefix_space": False,
+            "tokenizer_class": "GPTNeoXTokenizer",
+        },
+    },
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": {
+        "tokenizer": llama,
+        "config": TINYLLAMA,
+        "tokenizer_config": {
+            "bos_token": "<s>", "chat_template": ZEPHYR, "clean_up_tokenization_spaces": False, "eos_token": "</s>",
+            "legacy": False, "model_max_length": 2048, "pad_token": "</s>", "padding_side": "right",
+            "sp_model_kwargs": {}, "tokenizer_class": "LlamaTokenizer", "unk_token": "<unk>",
+            "use_default_system_prompt": False,
+        },
+        "generation_config": {
+            "bos_token_id": "<s>", "eos_token_id": "</s>", "max_length": 2048, "pad_token_id": "<unk>",
+        },
+    },
+    "google-bert/bert-base-uncased": {
+        "tokenizer": bert,
+        "config": BERT | {"architectures": ["BertForMaskedLM"]},
+        "tokenizer_config": {"do_lower_case": True, "model_max_length": 512},
+    },
+    "sentence-transformers/all-MiniLM-L6-v2": {
+        "tokenizer": minilm,
+        "config": BERT | {"architectures": ["BertModel"]},
+        "tokenizer_config": {
+            "do_lower_case": True, "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]",
+            "cls_token": "[CLS]", "mask_token": "[MASK]", "tokenize_chinese_chars": True, "strip_accents": None,
+            "do_basic_tokenize": True, "never_split": None, "tokenizer_class": "BertTokenizer",
+            "model_max_length": 512,
+        },
+    },
+}  # fmt: skip
+PUBLISHED["EleutherAI/pythia-410m"] = PUBLISHED["EleutherAI/pythia-160m"]
+
+
+def write(name: str, folder: Path) -> None:
+    """The files of the checkpoint that is published as ``name``."""
+    import torch
+    import transformers
+
+    published = PUBLISHED[name]
+    tokenizer = published["tokenizer"]()
+    config = with_ids(published["config"], tokenizer)
+    config["vocab_size"] = tokenizer.get_vocab_size() + published.get("spare", 0)
+    torch.manual_seed(0)
+    network = getattr(transformers, config["architectures"][0])(transformers.AutoConfig.for_model(**config))
+    if config["model_type"] == "gpt2":  # its file holds the trunk alone
+        network = network.base_model
+    network.to(getattr(torch, config.get("torch_dtype", "float32"))).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    written = {"config": config, "tokenizer_config": published["tokenizer_config"]}
+    (folder / "generation_config.json").unlink(missing_ok=True)  # what transformers made up
+    if "generation_config" in published:
+        written["generation_config"] = with_ids(published["generation_config"], tokenizer)
+    for file, content in written.items():
+        (folder / f"{file}.json").write_text(json.dumps(content, indent=2))
+
+
+def with_ids(config: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The same with numbers for the tokens under '..._token_id'."""
+    number: Callable[[Any], Any] = lambda token: (  # noqa: E731
+        [number(t) for t in token] if isinstance(token, list) else tokenizer.token_to_id(token)
+    )
+    return {key: number(value) if key.endswith("_token_id") else value for key, value in config.items()}
