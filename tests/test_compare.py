@@ -16,7 +16,7 @@ from manners.evaluation import side_by_side, turns
 from manners.evaluation.measure import Answer
 from manners.evaluation.side_by_side import Heard
 from manners.evaluation.stats import Estimate
-from tests.commands import ONLINE, ROOT, here, only, strictbot, tracked
+from tests.commands import ONLINE, ROOT, artifacts, here, only, strictbot, tracked
 
 
 def evaluation(*overrides):
@@ -69,8 +69,9 @@ def test_the_replies_before_are_those_of_the_base_and_differ_from_those_after(re
 def test_figures_and_the_tracking_store_have_it_too(report, chain):
     folder, _, tuned = report
     assert {"card.png", "turns.png", "before_after.md"} <= {p.name for p in folder.iterdir()}
-    _, runs = tracked(chain)
+    client, runs = tracked(chain)
     found = runs[folder.name]
+    assert {"report_card.json", "replies.json", "report_card.md"} <= artifacts(client, found.info.run_id)
     assert found.data.tags["manners.method"] == "evaluate"
     card = (folder / "report_card.md").read_text()
     shown = re.search(r"^\| words \|.*\| (\d+\.\d+) \[[^|]*\| [^|]*\|$", card, re.MULTILINE)

@@ -175,7 +175,8 @@ def publish(cfg: DictConfig, heard: list[Heard], judge: Judge, asked: Sequence[P
     folder = new_folder(cfg, heard)
     side_by_side.show_replies(console, heard, cfg.evaluation.prompts)
     side_by_side.show(console, heard, reference)
-    (folder / "report_card.md").write_text(side_by_side.card_markdown(title, heard, reference))
+    card = side_by_side.card_markdown(title, heard, reference)
+    (folder / "report_card.md").write_text(card)
     (folder / "before_after.md").write_text(side_by_side.replies_markdown(title, heard))
     with (folder / "replies.jsonl").open("w") as file:
         for h in heard:
@@ -187,9 +188,19 @@ def publish(cfg: DictConfig, heard: list[Heard], judge: Judge, asked: Sequence[P
     if any(h.fading for h in heard):
         side_by_side.fading_figure(heard, folder / "turns.png")
     metrics = {f"{slug(h.name)}/{slug(k)}": v for h in heard for k, v in h.metrics().items()}
-    store.record(cfg, folder.name, {"manners.method": "evaluate", "mlflow.note.content": title}, metrics, folder)
+    tags = {"manners.method": "evaluate", "mlflow.note.content": card[:7900]}
+    store.record(cfg, folder.name, tags, metrics, folder, tables(heard, reference))
     console.print(f"\nreport, figure and all replies: {folder}", highlight=False, soft_wrap=True)
     return folder
+
+
+def tables(heard: list[Heard], reference: dict[str, Estimate]) -> dict[str, dict[str, list[str]]]:
+    """The report card and all replies, by columns, for the tracking store's own tables."""
+    names = [h.name for h in heard]
+    lines = side_by_side.lines(heard, reference)
+    card = dict(zip(["measure", *names, "in the data"], map(list, zip(*lines, strict=True)), strict=True))
+    said = {h.name: [a.reply for a in h.answers] for h in heard}
+    return {"report_card": card, "replies": {"prompt": [a.prompt for a in heard[0].answers]} | said}
 
 
 def new_folder(cfg: DictConfig, heard: list[Heard]) -> Path:

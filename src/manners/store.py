@@ -118,8 +118,15 @@ def last_steps(client: Any, run_id: str) -> dict[str, int]:
     return {n: max(m.step for m in client.get_metric_history(run_id, n)) for n in names}
 
 
-def record(cfg: DictConfig, name: str, tags: dict[str, str], metrics: dict[str, float], folder: Path) -> None:
-    """A run of its own for what was measured after training: its numbers, and ``folder`` with the report.
+def record(
+    cfg: DictConfig,
+    name: str,
+    tags: dict[str, str],
+    metrics: dict[str, float],
+    folder: Path,
+    tables: dict[str, dict[str, list[str]]] | None = None,
+) -> None:
+    """A run of its own for what was measured after training: its numbers, tables (by columns), and all of ``folder``.
 
     A store that does not take it is told of in one line; the folder has it all.
     """
@@ -135,6 +142,8 @@ def record(cfg: DictConfig, name: str, tags: dict[str, str], metrics: dict[str, 
         for key, value in metrics.items():
             client.log_metric(run_id, key, value)
         client.log_artifacts(run_id, str(folder))
+        for table, columns in (tables or {}).items():
+            client.log_table(run_id, columns, f"{table}.json")
         client.set_terminated(run_id)
     except Exception as error:  # noqa: BLE001  whatever a server does wrong
         print(f"not in the tracking store ({str(error).splitlines()[0]}); all of it is in {folder}", file=sys.stderr)
