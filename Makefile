@@ -40,7 +40,7 @@ chat: setup  ## talk with the latest run  ARGS="run=NAME strength=1.5"
 	.venv/bin/python chat.py $(ARGS)
 
 test: setup  ## run the tests
-	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 studies: setup  ## the five recipes, quick, on random checkpoints under the models' real names (also a part of `test`)
 	.venv/bin/python -m pytest tests/test_studies.py $(ARGS)

@@ -7,6 +7,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the network for any
 
 import pytest
 
+# Files of minutes go first, so that of two workers none is left with one of them at the end.
+LONG = (
+    *("test_reward_runs", "test_pipeline", "test_online", "test_online_variants", "test_world", "test_dpo"),
+    *("test_compare", "test_studies", "test_default_run", "test_exam", "test_loop", "test_export"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
 
 @pytest.fixture(scope="session")
 def tokenizer():

@@ -225,7 +225,7 @@ def test_a_recipe_has_settings_for_each_of_its_stages_and_for_the_tiny_model():
     assert (sft.dataset.score_above, ppo.dataset.score_above) == (0.75, None)
     assert (sft.method.learning_rate, ppo.method.learning_rate) == (2e-4, 1e-4)
     tiny = compose("study=polite_gpt2", "dataset=requests", "model=tiny")
-    assert (tiny.method.learning_rate, list(tiny.reward_overrides)) == (2e-3, ["adapter=none"])
+    assert (tiny.method.learning_rate, list(tiny.reward_overrides)) == (1e-3, ["adapter=none"])
     assert list(ppo.reward_overrides) == ["model=bert", "adapter=none"]
 
 
