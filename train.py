@@ -3,7 +3,8 @@
 from omegaconf import DictConfig
 
 from manners.chain import Stage, show
-from manners.cli import main, needs
+from manners.cli import main
+from manners.composing import needs
 
 
 def train(cfg: DictConfig, overrides: list[str]) -> float | None:

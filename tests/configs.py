@@ -7,7 +7,7 @@ import hydra
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
-from manners import cli, config
+from manners import composing, config, paths
 
 
 def compose(*choices: str) -> DictConfig:
@@ -25,6 +25,6 @@ def changed(*values: str) -> DictConfig:
 @cache
 def _composed(choices: tuple[str, ...]) -> DictConfig:
     config.register()
-    Plugins.instance().register(cli.Recipes)
-    with hydra.initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        return cli.compose("train", list(choices))
+    Plugins.instance().register(composing.Recipes)
+    with hydra.initialize_config_dir(str(paths.CONF), version_base="1.3"):
+        return composing.compose("train", list(choices))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from manners import checks, cli
+from manners import checks, paths
 from manners.errors import MannersError
 from tests.configs import changed, compose
 
@@ -16,11 +16,11 @@ def refusal(cfg):
 
 
 def choices(group):
-    return sorted(path.stem for path in (cli.CONF / group).glob("*.yaml"))
+    return sorted(path.stem for path in (paths.CONF / group).glob("*.yaml"))
 
 
 def is_encoder(model):
-    return "decoder: false" in (cli.CONF / "model" / f"{model}.yaml").read_text()
+    return "decoder: false" in (paths.CONF / "model" / f"{model}.yaml").read_text()
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_the_default_config_passes():
     checks.check(compose())
 
 
-@pytest.mark.parametrize("study", sorted(path.stem for path in cli.EXPERIMENTS.glob("study/*.yaml")))
+@pytest.mark.parametrize("study", sorted(path.stem for path in paths.EXPERIMENTS.glob("study/*.yaml")))
 def test_every_recipe_passes(study):
     corpus = ["dataset.path=package:requests/requests.jsonl"] if study == "polite_gpt2" else []  # else a file by hand
     cfg = compose(f"study={study}", *corpus)

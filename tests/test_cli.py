@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hydra.core.plugins import Plugins
 
-from manners import cli, config
+from manners import cli, composing, config, paths
 from manners.errors import MannersError
 from tests.configs import compose
 
@@ -19,7 +19,7 @@ def train(*args):
     """train.py in a process of its own, with a terminal wide enough that no table wraps."""
     return subprocess.run(
         [sys.executable, "train.py", *args],
-        cwd=cli.ROOT,
+        cwd=paths.ROOT,
         env=os.environ | {"COLUMNS": "400"},
         capture_output=True,
         text=True,
@@ -30,7 +30,7 @@ def train(*args):
 def refusal(*overrides, multirun=False):
     """What train.py says to ``overrides``, found out in this process."""
     config.register()
-    Plugins.instance().register(cli.Recipes)
+    Plugins.instance().register(composing.Recipes)
     with pytest.raises(MannersError) as caught:
         cli.check_all("train", list(overrides), multirun)
     return str(caught.value)
@@ -39,9 +39,9 @@ def refusal(*overrides, multirun=False):
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
     """Writes a recipe into a copy of experiments/ that stands in for the real one."""
-    shutil.copytree(cli.EXPERIMENTS, tmp_path / "experiments")
-    monkeypatch.setattr(cli, "ROOT", tmp_path)
-    monkeypatch.setattr(cli, "EXPERIMENTS", tmp_path / "experiments")
+    shutil.copytree(paths.EXPERIMENTS, tmp_path / "experiments")
+    monkeypatch.setattr(composing, "ROOT", tmp_path)
+    monkeypatch.setattr(composing, "EXPERIMENTS", tmp_path / "experiments")
 
     def write(name, text, encoding="utf-8"):
         path = tmp_path / "experiments" / "study" / f"{name}.yaml"
@@ -71,7 +71,7 @@ for args in (["method.learning_rte=1"], ["dataset.view=x"], ["--help"], ["--cfg"
         pass
     print("LOADED", sorted({"torch", "transformers", "mlflow", "lightning", "numpy"} & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=cli.ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True, timeout=120)
     answers = [line for line in done.stdout.splitlines() if line.startswith("LOADED")]
     assert answers == ["LOADED []"] * 4, done.stderr
 
@@ -95,7 +95,7 @@ def test_help_tells_every_option_with_its_meaning_and_every_choice_of_every_grou
     for key, field in options:
         assert field.metadata["help"] in lines[key]
         assert all(choice in lines[key] for choice in field.metadata["choices"])
-    for file in [*cli.CONF.glob("*/*.yaml"), *cli.EXPERIMENTS.glob("study/*.yaml")]:
+    for file in [*paths.CONF.glob("*/*.yaml"), *paths.EXPERIMENTS.glob("study/*.yaml")]:
         comments = [c for c in file.read_text().splitlines() if c.startswith("#") and "@package" not in c]
         assert f" {file.stem} " in done.stdout
         assert comments[0].removeprefix("# ") in done.stdout
@@ -120,8 +120,8 @@ def test_cfg_job_prints_the_whole_config_and_runs_nothing():
 def test_info_shows_where_configs_are_looked_for():
     done = train("--info")
     assert done.returncode == 0, done.stderr
-    assert (cli.ROOT / "conf").as_uri() in done.stdout
-    assert (cli.ROOT / "experiments").as_uri() in done.stdout
+    assert (paths.ROOT / "conf").as_uri() in done.stdout
+    assert (paths.ROOT / "experiments").as_uri() in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_every_value_of_a_sweep_is_checked_before_the_first_job_starts():
 
 def test_a_good_sweep_passes():
     config.register()
-    Plugins.instance().register(cli.Recipes)
+    Plugins.instance().register(composing.Recipes)
     assert cli.check_all("train", ["study=glob(*bot)", "seed=1,2"], multirun=True) is None
 
 

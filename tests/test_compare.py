@@ -9,7 +9,7 @@ import hydra
 import numpy as np
 import pytest
 
-from manners import cli, config, speaker
+from manners import composing, config, paths, speaker
 from manners.data.rows import Prompt
 from manners.errors import MannersError
 from manners.evaluation import side_by_side, turns
@@ -21,8 +21,8 @@ from tests.commands import ONLINE, ROOT, artifacts, here, only, strictbot, track
 
 def evaluation(*overrides):
     config.register()
-    with hydra.initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        return cli.compose("evaluate", ["evaluation.max_new_tokens=12", *overrides])
+    with hydra.initialize_config_dir(str(paths.CONF), version_base="1.3"):
+        return composing.compose("evaluate", ["evaluation.max_new_tokens=12", *overrides])
 
 
 @pytest.fixture(scope="module")

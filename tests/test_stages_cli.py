@@ -9,7 +9,7 @@ from dataclasses import fields
 import pytest
 from hydra.core.plugins import Plugins
 
-from manners import cli, config
+from manners import cli, composing, config, paths
 from manners.errors import MannersError
 
 FEW = "dataset.max_rows=64"
@@ -18,7 +18,7 @@ FEW = "dataset.max_rows=64"
 def train(*args):
     return subprocess.run(
         [sys.executable, "train.py", *args],
-        cwd=cli.ROOT,
+        cwd=paths.ROOT,
         env=os.environ | {"COLUMNS": "400"},
         capture_output=True,
         text=True,
@@ -31,14 +31,14 @@ def hydra_here():
     import hydra
 
     config.register()
-    Plugins.instance().register(cli.Recipes)
-    with hydra.initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    Plugins.instance().register(composing.Recipes)
+    with hydra.initialize_config_dir(str(paths.CONF), version_base="1.3"):
         yield
 
 
 def needs(*overrides):
     """The stages of a command, by role."""
-    found = cli.needs(cli.compose("train", list(overrides)), list(overrides))
+    found = composing.needs(composing.compose("train", list(overrides)), list(overrides))
     return {stage.role: stage for stage in found}
 
 
@@ -87,7 +87,7 @@ def test_the_commands_overrides_are_carried_over_less_the_methods_own():
 def test_a_stage_is_what_its_command_makes_by_hand():
     """So what `python train.py method=sft ...` trained by hand is found."""
     for stage in needs("method=ppo", FEW, "seed=3", "policy_overrides=['method.max_steps=9']").values():
-        assert stage.cfg == cli.compose("train", stage.overrides)
+        assert stage.cfg == composing.compose("train", stage.overrides)
         assert stage.command.startswith("python train.py ")
 
 
@@ -234,12 +234,12 @@ def test_what_works_passes(overrides):
 
 
 def test_the_tuned_values_of_a_model_and_method_apply_and_the_command_line_wins():
-    tuned = cli.CONF / "tuned" / "tiny_sft.yaml"
+    tuned = paths.CONF / "tuned" / "tiny_sft.yaml"
     assert "learning_rate: 2e-3" in tuned.read_text()
-    assert cli.compose("train", []).method.learning_rate == 2e-3
-    assert cli.compose("train", ["model=gpt2"]).method.learning_rate == config.SFT().learning_rate
-    assert cli.compose("train", ["method.learning_rate=3e-3"]).method.learning_rate == 3e-3
-    assert cli.compose("train", ["study=strictbot"]).method.learning_rate != 2e-3  # its own model, not the tiny one
+    assert composing.compose("train", []).method.learning_rate == 2e-3
+    assert composing.compose("train", ["model=gpt2"]).method.learning_rate == config.SFT().learning_rate
+    assert composing.compose("train", ["method.learning_rate=3e-3"]).method.learning_rate == 3e-3
+    assert composing.compose("train", ["study=strictbot"]).method.learning_rate != 2e-3  # its own model, not the tiny one
 
 
 def test_tuned_values_reach_the_stages_and_the_command_line_wins_there_too():
@@ -250,10 +250,10 @@ def test_tuned_values_reach_the_stages_and_the_command_line_wins_there_too():
     assert needs("method=ppo", "policy_overrides=[]")["policy"].overrides == ["method=sft"]
 
 
-@pytest.mark.parametrize("file", sorted(p.stem for p in cli.CONF.glob("tuned/*.yaml")))
+@pytest.mark.parametrize("file", sorted(p.stem for p in paths.CONF.glob("tuned/*.yaml")))
 def test_every_tuned_file_is_of_a_model_and_a_method_that_exist(file):
     model, _, method = file.rpartition("_")
-    assert (cli.CONF / "model" / f"{model}.yaml").exists() and (cli.CONF / "method" / f"{method}.yaml").exists()
+    assert (paths.CONF / "model" / f"{model}.yaml").exists() and (paths.CONF / "method" / f"{method}.yaml").exists()
     assert needs(f"model={model}", f"method={method}").keys() in (set(), {"policy"}, {"policy", "reward"})
 
 

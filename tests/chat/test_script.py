@@ -12,7 +12,7 @@ from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 import chat
-from manners import cli, config
+from manners import composing, config, paths
 from manners.chat import run
 from manners.errors import MannersError
 from tests.chat import checkpoints
@@ -44,9 +44,9 @@ HARD = [
 @pytest.fixture(scope="module")
 def compose():
     config.register()
-    Plugins.instance().register(cli.Recipes)
-    with hydra.initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        yield lambda overrides: cli.compose("chat", overrides)
+    Plugins.instance().register(composing.Recipes)
+    with hydra.initialize_config_dir(str(paths.CONF), version_base="1.3"):
+        yield lambda overrides: composing.compose("chat", overrides)
 
 
 def test_the_prompt_arrives_as_it_was_typed(compose):
@@ -98,7 +98,7 @@ def test_a_model_that_plays_both_is_loaded_once(compose, tmp_path, monkeypatch):
 def test_through_a_pipe(tmp_path):
     """Each line a turn, plain text out; and nothing that takes seconds is imported without need."""
     folder = checkpoints.adapter(checkpoints.base(tmp_path), tmp_path / "run")
-    command = [sys.executable, "-X", "importtime", str(cli.ROOT / "chat.py"), f"run={folder}", f"output_dir={tmp_path}"]
+    command = [sys.executable, "-X", "importtime", str(paths.ROOT / "chat.py"), f"run={folder}", f"output_dir={tmp_path}"]
     done = subprocess.run(
         [*command, "max_new_tokens=6", "strength=0.5"],
         input="What is a rose?\n\nIt's a 'flower'.\n",
