@@ -1,0 +1,45 @@
+"""What a run costs: seconds, tokens, memory. Kept in ``run.json``, so that a run that goes on after a kill adds up."""
+
+import resource
+import sys
+import time
+
+import torch
+
+from manners.lineage import Folder
+
+
+def start(folder: Folder) -> None:
+    """A part of the run begins. The part before it, if it did not finish, lasted until the last metric that it wrote.
+
+    The memory's peak begins anew, where the system can be asked for that: a chain of runs is one process.
+    """
+    spent, since = folder.state.get("seconds", 0.0), folder.state.get("since")
+    written = folder.path / "metrics.jsonl"
+    if since is not None and written.exists():
+        spent += max(0.0, written.stat().st_mtime - since)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # Linux: proc(5), "reset the peak resident set size"
+    except OSError:
+        pass  # elsewhere the peak is that since the process began
+    folder.remember(seconds=spent, since=time.time())
+
+
+def total(folder: Folder, device: str) -> dict[str, float]:
+    """The run's metrics at its end. Gigabytes are 10⁹ bytes: of the GPU, or of the process on a CPU."""
+    state = folder.state
+    found = {
+        "cost/seconds": state["seconds"] + time.time() - state["since"],
+        "cost/peak_memory_gb": peak(device) / 1e9,
+    }
+    return found | ({"cost/tokens": float(state["tokens"])} if "tokens" in state else {})
+
+
+def peak(device: str) -> float:
+    """The most memory held at once since ``start``, in bytes."""
+    if device == "cuda":
+        return float(torch.cuda.max_memory_allocated())
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))

@@ -1,0 +1,1 @@
+"""One page over many runs, from the tracking store alone."""
