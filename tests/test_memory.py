@@ -1,72 +1,233 @@
-"""The estimate by parts, against models that are really built."""
+"""The prediction by parts against real tensors, and what fit=true and a full memory answer."""
 
+from collections import Counter
+from types import SimpleNamespace
+
+import hydra
 import pytest
 import torch
+from rich.console import Console
 
-from manners import memory
+from manners import composing, hardware, pipeline
+from manners.chain import Stage
+from manners.errors import MannersError
+from manners.fits import advice, answer, probe, shapes
+from manners.fits.ledger import CACHE, DECODING, Ledger
+from manners.methods.sft import token_loss
 from manners.models import adapters, base
-from tests.configs import compose
+from manners.paths import CONF
+from tests.configs import changed, compose
 
-CONFIG = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
-          "num_key_value_heads": 2, "vocab_size": 3072, "max_position_embeddings": 512}  # fmt: skip
+CPU = hardware.Device("cpu", "32")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, tokenizer):
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     out = tmp_path_factory.mktemp("qwen2")
-    Qwen2ForCausalLM(Qwen2Config(**CONFIG, tie_word_embeddings=False)).save_pretrained(out)
+    config = Qwen2Config(
+        hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=len(tokenizer), max_position_embeddings=512, tie_word_embeddings=False,
+    )  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(out)
+    tokenizer.save_pretrained(out)
     return str(out)
 
 
-def estimated(folder, *overrides):
-    cfg = compose(*overrides, f"model.name={folder}")
-    return memory.parts(cfg, base.architecture(folder)), cfg
+def test_what_lives_is_counted_by_part_until_nothing_holds_it():
+    """By hand: a weight of 8 × 16 floats, an input of 4 × 8, an output of 4 × 16, and a sum of one."""
+    with Ledger(vocabulary=999) as ledger:
+        weight = torch.ones(8, 16, requires_grad=True)
+        with ledger.booking("activations", "forward"):
+            x = torch.ones(4, 8)
+            loss = (x @ weight).sum()  # the product itself is not kept: a sum needs no input to go back
+        assert dict(ledger.live) == {"weights": 512, "activations": 128 + 4}
+        assert dict(ledger.peaks["forward"]) == {"weights": 512, "activations": 128 + 256 + 4}
+        with ledger.booking("activations", "backward"):
+            loss.backward()
+            ledger.rebook(weight.grad, "gradients")
+        assert ledger.live["gradients"] == 512
+        del x, loss
+        assert +ledger.live == {"weights": 512, "gradients": 512}
 
 
-def test_a_lora_over_four_bits_takes_what_was_counted(folder):
-    found, cfg = estimated(folder, "adapter=qlora", "hardware.precision=32")
-    model = base.load(folder, quantization="nf4")
-    quantized = [p for p in model.parameters() if p.dtype == torch.uint8]
+def test_masks_are_real_so_that_only_what_is_trained_has_logits():
+    chosen = torch.tensor([[True, False, True], [False, False, True]])
+    with Ledger(vocabulary=50) as ledger, ledger.booking("activations", "head"):
+        hidden = torch.ones(2, 3, 7)
+        logits = hidden[chosen] @ torch.ones(7, 50)
+        assert logits.shape == (3, 50)
+        assert ledger.live["logits"] == 4 * 3 * 50
+        assert logits.argmax(-1).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", ["none", "lora"])
+def test_what_is_kept_for_the_backward_pass_is_what_a_real_model_keeps(folder, kind, checkpointing):
+    """Against the storages that autograd saves of a real model, its weights left out."""
+    cfg = compose(f"adapter={kind}")
+    cfg.model.name, cfg.method.gradient_checkpointing = folder, checkpointing
+    a = cfg.adapter
+    ids = torch.randint(0, 100, (3, 40))
+    batch = {"input_ids": ids, "labels": torch.where(torch.arange(40) > 20, ids, -100)}
+
+    real = adapters.adapt(
+        base.load(folder), kind, a.r, a.lora_alpha, a.lora_dropout, a.target_modules, checkpointing
+    ).train()
+    weights = {p.untyped_storage()._cdata for p in (*real.parameters(), *real.buffers())}
+    saved = {}
+
+    def keep(tensor):
+        if tensor.is_floating_point() and tensor.untyped_storage()._cdata not in weights:
+            saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        loss = token_loss(real, batch)[0]
+    kept = sum(s.nbytes() for s in saved.values())
+
+    model = shapes.language_model(cfg, CPU, 0)
+    with Ledger(model.config.vocab_size) as ledger:
+        shapes.imagine(model, ledger)
+        assert ledger.live["weights"] + ledger.live["adapter and new heads"] == sum(
+            4 * p.numel() for p in real.parameters()
+        ) + sum(4 * b.numel() for b in real.buffers())
+        with ledger.booking("activations", "forward"):
+            loss = token_loss(model.train(), batch)[0]
+        held = ledger.live["activations"] + ledger.live["logits"]
+        assert loss.shape == ()
+    assert held == pytest.approx(kept, rel=0.03)
+
+
+def test_a_base_in_four_bits_takes_what_really_quantized_weights_take(folder):
+    cfg = compose("adapter=qlora")
+    cfg.model.name = folder
+    real = base.load(folder, quantization="nf4")
+    quantized = [p for p in real.parameters() if p.dtype == torch.uint8]
     states = [p.quant_state for p in quantized]
-    real = sum(
+    packed = sum(
         p.numel() + s.absmax.numel() + 4 * s.state2.absmax.numel() for p, s in zip(quantized, states, strict=True)
     )
-    assert found["weights in 4 bits"] == pytest.approx(real, rel=0.01)
-    assert found["embeddings, head and norms"] == sum(
-        4 * p.numel() for p in model.parameters() if p.dtype != torch.uint8
-    )
-    a = cfg.adapter
-    model = adapters.adapt(model, "qlora", a.r, a.lora_alpha, a.lora_dropout, a.target_modules)
-    assert found["adapter"] == found["gradients"] == sum(4 * p.numel() for p in adapters.trainable(model).values())
+    rest = sum(4 * p.numel() for p in real.parameters() if p.dtype != torch.uint8)
+    model = shapes.language_model(cfg, CPU, 0)
+    with Ledger(model.config.vocab_size) as ledger:
+        shapes.imagine(model, ledger)
+        assert ledger.live["weights"] == pytest.approx(packed + rest, rel=0.01)
+        assert ledger.live["adapter and new heads"] == sum(
+            4 * p.numel() for n, p in model.named_parameters() if "lora_" in n
+        )
 
 
-def test_full_fine_tuning_keeps_a_gradient_and_two_moments_for_every_weight(folder):
-    found, _ = estimated(folder, "adapter=none", "hardware.precision=32")
-    weights = sum(4 * p.numel() for p in base.load(folder).parameters())
-    assert (found["weights"], found["gradients"], found["optimizer"]) == (weights, weights, 2 * weights)
-    assert estimated(folder, "adapter=none", "hardware.optim=paged_adamw_8bit")[0]["optimizer"] == weights / 2
+def test_holes_grow_with_what_comes_and_goes_and_with_the_largest_cache():
+    """By hand: 0.4 × (100 + 50), and the 30 + 7 of the phase that decodes most."""
+    training = Counter({"weights": 1000, "activations": 100, "logits": 50})
+    sampling = Counter({"weights": 1000, "activations": 20, CACHE: 30, DECODING: 7})
+    assert answer.holes(training, {"a": training, "b": sampling, "c": Counter({CACHE: 36})}) == 60 + 37
 
 
-def test_recomputed_activations_are_each_layers_input_and_one_layer_at_a_time(folder):
-    """By hand, for 512 tokens: 2 layers' inputs and one layer's insides, of 16 bits each."""
-    hard = ["adapter=none", "hardware.precision=bf16", "method.per_device_train_batch_size=1", "method.max_length=512"]
-    whole, _ = estimated(folder, *hard)
-    spared, _ = estimated(folder, *hard, "method.gradient_checkpointing=true")
-    layer = 2 * (6 * 128 + 128 + 4 * 256)
-    assert whole["activations"] == 512 * 2 * layer
-    assert spared["activations"] == 512 * (2 * 2 * 128 + layer)
+def test_remedies_come_cheapest_first_and_keep_the_global_batch():
+    cfg = changed("method.per_device_train_batch_size=4", "method.gradient_accumulation_steps=3")
+    found = list(advice.remedies(cfg))
+    batches = [f for f in found if "method.per_device_train_batch_size" in f]
+    sizes = [
+        (int(f["method.per_device_train_batch_size"]), int(f["method.gradient_accumulation_steps"])) for f in batches
+    ]
+    assert sizes == [(2, 6), (1, 12)]
+    kinds = list(dict.fromkeys(next(iter(f)) for f in found))
+    assert kinds == [
+        "method.per_device_train_batch_size", "method.per_device_eval_batch_size", "evaluation.batch_size",
+        "method.gradient_checkpointing", "hardware.optim", "adapter", "method.max_length",
+    ]  # fmt: skip
 
 
-def test_the_recipe_of_the_human_user_fits_eight_gigabytes():
-    """Qwen2.5-7B's published shape; the part that is largest is the one that four bits make small."""
-    from transformers import Qwen2Config
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+        MemoryError(),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_a_full_memory_is_answered_with_overrides(error):
+    with pytest.raises(MannersError) as found, advice.out_of_memory(compose()):
+        raise error
+    words = str(found.value)
+    assert "method.per_device_train_batch_size=8 method.gradient_accumulation_steps=2" in words
+    assert "method.gradient_checkpointing=true" in words
+    assert "adapter=qlora" in words
 
-    shape = Qwen2Config(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
-                        num_key_value_heads=4, vocab_size=152064, tie_word_embeddings=False)  # fmt: skip
-    cfg = compose("study=human_user")
-    found = memory.parts(cfg, shape)
-    assert 6.5 * 2**30 < sum(found.values()) < 8 * 2**30
-    whole = memory.parts(compose("study=human_user", "adapter=lora"), shape)
-    assert sum(whole.values()) > 24 * 2**30
+
+def test_other_errors_are_not_taken_for_a_full_memory():
+    with pytest.raises(RuntimeError, match="shapes"), advice.out_of_memory(compose()):
+        raise RuntimeError("shapes do not match")
+
+
+def test_a_run_that_is_out_of_memory_ends_in_one_sentence(monkeypatch):
+    def train(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(pipeline, "train", train)
+    with pytest.raises(MannersError, match="out of memory in method=sft of tiny"):
+        pipeline.run(Stage(compose(), []), [])
+
+
+@pytest.fixture
+def asked(folder, tmp_path, monkeypatch):
+    """fit=true of a small run, in a machine of so many bytes; the probe's result is given."""
+    monkeypatch.setattr(probe, "probe", lambda *_: probe.Measured(10**9, 2 * 10**9, 0.5))
+    console = Console(record=True, width=200)
+    overrides = [
+        "adapter=none", f"model.name={folder}", f"output_dir={tmp_path}", "hardware.accelerator=cpu",
+        "dataset.max_rows=40",
+        "method.per_device_train_batch_size=16", "method.per_device_eval_batch_size=2", "evaluation.batch_size=4",
+    ]  # fmt: skip
+
+    def ask(room):
+        monkeypatch.setattr(answer, "memory", lambda _: (room, room))
+        cfg = composing.compose("train", [*overrides, "fit=true"])
+        fits = answer.show(Stage(cfg, overrides), [], console)
+        return fits, console.export_text()
+
+    compose()  # registers the schemas
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):  # as within train.py
+        yield ask
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fit_says_how_much_a_run_takes_and_how_long_and_what_would_make_it_fit(asked, monkeypatch):
+    monkeypatch.setattr(probe, "resident", lambda: 10**9)
+    fits, text = asked(10**11)
+    assert fits
+    assert "measured, in two steps on the longest rows  2.00" in text
+    assert "4 steps of 0.50 s" in text  # 1.6 epochs of 40 rows in batches of 16
+    assert text.rstrip().endswith("it fits")
+    foreseen = float(text.split("foreseen")[1].split()[0])
+    libraries = (10**9 + answer.AT_WORK) / 1e9
+    room = libraries + 0.8 * (foreseen - libraries)  # half the rows at a time spare nearly half of what is above them
+    fits, text = asked(int(room * 1e9))
+    assert not fits
+    assert "the probe was not run" in text
+    told = text.rstrip().splitlines()[-1]
+    words, size = told.split("  (")
+    assert words == ("add to the command: method.per_device_train_batch_size=8 method.gradient_accumulation_steps=2")
+    assert float(size.split()[0]) <= room
+
+
+def test_two_real_steps_take_what_was_foreseen(folder):
+    """The least case: the libraries are most of it. Nine larger ones: experiments/memory.py."""
+    small = ["dataset.max_rows=30", "evaluation.batch_size=4", "evaluation.max_new_tokens=4", "evaluation.prompts=4"]
+    cfg = compose("adapter=none", "hardware.accelerator=cpu", f"model.name={folder}", *small)
+    stage = Stage(cfg, [])
+    measured = probe.probe(cfg, stage.splits, None)
+    found = answer.foresee(cfg, stage, CPU, None)
+    foreseen = found.total - found.parts[answer.RUNTIME] + measured.baseline + answer.AT_WORK
+    assert foreseen == pytest.approx(measured.peak, rel=0.15)
+    assert measured.seconds > 0
+
+
+def test_fit_refuses_methods_that_it_does_not_know():
+    with pytest.raises(MannersError, match="fit=true answers for method=sft"):
+        answer.show(Stage(SimpleNamespace(method=SimpleNamespace(name="dpo")), []), [], Console())

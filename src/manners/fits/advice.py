@@ -1,0 +1,74 @@
+"""What makes a run smaller, cheapest first; and what to say when memory has run out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from omegaconf import DictConfig
+
+from manners.errors import MannersError
+
+WORDS = ("not enough memory", "out of memory", "can't allocate memory")  # torch's, on a CPU and elsewhere
+SHORTEST = 64  # tokens: a shorter conversation is hardly one
+
+
+def remedies(cfg: DictConfig) -> Iterator[dict[str, str]]:
+    """Overrides that spare memory, in the order of what they cost.
+
+    First those that leave the result as it is, up to rounding: fewer rows at a time. Then what takes time
+    (recomputing), a little precision (8 bits), and last what is another experiment: an adapter, or less to read.
+    """
+    m, size = cfg.method, cfg.method.get("per_device_train_batch_size", 1)
+    accumulated = m.get("gradient_accumulation_steps", 1)
+    while size > 1 and size % 2 == 0:
+        size, accumulated = size // 2, accumulated * 2
+        yield {
+            "method.per_device_train_batch_size": str(size),
+            "method.gradient_accumulation_steps": str(accumulated),
+        }
+    for key in ("per_device_eval_batch_size", "micro_batch_tokens"):
+        yield from halves(f"method.{key}", m.get(key, 1), 1 if key != "micro_batch_tokens" else 256)
+    yield from halves("evaluation.batch_size", cfg.evaluation.batch_size, 4)
+    if not m.gradient_checkpointing:
+        yield {"method.gradient_checkpointing": "true"}
+    if cfg.hardware.optim == "adamw" and cfg.hardware.accelerator != "mps":
+        yield {"hardware.optim": "paged_adamw_8bit"}
+    if cfg.adapter.kind == "none" and cfg.method.get("critic") != "adapter":
+        yield {"adapter": "lora"}
+    if cfg.adapter.kind != "qlora" and cfg.model.decoder and cfg.hardware.accelerator != "mps":
+        yield {"adapter": "qlora"}
+    for key in ("max_length", "max_prompt_length", "response_length"):
+        yield from halves(f"method.{key}", m.get(key, 0), SHORTEST)
+
+
+def halves(key: str, value: int, least: int) -> Iterator[dict[str, str]]:
+    while value // 2 >= least:
+        value //= 2
+        yield {key: str(value)}
+
+
+def listed(overrides: dict[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in overrides.items())
+
+
+def first_of_each(cfg: DictConfig) -> list[str]:
+    """The first step of each kind, as it is typed."""
+    found: dict[str, str] = {}
+    for overrides in remedies(cfg):
+        found.setdefault(next(iter(overrides)), listed(overrides))
+    return list(found.values())
+
+
+@contextmanager
+def out_of_memory(cfg: DictConfig) -> Iterator[None]:
+    """Within, memory that has run out is answered with what would have spared it. Raises MannersError."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if type(error) is RuntimeError and not any(words in str(error).lower() for words in WORDS):
+            raise
+        raise MannersError(
+            f"out of memory in method={cfg.method.name} of {cfg.model.name}. Add to the command, the cheapest first:\n"
+            + "\n".join(f"  {words}" for words in first_of_each(cfg))
+            + "\nfit=true says which of them are enough, and trains nothing."
+        ) from None

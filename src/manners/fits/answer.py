@@ -1,0 +1,186 @@
+"""``fit=true``: whether a run fits into the memory there is, how long it takes, and what would make it fit."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from manners import checks, composing, hardware
+from manners.chain import Stage, take
+from manners.errors import MannersError
+from manners.fits import advice, probe, rehearsal
+from manners.fits.ledger import CACHE, DECODING, LOGITS
+from manners.fits.probe import Measured
+from manners.fits.rehearsal import ACTIVATIONS
+from manners.hardware import Device
+from manners.lineage import Folder
+from manners.stages.run import Run
+from manners.tracking import Silent
+
+METHODS = ("sft", "reward", "ppo", "rloo")
+RUNTIME, SLACK = "Python and libraries", "holes that the allocator keeps"
+CONTEXT = 5 * 10**8  # bytes that CUDA and its kernels take before anything is loaded, about
+# On a CPU the C library keeps what is freed in the middle of its heap, and what comes next seldom fits into the holes.
+# Measured, not derived (experiments/memory.md): the holes of a step are so much of what comes and goes in it; and a
+# cache that is copied for each token leaves as much as it ever held.
+HOLES = 0.4
+AT_WORK = 45 * 10**6  # bytes of code and buffers that the libraries load when they first train
+WORTH = 0.99  # a remedy that spares less than a hundredth is none
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """Bytes by part, at the run's fullest moment, and the phase of the run that it is in."""
+
+    parts: Counter[str]
+    phase: str
+    steps: int
+    share: float  # mean length of a row over the longest
+
+    @property
+    def total(self) -> int:
+        return self.parts.total()
+
+
+def show(stage: Stage, needs: list[Stage], console: Console) -> bool:
+    """Print the answer, which is returned too. Nothing is trained, and no run is made."""
+    cfg = stage.cfg
+    if cfg.method.name not in METHODS:
+        raise MannersError(f"fit=true answers for method={', '.join(METHODS)}: of {cfg.method.name} it knows nothing.")
+    if not stage.splits.validation and not stage.splits.test:
+        raise MannersError("no rows are held out: set dataset.validation_share above 0, or add rows.")
+    beside = next((reward_config(need) for need in needs if need.role == "reward"), None)
+    device, here = wanted(cfg)
+    found = foresee(cfg, stage, device, beside)
+    room, free = memory(device) if here else (0, 0)
+    measured = probe.probe(cfg, stage.splits, beside) if here and found.total <= min(room, free) else None
+    table(console, cfg, device, found, measured)
+    if not here:
+        console.print(f"there is no {device.kind} device here: compare with the memory of the one you mean.")
+        return True
+    console.print(f"this machine has {gb(room)} GB, of which {gb(free)} GB are free", highlight=False)
+    if measured:
+        console.print(duration(found, measured), highlight=False, soft_wrap=True)
+    elif found.total <= room:
+        console.print("the probe was not run: it may need more than what is free now")
+    else:
+        console.print("the probe was not run: it would not fit")
+    fits = (measured.peak if measured else found.total) <= room
+    console.print("it fits" if fits else "it does not fit", style="bold green" if fits else "bold red")
+    if not fits:
+        spare(console, stage, device, beside, found, room)
+    return fits
+
+
+def reward_config(need: Stage) -> DictConfig:
+    """What made the reward model, or will make it; of a folder that is not ours, its place."""
+    if not need.given:
+        return need.cfg
+    found = take(need)
+    made_by = found.config or need.cfg.copy()
+    if not (found.model / "adapter_config.json").exists():  # an adapter's run names its base
+        made_by.model.name, made_by.model.revision = str(found.model), None
+    return made_by
+
+
+def wanted(cfg: DictConfig) -> tuple[Device, bool]:
+    """The device that the config asks for, and whether it is in this machine."""
+    h = cfg.hardware
+    if h.accelerator == "cuda" and not torch.cuda.is_available():
+        return Device("cuda", "bf16" if h.precision == "auto" else h.precision), False
+    return hardware.resolve(h.accelerator, h.precision, h.num_threads), True
+
+
+def memory(device: Device) -> tuple[int, int]:
+    """Bytes that there are, and that are free: of the GPU, or of the machine, or of the container that we are in."""
+    if device.kind == "cuda":
+        free, room = torch.cuda.mem_get_info()
+        return room, free
+    machine = psutil.virtual_memory()
+    room, free = machine.total, machine.available
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (written := limit.read_text().strip()) != "max":
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        room, free = min(room, int(written)), min(free, int(written) - used)
+    return room, free
+
+
+def foresee(cfg: DictConfig, stage: Stage, device: Device, beside: DictConfig | None) -> Foreseen:
+    run = Run(cfg, stage.splits, device, Folder(Path(), {}), Silent())
+    played = rehearsal.rehearse(run, beside)
+    phase, parts = max(played.ledger.peaks.items(), key=lambda item: item[1].total())
+    if device.kind == "cuda":
+        more = {RUNTIME: CONTEXT}
+    else:
+        probe.warm_up()
+        more = {RUNTIME: probe.resident() + AT_WORK, SLACK: holes(parts, played.ledger.peaks)}
+    return Foreseen(parts + Counter(more), phase, played.steps, played.share)
+
+
+def holes(parts: Counter[str], peaks: dict[str, Counter[str]]) -> int:
+    decoded = max(peak[CACHE] + peak[DECODING] for peak in peaks.values())
+    return round(HOLES * (parts[ACTIVATIONS] + parts[LOGITS])) + decoded
+
+
+def spare(
+    console: Console, stage: Stage, device: Device, beside: DictConfig | None, found: Foreseen, room: int
+) -> None:
+    """Print the overrides that would make it fit, as few and as cheap as will do; each has been foreseen."""
+    chosen: dict[str, str] = {}
+    for overrides in advice.remedies(stage.cfg):
+        trial = chosen | overrides
+        kept = [o for o in stage.overrides if composing.key_of(o) not in trial]
+        try:
+            cfg = composing.compose("train", [*kept, *(f"{key}={value}" for key, value in trial.items())])
+            checks.check(cfg)
+        except MannersError:
+            continue  # the config does not go with this one
+        smaller = foresee(cfg, stage, device, beside)
+        if smaller.total < WORTH * found.total:
+            chosen, found = trial, smaller
+        if found.total <= room:
+            break
+    words = "add to the command" if found.total <= room else "not even this would be enough"
+    console.print(f"{words}: {advice.listed(chosen)}  ({gb(found.total)} GB)", highlight=False, soft_wrap=True)
+
+
+def table(console: Console, cfg: DictConfig, device: Device, found: Foreseen, measured: Measured | None) -> None:
+    console.print(
+        f"{cfg.method.name}, {cfg.model.name}, {cfg.adapter.kind}, on {device.kind}, {device.number_format}; GB of "
+        f"memory at the fullest, which is in {found.phase}:",
+        highlight=False,
+        soft_wrap=True,
+    )
+    made = Table.grid(padding=(0, 2))
+    made.add_column()
+    made.add_column(justify="right")
+    for name, size in found.parts.most_common():
+        if size >= 5 * 10**5:
+            made.add_row(name, gb(size))
+    made.add_row("foreseen", gb(found.total), style="bold")
+    if measured:
+        made.add_row("measured, in two steps on the longest rows", gb(measured.peak), style="bold")
+    console.print(made, highlight=False)
+
+
+def duration(found: Foreseen, measured: Measured) -> str:
+    whole = found.steps * measured.seconds
+    return (
+        f"time, less evaluation: at most {clock(whole)} ({found.steps:,} steps of {measured.seconds:.2f} s on the "
+        f"longest rows); with rows of their mean length about {clock(whole * found.share)}"
+    )
+
+
+def clock(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def gb(size: float) -> str:
+    return f"{size / 1e9:.2f}"

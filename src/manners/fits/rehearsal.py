@@ -1,0 +1,245 @@
+"""What a run will hold in memory at its fullest, part by part: its steps played on the longest batches.
+
+The code that is played is the code that trains: losses, actor, rewards and optimizer are the run's own.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from transformers import DynamicCache
+
+from manners.data.batches import Batch, collate
+from manners.data.encode import encode
+from manners.fits import longest, shapes
+from manners.fits.ledger import CACHE, DECODING, Ledger
+from manners.grouping import by_length
+from manners.methods.optimizer import adamw
+from manners.methods.ppo.loop import make_optimizer
+from manners.methods.ppo.rollout import Rollout, encode_prompts, together
+from manners.methods.ppo.update import losses
+from manners.methods.reward import SLOTS, bradley_terry, regression
+from manners.methods.sft import token_loss
+from manners.models import reward as reward_models
+from manners.models.actor import Actor
+from manners.models.adapters import merged, trainable
+from manners.models.generation import left_padded, pick
+from manners.models.loss import token_nll
+from manners.stages import online, show
+from manners.stages.run import Run, load_tokenizer
+
+ACTIVATIONS, GRADIENTS, OPTIMIZER = "activations", "gradients", "optimizer"
+TRAINING, VALIDATING, ANSWERING = "a training step", "validation", "answers before and after"
+STEPS = 2  # the second finds the optimizer's states and the gradients of the first
+
+
+@dataclass(frozen=True)
+class Played:
+    ledger: Ledger
+    steps: int  # of the whole run: optimizer steps, or PPO's iterations
+    share: float  # mean length of a row over the longest
+
+
+def rehearse(run: Run, reward_cfg: DictConfig | None = None) -> Played:
+    """The fullest moment of each phase. ``reward_cfg`` made the reward model that PPO loads beside the policy."""
+    tokenizer = load_tokenizer(run.cfg)
+    if run.cfg.method.name == "sft":
+        return sft(run, tokenizer)
+    return reward(run, tokenizer) if run.cfg.method.name == "reward" else ppo(run, tokenizer, reward_cfg)
+
+
+def sft(run: Run, tokenizer: Any) -> Played:
+    cfg = run.cfg
+    work = longest.lessons(run, tokenizer, None)
+    model = shapes.language_model(cfg, run.device, len(tokenizer))
+    with Ledger(model.config.get_text_config().vocab_size) as ledger:
+        shapes.imagine(model, ledger)
+        answer(ledger, run, model, tokenizer)
+        learn(ledger, run, model, work, lambda batch: token_loss(model, batch)[0])
+    return Played(ledger, work.steps, work.share)
+
+
+def reward(run: Run, tokenizer: Any) -> Played:
+    cfg, kind = run.cfg, run.cfg.method.loss
+    network = shapes.scorer(cfg, run.device, tokenizer.pad_token_id)
+    work = longest.lessons(run, tokenizer, network)
+
+    def loss(batch: Batch) -> torch.Tensor:
+        scores = reward_models.raw_scores(network, batch)
+        if kind == "pairwise":
+            return bradley_terry(*scores.chunk(2), batch["margins"])  # type: ignore[call-arg]
+        return regression(scores, batch["targets"].float(), kind)
+
+    with Ledger(network.config.get_text_config().vocab_size) as ledger:
+        shapes.imagine(network, ledger)
+        learn(ledger, run, network, work, loss)
+        many = work.train[:1] * max(SLOTS // work.train[0].length, 1)
+        with torch.no_grad(), ledger.booking(ACTIVATIONS, "examination"):
+            network.eval()
+            reward_models.raw_scores(network, work.together(many))
+    return Played(ledger, work.steps, work.share)
+
+
+def ppo(run: Run, tokenizer: Any, reward_cfg: DictConfig | None) -> Played:
+    """PPO and RLOO: an iteration whose replies are all as long as they may be."""
+    cfg, s = run.cfg, online.typed(run.cfg)
+    asked = longest.questions(run, tokenizer)
+    shape = shapes.language_model(cfg, run.device, len(tokenizer))
+    with torch.device("meta"):
+        actor = Actor(shape, getattr(s, "critic", "none"), run.device.precision == "bf16")
+        beside = reward_cfg and shapes.scorer(reward_cfg, run.device, tokenizer.pad_token_id, adapted=False)
+    with Ledger(shape.config.get_text_config().vocab_size) as ledger:
+        shapes.imagine(actor, ledger)
+        if beside is not None:
+            shapes.imagine(beside.requires_grad_(False), ledger, shapes.REWARD)
+        answer(ledger, run, actor.model, tokenizer)
+        asked_ids = encode_prompts(asked.train, tokenizer, s.max_prompt_length)
+        rolled = played(asked_ids, asked.train, s.response_length)
+        everyone = list(range(len(asked_ids)))
+        minibatch = sorted(everyone, key=lambda r: -rolled.lengths[r])[: -(-len(everyone) // s.num_mini_batches)]
+        part = together(rolled, fullest(rolled, minibatch, s.micro_batch_tokens), 0)
+        zeros = torch.zeros(rolled.mask.shape)
+        optimizer = make_optimizer(actor, s)
+        params = prepare(run, optimizer, ledger)
+        with ledger.booking(ACTIVATIONS, TRAINING):
+            actor.train()
+            for _ in range(STEPS):
+                optimizer.zero_grad()
+                losses(actor, rolled, part, zeros, zeros, s)[0].backward()
+                step(ledger, optimizer, params, s.max_grad_norm)
+        # From the second iteration on gradients and optimizer states are there while the policy answers.
+        held_out = encode_prompts(asked.held_out, tokenizer, s.max_prompt_length) if asked.held_out else []
+        for ids, phase in ((held_out, "evaluation"), (asked_ids, "sampling")):
+            if ids:
+                decode(ledger, run, actor.model, ids, s.response_length, phase)
+        with torch.no_grad(), ledger.booking(ACTIVATIONS, "reading the replies"):
+            part = together(rolled, fullest(rolled, everyone, s.micro_batch_tokens), 0)
+            actor.judge(part.ids, part.chosen, s.temperature)
+            actor.reference_logprobs(part.ids, part.chosen, s.temperature)
+        if beside is not None:
+            score(ledger, beside, max(rolled.lengths), reward_cfg)
+    return Played(ledger, asked.iterations, asked.share)
+
+
+def learn(ledger: Ledger, run: Run, model: Any, work: longest.Lessons, loss: Callable[[Batch], torch.Tensor]) -> None:
+    """An optimizer step as Lightning makes it: the gradients of the step before go only after the forward pass."""
+    m, cast = run.cfg.method, autocast(run)
+    optimizer = adamw([{"params": list(trainable(model).values())}], "adamw")
+    params = prepare(run, optimizer, ledger)
+    model.train()
+    with ledger.booking(ACTIVATIONS, TRAINING):
+        for _ in range(STEPS):
+            for micro in range(min(m.gradient_accumulation_steps, 2)):
+                with cast:
+                    found = loss(work.together(work.train))
+                if micro == 0:
+                    optimizer.zero_grad()
+                found.backward()
+                del found
+            step(ledger, optimizer, params, m.max_grad_norm)
+    with torch.no_grad(), cast, ledger.booking(ACTIVATIONS, VALIDATING):
+        model.eval()
+        loss(work.together(work.validation))
+
+
+def autocast(run: Run) -> torch.autocast:
+    kind = torch.float16 if run.device.precision == "fp16" else torch.bfloat16
+    return torch.autocast("cpu", kind, enabled=run.device.precision != "32")
+
+
+def prepare(run: Run, optimizer: torch.optim.Optimizer, ledger: Ledger) -> list[torch.Tensor]:
+    """The weights that are trained. Their gradients will be booked as such."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for p in params:
+        p.register_post_accumulate_grad_hook(lambda p: ledger.rebook(p.grad, GRADIENTS))
+    for group in optimizer.param_groups:
+        group["foreach"] = run.device.kind == "cuda"  # where torch updates all weights at once
+    if run.cfg.hardware.optim == "paged_adamw_8bit":
+        shapes.eight_bits(optimizer, params)
+    return params
+
+
+def step(ledger: Ledger, optimizer: torch.optim.Optimizer, params: list[torch.Tensor], max_grad_norm: float) -> None:
+    torch.nn.utils.clip_grad_norm_(params, max_grad_norm or 1.0)
+    with ledger.booking(OPTIMIZER):
+        optimizer.step()
+
+
+def answer(ledger: Ledger, run: Run, model: Any, tokenizer: Any) -> None:
+    """The model answers held-out prompts, and its loss on held-out rows is taken."""
+    e, m, rows = run.cfg.evaluation, run.cfg.method, longest.shortened(run).splits.test
+    ids = longest.prompts(run, rows, tokenizer)
+    if ids:
+        decode(ledger, run, model, ids[: e.batch_size], e.max_new_tokens, ANSWERING)
+    length = m.get("max_length") or m.max_prompt_length + m.response_length
+    examples = encode(rows, tokenizer, run.cfg.dataset.train_on, length)
+    batch = collate(longest.top(examples, show.rows_at_once(run.cfg), lambda x: x.length), pad=0)
+    with torch.no_grad(), ledger.booking(ACTIVATIONS, ANSWERING):
+        token_loss(model.eval(), batch)
+        if m.view == "prompt" and ids:
+            if len(ids) > e.batch_size:
+                decode(ledger, run, model, ids, m.response_length, ANSWERING)
+            other = shapes.language_model(run.cfg, run.device, 0, adapted=False)
+            shapes.imagine(other, ledger, "the base, to compare with")
+            width = max(map(len, ids)) + m.response_length
+            read = torch.zeros((max(4096 // width, 1), width), dtype=torch.long)
+            chosen = torch.zeros((len(read), width - 1), dtype=torch.bool)
+            chosen[:, -m.response_length :] = True
+            token_nll(other, read, chosen)
+
+
+def decode(ledger: Ledger, run: Run, model: Any, prompts: list[list[int]], tokens: int, phase: str) -> None:
+    """Prompts of like length are read, and then the last of ``tokens`` tokens of their replies is sampled."""
+    rows = max(by_length([len(p) for p in prompts], 2**62), key=lambda rows: len(rows) * len(prompts[rows[-1]]))
+    ids, mask = left_padded([prompts[r] for r in rows], 0, "cpu")
+    cache = DynamicCache(config=model.config)
+    length = ids.shape[1] + tokens - 1
+    cast = autocast(run) if run.cfg.method.view == "prompt" else nullcontext()
+    whole = merged(model) if run.device.kind == "cpu" else nullcontext()
+    with torch.no_grad(), ledger.booking(DECODING, phase), whole, cast:
+        model.eval()
+        next_token(model, ids, mask, cache)
+        layers: Any = cache.layers
+        for layer in layers:
+            with ledger.booking(CACHE):
+                layer.keys, layer.values = (
+                    t.new_empty((*t.shape[:2], length, t.shape[3])) for t in (layer.keys, layer.values)
+                )
+        next_token(model, ids[:, -1:], torch.ones((len(rows), length + 1), dtype=torch.long), cache)
+
+
+def next_token(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> None:
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    out = model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+        logits_to_keep=1,
+    )  # fmt: skip
+    pick(out.logits[:, -1], 1.0, torch.zeros(len(ids)))
+
+
+def played(prompt_ids: list[list[int]], prompts: list[Any], tokens: int) -> Rollout:
+    """A rollout whose replies are all ``tokens`` long."""
+    count = len(prompt_ids)
+    tables = [torch.zeros(count, tokens) for _ in range(4)]
+    mask = torch.ones((count, tokens), dtype=torch.bool)
+    replies = [[0] * tokens] * count
+    return Rollout(prompts, prompt_ids, replies, [""] * count, torch.ones(count, dtype=torch.bool), mask, *tables)
+
+
+def fullest(rolled: Rollout, rows: list[int], slots: int) -> list[int]:
+    """The micro-batch of most slots."""
+    lengths = [rolled.lengths[r] for r in rows]
+    batch = max(by_length(lengths, slots), key=lambda rows: len(rows) * max(lengths[r] for r in rows))
+    return [rows[i] for i in batch]
+
+
+def score(ledger: Ledger, network: Any, length: int, reward_cfg: DictConfig | None) -> None:
+    assert reward_cfg is not None
+    length = min(length, reward_cfg.method.max_length)
+    shape = (max(SLOTS // length, 1), length)
+    batch = {"input_ids": torch.zeros(shape, dtype=torch.long), "mask": torch.ones(shape, dtype=torch.long)}
+    with torch.no_grad(), ledger.booking(ACTIVATIONS, "scoring"):
+        reward_models.raw_scores(network.eval(), batch)
