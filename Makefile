@@ -12,7 +12,7 @@ PIP = .venv/bin/pip install --quiet --disable-pip-version-check --no-compile --c
 READY = .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run pipeline chat test studies lint ui export tiny exam corpus bench-ppo clean
+.PHONY: help setup run pipeline sweep chat test studies lint ui server report export tiny exam corpus bench-ppo test-faults test-gpu test-slurm clean
 
 help:  ## say what each target does
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -36,11 +36,24 @@ pipeline: setup  ## the same chain for any config: say what is there already, th
 	.venv/bin/python train.py method=ppo lineage=show $(ARGS)
 	.venv/bin/python train.py method=ppo $(ARGS)
 
+sweep: setup  ## one run for each combination, and what they show together  ARGS="seed=1,2,3 method.learning_rate=1e-3,2e-3"
+	.venv/bin/python train.py -m $(ARGS)
+
 chat: setup  ## talk with the latest run  ARGS="run=NAME strength=1.5"
 	.venv/bin/python chat.py $(ARGS)
 
 test: setup  ## run the tests
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-faults: setup  ## kill, starve and mislead training for real, long forms too (some 40 minutes)
+	.venv/bin/python -m pytest tests/faults -s -m "long or not long" $(ARGS)
+
+test-gpu: setup  ## the tests that need an NVIDIA GPU; writes experiments/gpu.md
+	.venv/bin/python -m pytest tests/gpu -rs -m gpu $(ARGS)
+
+test-slurm: setup  ## a sweep on a real SLURM of one node, which is installed, started and stopped (Debian, root)
+	$(PIP) --editable '.[launchers]'
+	tests/slurm/run $(ARGS)
 
 studies: setup  ## the five recipes, quick, on random checkpoints under the models' real names (also a part of `test`)
 	.venv/bin/python -m pytest tests/test_studies.py $(ARGS)
@@ -51,7 +64,16 @@ lint: setup  ## check style (ruff) and types (mypy)
 	.venv/bin/mypy
 
 ui: setup  ## open the MLflow UI on the runs, at http://127.0.0.1:5000
+	@echo 'open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning'
 	.venv/bin/mlflow ui --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///outputs/mlflow.db $(ARGS)
+
+server: setup  ## a tracking server of this machine's own, with the UI: train.py tracking.uri=http://127.0.0.1:5000
+	mkdir -p outputs/server
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow server --host 127.0.0.1 --port 5000 --workers 2 \
+	  --backend-store-uri sqlite:///outputs/server/mlflow.db --artifacts-destination outputs/server/artifacts $(ARGS)
+
+report: setup  ## write one HTML page and the tables over all runs  ARGS="--study strictbot --out FOLDER"
+	.venv/bin/python -m manners.report $(ARGS)
 
 export: setup  ## write a run's model as one folder for plain transformers, with its card  RUN=latest OUT=FOLDER
 	.venv/bin/python -m manners.export $(or $(RUN),latest) $(if $(OUT),--out $(OUT)) $(ARGS)

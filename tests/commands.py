@@ -11,11 +11,12 @@ from pathlib import Path
 import hydra
 from hydra.core.plugins import Plugins
 
-from manners import checks, cli, config
+from manners import checks, composing, config
 from manners.chain import Stage
 from manners.data.source import CORPORA
+from tests import stores
 
-ROOT = cli.ROOT
+ROOT = composing.ROOT
 ROWS = {"train": 24, "validation": 6, "test": 8}
 SMALL = [
     "evaluation.test_prompts=6",
@@ -47,6 +48,9 @@ def strictbot(folder: Path) -> list[str]:
 
 def start(*overrides: str, cwd: Path = ROOT, launcher: tuple[str, ...] = (), **env: str) -> subprocess.Popen:
     command = [sys.executable, *launcher, str(ROOT / "train.py"), *overrides]
+    said = dict(o.split("=", 1) for o in overrides if "=" in o)
+    if "output_dir" in said and "tracking.uri" not in said and said.get("lineage") != "show":
+        stores.put(Path(said["output_dir"]) / "mlflow.db")
     env = os.environ | {"COLUMNS": "200"} | env
     return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -82,11 +86,11 @@ def here(*overrides: str) -> float | None:
     from manners import pipeline
 
     config.register()
-    Plugins.instance().register(cli.Recipes)
-    with hydra.initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        cfg = cli.compose("train", list(overrides))
+    Plugins.instance().register(composing.Recipes)
+    with hydra.initialize_config_dir(str(composing.CONF), version_base="1.3"):
+        cfg = composing.compose("train", list(overrides))
         checks.check(cfg)
-        needs = cli.needs(cfg, list(overrides))
+        needs = composing.needs(cfg, list(overrides))
     return pipeline.run(Stage(cfg, list(overrides)), needs)
 
 

@@ -19,6 +19,17 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def stores_are_copied(tmp_path_factory):
+    """See ``tests/stores.py``; those that are about a fresh store put ``made_absolute`` back."""
+    from manners import store
+    from tests import stores
+
+    base = tmp_path_factory.getbasetemp()
+    os.environ[stores.PLACE] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "empty.db")
+    store.absolute = stores.absolute
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     from manners.models.base import load_tokenizer

@@ -102,7 +102,7 @@ def check_metrics(out, folder):
     for name in logged:
         steps = sorted(m.step for m in client.get_metric_history(run_id, name))
         group = name.split("/")[0]
-        expected = {"before": [0], "after": [ITERATIONS], "eval": [0, 2, 4, 5]}.get(group, [1, 2, 3, 4, 5])
+        expected = {"before": [0], "cost": [0], "after": [ITERATIONS], "eval": [0, 2, 4, 5]}.get(group, [1, 2, 3, 4, 5])
         assert steps == expected, name
         assert [r["step"] for r in written if name in r] == expected, name
 

@@ -41,7 +41,7 @@ def only_run(out: Path) -> Path:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    run = train(out)
+    run = train(out, "register=true")
     assert run.returncode == 0, run.said
     return out, run.said
 
@@ -54,6 +54,15 @@ def tracked(finished):
     experiment = client.get_experiment_by_name("manners")
     (run,) = client.search_runs([experiment.experiment_id])
     return client, run
+
+
+def test_its_model_is_the_champion_of_its_study(finished, tracked):
+    client, run = tracked
+    version = client.get_model_version_by_alias("manners", "champion")
+    assert version.run_id == run.info.run_id
+    loss = min(m.value for m in client.get_metric_history(run.info.run_id, "val/loss"))
+    assert float(version.tags["metric"]) == pytest.approx(loss)
+    assert f"registered as models:/manners/1, the new champion: the first, with {loss:.4g}" in finished[1]
 
 
 def test_it_says_what_changed_and_where_to_look(finished):
@@ -86,7 +95,7 @@ def test_mlflow_holds_config_code_versions_and_data(tracked):
     assert run.info.status == "FINISHED"
     assert run.data.params["method.learning_rate"] and run.data.params["dataset.path"] == "package:strictbot"
     tags = run.data.tags
-    assert tags["version.torch"].startswith("2.13") and "manners.git_commit" in tags
+    assert "torch 2.13" in tags["manners.versions"] and "manners.git_commit" in tags
     assert "method.max_steps=12" in tags["manners.overrides"]
     assert "| held-out loss" in tags["mlflow.note.content"]
     (data,) = run.inputs.dataset_inputs

@@ -239,7 +239,8 @@ def test_the_tuned_values_of_a_model_and_method_apply_and_the_command_line_wins(
     assert composing.compose("train", []).method.learning_rate == 2e-3
     assert composing.compose("train", ["model=gpt2"]).method.learning_rate == config.SFT().learning_rate
     assert composing.compose("train", ["method.learning_rate=3e-3"]).method.learning_rate == 3e-3
-    assert composing.compose("train", ["study=strictbot"]).method.learning_rate != 2e-3  # its own model, not the tiny one
+    its_own = composing.compose("train", ["study=strictbot"])  # its model is not the tiny one
+    assert its_own.method.learning_rate != 2e-3
 
 
 def test_tuned_values_reach_the_stages_and_the_command_line_wins_there_too():

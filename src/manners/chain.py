@@ -4,15 +4,16 @@ A stage that a run needs is a command of its own: the run's, with another method
 names. So what `python train.py method=sft` trained by hand is found, and a sweep over PPO trains it once.
 """
 
+import json
 import shlex
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from manners import lineage, store
-from manners.data import readers
+from manners.data import readers, source
 from manners.data.readers import Splits
 from manners.data.rows import digest
 from manners.errors import MannersError, did_you_mean
@@ -28,17 +29,44 @@ class Stage:
     role: str = ""
     given: str = ""  # a run id or folder, in place of a run that this config would make
 
-    @cached_property
+    @property
     def splits(self) -> Splits:
-        return readers.read(self.cfg.dataset)
+        return rows(*source_of(self.cfg.dataset))
+
+    @property
+    def digest(self) -> str:
+        return digest_of(*source_of(self.cfg.dataset))
 
     @property
     def command(self) -> str:
         return shlex.join(["python", "train.py", *self.overrides])
 
 
+def source_of(dataset: DictConfig) -> tuple[str, tuple[int, ...]]:
+    """What the rows depend on: the config, and when its files were last written."""
+    place = source.local_path(dataset.path)
+    written = tuple(f.stat().st_mtime_ns for f in source.files_of(place)) if place else ()
+    return json.dumps(OmegaConf.to_container(dataset, resolve=True)), written
+
+
+@lru_cache(maxsize=4)
+def rows(dataset: str, written: tuple[int, ...]) -> Splits:
+    """Read once for all jobs and stages of a process that have the same data."""
+    return readers.read(OmegaConf.create(json.loads(dataset)))
+
+
+@lru_cache(maxsize=4)
+def digest_of(dataset: str, written: tuple[int, ...]) -> str:
+    return digest(rows(dataset, written).train)
+
+
 def mark(stage: Stage) -> str:
-    return lineage.stage_mark(stage.cfg, digest(stage.splits.train))
+    return lineage.stage_mark(stage.cfg, stage.digest)
+
+
+def mark_of(need: Stage) -> str:
+    """That of the run which a stage stands for, be it given, finished, or still to be trained."""
+    return take(need).mark if need.given else mark(need)
 
 
 def find(stage: Stage, mark: str) -> Input | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from manners import several
 from manners.config import STARTS_FROM, is_schema, options
 from manners.data import source
 from manners.errors import MannersError, did_you_mean
@@ -69,6 +70,7 @@ def check(cfg: DictConfig) -> None:
     check_start(cfg)
     check_online(cfg)
     check_adapter(cfg)
+    several.check(cfg)
     check_data(cfg)
 
 
@@ -78,12 +80,14 @@ def check_opened(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if value is not None and value < minimum:
             raise MannersError(f"{key}={value} must be at least {minimum}.", key)
+    if cfg.hardware.devices != 1:
+        raise MannersError(f"hardware.devices={cfg.hardware.devices}: here one process opens a model; leave it at 1.")
     if "strength" in cfg and not -1 <= cfg.strength <= 2:
         raise MannersError(f"strength={cfg.strength} must be from -1 to 2: 0 is the base, 1 the model as trained.")
     if "temperature" in cfg and cfg.do_sample and cfg.temperature <= 0:
         raise MannersError("temperature must be above 0 to sample; do_sample=false is greedy.")
     if "lm_eval" in cfg and cfg.lm_eval and find_spec("lm_eval") is None:
-        install = ".venv/bin/pip install -c conf/constraints.txt '.[eval]'"
+        install = ".venv/bin/pip install -c conf/constraints.txt -e '.[eval]'"
         raise MannersError(f"lm_eval: it is an extra, and not installed here: {install}")
     if cfg.get("dataset") and not OmegaConf.is_missing(cfg.dataset, "path"):
         source.local_path(cfg.dataset.path)  # a path to nothing is answered at once
@@ -281,9 +285,10 @@ def check_data(cfg: DictConfig) -> None:
     rows = min(rows, cfg.dataset.max_rows or rows)
     if "per_device_train_batch_size" not in cfg.method:
         return
-    batch = cfg.method.per_device_train_batch_size * cfg.method.gradient_accumulation_steps
+    steps = cfg.method.gradient_accumulation_steps * cfg.hardware.devices
+    batch = cfg.method.per_device_train_batch_size * steps
     if 0 < rows < batch:  # what has no rows is refused by its reader, which knows why
-        size = rows // (2 * cfg.method.gradient_accumulation_steps)
+        size = rows // (2 * steps)
         smaller = f"{size}" if size else "1 method.gradient_accumulation_steps=1"
         raise MannersError(
             f"a batch of {batch} (method.per_device_train_batch_size × method.gradient_accumulation_steps) is larger "

@@ -6,6 +6,7 @@ A mistake ends here in about a second, because only Hydra and the schemas have b
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 import hydra
@@ -18,9 +19,10 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
 from manners import checks, config, disk, stop
-from manners.composing import Recipes, compose, needs, origin, quicken
-from manners.errors import MannersError
+from manners.composing import Recipes, compose, key_of, needs, origin, quicken
+from manners.errors import MannersError, Pruned
 from manners.paths import CONF
+from manners.sweep import space
 
 
 def main(config_name: str, task: Callable[[DictConfig, list[str]], object]) -> None:
@@ -43,14 +45,22 @@ def main(config_name: str, task: Callable[[DictConfig, list[str]], object]) -> N
     failed: list[str] = []
 
     def job(cfg: DictConfig) -> object:
-        overrides = list(HydraConfig.get().overrides.task)
+        overrides = [o for o in HydraConfig.get().overrides.task if not key_of(o).startswith("sweep")]
         try:
             with disk.told(str(cfg.output_dir)):
                 return task(quicken(cfg, overrides), overrides)
-        except MannersError as error:  # in a sweep the other jobs go on
+        except Pruned as why:
+            print(why)
+        except MannersError as error:
             print(f"error: {error}", file=sys.stderr)
+            if in_sweep(cfg):
+                raise  # the other jobs go on, and the sweep lists the failed ones at its end
             failed.append(str(error))
-            return None
+        except Exception:
+            if in_sweep(cfg):  # of which the sweep will know a line
+                traceback.print_exc()
+            raise
+        return None
 
     stop.listen()
     try:
@@ -58,6 +68,8 @@ def main(config_name: str, task: Callable[[DictConfig, list[str]], object]) -> N
     except (KeyboardInterrupt, stop.Stopped) as told:
         print("\nstopped" + ("; the same command goes on" if config_name == "train" else ""), file=sys.stderr)
         sys.exit(told.code if isinstance(told, stop.Stopped) else 128 + signal.SIGINT)
+    except MannersError as error:  # the sweep itself
+        sys.exit(f"error: {error}")
     if failed:
         sys.exit(1)
 
@@ -75,22 +87,25 @@ def check_all(config_name: str, overrides: list[str], multirun: bool) -> None:
         if sweeps and not multirun:
             raise MannersError(f"{sweeps[0].input_line} lists several values: add -m to run one job for each.")
         fixed = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
-        choices = [[f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()] for o in sweeps]
-        empty = [o for o, values in zip(sweeps, choices, strict=True) if not values]
-        if empty:
-            raise MannersError(f"{empty[0].input_line} matches nothing: no job would run.")
-        first = [values[0] for values in choices]
-        jobs = [first] + [
-            [*first[:i], value, *first[i + 1 :]] for i, values in enumerate(choices) for value in values[1:]
-        ]
-        for job in jobs:
+        plan = compose(config_name, fixed).get("sweep")
+        if plan and not multirun and (plan.space or plan.sampler != "grid"):
+            raise MannersError("sweep= is for several jobs: add -m to run them.")
+        fixed, dimensions = space.read(parsed, plan.space if plan else {})
+        if plan and plan.sampler == "grid":
+            space.grid(dimensions, {})  # refuses an interval
+        for choice in space.one_by_one(dimensions):
+            job = [*fixed, *space.overrides(choice)]
             try:
-                cfg = compose(config_name, fixed + job)
+                cfg = compose(config_name, job)
                 checks.check(cfg)
-                needs(cfg, fixed + job)
+                needs(cfg, job)
             except MannersError as error:
-                place = origin(config_name, error.key, fixed + job) if error.key else ""
+                place = origin(config_name, error.key, job) if error.key else ""
                 raise MannersError(f"{place}: {error}" if place.endswith(".yaml") else str(error)) from None
+
+
+def in_sweep(cfg: DictConfig) -> bool:
+    return bool(cfg.get("sweep") and cfg.sweep.parent)
 
 
 def how_to_quote(override: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -32,6 +33,8 @@ LONGEST = 512  # tokens of a held-out row that count
 
 def run(cfg: DictConfig) -> Path:
     """Ask, count, score and show; returns the folder of the report."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries tell each other
+    warnings.filterwarnings("ignore", message="Already unmerged")
     device = hardware.resolve(cfg.hardware.accelerator, cfg.hardware.precision, cfg.hardware.num_threads).kind
     names = [cfg.run] if isinstance(cfg.run, str) else list(cfg.run)
     chosen = [speaker.choose(name, cfg) for name in names]

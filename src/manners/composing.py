@@ -26,7 +26,16 @@ class Recipes(SearchPathPlugin):
 
 MAKES = {"policy": "sft", "reward": "reward"}  # what a run starts from → the method whose run makes it
 # Options of a run that are not those of the runs it starts from.
-ITS_OWN = {"method", "lineage", "preview", "register", "run_name", *MAKES, *(f"{role}_overrides" for role in MAKES)}
+ITS_OWN = {
+    "method",
+    "lineage",
+    "preview",
+    "fit",
+    "register",
+    "run_name",
+    *MAKES,
+    *(f"{role}_overrides" for role in MAKES),
+}
 
 # What quick=true makes of a run: 100 rows of each split, 20 optimizer steps.
 QUICK = {

@@ -8,8 +8,17 @@ class MannersError(Exception):
     """Shown as its message alone, without a traceback. ``key`` is the option at fault, where it is one."""
 
     def __init__(self, message: str, key: str = ""):
-        super().__init__(message)
+        super().__init__(plain(message))
         self.key = key
+
+
+class Pruned(Exception):
+    """A search has given this job up: no failure, and nothing to read."""
+
+
+def plain(text: str) -> str:
+    """What came from outside, made fit for a terminal: its controls, and halves of characters, stand as their codes."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

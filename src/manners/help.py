@@ -16,6 +16,7 @@ EXAMPLES = {
         "study=chatbot quick=true": "a trial of one: 100 rows, 20 steps",
         "dataset=jsonl dataset.path=my.jsonl": "your own data",
         "preview=true": "see the examples as the model sees them",
+        "fit=true": "will it fit into memory, and how long will it take?",
         "-m seed=1,2,3": "one run for each value",
         "--cfg job": "print the config and stop",
     },

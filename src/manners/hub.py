@@ -6,11 +6,11 @@ Without this, an offline machine waits through minutes of retries before it says
 import os
 import socket
 from functools import cache
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 from manners.errors import MannersError
+from manners.paths import there
 
 PATIENCE = 3.0  # seconds to wait for a connection
 
@@ -46,11 +46,15 @@ def not_found(kind: str, name: str, key: str, error: Exception) -> MannersError:
 
 def require_model(name: str) -> None:
     """Raise MannersError at once for a hub model that is neither cached nor within reach."""
-    if name == "tiny" or Path(name).exists() or not go_offline_if_unreachable():
+    if name == "tiny" or there(name) or name.startswith(("/", ".", "~")) or not go_offline_if_unreachable():
         return
     from huggingface_hub import try_to_load_from_cache
 
-    if not name.startswith(("/", ".", "~")) and not isinstance(try_to_load_from_cache(name, "config.json"), str):
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # the hub has no such names
+        raise MannersError(f"model.name={name} is neither a folder here nor a name that the hub could have.") from None
+    if not isinstance(cached, str):
         raise not_found("model", name, "model.name", OSError())
 
 

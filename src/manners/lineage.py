@@ -7,7 +7,6 @@ narrower *stage mark* hashes what shapes the weights alone: PPO looks for its SF
 import fcntl
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,14 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from manners import disk
 from manners.errors import MannersError
+from manners.paths import there
 
 WEIGHTS = ("model", "dataset", "method", "adapter", "hardware", "seed")
 SHAPES = (*WEIGHTS, "evaluation", "study_name", "run_name")
 MODEL = "model"  # the folder of a finished run that holds its model
 CONFIG = "manners.yaml"  # in it: the config that made it
+TOLD = ("method.name", "model.name", "model.chat_template", "adapter.kind", "adapter.quantization")  # by any such
 
 
 def fingerprint(cfg: DictConfig, data_digest: str, inputs: dict[str, str] | None = None) -> str:
@@ -52,9 +56,8 @@ class Folder:
 
     def remember(self, **what: Any) -> None:
         self.state |= what
-        part = self.path / "run.json.part"
-        part.write_text(json.dumps(self.state, indent=1))
-        os.replace(part, self.path / "run.json")
+        with disk.whole(self.path / "run.json") as file:
+            file.write(json.dumps(self.state, indent=1).encode())
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,18 @@ class Input:
 
     @property
     def config(self) -> DictConfig | None:
-        """What made it; None for a folder that is not ours."""
+        """What made it; None for a folder that is not ours. Raises MannersError where it is damaged."""
         file = self.model / CONFIG
-        return OmegaConf.load(file) if file.exists() else None  # type: ignore[return-value]
+        if not file.exists():
+            return None
+        try:
+            found = OmegaConf.load(file)
+            wrong = [key for key in TOLD if not isinstance(OmegaConf.select(found, key), str)]
+        except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+            raise MannersError(f"{file} is damaged: {str(error).splitlines()[0]}.") from None
+        if wrong or not isinstance(found, DictConfig) or "revision" not in found.model:
+            raise MannersError(f"{file} is damaged: it does not say {wrong[0] if wrong else 'model.revision'}.")
+        return found
 
 
 def finished(output_dir: str, mark: str) -> Input | None:
@@ -82,19 +94,31 @@ def finished(output_dir: str, mark: str) -> Input | None:
     return None
 
 
+def ended(output_dir: str, mark: str) -> tuple[Path, dict[str, Any]] | None:
+    """The run with this fingerprint that finished, or that a search gave up: its folder, and what it remembers."""
+    for path in sorted((Path(output_dir) / "runs").glob(f"*-{mark[:8]}*/run.json")):
+        state = load_state(path.parent)
+        if state.get("fingerprint") == mark and state.get("status") in ("finished", "pruned"):
+            return path.parent, state
+    return None
+
+
 def given(name: str, output_dir: str) -> Input | None:
     """The run that a folder, a run's name or an MLflow run id in ``output_dir`` names, or None."""
-    for path in (Path(name).expanduser().resolve(), Path(output_dir) / "runs" / name):
+    for place in (name, f"{output_dir}/runs/{name}"):
+        if (path := there(place)) is None:
+            continue
+        path = path.resolve()
         model = path / MODEL if (path / MODEL).is_dir() else path
         if (model / "config.json").exists() or (model / "adapter_config.json").exists():
             state = load_state(model.parent)
             if not state:  # nobody's run: it goes by its own name
                 return Input(model, folder_mark(model), path.name)
-            return Input(model, state["stage_mark"], model.parent.name, state.get("mlflow_run_id", ""))
+            return Input(model, state.get("stage_mark", ""), model.parent.name, state.get("mlflow_run_id", ""))
     for path in sorted((Path(output_dir) / "runs").glob("*/run.json")):
         state = load_state(path.parent)
         if state.get("mlflow_run_id") == name and (path.parent / MODEL).exists():
-            return Input(path.parent / MODEL, state["stage_mark"], path.parent.name, name)
+            return Input(path.parent / MODEL, state.get("stage_mark", ""), path.parent.name, name)
     return None
 
 
@@ -148,8 +172,16 @@ def claim(cfg: DictConfig, digest: str, inputs: dict[str, str] | None = None) ->
 
 
 def load_state(path: Path) -> dict[str, Any]:
+    """What a run remembers; nothing where it is no run. Raises MannersError where that is damaged."""
     file = path / "run.json"
-    return dict(json.loads(file.read_text())) if file.exists() else {}
+    try:
+        state = json.loads(file.read_text()) if file.exists() else {}
+        texts = [state.get(name, "") for name in ("status", "fingerprint", "stage_mark", "mlflow_run_id")]
+    except (ValueError, RecursionError, AttributeError, OSError):
+        texts = [None]
+    if not all(isinstance(text, str) for text in texts):
+        raise MannersError(f"{file} is damaged. Without the folder {path} its command trains that run anew.")
+    return dict(state)
 
 
 def locked(lock: Any) -> bool:

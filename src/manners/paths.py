@@ -1,7 +1,17 @@
 """Where the repository keeps its configuration. The package runs from a checkout (an editable install)."""
 
+import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 EXPERIMENTS = ROOT / "experiments"
+
+
+def there(name: str) -> Path | None:
+    """What lies at the path ``name``; None where nothing does, or where no file could have such a name."""
+    try:
+        path = Path(os.path.expanduser(name))
+        return path if path.exists() else None
+    except (OSError, ValueError):  # too long, or with a NUL in it
+        return None

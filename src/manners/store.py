@@ -1,6 +1,9 @@
 """The MLflow store: whether it is there, and what it holds of earlier runs."""
 
 import fcntl
+import json
+import logging
+import os
 import re
 import socket
 import sys
@@ -12,8 +15,12 @@ from urllib.parse import urlparse
 
 from omegaconf import DictConfig
 
-from manners.errors import MannersError
+from manners import ui
+from manners.errors import MannersError, did_you_mean
 from manners.lineage import MODEL, Input
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it names the run at each word of its end
 
 
 def find(cfg: DictConfig, mark: str) -> Input | None:
@@ -28,7 +35,9 @@ def find(cfg: DictConfig, mark: str) -> Input | None:
 
 
 def fetch(cfg: DictConfig, run_id: str) -> Input | None:
-    """The run with this MLflow id, or None."""
+    """The run with this MLflow id, or behind this name in the registry (``models:/…``), or None."""
+    if run_id.startswith("models:/"):
+        return registered(cfg, run_id)
     client = existing(cfg.tracking.uri) if re.fullmatch("[0-9a-f]{32}", run_id) else None
     if client is None:
         return None
@@ -38,6 +47,32 @@ def fetch(cfg: DictConfig, run_id: str) -> Input | None:
         return bring(client, client.get_run(run_id), cfg.output_dir)
     except MlflowException:
         return None
+
+
+def registered(cfg: DictConfig, name: str) -> Input:
+    """The run behind ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``. Raises MannersError where there is none."""
+    asked = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", name)
+    if asked is None:
+        raise MannersError(f"{name}: the registry knows models:/NAME@ALIAS and models:/NAME/VERSION.")
+    client = existing(cfg.tracking.uri)
+    models = client.search_registered_models() if client else []
+    if not models:
+        raise MannersError(f"{name}: nothing is registered in {cfg.tracking.uri}. First: python train.py register=true")
+    from mlflow.exceptions import MlflowException
+
+    model, alias, version = asked.groups()
+    try:
+        found = client.get_model_version_by_alias(model, alias) if alias else client.get_model_version(model, version)
+        run = client.get_run(found.run_id or "none")  # somebody else's model may have come from no run
+    except MlflowException:
+        known = [f"models:/{m.name}@{alias}" for m in models for alias in m.aliases]
+        known += [f"models:/{m.name}/{v.version}" for m in models for v in m.latest_versions]
+        near = did_you_mean(name, known)
+        raise MannersError(f"{name} is no run's model in the registry of {cfg.tracking.uri}. {near}") from None
+    made = bring(client, run, cfg.output_dir)
+    if made is None:
+        raise MannersError(f"{name} is of the run {run.info.run_name}, of which the store has no model.")
+    return made
 
 
 def bring(client: Any, run: Any, output_dir: str) -> Input | None:
@@ -51,6 +86,9 @@ def bring(client: Any, run: Any, output_dir: str) -> Input | None:
         return None
     folder = Path(output_dir) / "fetched" / run_id
     folder.mkdir(parents=True, exist_ok=True)
+    inputs = {role: tags[key] for role in ("policy", "reward") if (key := f"manners.{role}_run_id") in tags}
+    state = {"stage_mark": mark, "mlflow_run_id": run_id, "summary": tags.get("manners.summary", ""), "inputs": inputs}
+    (folder / "run.json").write_text(json.dumps(state))
     return Input(Path(client.download_artifacts(run_id, MODEL, str(folder))), mark, name, run_id)
 
 
@@ -85,6 +123,10 @@ def alone(uri: str) -> Iterator[None]:
     if not uri.startswith("sqlite:///"):
         yield
         return
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  which takes seconds: before the others have to wait
+
+    for name in ("mlflow", "alembic"):  # they tell of each table that they make
+        logging.getLogger(name).setLevel(logging.WARNING)
     with Path(uri.removeprefix("sqlite:///") + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -102,20 +144,33 @@ def absolute(uri: str) -> str:
     return f"sqlite:///{path}"
 
 
+def opened(cfg: DictConfig) -> tuple[Any, str]:
+    """A client of the store, which is made where it is new, and the experiment in it."""
+    import mlflow
+
+    uri = absolute(cfg.tracking.uri)
+    with alone(uri):  # two processes that make a fresh SQLite store at once break it
+        client = mlflow.MlflowClient(uri)
+        return client, experiment_id(client, cfg)
+
+
 def experiment_id(client: Any, cfg: DictConfig) -> str:
-    """The experiment, made where it is new. With SQLite its artifacts lie beside the database."""
+    """The experiment, made where it is new. A server keeps the artifacts; a database alone leaves them to us."""
     found = client.get_experiment_by_name(cfg.tracking.experiment)
     if found:
         return str(found.experiment_id)
-    local = cfg.tracking.uri.startswith("sqlite:///")
+    local = urlparse(cfg.tracking.uri).scheme not in ("http", "https")
     place = (Path(cfg.output_dir) / "artifacts").resolve().as_uri() if local else None
-    return str(client.create_experiment(cfg.tracking.experiment, artifact_location=place))
+    made = str(client.create_experiment(cfg.tracking.experiment, artifact_location=place))
+    for key, value in ui.experiment_tags(made).items():
+        client.set_experiment_tag(made, key, value)
+    return made
 
 
-def last_steps(client: Any, run_id: str) -> dict[str, int]:
-    """The last step that the store holds of each metric."""
+def steps(client: Any, run_id: str) -> dict[str, set[int]]:
+    """The steps that the store holds of each metric."""
     names = [n for n in client.get_run(run_id).data.metrics if not n.startswith("system/")]
-    return {n: max(m.step for m in client.get_metric_history(run_id, n)) for n in names}
+    return {n: {m.step for m in client.get_metric_history(run_id, n)} for n in names}
 
 
 def record(
@@ -132,12 +187,7 @@ def record(
     """
     try:
         check_reachable(cfg.tracking.uri)
-        import mlflow
-
-        uri = absolute(cfg.tracking.uri)
-        with alone(uri):
-            client = mlflow.MlflowClient(uri)
-            experiment = experiment_id(client, cfg)
+        client, experiment = opened(cfg)
         run_id = client.create_run(experiment, tags={"mlflow.runName": name} | tags).info.run_id
         for key, value in metrics.items():
             client.log_metric(run_id, key, value)

@@ -1,20 +1,12 @@
-"""One MLflow run: its params, metrics, data and artifacts. Only this and ``store`` import mlflow.
+"""One MLflow run: its params, metrics, data and artifacts."""
 
-Metrics go to ``metrics.jsonl`` in the run folder at once, and to MLflow from a thread of their own, so that neither a
-slow nor a vanished server costs training anything.
-"""
-
-import json
 import logging
 import os
-import queue
 import shlex
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,12 +14,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from manners import store
-from manners.errors import MannersError
+from manners.errors import MannersError, Pruned
 from manners.lineage import Folder, Input
+from manners.outbox import Outbox
+from manners.stop import Stopped
 
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # seven tries would hold up the end of a run
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # an Outbox tries again by itself
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+LONGEST_NOTE = 7900  # characters of a tag that every store takes
 PACKAGES = ("torch", "transformers", "peft", "lightning", "mlflow", "hydra-core", "datasets", "bitsandbytes")
 
 
@@ -46,94 +40,44 @@ class Silent:
 
 
 class Tracker:
-    """One MLflow run. ``log(metrics, step)`` returns at once; a step that the store has already is left out."""
+    """One MLflow run. Everything returns at once: an Outbox sends it. A step that the store has already is left out."""
 
-    def __init__(self, client: Any, run_id: str, metrics_file: Path, known: dict[str, int]):
-        self.client, self.run_id, self.metrics_file, self.known = client, run_id, metrics_file, known
-        self.lost = 0
-        self.queue: queue.Queue[tuple[dict[str, float], int, int] | None] = queue.Queue()
-        self.thread = threading.Thread(target=self._send, daemon=True)
-        self.thread.start()
+    def __init__(self, client: Any, run_id: str, folder: Path, known: dict[str, set[int]]):
+        self.client, self.run_id, self.folder = client, run_id, folder
+        self.outbox = Outbox(client, run_id, folder, known)
+        self.watch: Callable[[dict[str, float], int], None] = lambda metrics, step: None
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Metrics of an optimizer step. A resumed run repeats some steps: each is kept once."""
-        new = {k: float(v) for k, v in metrics.items() if step > self.known.get(k, -1)}
-        if not new:
-            return
-        self.known |= dict.fromkeys(new, step)
-        with self.metrics_file.open("a") as file:
-            file.write(json.dumps({"step": step, "time": time.time(), **new}) + "\n")
-        self.queue.put((new, step, int(time.time() * 1000)))
-
-    def catch_up(self) -> None:
-        """Send what a kill kept from the store: the file has it, and the resumed run does not say it again."""
-        lines = self.metrics_file.read_text().splitlines() if self.metrics_file.exists() else []
-        for record in map(json.loads, lines):
-            step, at = record.pop("step"), record.pop("time")
-            new = {k: v for k, v in record.items() if step > self.known.get(k, -1)}
-            if new:
-                self.known |= dict.fromkeys(new, step)
-                self.queue.put((new, step, int(at * 1000)))
-
-    def _send(self) -> None:
-        from mlflow.entities import Metric
-
-        while (item := self.queue.get()) is not None:
-            batch = [item]
-            while not self.queue.empty() and len(batch) < 40:
-                more = self.queue.get()
-                if more is None:
-                    self.queue.put(None)
-                    break
-                batch.append(more)
-            metrics = [Metric(k, v, at, step) for values, step, at in batch for k, v in values.items()]
-            try:
-                self.client.log_batch(self.run_id, metrics=metrics)
-            except Exception:  # noqa: BLE001  whatever a server does wrong, the training goes on
-                self.lost += len(metrics)
+        """Metrics of an optimizer step. ``watch`` looks at them, too: a search may give the job up."""
+        self.outbox.metrics(metrics, step)
+        self.watch(metrics, step)
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        try:
-            if path.is_dir():
-                self.client.log_artifacts(self.run_id, str(path), folder or path.name)
-            else:
-                self.client.log_artifact(self.run_id, str(path), folder)
-        except Exception as error:  # noqa: BLE001  the file itself stays in the run folder
-            print(f"could not send {path.name} to the tracking server ({error}); it is kept at {path}", file=sys.stderr)
+        """A file or folder of the run's own."""
+        self.outbox.put({"artifact": str(path.relative_to(self.folder)), "folder": folder})
 
     def table(self, records: list[dict[str, Any]], name: str) -> None:
-        """A table of its own. One that is there already stays: a resumed run repeats it, and MLflow would append."""
-        if not records:
-            return
-        columns = {key: [r[key] for r in records] for key in records[0]}
-        try:
-            beside = self.client.list_artifacts(self.run_id, name.rpartition("/")[0] or None)
-            if name in [f.path for f in beside]:
-                return
-            self.client.log_table(self.run_id, columns, name)
-        except Exception as error:  # noqa: BLE001
-            print(f"could not send {name} to the tracking server ({error})", file=sys.stderr)
+        if records:
+            self.outbox.put({"table": name, "columns": {key: [r[key] for r in records] for key in records[0]}})
 
     def tag(self, **tags: str) -> None:
         for key, value in tags.items():
-            try:
-                self.client.set_tag(self.run_id, f"manners.{key}" if not key.startswith("mlflow") else key, value)
-            except Exception:  # noqa: BLE001
-                self.lost += 1
+            self.outbox.put({"tag": f"manners.{key}" if not key.startswith("mlflow") else key, "value": value})
 
     def describe(self, markdown: str) -> None:
-        """What the MLflow UI shows at the top of the run."""
-        try:
-            self.client.set_tag(self.run_id, "mlflow.note.content", markdown[:7900])
-        except Exception:  # noqa: BLE001
-            self.lost += 1
+        """What the MLflow UI shows at the top of the run, under its name: less a heading, in whole lines."""
+        body = markdown.partition("\n")[2].strip() if markdown.startswith("# ") else markdown
+        whole = body if len(body) <= LONGEST_NOTE else body[:LONGEST_NOTE].rpartition("\n")[0]
+        self.outbox.put({"tag": "mlflow.note.content", "value": whole})
 
-    def close(self) -> None:
-        self.queue.put(None)
-        self.thread.join(timeout=60)
-        if self.lost:
+    def close(self, status: str) -> None:
+        """The run has ended. Says what to type where the store has not heard all of it."""
+        with suppress(OSError):  # a full disk takes no note of it, and the store may
+            self.outbox.put({"end": status})
+        if not self.outbox.close():
             print(
-                f"{self.lost} values did not reach the tracking server; they are in {self.metrics_file}",
+                f"the tracking server does not answer: what it lacks of this run is in {self.folder}. Once it is back: "
+                f"python -m manners.replay {shlex.quote(str(self.folder))}",
                 file=sys.stderr,
             )
 
@@ -153,46 +97,66 @@ def open_run(
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     uri = store.absolute(cfg.tracking.uri)
     mlflow.set_tracking_uri(uri)
-    try:
-        with store.alone(uri):  # two processes that make a fresh SQLite store at once break it
-            client = mlflow.MlflowClient(uri)
-            experiment = store.experiment_id(client, cfg)
+    with refusals(cfg.tracking.uri):
+        client, experiment = store.opened(cfg)
         run_id = folder.state.get("mlflow_run_id")
-        known = store.last_steps(client, run_id) if run_id else {}
+        known = store.steps(client, run_id) if run_id else {}
         run = mlflow.start_run(
             run_id=run_id,
             experiment_id=experiment,
             run_name=folder.path.name,
             log_system_metrics=bool(cfg.tracking.system_metrics),
         )
-    except Exception as error:
-        raise MannersError(
-            f"tracking.uri={cfg.tracking.uri} refuses: {str(error).splitlines()[0]}. Without a server: "
-            "tracking.uri=sqlite:///outputs/mlflow.db"
-        ) from error
-    tracker = Tracker(client, run.info.run_id, folder.path / "metrics.jsonl", known)
+    tracker = Tracker(client, run.info.run_id, folder.path, known)
     status = "FAILED"
     try:
         folder.remember(mlflow_run_id=run.info.run_id)
         if not folder.state.get("described"):  # a kill may have come before; to say it twice does no harm
-            describe_run(mlflow, client, run.info.run_id, cfg, folder, rows, digest, overrides)
+            with refusals(cfg.tracking.uri):
+                describe_run(mlflow, client, run.info.run_id, cfg, folder, rows, digest, overrides)
             link(tracker, folder, inputs)
             folder.remember(described=True)
-        tracker.catch_up()
+        if cfg.sweep.parent:
+            tracker.tag(**{"mlflow.parentRunId": cfg.sweep.parent})
         yield tracker
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         status = "KILLED"
         raise
+    except Pruned as why:
+        status = "KILLED"
+        tracker.tag(pruned=str(why))
+        folder.remember(status="pruned", summary=str(why))
+        raise
     except Exception as error:
-        tracker.tag(error=f"{type(error).__name__}: {error}"[:500])
+        with suppress(OSError):  # it may be the disk that is full
+            tracker.tag(error=f"{type(error).__name__}: {error}"[:500])
         raise
     finally:
-        tracker.close()
-        try:
-            mlflow.end_run(status)
-        except Exception as error:  # noqa: BLE001
-            print(f"the tracking server did not take the end of the run ({error})", file=sys.stderr)
+        tracker.close(status)
+        leave(mlflow, status)
+
+
+@contextmanager
+def refusals(uri: str) -> Iterator[None]:
+    """Before training begins, what the store does not take ends the command."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise MannersError(
+            f"tracking.uri={uri} refuses: {reason}. Without a server: tracking.uri=sqlite:///outputs/mlflow.db"
+        ) from error
+
+
+def leave(mlflow: Any, status: str) -> None:
+    """Take the run off mlflow's own list. The store has heard of the end already, or is away: no time is spent."""
+    hasty = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "2"}
+    before = {name: os.environ[name] for name in hasty}
+    os.environ.update(hasty)
+    with suppress(Exception):
+        mlflow.end_run(status)
+    os.environ.update(before)
 
 
 def describe_run(
@@ -212,7 +176,8 @@ def describe_run(
     commit, diff = git_state()
     (folder.path / "code.diff").write_text(diff)
     client.log_artifact(run_id, str(folder.path / "code.diff"))
-    tags = {f"version.{p}": version(p) for p in PACKAGES} | {"version.python": sys.version.split()[0]}
+    versions = {p: version(p) for p in PACKAGES} | {"python": sys.version.split()[0]}
+    tags = {"manners.versions": ", ".join(f"{name} {number}" for name, number in versions.items())}
     tags |= {"manners.git_commit": commit, "manners.git_dirty": str(bool(diff)), "manners.data_digest": digest}
     tags |= {"manners.fingerprint": folder.state["fingerprint"], "manners.stage_mark": folder.state["stage_mark"]}
     tags |= {"manners.method": cfg.method.name, "manners.overrides": shlex.join(overrides)}
@@ -230,10 +195,8 @@ def link(tracker: Tracker, folder: Folder, inputs: dict[str, Input]) -> None:
     for role, found in inputs.items():
         tracker.tag(**{role: found.run, f"{role}_run_id": found.run_id})
         if found.run_id:
-            try:
-                tracker.client.set_tag(found.run_id, f"manners.used_by.{folder.path.name}", tracker.run_id)
-            except Exception:  # noqa: BLE001  it may be in another store
-                tracker.lost += 1
+            used_by = f"manners.used_by.{folder.path.name}"
+            tracker.outbox.put({"tag": used_by, "value": tracker.run_id, "run_id": found.run_id})
 
 
 def flatten(node: Any, path: str = "") -> dict[str, str]:

@@ -52,7 +52,11 @@ def trained(origin: Path, folder: Path) -> Chosen:
             p.add_(0.1 * torch.randn_like(p))
     model.save_pretrained(folder)
     load_tokenizer(str(origin)).save_pretrained(folder)
-    made_by = {"model": {"name": str(origin), "revision": None}, "adapter": {"quantization": "none"}}
+    made_by = {
+        "method": {"name": "sft"},
+        "model": {"name": str(origin), "revision": None, "chat_template": "own"},
+        "adapter": {"kind": "none", "quantization": "none"},
+    }
     OmegaConf.save(OmegaConf.create(made_by), folder / CONFIG)
     return chosen(folder)
 

@@ -98,7 +98,14 @@ def test_a_model_that_plays_both_is_loaded_once(compose, tmp_path, monkeypatch):
 def test_through_a_pipe(tmp_path):
     """Each line a turn, plain text out; and nothing that takes seconds is imported without need."""
     folder = checkpoints.adapter(checkpoints.base(tmp_path), tmp_path / "run")
-    command = [sys.executable, "-X", "importtime", str(paths.ROOT / "chat.py"), f"run={folder}", f"output_dir={tmp_path}"]
+    command = [
+        sys.executable,
+        "-X",
+        "importtime",
+        str(paths.ROOT / "chat.py"),
+        f"run={folder}",
+        f"output_dir={tmp_path}",
+    ]
     done = subprocess.run(
         [*command, "max_new_tokens=6", "strength=0.5"],
         input="What is a rose?\n\nIt's a 'flower'.\n",

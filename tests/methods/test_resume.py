@@ -1,13 +1,17 @@
 """A run that is cut off at any step ends, when started again, in the very same weights and metrics."""
 
 import copy
+import os
+import signal
 from typing import Any
 
 import pytest
 import torch
 
+from manners import stop
 from manners.methods.fit import LAST, Bar
 from manners.models.adapters import adapt
+from manners.stop import Stopped
 from tests.methods.test_sft import run, weights
 
 STEPS = 11
@@ -66,14 +70,44 @@ def test_cut_off_and_started_again(small_qwen2, tmp_path, monkeypatch, whole, cu
     assert untimed == {k: v for k, v in logged.items() if "per_second" not in k[0]}
 
 
+@pytest.mark.parametrize("at", [2, 6])
+def test_told_to_stop_it_saves_at_that_very_step(small_qwen2, tmp_path, whole, at):
+    """Nothing else saves it. After step 6 comes a validation, whose result belongs to the checkpoint."""
+    final, fitted, metrics = whole
+    logged: dict[tuple[str, int], float] = {}
+
+    def log(m: dict[str, float], step: int) -> None:
+        logged.update({(k, step): v for k, v in m.items()})
+        if step == at and "train/loss" in m:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        start(small_qwen2, tmp_path / "cut", log, save_steps=100)
+    again, refitted = start(small_qwen2, tmp_path / "cut", log, save_steps=100)
+    assert refitted.resumed_from == at
+    assert refitted.best_loss == fitted.best_loss
+    assert all(torch.equal(final[name], again[name]) for name in final)
+    assert metrics.keys() == logged.keys()
+
+
+def test_a_second_signal_ends_it_at_once():
+    with pytest.raises(Stopped), stop.later():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked()
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("it should have ended")
+    assert not stop.asked()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_checkpoint_half_written_is_never_met(small_qwen2, tmp_path, monkeypatch):
-    from manners.methods import fit
+    from manners import disk
 
     def die(*_: Any) -> None:
         raise Cut
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit.os, "replace", die)  # all is written but not yet in place
+        patch.setattr(disk.os, "replace", die)  # all is written but not yet in place
         with pytest.raises(Cut):
             start(small_qwen2, tmp_path / "cut", lambda m, s: None)
     assert not (tmp_path / "cut" / LAST).exists()

@@ -10,13 +10,14 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from manners.config.groups import Adapter, Dataset, Evaluation, Hardware, Model, Tracking
+from manners.config.groups import Adapter, Dataset, Evaluation, Hardware, Model, Sweep, Tracking
 from manners.config.methods import DPO, PPO, RLOO, SFT, Fit, Method, Online, Reward
 from manners.config.option import option
 
 __all__ = [
     "DPO",
     "MISSING",
+    "OBJECTIVE",
     "PPO",
     "RLOO",
     "SFT",
@@ -31,6 +32,7 @@ __all__ = [
     "Model",
     "Online",
     "Reward",
+    "Sweep",
     "Talk",
     "Tracking",
     "Train",
@@ -42,6 +44,14 @@ __all__ = [
 
 # What a method starts from, by the view it learns from: the others start from the base model.
 STARTS_FROM: dict[str, tuple[str, ...]] = {"prompt": ("policy", "reward"), "pairs": ("policy",)}
+# The metric that a run returns and a sweep optimises, as it is logged, and whether less or more of it is better.
+OBJECTIVE: dict[str, tuple[str, str]] = {
+    "sft": ("val/loss", "minimize"),
+    "reward": ("val/loss", "minimize"),
+    "dpo": ("eval_loss", "minimize"),
+    "ppo": ("eval/scores", "maximize"),
+    "rloo": ("eval/scores", "maximize"),
+}
 
 
 @dataclass
@@ -55,6 +65,7 @@ class Train:
     hardware: Hardware = field(default_factory=Hardware)
     evaluation: Evaluation = field(default_factory=Evaluation)
     tracking: Tracking = field(default_factory=Tracking)
+    sweep: Sweep = field(default_factory=Sweep)
     study_name: str = option("manners", "name of the study: MLflow experiment and run folders carry it")
     run_name: str | None = option(None, "name of the run; made from study, method and model by default")
     policy: str = option(
@@ -68,7 +79,9 @@ class Train:
     output_dir: str = option("outputs", "where runs, checkpoints and the MLflow store are kept")
     resume: bool = option(True, "go on with an unfinished run of the very same configuration")
     quick: bool = option(False, "a trial run: at most 100 rows of each split, 20 steps")
+    register: bool = option(False, "put the model into MLflow's registry as models:/STUDY; the best is its champion")
     preview: bool = option(False, "print the first examples as the model sees them, and stop")
+    fit: bool = option(False, "say whether the run fits into memory, how long it takes and what would spare it")
 
 
 @dataclass
@@ -87,7 +100,7 @@ class Scoring:
 class Evaluate(Scoring):
     """Models side by side."""
 
-    run: Any = option("latest", "latest, a run's id or name, a folder, a hub name; or [several, of, them]")
+    run: Any = option("latest", "latest, a run's id or name, models:/STUDY@champion, a folder, hub name; or [several]")
     base: bool = option(True, "what a run was trained from stands beside it")
     dataset: Dataset | None = option(None, "whose held-out prompts are answered; by default the run's own")
     rewards: Any = option({}, "functions that score the replies: name: {_target_, its arguments}")
@@ -101,7 +114,7 @@ class Evaluate(Scoring):
 class Talk(Scoring):
     """A conversation in the terminal."""
 
-    run: str = option("latest", "latest, a run's id or name, a folder, or a hub name")
+    run: str = option("latest", "latest, a run's id or name, models:/STUDY@champion, a folder, or a hub name")
     role: str = option("assistant", "whom the model plays; as user it may speak first", ("assistant", "user"))
     prompt: str | None = option(None, "one prompt to answer, and no more; -p TEXT is the same")
     system: str | None = option(None, "system message")

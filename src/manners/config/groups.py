@@ -42,6 +42,7 @@ class Dataset:
     keep: list[str] = option([], "OpenAssistant: messages to keep all the same: deleted, synthetic, unreviewed")
     end_of_conversation: str | None = option(None, "what the user 'says' after the last reply, to teach when to stop")
     score_above: float | None = option(None, "SFT learns from training rows above this quantile of the scores, 0 to 1")
+    every_reply: bool = option(False, "SFT learns from a row's mismatched replies too: all the words, no judgement")
     prompt_words: int = option(0, "plain text: the first words are a prompt that is continued; 0 gives no prompts")
     on_error: str = option("raise", "a malformed row stops the run, or is counted and left out", ("raise", "skip"))
     max_rows: int | None = option(None, "rows to use of each split; all by default")
@@ -69,6 +70,8 @@ class Hardware:
     precision: str = option("auto", "number format of the forward pass", ("auto", "32", "bf16", "fp16"))
     optim: str = option("adamw", "optimizer; the paged one keeps 8-bit states", ("adamw", "paged_adamw_8bit"))
     num_threads: int | None = option(None, "CPU threads; torch's own choice by default")
+    devices: int = option(1, "processes that train one model together by SFT or as a reward model, a device each")
+    strategy: str = option("ddp", "several devices hold a copy of the model each, or a share", ("ddp", "fsdp"))
 
 
 @dataclass
@@ -86,3 +89,15 @@ class Tracking:
     uri: str = option("sqlite:///${output_dir}/mlflow.db", "MLflow store or server")
     experiment: str = option("${study_name}", "MLflow experiment")
     system_metrics: bool = option(True, "log CPU, memory and GPU use")
+
+
+@dataclass
+class Sweep:
+    sampler: str = option("grid", "every combination (grid), or a search by Optuna", ("grid", "tpe", "random"))
+    trials: int = option(20, "a search's jobs")
+    pruner: str = option("none", "gives up a search's jobs that fall behind", ("none", "median", "hyperband"))
+    space: Any = option({}, "what varies beside the command line's lists: KEY: choice(1, 2) or KEY: interval(0.1, 1)")
+    max_failures: int | None = option(None, "stop when more jobs than this have failed; by default all are tried")
+    parent: str | None = option(None, "(a sweep sets it) MLflow run that the job belongs to")
+    trial: int | None = option(None, "(a sweep sets it) number of the job in its search")
+    journal: str | None = option(None, "(a sweep sets it) where the search keeps its trials")

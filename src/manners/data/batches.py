@@ -22,6 +22,8 @@ class Batches:
 
     ``len`` is ``steps * accumulate``. Each epoch has an order of its own; an optimizer step may span two. An example
     says its ``length`` in tokens and how many of its items are ``trained``; ``collate`` makes a batch of several.
+
+    Of ``processes`` each deals itself its ``share`` of every micro-batch, which has ``size`` rows for each of them.
     """
 
     def __init__(
@@ -33,8 +35,11 @@ class Batches:
         accumulate: int,
         seed: int,
         by_length: bool,
+        rank: int = 0,
+        processes: int = 1,
     ):
         self.examples, self.collate, self.accumulate = examples, collate, accumulate
+        self.rank, self.processes, size = rank, processes, size * processes
         per_epoch = -(-len(examples) // size)
         epochs = -(-steps * accumulate // per_epoch)
         groups = [g for epoch in range(epochs) for g in order(examples, size, f"{seed}/{epoch}", by_length)]
@@ -48,8 +53,10 @@ class Batches:
         while self.position < len(self.groups):
             first = self.position // self.accumulate * self.accumulate
             step = self.groups[first : first + self.accumulate]
-            batch = self.collate([self.examples[i] for i in self.groups[self.position]])
-            # The loss of an optimizer step is a mean over all its tokens, however they fall into micro-batches.
+            rows = [self.examples[i] for i in self.groups[self.position]]
+            batch = share(rows, self.collate, self.rank, self.processes)
+            # The loss of an optimizer step is a mean over all its tokens, however they fall into micro-batches and
+            # onto devices.
             batch["step_trained"] = torch.tensor(sum(self.examples[i].trained for group in step for i in group))
             self.position += 1
             yield batch
@@ -61,10 +68,23 @@ class Batches:
         self.position = state["position"]
 
 
-def in_order(examples: list[Any], size: int, collate: Callable[[list[Any]], Batch]) -> list[Batch]:
+def in_order(
+    examples: list[Any], size: int, collate: Callable[[list[Any]], Batch], rank: int = 0, processes: int = 1
+) -> list[Batch]:
     """Every example once, sorted by length: for validation, where the order does not matter."""
-    near = sorted(examples, key=lambda e: e.length)
-    return [collate(near[i : i + size]) for i in range(0, len(near), size)]
+    near, size = sorted(examples, key=lambda e: e.length), size * processes
+    return [share(near[i : i + size], collate, rank, processes) for i in range(0, len(near), size)]
+
+
+def share(rows: list[Any], collate: Callable[[list[Any]], Batch], rank: int, processes: int) -> Batch:
+    """A process's part of a micro-batch: every so-many-eth row, so that neighbours in length are dealt out evenly.
+
+    Where there are fewer rows than processes, some get a row that is another's, ``idle``: they must compute when the
+    others do, since weights and gradients are exchanged on the way, and it counts for nothing.
+    """
+    own = rows[rank::processes]
+    batch = collate(own or rows[:1])
+    return batch if own else batch | {"idle": torch.tensor(True), "tokens": torch.tensor(0)}
 
 
 def order(examples: list[Any], size: int, seed: str, by_length: bool) -> list[list[int]]:

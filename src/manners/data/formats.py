@@ -31,17 +31,17 @@ def parse_prompt_completion(row: dict) -> list[Message]:
     return turns(row, "prompt", "user") + turns(row, completion, "assistant")
 
 
-def parse_alpaca(row: dict) -> list[Message]:
+def parse_alpaca(row: dict, more: str = "input", answer: str = "output") -> list[Message]:
     """{"instruction": "...", "input": "...", "output": "..."}; the input may be empty or missing."""
     asked = text_field(row, "instruction")
-    given = text_field(row, "input", empty=True) if row.get("input") is not None else ""
+    given = text_field(row, more, empty=True) if row.get(more) is not None else ""
     user = f"{asked}\n\n{given}" if given.strip() else asked
-    return [{"role": "user", "content": user}, {"role": "assistant", "content": text_field(row, "output")}]
+    return [{"role": "user", "content": user}, {"role": "assistant", "content": text_field(row, answer)}]
 
 
 def parse_dolly(row: dict) -> list[Message]:
     """{"instruction": "...", "context": "...", "response": "..."}; the context may be empty."""
-    return parse_alpaca({"instruction": row.get("instruction"), "input": row.get("context"), "output": row["response"]})
+    return parse_alpaca(row, "context", "response")
 
 
 def parse_guanaco(row: dict) -> list[Message]:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from manners.data import formats, oasst, source, tables
 from manners.data.fields import BadRow
 from manners.data.rows import Chat, Prompt, pairs
-from manners.errors import MannersError, did_you_mean
+from manners.errors import MannersError, did_you_mean, plain
 
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("val", "valid", "dev", "eval"), "validation")
@@ -50,6 +50,8 @@ def read(cfg: DictConfig) -> Splits:
     check_views(chats, splits.fields, cfg)
     if cfg.score_above is not None:
         keep_high_scores(splits, cfg)
+    if cfg.every_reply:
+        splits.train, splits.validation = spread(splits.train), spread(splits.validation)
     return splits
 
 
@@ -60,7 +62,7 @@ def chats_of(cfg: DictConfig, splits: Splits) -> Iterator[Chat]:
         walked = oasst.walk(rows, cfg.train_on, list(cfg.languages), list(cfg.keep))
         for where, bad in walked.bad:
             refuse(where, bad, cfg, splits)
-        splits.notes += [f"{count} messages: {why}" for why, count in walked.left_out.most_common()]
+        splits.notes += [plain(f"{count} messages: {why}") for why, count in walked.left_out.most_common()]
         yield from walked.chats
         return
     for where, raw in rows:
@@ -98,7 +100,7 @@ def detect(cfg: DictConfig, rows: Iterator[tuple[str, Any]]) -> tuple[str, Itera
 
 def refuse(where: str, bad: BadRow, cfg: DictConfig, splits: Splits) -> None:
     """Stop at a malformed row, or count it."""
-    sentence = f"{where}: {bad}"
+    sentence = plain(f"{where}: {bad}")
     if cfg.on_error == "skip":
         splits.skipped.append(sentence)
         return
@@ -128,6 +130,18 @@ def keep_high_scores(splits: Splits, cfg: DictConfig) -> None:
         kept = [chat for chat in rows if chat.extra.get("score", -math.inf) >= least]
         setattr(splits, name, kept)
         splits.notes.append(f"{len(rows) - len(kept)} of {len(rows)} {name} rows: score below {least:g}")
+
+
+def spread(chats: list[Chat]) -> list[Chat]:
+    """Each row, and one more for each of its ``mismatched`` replies, with that in the place of its own."""
+    found = []
+    for chat in chats:
+        extra = {name: value for name, value in chat.extra.items() if name != "mismatched"}
+        found.append(replace(chat, extra=extra))
+        for other in chat.extra.get("mismatched", []):
+            reply = {"role": "assistant", "content": other["content"]}
+            found.append(replace(chat, messages=[*chat.messages[:-1], reply], extra=extra | {"score": other["score"]}))
+    return found
 
 
 def check_views(chats: list[Chat], fields: set[str], cfg: DictConfig) -> None:

@@ -8,7 +8,7 @@ import yaml
 
 from manners.data import tables
 from manners.errors import MannersError, did_you_mean
-from manners.paths import CONF
+from manners.paths import CONF, there
 
 CORPORA = Path(str(files("manners.data") / "corpora"))
 FORMATS = (".jsonl", ".json", ".txt", ".csv")
@@ -25,11 +25,12 @@ def local_path(path: str, key: str = "dataset.path") -> Path | None:
             names = [p.name for p in CORPORA.iterdir() if p.is_dir()]
             raise MannersError(f"{key}={path}: no such corpus in the package. {did_you_mean(found.name, names)}")
         return found
-    here = Path(path).expanduser()
-    if here.exists():
-        return here
+    if local := there(path):
+        return local
     if path.startswith(("/", ".", "~")) or path.endswith(FORMATS) or path.count("/") != 1:
-        names = [p.name for p in here.parent.glob("*")]
+        here = Path(path)
+        beside = there(str(here.parent))
+        names = [p.name for p in beside.glob("*")] if beside else []
         near = did_you_mean(here.name, names) if names else f"There is nothing in {here.parent}."
         raise MannersError(f"{key}={path}: there is no such file or folder. {near}")
     return None

@@ -22,6 +22,8 @@ from manners.models.loss import token_nll
 
 REWARD = "reward, standard deviations"  # of the likeliest replies
 
+ROWS_AT_ONCE = 8  # whose loss is taken together: more would be no faster
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -98,6 +100,7 @@ def measure(
     card: str,
     show: int,
     test_prompts: int,
+    rows_at_once: int = ROWS_AT_ONCE,
     **settings: Any,
 ) -> Measured:
     """Loss on the held-out ``examples``, and the replies to up to ``test_prompts`` of the held-out prompts ``asked``.
@@ -115,7 +118,7 @@ def measure(
     data = [whole_text(p, p.reference) for p in asked if p.reference]
     far = cards.apart(card, whole, data, settings.get("seed", 0))
     return Measured(
-        loss=ratio(*losses(model, examples)),
+        loss=ratio(*losses(model, examples, rows_at_once)),
         ended=share(sum(a.ended for a in answers), len(answers)) if answers else None,
         fit=share(sum(bool(a.fits) for a in scored), len(scored)) if scored else None,
         fit_by=fit_by(asked, scored),
@@ -190,7 +193,7 @@ def evenly(found: list[Prompt], count: int) -> list[Prompt]:
 
 
 @torch.no_grad()
-def losses(model: Any, examples: list[Example], size: int = 8) -> tuple[np.ndarray, np.ndarray]:
+def losses(model: Any, examples: list[Example], size: int = ROWS_AT_ONCE) -> tuple[np.ndarray, np.ndarray]:
     """Each example's summed negative log-likelihood and number of trained tokens: two arrays (N,)."""
     was_training = model.training
     model.eval()

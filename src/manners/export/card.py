@@ -96,12 +96,11 @@ def report(run: Path, start: str) -> str:
 
 def made(cfg: DictConfig, tags: dict[str, str]) -> str:
     """The command, the digest of the data, seed and versions; then every setting that shaped the weights."""
-    versions = [f"{k.removeprefix('version.')} {v}" for k, v in tags.items() if k.startswith("version.")]
     lines = {
         "command": f"`python train.py {tags['manners.overrides']}`" if "manners.overrides" in tags else LOST,
         "data": f"`{cfg.dataset.path}`, digest of the training rows: {tags.get('manners.data_digest', LOST)}",
         "seed": str(cfg.seed),
-        "versions": ", ".join(versions) or LOST,
+        "versions": tags.get("manners.versions", LOST),
         "commit": tags.get("manners.git_commit", LOST)
         + (", changed" if tags.get("manners.git_dirty") == "True" else ""),
     }

@@ -9,7 +9,9 @@ import lightning as L
 import torch
 
 from manners.errors import MannersError
+from manners.methods.devices import shard, whole
 from manners.methods.optimizer import adamw
+from manners.methods.ppo.world import ALONE, World
 from manners.models.adapters import trainable
 
 Log = Callable[[dict[str, float], int], None]
@@ -31,9 +33,11 @@ class Module(L.LightningModule):
         accumulate: int,
         logging_steps: int,
         optim: str = "adamw",
+        world: World = ALONE,
     ):
         super().__init__()
         self.model = model
+        self.world = world
         self.write = log
         self.total_steps, self.learning_rate = total_steps, learning_rate
         self.lr_scheduler_type, self.warmup_steps = lr_scheduler_type, warmup_steps
@@ -42,7 +46,7 @@ class Module(L.LightningModule):
         self.strict_loading = False  # a checkpoint holds only what training changes
         self.window = Window()
         self.validated = Window()
-        self.tokens_seen = 0  # items that carried loss, since the start of the run
+        self.tokens_seen = 0  # items that carried loss, up to the last written metrics
 
     def step(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:
         raise NotImplementedError
@@ -51,19 +55,28 @@ class Module(L.LightningModule):
         """What is written of a window, in the method's own words."""
         raise NotImplementedError
 
-    def training_step(self, batch: dict[str, torch.Tensor], _index: int) -> torch.Tensor:
+    def configure_model(self) -> None:
+        shard(self)
+
+    def counted(self, batch: dict[str, torch.Tensor], window: "Window") -> torch.Tensor:
+        """The batch's summed loss, and its figures in ``window``; an ``idle`` one has none (see ``batches.share``)."""
         loss, right, trained = self.step(batch)
-        self.window.add(loss, right, trained, batch)
-        self.tokens_seen += trained
-        # Lightning divides by the number of micro-batches; the mean is over the items of the optimizer step.
-        return loss / batch["step_trained"] * self.accumulate
+        if "idle" in batch:
+            loss, right, trained = loss * 0, 0, 0
+        window.add(loss, right, trained, batch)
+        return loss
+
+    def training_step(self, batch: dict[str, torch.Tensor], _index: int) -> torch.Tensor:
+        loss = self.counted(batch, self.window)
+        # Lightning divides by the number of micro-batches, DDP and FSDP by that of devices; the mean is over the items
+        # of the optimizer step, wherever they are.
+        return loss / batch["step_trained"] * (self.accumulate * self.world.size)
 
     def validation_step(self, batch: dict[str, torch.Tensor], _index: int) -> None:
-        loss, right, trained = self.step(batch)
-        self.validated.add(loss, right, trained, batch)
+        self.counted(batch, self.validated)
 
     def on_validation_epoch_end(self) -> None:
-        metrics = self.metrics(self.validated, "val")
+        metrics = self.metrics(self.validated.over(self.world), "val")
         self.validated = Window()
         if not self.trainer.sanity_checking:
             self.write(metrics, self.global_step)
@@ -71,7 +84,8 @@ class Module(L.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         params = [p for group in optimizer.param_groups for p in group["params"]]
-        self.window.grad_norm = float(torch.nn.utils.clip_grad_norm_(params, self.max_grad_norm or math.inf))
+        norm = torch.nn.utils.clip_grad_norm_(params, self.max_grad_norm or math.inf)
+        self.window.grad_norm = float(whole(norm))
         if not math.isfinite(self.window.grad_norm):
             raise MannersError(
                 f"the gradient is {self.window.grad_norm} at step {self.global_step}: try a lower "
@@ -81,8 +95,9 @@ class Module(L.LightningModule):
     def report(self, step: int) -> None:
         """Write the metrics of the last optimizer steps, every ``logging_steps`` of them."""
         if step and step % self.logging_steps == 0 and step != self.window.written_at:
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            metrics = self.metrics(self.window, "train") | {
+            rate, window = self.trainer.optimizers[0].param_groups[0]["lr"], self.window.over(self.world)
+            self.tokens_seen += window.trained
+            metrics = self.metrics(window, "train") | {
                 "train/grad_norm": self.window.grad_norm,
                 "train/learning_rate": rate,
                 "train/tokens_seen": float(self.tokens_seen),
@@ -105,21 +120,26 @@ class Module(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         keep = {f"model.{name}" for name in trainable(self.model)}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
-        checkpoint["rng"] = torch.get_rng_state()
-        checkpoint["cuda_rng"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        # Each process has random numbers of its own; the figures are all processes' together.
+        checkpoint["rng"] = self.world.gather([torch.get_rng_state()])
+        checkpoint["cuda_rng"] = self.world.gather([torch.cuda.get_rng_state()]) if torch.cuda.is_available() else []
         checkpoint["tokens_seen"] = self.tokens_seen
-        checkpoint["window"] = self.window.state()
+        checkpoint["window"] = self.window.over(self.world).state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.rng = (checkpoint["rng"], checkpoint["cuda_rng"])
         self.tokens_seen = checkpoint["tokens_seen"]
         self.window = Window(**checkpoint["window"])
+        if self.world.rank:  # the first process has the sums of all
+            self.window = Window(grad_norm=self.window.grad_norm, written_at=self.window.written_at)
 
     def on_train_start(self) -> None:
         if hasattr(self, "rng"):  # after whatever drew random numbers on the way here
-            torch.set_rng_state(self.rng[0].cpu())
+            torch.set_rng_state(self.rng[0][self.world.rank].cpu())
             if self.rng[1]:
-                torch.cuda.set_rng_state_all([state.cpu() for state in self.rng[1]])
+                torch.cuda.set_rng_state(self.rng[1][self.world.rank].cpu())
+        elif self.world.rank:  # adapters began alike everywhere; from now on each has a dropout of its own
+            torch.manual_seed(torch.initial_seed() + self.world.rank)
 
 
 class Window:
@@ -139,6 +159,17 @@ class Window:
         self.trained += trained
         self.real += int(batch["tokens"])
         self.slots += batch["input_ids"].numel()
+
+    def over(self, world: World) -> "Window":
+        """That of all processes together. Each of them has to ask for it."""
+        if world.size == 1:
+            return self
+        sums = world.sum(torch.tensor([self.loss_sum, self.right, self.trained, self.real, self.slots]).double())
+        loss_sum, right, trained, real, slots = sums.tolist()
+        counts = int(right), int(trained), int(real), int(slots)
+        both = Window(loss_sum, *counts, grad_norm=self.grad_norm, written_at=self.written_at)
+        both.started = self.started
+        return both
 
     @property
     def loss(self) -> float:

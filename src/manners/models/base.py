@@ -5,7 +5,6 @@ Weights come as safetensors only, and no model brings code of its own.
 
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +14,10 @@ from transformers.utils import logging
 from manners import hub
 from manners.errors import MannersError
 from manners.models.templates import TEMPLATES
+from manners.paths import there
 
 logging.disable_progress_bar()  # loading takes a moment; training has a bar of its own
+HEADS = ("score.", "classifier.", "pooler.")  # a base has none; a reward model's is drawn here
 SAFE = {"trust_remote_code": False}
 
 
@@ -73,20 +74,30 @@ def load(
             bnb_4bit_compute_dtype=dtype,
         )
         kwargs["device_map"] = {"": "cuda" if torch.cuda.is_available() else "cpu"}
-    return _load(auto.from_pretrained, name, revision, **kwargs)
+    model, told = _load(auto.from_pretrained, name, revision, output_loading_info=True, **kwargs)
+    missing = [key for key in sorted(told["missing_keys"]) if not any(part in key for part in HEADS)]
+    if missing:
+        raise MannersError(
+            f"model.name={name}: {missing[0]} and {len(missing) - 1} more of its weights are not in its files; "
+            "transformers would draw them at random. Fetch it anew."
+        )
+    return model
 
 
 def _load(loader, name: str, revision: str | None, **kwargs):  # type: ignore[no-untyped-def]
     path = resolve(name)
-    if not Path(path).exists():
+    if not there(path):
         if path.startswith(("/", ".", "~")):
             raise MannersError(f"model.name={name}: there is no such folder.")
         hub.go_offline_if_unreachable()
     try:
         return loader(path, revision=revision, **SAFE, **kwargs)
-    except (OSError, ValueError) as error:
-        if Path(path).exists():
-            raise MannersError(f"model.name={name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if there(path):  # what is damaged in it is found by many libraries, each with errors of its own
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise MannersError(f"model.name={name} cannot be loaded: {why}") from error
         raise hub.not_found("model", name, "model.name", error) from error
 
 

@@ -39,6 +39,9 @@ def train(run: Run) -> Outcome:
         max_steps=steps_of(cfg, len(rows)), **settings,
     )  # fmt: skip
     fitted = dpo.fit(trainer, run.tracker.log)
+    mean = sum(2 * len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in rows) / len(rows)
+    seen = fitted.steps * m.per_device_train_batch_size * m.gradient_accumulation_steps
+    run.folder.remember(tokens=round(mean * seen))  # of whole epochs exactly
 
     after = answer(run, model, tokenizer)
     run.tracker.log(after.metrics("after"), fitted.steps)

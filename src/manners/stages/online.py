@@ -1,7 +1,9 @@
 """PPO and RLOO: the policy answers, is paid for what it says, and answers again."""
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,18 +50,25 @@ def train(run: Run) -> Outcome:
         run.tracker.log(before.metrics("before"), 0)
 
     held_out = evenly(waiting(cfg, run.splits.validation or run.splits.test), settings.eval_prompts)
-    warn = lambda words: console.print(f"[yellow]{words}[/]")  # noqa: E731
+    warn = lambda words: console.print(words, style="yellow")  # noqa: E731
     asked = waiting(cfg, run.splits.train)
     trained = loop.train(game, asked, held_out, run.path, run.tracker.log, run.tracker.table, warn)
 
     if run.world.rank:
         return Outcome(trained.best_reward, trained.best_iteration, "")
+    run.folder.remember(tokens=sampled_tokens(run.path / "metrics.jsonl", settings.batch_size))
     after = answer(run, game)
     run.tracker.log(after.metrics("after"), trained.iterations)
     save(run, model, tokenizer)
     curves = online_curves(run.path / "metrics.jsonl", trained.best_iteration, run.path / "curves.png")
     show.before_after(run, before, after, [curves] if curves else [])
     return Outcome(trained.best_reward, trained.best_iteration, after.headline(before))
+
+
+def sampled_tokens(metrics_file: Path, replies: int) -> int:
+    """Tokens of all the replies that were learned from, ``replies`` of them an iteration."""
+    records = map(json.loads, metrics_file.read_text().splitlines())
+    return round(sum(r.get("objective/length", 0.0) for r in records) * replies)
 
 
 def sampler(s: Online, model: Any, tokenizer: Any) -> VLLM | None:

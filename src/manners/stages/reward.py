@@ -18,7 +18,7 @@ from manners.methods.reward import RewardModule, predict
 from manners.models import reward as models
 from manners.models.reward import Units
 from manners.stages import show
-from manners.stages.run import Outcome, Run, adapt, learn, load_settings, load_tokenizer, save_config
+from manners.stages.run import Outcome, Run, adapt, in_one, learn, load_settings, load_tokenizer, save_config
 from manners.stages.show import Exam
 
 SANE = "sanity.json"  # in the model's folder: what PPO looks at before it believes a score
@@ -28,10 +28,8 @@ Score = Callable[[Sequence[tuple[list[Message], str]]], list[float]]
 def train(run: Run) -> Outcome:
     cfg, m = run.cfg, run.cfg.method
     tokenizer = load_tokenizer(cfg)
-    network: Any = models.load(
-        cfg.model.name, tokenizer, cfg.model.revision, cfg.model.attn_implementation, **load_settings(cfg, run.device)
-    )
-    network = adapt(cfg, network, run.device, task_type="SEQ_CLS")
+    make = partial(scorer, run, tokenizer)
+    network = make()
     sanity_suite.good(*real_replies(run), cfg.seed)  # what would stop the examination stops the training
     units = Units() if m.loss == "pairwise" else Units.of([r.score for r in scored(run.splits.train)])
     share = models.shares_prompts(network)
@@ -40,6 +38,9 @@ def train(run: Run) -> Outcome:
     together = partial(collate_families, pad=tokenizer.pad_token_id, share=share)
     fitted = learn(run, partial(RewardModule, network, m.loss), examples, held_out, together)
 
+    if run.world.rank:
+        return Outcome(fitted.best_loss, fitted.best_step, "")
+    network = in_one(run, network, make)
     network.to(run.device.kind)  # Lightning leaves it on the CPU
     raw: Score = partial(predict, network, tokenizer, m.max_length)
     if m.loss == "pairwise":
@@ -50,6 +51,15 @@ def train(run: Run) -> Outcome:
     save(run, network, tokenizer, units, sane)
     show.reward(run, exam, sane, fitted.best_step)
     return Outcome(fitted.best_loss, fitted.best_step, headline(exam.quality, sane))
+
+
+def scorer(run: Run, tokenizer: Any) -> Any:
+    """The base with a head that scores, and its adapter, as training finds it."""
+    cfg = run.cfg
+    network: Any = models.load(
+        cfg.model.name, tokenizer, cfg.model.revision, cfg.model.attn_implementation, **load_settings(cfg, run.device)
+    )
+    return adapt(cfg, network, run.device, task_type="SEQ_CLS")
 
 
 def lessons(run: Run, chats: list[Chat], tokenizer: Any, units: Units, share: bool) -> list[Family]:

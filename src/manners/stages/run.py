@@ -15,13 +15,13 @@ from manners.data.readers import Splits
 from manners.data.rows import Chat, Prompt, prompts
 from manners.hardware import Device
 from manners.lineage import CONFIG, Folder, Input
-from manners.methods.fit import Fitted, fit
+from manners.methods.fit import Fitted, fit, load_best
 from manners.methods.module import Module
 from manners.methods.ppo.world import World
 from manners.models import adapters, base
 from manners.tracking import Silent, Tracker
 
-console = Console()
+console = Console(markup=False)  # what is said may hold words of the data or the user, and those may hold brackets
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,13 @@ def waiting(cfg: DictConfig, chats: list[Chat]) -> list[Prompt]:
 def steps_of(cfg: DictConfig, examples: int) -> int:
     """Optimizer steps of a run that Lightning trains; says so where the warm-up is longer than that."""
     m = cfg.method
-    per_epoch = examples / (m.per_device_train_batch_size * m.gradient_accumulation_steps)
+    per_epoch = examples / (m.per_device_train_batch_size * m.gradient_accumulation_steps * cfg.hardware.devices)
     steps = m.max_steps if m.max_steps > 0 else max(1, math.ceil(m.num_train_epochs * per_epoch))
     if 1 <= steps <= m.warmup_steps:
         console.print(
-            f"[yellow]the warm-up of {m.warmup_steps:.0f} steps is longer than the run of {steps}: the learning rate "
-            "never reaches its peak. For a share of the run: method.warmup_steps=0.1[/]"
+            f"the warm-up of {m.warmup_steps:.0f} steps is longer than the run of {steps}: the learning rate "
+            "never reaches its peak. For a share of the run: method.warmup_steps=0.1",
+            style="yellow",
         )
     return int(steps)
 
@@ -80,9 +81,9 @@ def learn(
 ) -> Fitted:
     """Train ``module`` on ``examples`` with Lightning. ``together`` makes a batch of some of them."""
     m, steps = run.cfg.method, steps_of(run.cfg, len(examples))
-    accumulate = m.gradient_accumulation_steps
+    accumulate, among = m.gradient_accumulation_steps, (run.world.rank, run.world.size)
     shuffled = Batches(
-        examples, m.per_device_train_batch_size, together, steps, accumulate, run.cfg.seed, m.group_by_length
+        examples, m.per_device_train_batch_size, together, steps, accumulate, run.cfg.seed, m.group_by_length, *among
     )
     learner = module(
         log=run.tracker.log,
@@ -95,11 +96,29 @@ def learn(
         accumulate=accumulate,
         logging_steps=m.logging_steps,
         optim=run.cfg.hardware.optim,
+        world=run.world,
     )
-    validation = in_order(held_out, m.per_device_eval_batch_size, together)
-    return fit(
-        learner, shuffled, validation, run.path, run.device, m.eval_steps, m.save_steps, m.early_stopping_patience
-    )
+    validation = in_order(held_out, m.per_device_eval_batch_size, together, *among)
+    fitted = fit(
+        learner, shuffled, validation, run.path, run.device, m.eval_steps, m.save_steps, m.early_stopping_patience,
+        run.world, run.cfg.hardware.strategy,
+    )  # fmt: skip
+    if run.world.rank == 0:
+        run.folder.remember(tokens=tokens_read(shuffled, fitted.steps))
+    return fitted
+
+
+def in_one(run: Run, model: Any, make: Callable[[], Any]) -> Any:
+    """The trained model in one piece: of one that was shared out, another is made and given the best weights."""
+    if run.cfg.hardware.strategy == "fsdp":
+        model = make()
+        load_best(run.path, model)
+    return model
+
+
+def tokens_read(batches: Batches, steps: int) -> int:
+    """Tokens of the first ``steps`` optimizer steps, prompts and all, padding apart: what the run's cost is told in."""
+    return sum(batches.examples[i].length for group in batches.groups[: steps * batches.accumulate] for i in group)
 
 
 def load_settings(cfg: DictConfig, device: Device) -> dict[str, Any]:

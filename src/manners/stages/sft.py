@@ -12,18 +12,28 @@ from manners.evaluation.measure import Measured, measure
 from manners.methods.sft import SFTModule
 from manners.models import adapters
 from manners.stages import show
-from manners.stages.run import Outcome, Run, adapt, learn, load_base, load_tokenizer, save_language_model, waiting
+from manners.stages.run import (
+    Outcome,
+    Run,
+    adapt,
+    in_one,
+    learn,
+    load_base,
+    load_tokenizer,
+    save_language_model,
+    waiting,
+)
 
 
 def train(run: Run) -> Outcome:
     cfg, m = run.cfg, run.cfg.method
-    tokenizer, model = load_tokenizer(cfg), load_base(cfg, run.device)
+    tokenizer = load_tokenizer(cfg)
     check_end(cfg.dataset.end_of_conversation, tokenizer)
-    adapters.grow(model, tokenizer)
-    tokens = tokenizer.convert_tokens_to_ids(list(cfg.model.added_tokens))
-    model = adapt(cfg, model, run.device, tokens=tokens)
-    before = Measured.from_json(run.once("before", lambda: answer(run, model, tokenizer).to_json()))
-    run.tracker.log(before.metrics("before"), 0)
+    make = partial(network, run, tokenizer)
+    model = make()
+    if run.world.rank == 0:
+        before = Measured.from_json(run.once("before", lambda: answer(run, model, tokenizer).to_json()))
+        run.tracker.log(before.metrics("before"), 0)
 
     examples = encode(run.splits.train, tokenizer, cfg.dataset.train_on, m.max_length)
     held_out = encode(run.splits.validation or run.splits.test, tokenizer, cfg.dataset.train_on, m.max_length)
@@ -31,12 +41,24 @@ def train(run: Run) -> Outcome:
     together = partial(collate, pad=tokenizer.pad_token_id)
     fitted = learn(run, partial(SFTModule, model), examples, held_out, together)
 
+    if run.world.rank:
+        return Outcome(fitted.best_loss, fitted.best_step, "")
+    model = in_one(run, model, make)
     after = answer(run, model, tokenizer)
     run.tracker.log(after.metrics("after"), fitted.steps)
     save_language_model(cfg, model, tokenizer, run.path / "model")
     curve = figures.learning_curve(run.path / "metrics.jsonl", fitted.best_step, run.path / "learning_curve.png")
     show.before_after(run, before, after, [curve])
     return Outcome(fitted.best_loss, fitted.best_step, after.headline(before))
+
+
+def network(run: Run, tokenizer: Any) -> Any:
+    """The base with its adapter, as training finds it."""
+    cfg = run.cfg
+    model = load_base(cfg, run.device)
+    adapters.grow(model, tokenizer)
+    tokens = tokenizer.convert_tokens_to_ids(list(cfg.model.added_tokens))
+    return adapt(cfg, model, run.device, tokens=tokens)
 
 
 def check_end(words: str | None, tokenizer: Any) -> None:

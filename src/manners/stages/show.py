@@ -8,10 +8,15 @@ from typing import Any
 from omegaconf import DictConfig
 
 from manners.evaluation import figures, report, reward_figures, reward_report
-from manners.evaluation.measure import Measured
+from manners.evaluation.measure import ROWS_AT_ONCE, Measured
 from manners.evaluation.regression import Pairwise, Regression
 from manners.evaluation.sanity import Sanity
 from manners.stages.run import Run, console
+
+
+def rows_at_once(cfg: DictConfig) -> int:
+    """Held-out rows whose loss is taken together: no more than a validation of the training takes."""
+    return min(ROWS_AT_ONCE, cfg.method.get("per_device_eval_batch_size", ROWS_AT_ONCE))
 
 
 def measure_settings(cfg: DictConfig) -> dict[str, Any]:
@@ -22,6 +27,7 @@ def measure_settings(cfg: DictConfig) -> dict[str, Any]:
         "role": "user" if cfg.dataset.train_on == "user" else "assistant",
         "show": e.prompts,
         "test_prompts": e.test_prompts,
+        "rows_at_once": rows_at_once(cfg),
         "max_new_tokens": e.max_new_tokens,
         "batch_size": e.batch_size,
         "do_sample": e.do_sample,
@@ -32,7 +38,8 @@ def measure_settings(cfg: DictConfig) -> dict[str, Any]:
 
 def before_after(run: Run, before: Measured, after: Measured, pictures: list[Path]) -> None:
     """The report of a language model, with its figures, to the terminal, the run folder and MLflow."""
-    report.show(console, before, after)
+    if not run.cfg.sweep.parent:  # which has a table of its own
+        report.show(console, before, after)
     text = report.markdown(run.path.name, before, after)
     (run.path / "before_after.md").write_text(text)
     (run.path / "after.json").write_text(json.dumps(after.to_json(), indent=1, ensure_ascii=False))
@@ -61,7 +68,8 @@ def reward(run: Run, exam: Exam, sane: Sanity, best_step: int) -> None:
     if isinstance(exam.quality, Regression):
         pictures.append(reward_figures.scatter(exam.predicted, exam.true, run.path / "predicted.png"))
         pictures.append(reward_figures.calibration(exam.quality, exam.predicted, run.path / "calibration.png"))
-    reward_report.show(console, exam.quality, sane, exam.worst)
+    if not run.cfg.sweep.parent:
+        reward_report.show(console, exam.quality, sane, exam.worst)
     text = reward_report.markdown(run.path.name, exam.quality, sane, exam.worst)
     (run.path / "reward_report.md").write_text(text)
     (run.path / "after.json").write_text(json.dumps(exam.quality.to_json() | {"sanity": sane.to_json()}, indent=1))

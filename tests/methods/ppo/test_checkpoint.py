@@ -33,7 +33,7 @@ def test_a_checkpoint_half_written_is_never_met(small_qwen2, tmp_path, monkeypat
         raise Cut
 
     with monkeypatch.context() as patch:
-        patch.setattr("manners.methods.ppo.checkpoint.os.replace", die)  # all is written but not yet in place
+        patch.setattr("manners.disk.os.replace", die)  # all is written but not yet in place
         with pytest.raises(Cut):
             save(tmp_path, Progressed(0.05), policy(small_qwen2), make_optimizer(policy(small_qwen2), ppo()))
     actor = policy(small_qwen2)

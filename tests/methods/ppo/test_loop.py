@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from manners.methods.ppo.checkpoint import weights
 from manners.methods.ppo.loop import Game, estimate, pick_prompts, score, train, uniforms
 from manners.methods.ppo.world import World
 from manners.methods.rewards import Part
+from manners.stop import Stopped
 from tests.methods.ppo.cases import early_stops, liked, policy, ppo, prompts, rloo, rolled_out, share_of
 
 CRITICS = {"ppo": "head", "rloo": "none"}
@@ -132,6 +135,29 @@ def test_cut_off_and_started_again(small_qwen2, tokenizer, tmp_path, make, kind,
         )
     # What is bitwise the same is not so because nothing moved.
     assert not same(whole.seen[0], whole.seen[7])
+
+
+@pytest.mark.parametrize("when, saved", [("scored", 4), ("evaluated", 3)])
+def test_told_to_stop_it_saves_and_goes_on(small_qwen2, tokenizer, tmp_path, when, saved):
+    """While the fifth iteration is scored, which then has changed nothing; and in the third, evaluated to its end."""
+    settings = resumable(ppo, save_steps=100)
+    whole = Run(small_qwen2, tokenizer, settings, tmp_path / "whole")()
+    (pay,) = share_of(liked(small_qwen2)).values()
+    scored = []
+
+    def told(*args, **columns):
+        scored.append(len(scored))  # the evaluations score too: before the first iteration and after the third
+        if (when, len(scored)) in (("scored", 7), ("evaluated", 5)):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return pay.function(*args, **columns)
+
+    first = Run(small_qwen2, tokenizer, settings, tmp_path / "cut", parts={"share": Part(pay.weight, told)})
+    with pytest.raises(Stopped):
+        first()
+    again = Run(small_qwen2, tokenizer, settings, tmp_path / "cut")()
+    assert again.trained.resumed_from == saved
+    assert same(weights(again.actor), weights(whole.actor))
+    assert (first.metrics | again.metrics).keys() == whole.metrics.keys()
 
 
 def test_a_finished_run_started_again_is_as_it_was(small_qwen2, tokenizer, tmp_path):

@@ -1,6 +1,6 @@
 """What a restart needs, written as a whole or not at all; and the best weights so far."""
 
-import os
+import signal
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from manners import disk, stop
 from manners.methods.fit import BEST, LAST
 from manners.methods.ppo.guards import Collapse
+from manners.methods.ppo.world import World
 from manners.models.actor import Actor
 from manners.models.adapters import trainable
 
@@ -26,12 +28,18 @@ class Progressed:
 
 
 def save(folder: Path, state: Progressed, actor: Actor, optimizer: torch.optim.Optimizer) -> None:
-    part = folder / f"{LAST}.part"
-    with part.open("wb") as file:
+    with disk.whole(folder / LAST) as file:
         torch.save({"state": asdict(state), "weights": weights(actor), "optimizer": optimizer.state_dict()}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, folder / LAST)
+
+
+def save_and_stop_if_told(
+    folder: Path, state: Progressed, actor: Actor, optimizer: torch.optim.Optimizer, world: World
+) -> None:
+    """All processes stop together, one of which may have been told first. The weights must be those of ``state``."""
+    if world.sum(torch.tensor(float(stop.asked()))) > 0:
+        if world.rank == 0:
+            save(folder, state, actor, optimizer)
+        raise stop.Stopped(stop.noted[0] if stop.noted else signal.SIGTERM)
 
 
 def load(folder: Path, actor: Actor, optimizer: torch.optim.Optimizer) -> Progressed | None:
@@ -45,8 +53,8 @@ def load(folder: Path, actor: Actor, optimizer: torch.optim.Optimizer) -> Progre
 
 
 def save_best(folder: Path, actor: Actor) -> None:
-    save_file(weights(actor), folder / f"{BEST}.part")
-    os.replace(folder / f"{BEST}.part", folder / BEST)
+    with disk.whole(folder / BEST) as file:
+        save_file(weights(actor), file.name)
 
 
 def load_best(folder: Path, actor: Actor) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from manners import stop
 from manners.config import PPO, RLOO, Online
 from manners.data.rows import Prompt
 from manners.errors import MannersError
@@ -22,7 +23,7 @@ from manners.methods.module import schedule
 from manners.methods.optimizer import adamw
 from manners.methods.ppo import guards
 from manners.methods.ppo.advantages import adapt_kl_coef, gae, kl_estimate, leave_one_out, token_rewards, whiten
-from manners.methods.ppo.checkpoint import Progressed, load, load_best, save, save_best
+from manners.methods.ppo.checkpoint import Progressed, load, load_best, save, save_and_stop_if_told, save_best
 from manners.methods.ppo.rollout import Rollout, encode_prompts, rollout, summary
 from manners.methods.ppo.update import update
 from manners.methods.ppo.world import World
@@ -77,14 +78,14 @@ def train(
     """Train the actor in place; it ends with the weights that scored best on ``held_out``.
 
     ``folder`` keeps the last checkpoint and the best weights. Raises MannersError, with the batch saved, where a
-    number breaks.
+    number breaks. Told to stop, it saves itself first.
     """
     s, world = game.settings, game.world
     optimizer = make_optimizer(game.actor, s, game.optim)
     iterations = -(-s.total_episodes // s.batch_size)
     state = load(folder, game.actor, optimizer) or Progressed(kl_coef=s.kl_coef)
     resumed_from = state.iteration
-    with Bar(iterations, state.iteration, world.rank == 0) as bar:
+    with stop.later(), Bar(iterations, state.iteration, world.rank == 0) as bar:
         if state.iteration == 0:
             log(evaluate(game, held_out, folder, state), 0)
         while state.iteration < iterations:
@@ -102,6 +103,7 @@ def train(
                 log(evaluate(game, held_out, folder, state), state.iteration)
             if state.iteration % s.save_steps == 0 and world.rank == 0:
                 save(folder, state, game.actor, optimizer)
+            save_and_stop_if_told(folder, state, game.actor, optimizer, world)
     load_best(folder, game.actor)
     return Trained(iterations, state.best_iteration, state.best_reward, resumed_from)
 
@@ -118,6 +120,7 @@ def iterate(
         scores, part_scores = score(rolled, game.parts, s)
         advantages, returns, kl = estimate(rolled, scores, s, state.kl_coef, world)
         shuffle = random.Random(f"{seed}/{state.iteration}/minibatches")
+        save_and_stop_if_told(folder, state, game.actor, optimizer, world)  # nothing has changed them yet
         updated = update(
             game.actor, optimizer, rolled, advantages, returns, s, shuffle, game.tokenizer.pad_token_id, world
         )

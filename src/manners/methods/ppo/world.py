@@ -1,6 +1,8 @@
 """The processes that train together: which rows are ours, and sums over all. accelerate does the talking."""
 
 import os
+import threading
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -54,20 +56,38 @@ class World:
         return list(broadcast_object_list(said)) if self.size > 1 else said
 
 
-def join(device: str, method: str) -> World:
-    """The world that ``torchrun`` or ``accelerate launch`` started us in. ``device`` is "cpu", "cuda" or "mps"."""
+ALONE = World()
+
+
+def join(device: str, method: str, devices: int = 1) -> World:
+    """The world that ``torchrun`` or ``accelerate launch`` started us in. ``device`` is "cpu", "cuda" or "mps".
+
+    ``devices`` are those that SFT and reward models are to have, which is a part of what makes their run.
+    """
     refuse_alone()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return World()
-    if method in ("sft", "reward", "dpo"):
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if method == "dpo" and started > 1:
         raise MannersError(f"method={method} trains in one process: start it as python train.py, without torchrun.")
+    if method in ("sft", "reward") and started != devices:
+        more = f"hardware=ddp hardware.devices={started}" if started > 1 else "hardware.devices=1"
+        raise MannersError(f"hardware.devices={devices}, and {started} processes were started: add {more}.")
+    if started == 1:
+        return ALONE
     from accelerate import Accelerator, InitProcessGroupKwargs
 
+    threading.Thread(target=outlive_no_launcher, args=(os.getppid(),), daemon=True).start()
     if device == "cpu":  # torchrun on a CPU would otherwise run undistributed, without a word
         os.environ["ACCELERATE_USE_CPU"] = "true"
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # the first process evaluates while others wait
     accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[patience])
     return World(accelerator.process_index, accelerator.num_processes, accelerator)
+
+
+def outlive_no_launcher(launcher: int) -> None:
+    """A launcher that is killed cannot end its processes, which would hold the run from the command that goes on."""
+    while os.getppid() == launcher:
+        time.sleep(1)
+    os._exit(1)
 
 
 def check_shares(s: Online, world: World) -> None:

@@ -1,0 +1,75 @@
+"""The jobs of a sweep: what each is to run, and what became of it, which the run folders know."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from manners import chain, checks, composing, lineage
+from manners.chain import Stage
+from manners.sweep.space import Choice, overrides
+
+if TYPE_CHECKING:  # Optuna takes a second to import, which a grid need not wait for
+    from manners.sweep.search import Search
+
+
+@dataclass
+class Job:
+    choice: Choice  # in what it differs from the others
+    trial: int | None = None  # of a search
+    fingerprint: str = ""
+    status: str = "waiting"  # then finished, pruned or failed
+    metric: float | None = None
+    seconds: float | None = None
+    run: str = ""
+    run_id: str = ""
+    summary: str = ""
+    error: str = ""
+    again: bool = field(default=False)  # it had ended before this sweep was started
+
+    @property
+    def name(self) -> str:
+        return " ".join(overrides(self.choice)) or "the only one"
+
+
+def listed(choices: list[Choice], at_once: int) -> Iterator[list[Job]]:
+    """A grid's jobs, as many together as the launcher runs at once."""
+    remaining = iter(choices)
+    while chunk := list(islice(remaining, at_once)):
+        yield [Job(choice) for choice in chunk]
+
+
+def searched(search: "Search", at_once: int) -> Iterator[list[Job]]:
+    """A search's jobs: those of before, then each batch is proposed in the light of all that have ended."""
+    if before := [Job(choice) for choice in search.ended()]:
+        yield before
+    while (left := search.left) > 0:
+        jobs = [Job(choice, trial) for trial, choice in (search.ask() for _ in range(min(at_once, left)))]
+        yield jobs
+        for job in jobs:
+            assert job.trial is not None
+            search.tell(job.trial, job.status, job.metric)
+
+
+def identify(job: Job, fixed: list[str]) -> None:
+    """Its fingerprint: that of the same command typed alone. Raises MannersError for a config that cannot work."""
+    typed = [*fixed, *overrides(job.choice)]
+    cfg = composing.compose("train", typed)
+    checks.check(cfg)
+    stage = Stage(cfg, typed)
+    marks = {need.role: chain.mark_of(need) for need in composing.needs(cfg, typed)}
+    job.fingerprint = lineage.fingerprint(cfg, stage.digest, marks)
+
+
+def look_up(job: Job, output_dir: str) -> bool:
+    """Whether a run with the job's fingerprint has ended well; then the job knows its result."""
+    found = lineage.ended(output_dir, job.fingerprint)
+    if found is None:
+        return False
+    folder, state = found
+    job.status, job.run, job.run_id = state["status"], folder.name, state.get("mlflow_run_id", "")
+    job.metric, job.summary, job.seconds = state.get("metric"), state.get("summary", ""), state.get("seconds")
+    if job.status == "finished" and (job.metric is None or not math.isfinite(job.metric)):
+        job.status, job.error = "failed", f"its metric is {job.metric}"
+    return True

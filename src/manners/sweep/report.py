@@ -1,0 +1,119 @@
+"""What a sweep found: a table by configuration over its seeds, a figure, and the command that runs the best again."""
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from manners import registry
+from manners.config import OBJECTIVE
+from manners.sweep import figure
+from manners.sweep.jobs import Job
+from manners.sweep.parent import Parent
+from manners.sweep.space import Choice, overrides
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+@dataclass
+class Row:
+    """A configuration: its jobs differ in their seed alone."""
+
+    choice: Choice
+    jobs: list[Job]
+
+    @property
+    def metrics(self) -> list[float]:
+        return [job.metric for job in self.jobs if job.status == "finished" and job.metric is not None]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.metrics)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds, of two or more."""
+        return statistics.stdev(self.metrics) if len(self.metrics) > 1 else None
+
+
+def write(cfg: DictConfig, done: list[Job], folder: Path, command: str, parent: Parent) -> None:
+    """Table and figure to the terminal, the sweep's folder and its MLflow run."""
+    key, direction = OBJECTIVE[cfg.method.name]
+    rows = ranked(done, direction)
+    header, lines = cells(rows, key)
+    show(header, lines, f"{folder.name}: best first")
+    best = rows[0] if rows and rows[0].metrics else None
+    winner = best and min(best.jobs, key=lambda j: order(j, direction))
+    told = f"python train.py {command} {winner.name}" if winner else ""
+    (folder / "sweep.md").write_text(markdown(header, lines, folder.name, told, done))
+    pictures = figure.draw(rows, key, direction, folder / "sweep.png")
+    files = [folder / "sweep.md", *pictures]
+    metrics = {f"best/{key}": best.mean, "jobs/finished": count(done, "finished")} if best else {}
+    metrics |= {"jobs/failed": count(done, "failed"), "jobs/pruned": count(done, "pruned")}
+    tags = {"manners.summary": f"{len(done)} jobs, {count(done, 'finished')} finished"}
+    if winner and best:
+        tags["manners.summary"] += f"; best {key} {best.mean:.4g}: {' '.join(overrides(best.choice))}"
+        tags |= {"manners.best_run": winner.run, "manners.best_run_id": winner.run_id}
+    parent.tell(files, (folder / "sweep.md").read_text(), metrics, tags)
+    if winner:
+        console.print(f"best: {winner.run}\nrun it again: {escape(told)}")
+        if cfg.register:
+            registry.put(cfg, parent.client, winner.run_id, winner.metric)
+    console.print(f"table and figure: {folder}")
+
+
+def ranked(done: list[Job], direction: str) -> list[Row]:
+    """The jobs by configuration, the best mean first; those without a result last."""
+    rows: list[Row] = []
+    for job in done:
+        choice = {k: v for k, v in job.choice.items() if k != "seed"}
+        row = next((r for r in rows if r.choice == choice), None)
+        if row is None:
+            rows.append(row := Row(choice, []))
+        row.jobs.append(job)
+    sign = 1 if direction == "minimize" else -1
+    return sorted(rows, key=lambda r: (not r.metrics, sign * r.mean if r.metrics else 0))
+
+
+def order(job: Job, direction: str) -> tuple[bool, float]:
+    if job.status != "finished" or job.metric is None:
+        return True, 0.0
+    return False, job.metric if direction == "minimize" else -job.metric
+
+
+def count(done: list[Job], status: str) -> int:
+    return sum(job.status == status for job in done)
+
+
+def cells(rows: list[Row], key: str) -> tuple[list[str], list[list[str]]]:
+    keys = list(dict.fromkeys(k for row in rows for k in row.choice))
+    header = [*keys, key, "± sd", "seeds", "min", "the best of them"]
+    lines = []
+    for row in rows:
+        spread = f"{row.spread:.3g}" if row.spread is not None else ""
+        mean = f"{row.mean:.4g}" if row.metrics else ", ".join(sorted({job.status for job in row.jobs}))
+        seconds = [job.seconds for job in row.jobs if job.seconds]
+        minutes = f"{statistics.fmean(seconds) / 60:.1f}" if seconds else ""
+        summary = next((job.summary for job in row.jobs if job.status == "finished"), "")
+        told = f"{len(row.metrics)} of {len(row.jobs)}"
+        lines.append([*(row.choice.get(k, "–") for k in keys), mean, spread, told, minutes, summary])
+    return header, lines
+
+
+def show(header: list[str], lines: list[list[str]], title: str) -> None:
+    table = Table(*map(escape, header), title=escape(title), box=None, header_style="bold")
+    for line in lines:
+        table.add_row(*map(escape, line))
+    console.print(table)
+
+
+def markdown(header: list[str], lines: list[list[str]], name: str, told: str, done: list[Job]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    text = f"# {name}\n\n" + "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows)
+    text += f"\n\nThe best again: `{told}`\n" if told else "\n\nNo job has a result.\n"
+    failed = [f"- {job.name}: {job.error}" for job in done if job.status == "failed"]
+    return text + ("\nFailed:\n\n" + "\n".join(failed) + "\n" if failed else "")

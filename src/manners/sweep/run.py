@@ -1,0 +1,145 @@
+"""A sweep, from top to bottom: ``python train.py -m …``. Hydra calls it through ``hydra_plugins.manners_sweeper``."""
+
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from manners import lineage
+from manners.composing import key_of
+from manners.errors import MannersError
+from manners.sweep import jobs, report, space
+from manners.sweep.jobs import Job
+from manners.sweep.parent import Parent
+from manners.sweep.space import Choice
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+def run(cfg: DictConfig, arguments: list[str], launcher: Any) -> None:
+    """Run the jobs that have not ended yet, and report on all. Exits with 1 where some failed."""
+    settings, cfg = cfg.hydra, OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    fixed, dimensions = space.read(space.parse([a for a in arguments if not is_of_sweep(a)]), cfg.sweep.space)
+    known = chosen(settings) | {key_of(o): o.partition("=")[2] for o in fixed}
+    at_once = together(settings.launcher)
+    with claim(cfg, fixed, dimensions) as folder, Parent(cfg, folder, arguments) as parent:
+        if cfg.sweep.sampler == "grid":
+            choices = space.grid(dimensions, known)
+            batches, planned = jobs.listed(choices, at_once or len(choices)), len(choices)
+        else:
+            from manners.sweep.search import Search  # Optuna takes a second to import
+
+            search = Search(cfg, dimensions, known, folder / "journal.log")
+            batches, planned = jobs.searched(search, at_once or 1), len(search.ended()) + max(0, search.left)
+        console.print(f"[bold]{folder.name}[/]: {planned} jobs, {cfg.sweep.sampler}")
+        done = work(cfg, batches, planned, fixed, launcher, folder, parent)
+        report.write(cfg, done, folder, shlex.join(fixed), parent)
+    failed = [job for job in done if job.status == "failed"]
+    for job in failed:
+        print(f"failed: {job.name}: {job.error}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} of {planned} jobs failed; the same command tries these again.", file=sys.stderr)
+        sys.exit(1)
+
+
+def work(
+    cfg: DictConfig,
+    batches: Iterator[list[Job]],
+    planned: int,
+    fixed: list[str],
+    launcher: Any,
+    folder: Path,
+    parent: Parent,
+) -> list[Job]:
+    """Each batch in turn, less what has ended before; stops where ``sweep.max_failures`` is exceeded."""
+    done: list[Job] = []
+    started, trained = time.monotonic(), 0
+    for batch in batches:
+        for job in batch:
+            try:
+                jobs.identify(job, fixed)
+            except MannersError as error:  # values that go with the others' first, and not with each other
+                job.status, job.error = "failed", str(error)
+                continue
+            job.again = bool(cfg.resume) and jobs.look_up(job, cfg.output_dir)
+        todo = [job for job in batch if not job.again and job.status != "failed"]
+        for i, job in enumerate(batch, start=len(done) + 1):
+            state = f"ended before: {job.run}" if job.again else ""
+            left = remaining(time.monotonic() - started, trained, planned - i + 1) if trained else ""
+            console.rule(f"job {i} of {planned}: {job.name}  [dim]{state or left}[/]", align="left")
+        if todo:
+            launch(cfg, todo, fixed, launcher, len(done), folder, parent)
+            trained += len(todo)
+        done += batch
+        failures = sum(job.status == "failed" for job in done)
+        if cfg.sweep.max_failures is not None and failures > cfg.sweep.max_failures:
+            print(f"stopped: {failures} jobs failed, sweep.max_failures={cfg.sweep.max_failures}", file=sys.stderr)
+            break
+    batches.close()  # type: ignore[attr-defined]
+    return done
+
+
+def launch(
+    cfg: DictConfig, todo: list[Job], fixed: list[str], launcher: Any, number: int, folder: Path, parent: Parent
+) -> None:
+    """Hand ``todo`` to Hydra's launcher. What became of each is read from the run folders, wherever it ran."""
+    commands = []
+    for job in todo:
+        own = [f"sweep.parent={parent.run_id}"]
+        if job.trial is not None:
+            own += [f"sweep.trial={job.trial}", f"sweep.journal={folder / 'journal.log'}"]
+            own += [f"sweep.pruner={cfg.sweep.pruner}"]
+        commands.append([*fixed, *space.overrides(job.choice), *own])
+    try:
+        returned = list(launcher.launch(commands, initial_job_idx=number))
+        errors = [r._return_value if isinstance(r._return_value, Exception) else None for r in returned]
+    except Exception as lost:  # noqa: BLE001  a launcher that lost a process: others of the batch may have ended
+        errors = [lost] * len(todo)
+    for job, error in zip(todo, errors, strict=True):
+        if not jobs.look_up(job, cfg.output_dir):
+            job.status = "failed"
+            job.error = f"{error or 'it ended without a result'}".strip().split("\n")[0]
+
+
+def is_of_sweep(argument: str) -> bool:
+    """Options of the sweep itself, which its jobs do not get. Its winner alone is registered."""
+    return key_of(argument).split(".")[0] in ("sweep", "register")
+
+
+def chosen(settings: DictConfig) -> Choice:
+    """The choice of each config group, for conditions."""
+    return {key: str(value) for key, value in settings.runtime.choices.items() if not key.startswith("hydra/")}
+
+
+def together(launcher: DictConfig) -> int:
+    """How many jobs the launcher runs at once; 1 in this process, 0 for as many as there are."""
+    if launcher._target_.endswith("BasicLauncher"):
+        return 1
+    number = launcher.get("n_jobs") or launcher.get("array_parallelism") or 0
+    return int(number) if number >= 0 else os.cpu_count() or 1
+
+
+def remaining(seconds: float, trained: int, left: int) -> str:
+    minutes = seconds / trained * left / 60
+    return f"about {minutes:.0f} min left" if minutes >= 1 else "less than a minute left"
+
+
+@contextmanager
+def claim(cfg: DictConfig, fixed: list[str], dimensions: list[space.Dimension]) -> Iterator[Path]:
+    """The sweep's folder: the same command finds the same one. Raises MannersError where it is at work already."""
+    plan = {"sweep": OmegaConf.to_container(cfg.sweep), "varied": [str(d) for d in dimensions], "fixed": sorted(fixed)}
+    name = re.sub(r"[^\w.-]+", "-", f"{cfg.study_name}-{cfg.method.name}")
+    path = Path(cfg.output_dir) / "sweeps" / f"{name}-{lineage.hashed(cfg, lineage.SHAPES, plan)[:8]}"
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / "lock").open("w") as lock:
+        if not lineage.locked(lock):
+            raise MannersError(f"this very sweep is at work already, in {path}: wait for it, or change what it varies.")
+        yield path.resolve()

@@ -1,0 +1,31 @@
+"""A search as it is typed, its jobs trained for real."""
+
+import json
+
+from mlflow import MlflowClient
+
+from tests.commands import SMALL, strictbot, train
+
+
+def test_a_sweep_is_one_run_with_its_jobs_nested_under_it_and_is_not_run_twice(tmp_path):
+    out = tmp_path / "out"
+    command = [*strictbot(tmp_path), *SMALL, f"output_dir={out}", "method.max_steps=3", "method.eval_steps=1"]
+    search = [
+        "-m",
+        *command,
+        "sweep.sampler=tpe",
+        "sweep.trials=2",
+        "method.learning_rate=tag(log,interval(1e-4,1e-2))",
+    ]
+    first = train(*search)
+    assert first.count("loading torch") == 2
+    client = MlflowClient(f"sqlite:///{out}/mlflow.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    (parent,) = [r for r in runs if "manners.sweep" in r.data.tags]
+    children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == 2 and {r.info.status for r in runs} == {"FINISHED"}
+    best = min(json.loads(f.read_text())["metric"] for f in (out / "runs").glob("*/run.json"))
+    assert parent.data.metrics["best/val/loss"] == best
+    assert "run it again: python train.py" in first
+    again = train(*search)
+    assert "loading torch" not in again and again.count("ended before") == 2
