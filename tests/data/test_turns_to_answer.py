@@ -101,6 +101,16 @@ def test_sft_on_high_scores_leaves_the_lower_training_rows_and_all_of_the_test(t
         read(write(tmp_path, {"text": "x"}), score_above=0.5, validation_share=0, test_share=0)
 
 
+def test_sft_on_every_reply_has_the_misfits_as_rows_of_their_own_and_leaves_the_test(tmp_path):
+    said = {"messages": chat(*TALK[:2]).messages, "score": 1.0, "mismatched": [{"content": "no", "score": 0.2}]}
+    rows = [said | {"split": split} for split in ("train", "validation", "test")]
+    splits = read(write(tmp_path, *rows), every_reply=True)
+    for kept in (splits.train, splits.validation):
+        assert [(c.messages[-1]["content"], c.extra["score"]) for c in kept] == [("b", 1.0), ("no", 0.2)]
+        assert [c.messages[:-1] for c in kept] == [said["messages"][:-1]] * 2
+    assert [c.extra["mismatched"] for c in splits.test] == [said["mismatched"]]
+
+
 def test_dolly_and_guanaco_are_known_by_their_fields(tmp_path):
     dolly = {"instruction": "Say it.", "context": "", "response": "It.", "category": "open_qa"}
     given = dolly | {"context": "A text."}
