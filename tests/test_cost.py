@@ -25,7 +25,7 @@ def test_a_run_that_goes_on_adds_the_seconds_up_to_the_last_metric_of_the_part_b
     now = 2012.0
     found = cost.total(folder, "cpu")
     assert (found["cost/seconds"], found["cost/tokens"]) == (42.0, 700.0)
-    assert json.loads((tmp_path / "run.json").read_text())["seconds"] == 30.0
+    assert json.loads((tmp_path / "run.json").read_text())["seconds"] == 42.0
 
 
 def test_a_part_that_wrote_nothing_takes_nothing_away(tmp_path, monkeypatch):

@@ -29,12 +29,14 @@ def start(folder: Folder) -> None:
 
 
 def total(folder: Folder, device: str) -> dict[str, float]:
-    """The run's metrics at its end. Gigabytes are 10⁹ bytes: of the GPU, or of the process on a CPU."""
+    """The run's metrics at its end, when the clock stops. Gigabytes are 10⁹ bytes: of the GPU, or of the process on a CPU."""
     state = folder.state
+    running = time.time() - state["since"] if state["since"] else 0.0
     found = {
-        "cost/seconds": state["seconds"] + time.time() - state["since"],
+        "cost/seconds": state["seconds"] + running,
         "cost/peak_memory_gb": peak(device) / 1e9,
     }
+    folder.remember(seconds=found["cost/seconds"], since=None)
     return found | ({"cost/tokens": float(state["tokens"])} if "tokens" in state else {})
 
 
