@@ -47,7 +47,7 @@ def write(cfg: DictConfig, done: list[Job], folder: Path, command: str, parent: 
     header, lines = cells(rows, key)
     show(header, lines, f"{folder.name}: best first")
     best = rows[0] if rows and rows[0].metrics else None
-    winner = best and min(best.jobs, key=lambda j: order(j, direction))
+    winner = best and best.jobs[0]
     told = f"python train.py {command} {winner.name}" if winner else ""
     (folder / "sweep.md").write_text(markdown(header, lines, folder.name, told, done))
     pictures = figure.draw(rows, key, direction, folder / "sweep.png")
@@ -75,6 +75,8 @@ def ranked(done: list[Job], direction: str) -> list[Row]:
         if row is None:
             rows.append(row := Row(choice, []))
         row.jobs.append(job)
+    for row in rows:
+        row.jobs.sort(key=lambda job: order(job, direction))
     sign = 1 if direction == "minimize" else -1
     return sorted(rows, key=lambda r: (not r.metrics, sign * r.mean if r.metrics else 0))
 
@@ -98,9 +100,8 @@ def cells(rows: list[Row], key: str) -> tuple[list[str], list[list[str]]]:
         mean = f"{row.mean:.4g}" if row.metrics else ", ".join(sorted({job.status for job in row.jobs}))
         seconds = [job.seconds for job in row.jobs if job.seconds]
         minutes = f"{statistics.fmean(seconds) / 60:.1f}" if seconds else ""
-        summary = next((job.summary for job in row.jobs if job.status == "finished"), "")
         told = f"{len(row.metrics)} of {len(row.jobs)}"
-        lines.append([*(row.choice.get(k, "–") for k in keys), mean, spread, told, minutes, summary])
+        lines.append([*(row.choice.get(k, "–") for k in keys), mean, spread, told, minutes, row.jobs[0].summary])
     return header, lines
 
 
