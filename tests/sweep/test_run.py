@@ -149,6 +149,13 @@ def test_failed_jobs_are_listed_and_tried_again_and_the_others_go_on(sweep, caps
     assert len(sweep(*GRID, result=rate_and_seed).ran) == 2
 
 
+def test_methods_that_are_measured_differently_have_no_best(sweep, capsys):
+    sweep("method=sft,reward", result=lambda *_: 1.0)
+    assert "run it again" in capsys.readouterr().out  # both by their loss on held-out rows
+    sweep("method=sft,rloo", result=lambda *_: 1.0)
+    assert "none is the best" in capsys.readouterr().out
+
+
 def test_values_that_do_not_go_together_are_one_failed_job(sweep, capsys):
     """A batch of 64 is more than the data, and accumulation makes it so; each goes with the other's first value."""
     with exits(1):

@@ -3,20 +3,18 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
 
-matplotlib.use("Agg")
+matplotlib.use("Agg")  # no screen is needed
 import matplotlib.pyplot as plt
 
-if TYPE_CHECKING:
-    from manners.sweep.report import Row
+from manners.sweep.rows import Row
 
 INK, FAINT, BEST = "#0b7285", "#9aa5b1", "#d9480f"
 
 
-def draw(rows: "Sequence[Row]", metric: str, direction: str, out: Path) -> list[Path]:
+def draw(rows: Sequence[Row], metric: str, direction: str, out: Path) -> list[Path]:
     """The file that was written; none where there is nothing to compare. The best row comes first."""
     rows = [row for row in rows if row.metrics]
     keys = [k for k in dict.fromkeys(k for row in rows for k in row.choice) if len({r.choice.get(k) for r in rows}) > 1]
@@ -37,7 +35,7 @@ def draw(rows: "Sequence[Row]", metric: str, direction: str, out: Path) -> list[
     return [out]
 
 
-def line(axes: plt.Axes, rows: "Sequence[Row]", key: str) -> None:
+def line(axes: plt.Axes, rows: Sequence[Row], key: str) -> None:
     """Each seed a dot, their mean a line."""
     points = sorted((number(row.choice[key]) or 0.0, row) for row in rows)  # type: ignore[type-var]
     xs = [x for x, _ in points]
@@ -53,7 +51,7 @@ def line(axes: plt.Axes, rows: "Sequence[Row]", key: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def parallel(axes: plt.Axes, rows: "Sequence[Row]", keys: list[str], metric: str) -> None:
+def parallel(axes: plt.Axes, rows: Sequence[Row], keys: list[str], metric: str) -> None:
     """An upright axis for each key and one for the metric; a line for each configuration."""
     columns = [column([row.choice.get(k, "–") for row in rows]) for k in keys]
     columns.append(column([f"{row.mean:.6g}" for row in rows]))

@@ -1,7 +1,7 @@
 """What a sweep found: a table by configuration over its seeds, a figure, and the command that runs the best again."""
 
+import shlex
 import statistics
-from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -14,30 +14,10 @@ from manners.config import OBJECTIVE
 from manners.sweep import figure
 from manners.sweep.jobs import Job
 from manners.sweep.parent import Parent
-from manners.sweep.space import Choice, overrides
+from manners.sweep.rows import Row, ranked
+from manners.sweep.space import overrides
 
 console = Console(soft_wrap=True, highlight=False)
-
-
-@dataclass
-class Row:
-    """A configuration: its jobs differ in their seed alone."""
-
-    choice: Choice
-    jobs: list[Job]
-
-    @property
-    def metrics(self) -> list[float]:
-        return [job.metric for job in self.jobs if job.status == "finished" and job.metric is not None]
-
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.metrics)
-
-    @property
-    def spread(self) -> float | None:
-        """Standard deviation over seeds, of two or more."""
-        return statistics.stdev(self.metrics) if len(self.metrics) > 1 else None
 
 
 def write(cfg: DictConfig, done: list[Job], folder: Path, command: str, parent: Parent) -> None:
@@ -46,9 +26,10 @@ def write(cfg: DictConfig, done: list[Job], folder: Path, command: str, parent: 
     rows = ranked(done, direction)
     header, lines = cells(rows, key)
     show(header, lines, f"{folder.name}: best first")
-    best = rows[0] if rows and rows[0].metrics else None
+    alike = len({OBJECTIVE[job.choice.get("method", cfg.method.name)] for job in done}) < 2
+    best = rows[0] if rows and rows[0].metrics and alike else None
     winner = best and best.jobs[0]
-    told = f"python train.py {command} {winner.name}" if winner else ""
+    told = f"python train.py {command} {shlex.join(overrides(winner.choice))}" if winner else ""
     (folder / "sweep.md").write_text(markdown(header, lines, folder.name, told, done))
     pictures = figure.draw(rows, key, direction, folder / "sweep.png")
     files = [folder / "sweep.md", *pictures]
@@ -63,28 +44,9 @@ def write(cfg: DictConfig, done: list[Job], folder: Path, command: str, parent: 
         console.print(f"best: {winner.run}\nrun it again: {escape(told)}")
         if cfg.register:
             registry.put(cfg, parent.client, winner.run_id, winner.metric)
+    if not alike:
+        console.print("the jobs' methods are measured by different things: none is the best")
     console.print(f"table and figure: {folder}")
-
-
-def ranked(done: list[Job], direction: str) -> list[Row]:
-    """The jobs by configuration, the best mean first; those without a result last."""
-    rows: list[Row] = []
-    for job in done:
-        choice = {k: v for k, v in job.choice.items() if k != "seed"}
-        row = next((r for r in rows if r.choice == choice), None)
-        if row is None:
-            rows.append(row := Row(choice, []))
-        row.jobs.append(job)
-    for row in rows:
-        row.jobs.sort(key=lambda job: order(job, direction))
-    sign = 1 if direction == "minimize" else -1
-    return sorted(rows, key=lambda r: (not r.metrics, sign * r.mean if r.metrics else 0))
-
-
-def order(job: Job, direction: str) -> tuple[bool, float]:
-    if job.status != "finished" or job.metric is None:
-        return True, 0.0
-    return False, job.metric if direction == "minimize" else -job.metric
 
 
 def count(done: list[Job], status: str) -> int:
