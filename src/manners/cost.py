@@ -29,7 +29,7 @@ def start(folder: Folder) -> None:
 
 
 def total(folder: Folder, device: str) -> dict[str, float]:
-    """The run's metrics at its end, when the clock stops. Gigabytes are 10⁹ bytes: of the GPU, or of the process on a CPU."""
+    """The run's metrics at its end, when the clock stops. Memory is in 10⁹ bytes, of the GPU or of the process."""
     state = folder.state
     running = time.time() - state["since"] if state["since"] else 0.0
     found = {

@@ -26,7 +26,8 @@ def write(cfg: DictConfig, done: list[Job], folder: Path, command: str, parent: 
     rows = ranked(done, direction)
     header, lines = cells(rows, key)
     show(header, lines, f"{folder.name}: best first")
-    alike = len({OBJECTIVE[job.choice.get("method", cfg.method.name)] for job in done}) < 2
+    methods = {job.choice.get("method", cfg.method.name) for job in done}
+    alike = len(methods) == 1 or all(OBJECTIVE[m][1] == "maximize" for m in methods)  # rewards; no two losses are alike
     best = rows[0] if rows and rows[0].metrics and alike else None
     winner = best and best.jobs[0]
     told = f"python train.py {command} {shlex.join(overrides(winner.choice))}" if winner else ""
