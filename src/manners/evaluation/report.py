@@ -5,6 +5,7 @@ import re
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from manners.evaluation.manner import RUNS_ON
 from manners.evaluation.measure import Answer, Measured
@@ -93,6 +94,6 @@ def show(console: Console, before: Measured, after: Measured) -> None:
     console.print(table)
 
 
-def plain(text: str) -> str:
-    """Text as it is: rich would take brackets for markup."""
-    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text).replace("[", "\\[")
+def plain(text: str) -> Text:
+    """Text as it is: of a string, rich would take brackets for markup."""
+    return Text(re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text))
