@@ -216,6 +216,7 @@ def test_fit_says_how_much_a_run_takes_and_how_long_and_what_would_make_it_fit(a
     assert float(size.split()[0]) <= room
 
 
+@pytest.mark.long
 def test_two_real_steps_take_what_was_foreseen(folder):
     """The least case: the libraries are most of it. Nine larger ones: experiments/memory.py."""
     small = ["dataset.max_rows=30", "evaluation.batch_size=4", "evaluation.max_new_tokens=4", "evaluation.prompts=4"]

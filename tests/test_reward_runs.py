@@ -126,18 +126,18 @@ def polite(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory, hub, polite):
-    """PPO on the tiny policy, paid by a BERT: one command trains both. Then that BERT once more, killed and resumed."""
-    out, data = tmp_path_factory.mktemp("out"), strictbot(tmp_path_factory.mktemp("data"))
-    steps = ["method.max_steps=60", "method.save_steps=2", "method.eval_steps=10", "method.logging_steps=1"]
-    judge = ["model=bert", "dataset=stanford_politeness", f"dataset.path={polite}", "adapter=none", *steps]
+    """PPO on the tiny policy, paid by a BERT: one command trains both."""
+    out, data, judge = tmp_path_factory.mktemp("out"), strictbot(tmp_path_factory.mktemp("data")), judging(polite)
     short = [o for o in ONLINE if not o.startswith("reward_overrides")]
     listed = ",".join(f"'{o}'" for o in judge)
     more = ["policy=none", "method.total_episodes=8", f"reward_overrides=[{listed}]", f"output_dir={out}"]
     train("method=ppo", *short, *data, *more, **hub)
-    alone = ["method=reward", *judge, *SMALL, f"output_dir={out}", "run_name=cut"]
-    kill_once(start(*alone, **hub), out, "cut*", "train/loss", 5)
-    train(*alone, **hub)
     return out
+
+
+def judging(polite):
+    steps = ["method.max_steps=60", "method.save_steps=2", "method.eval_steps=10", "method.logging_steps=1"]
+    return ["model=bert", "dataset=stanford_politeness", f"dataset.path={polite}", "adapter=none", *steps]
 
 
 def test_a_bert_by_its_hub_name_learns_to_score_requests(bert):
@@ -151,7 +151,11 @@ def test_a_bert_by_its_hub_name_learns_to_score_requests(bert):
     assert plain_scores(folder / "model") == pytest.approx(ours, abs=1e-4)
 
 
-def test_a_reward_run_that_was_killed_ends_in_the_same_bytes(bert):
+@pytest.mark.long
+def test_a_reward_run_that_was_killed_ends_in_the_same_bytes(bert, hub, polite):
+    alone = ["method=reward", *judging(polite), *SMALL, f"output_dir={bert}", "run_name=cut"]
+    kill_once(start(*alone, **hub), bert, "cut*", "train/loss", 5)
+    train(*alone, **hub)
     whole, cut = only(bert, "manners-reward-*"), only(bert, "cut*")
     for name in ("model.safetensors", "units.json", "sanity.json"):
         assert (whole / "model" / name).read_bytes() == (cut / "model" / name).read_bytes()
