@@ -12,11 +12,21 @@ JOBS, STEPS, NAMES = 8, 60, ("train/loss", "train/rate", "val/loss", "ppo/kl", "
 # All that a job does with the store, and no training. They are forked from a process that has imported all but opened
 # nothing: so they are eight processes with a connection each, at the cost of one import of MLflow.
 CODE = f"""
-import os, sys, traceback
-import mlflow.store.tracking.sqlalchemy_store
+import multiprocessing, os, sys, traceback
+import mlflow, mlflow.store.tracking.sqlalchemy_store
 import mlflow.store.model_registry.sqlalchemy_store
 from manners import lineage, registry, tracking
 from tests.configs import changed
+
+ready = multiprocessing.Barrier({JOBS})
+log_input = mlflow.log_input
+
+def say_data(*args, **how):
+    mlflow.log_input = log_input
+    ready.wait(120)  # all say at once of which data they are, which the store does not know yet
+    log_input(*args, **how)
+
+mlflow.log_input = say_data
 
 def job(seed):
     cfg = changed(f"output_dir={{sys.argv[1]}}", f"seed={{seed}}", "tracking.system_metrics=false")

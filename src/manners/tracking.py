@@ -187,7 +187,18 @@ def describe_run(
 
     source = CodeDatasetSource({"dataset.path": str(cfg.dataset.path), "rows": str(rows)})
     data = MetaDataset(source, name=Path(cfg.dataset.path).name, digest=digest)  # type: ignore[abstract]
-    mlflow.log_input(data, context="training")
+    log_data(mlflow, data)
+
+
+def log_data(mlflow: Any, data: Any) -> None:
+    """MLflow looks for the data's row, then writes one: of two runs that start at once, one is refused.
+
+    By then the other's row is there, and the second time it is found.
+    """
+    try:
+        mlflow.log_input(data, context="training")
+    except mlflow.MlflowException:
+        mlflow.log_input(data, context="training")
 
 
 def link(tracker: Tracker, folder: Folder, inputs: dict[str, Input]) -> None:
