@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
 
 from manners import cli, composing, config
 from manners.chain import Stage
-from manners.fits import answer, probe
+from manners.fits import answer, dividing, probe
 from manners.models.base import load_tokenizer
 from manners.paths import CONF
 
@@ -53,8 +53,8 @@ def compare(here: Path, name: str, method: str, more: list[str]) -> None:
     cfg = composing.compose("train", overrides)
     stage = Stage(cfg, overrides)
     beside = next((n.cfg for n in composing.needs(cfg, overrides) if n.role == "reward"), None)
-    measured = probe.probe(cfg, stage.splits, beside)
-    found = answer.foresee(cfg, stage, answer.wanted(cfg)[0], beside)
+    measured = probe.probe(dividing.apart(cfg, 1), stage.splits, beside)
+    found = answer.foresee(dividing.apart(cfg, 1), stage, answer.wanted(cfg)[0], beside)
     foreseen = found.total - found.parts[answer.RUNTIME] + measured.baseline + answer.AT_WORK
     live = foreseen - measured.baseline - answer.AT_WORK - found.parts[answer.SLACK]
     sizes = " | ".join(f"{size / 1e6:.0f}" for size in (foreseen, measured.peak))

@@ -1,6 +1,8 @@
 """The prediction by parts against real tensors, and what fit=true and a full memory answer."""
 
+import math
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import hydra
@@ -11,7 +13,7 @@ from rich.console import Console
 from manners import composing, hardware, pipeline
 from manners.chain import Stage
 from manners.errors import MannersError
-from manners.fits import advice, answer, probe, shapes
+from manners.fits import advice, answer, dividing, probe, shapes
 from manners.fits.ledger import CACHE, DECODING, Ledger
 from manners.methods.sft import token_loss
 from manners.models import adapters, base
@@ -126,19 +128,16 @@ def test_holes_grow_with_what_comes_and_goes_and_with_the_largest_cache():
     assert answer.holes(training, {"a": training, "b": sampling, "c": Counter({CACHE: 36})}) == 60 + 37
 
 
-def test_remedies_come_cheapest_first_and_keep_the_global_batch():
-    cfg = changed("method.per_device_train_batch_size=4", "method.gradient_accumulation_steps=3")
-    found = list(advice.remedies(cfg))
-    batches = [f for f in found if "method.per_device_train_batch_size" in f]
-    sizes = [
-        (int(f["method.per_device_train_batch_size"]), int(f["method.gradient_accumulation_steps"])) for f in batches
-    ]
-    assert sizes == [(2, 6), (1, 12)]
+def test_remedies_come_cheapest_first_and_keep_the_batch():
+    few = ["method.per_device_train_batch_size=4", "method.per_device_eval_batch_size=2", "evaluation.batch_size=9"]
+    found = list(advice.remedies(changed(*few)))
+    assert [f["hardware.parts"] for f in found if "hardware.parts" in f] == ["2", "4", "8"]
     kinds = list(dict.fromkeys(next(iter(f)) for f in found))
     assert kinds == [
-        "method.per_device_train_batch_size", "method.per_device_eval_batch_size", "evaluation.batch_size",
-        "method.gradient_checkpointing", "hardware.optim", "adapter", "method.max_length",
+        "hardware.parts", "method.gradient_checkpointing", "hardware.optim", "adapter", "method.max_length",
     ]  # fmt: skip
+    again = advice.remedies(changed(*few, "hardware.parts=4"))
+    assert next(again) == {"hardware.parts": "8"}
 
 
 @pytest.mark.parametrize(
@@ -155,7 +154,7 @@ def test_a_full_memory_is_answered_with_overrides(error):
     with pytest.raises(MannersError) as found, advice.out_of_memory(compose()):
         raise error
     words = str(found.value)
-    assert "method.per_device_train_batch_size=8 method.gradient_accumulation_steps=2" in words
+    assert "\n  hardware.parts=2\n" in words
     assert "method.gradient_checkpointing=true" in words
     assert "adapter=qlora" in words
 
@@ -185,10 +184,10 @@ def asked(folder, tmp_path, monkeypatch):
         "method.per_device_train_batch_size=16", "method.per_device_eval_batch_size=2", "evaluation.batch_size=4",
     ]  # fmt: skip
 
-    def ask(room):
+    def ask(room, *more):
         monkeypatch.setattr(answer, "memory", lambda _: (room, room))
-        cfg = composing.compose("train", [*overrides, "fit=true"])
-        fits = answer.show(Stage(cfg, overrides), [], console)
+        cfg = composing.compose("train", [*overrides, *more, "fit=true"])
+        fits = answer.show(Stage(cfg, [*overrides, *more]), [], console)
         return fits, console.export_text()
 
     compose()  # registers the schemas
@@ -207,13 +206,49 @@ def test_fit_says_how_much_a_run_takes_and_how_long_and_what_would_make_it_fit(a
     foreseen = float(text.split("foreseen")[1].split()[0])
     libraries = (10**9 + answer.AT_WORK) / 1e9
     room = libraries + 0.8 * (foreseen - libraries)  # half the rows at a time spare nearly half of what is above them
-    fits, text = asked(int(room * 1e9))
+    fits, text = asked(int(room * 1e9), "hardware.parts=1")
     assert not fits
     assert "the probe was not run" in text
     told = text.rstrip().splitlines()[-1]
     words, size = told.split("  (")
-    assert words == ("add to the command: method.per_device_train_batch_size=8 method.gradient_accumulation_steps=2")
+    assert words == "add to the command: hardware.parts=2"
     assert float(size.split()[0]) <= room
+    _, text = asked(int(room * 1e9))  # by itself it does what it would say
+    assert "with its rows read in 2 parts, as hardware.parts=auto has it" in text
+    assert float(text.split("foreseen")[1].split()[0]) <= room
+
+
+def test_a_run_reads_its_rows_in_the_fewest_parts_that_fit(monkeypatch):
+    """Of a machine that one of four parts just fits into; a small model is not looked at, and a number is obeyed."""
+    cfg, said = changed("hardware.accelerator=cpu"), []
+    stage = SimpleNamespace(cfg=cfg)
+    foreseen = lambda lean, *_: SimpleNamespace(total=1000 // lean.hardware.parts)  # noqa: E731
+    monkeypatch.setattr(answer, "foresee", foreseen)
+    monkeypatch.setattr(answer, "memory", lambda _: (250, 0))
+    assert dividing.settle(stage, CPU, [], said.append) == 1 and not said
+    monkeypatch.setattr(base, "weight_bytes", lambda _: 10**9)
+    assert dividing.settle(stage, CPU, [], said.append) == 4
+    assert said[0].startswith("rows are read in 4 parts")
+    monkeypatch.setattr(answer, "memory", lambda _: (10, 0))  # not even one row at a time fits
+    assert dividing.settle(stage, CPU, [], said.append) == 1
+    assert "fit=true" in said[1]
+    cfg.hardware.parts = 3
+    assert dividing.settle(stage, CPU, [], said.append) == 3
+
+
+def test_everything_that_reads_rows_reads_fewer():
+    lean = dividing.apart(compose("method=ppo", "method.micro_batch_tokens=2048", "evaluation.batch_size=64"), 16)
+    assert (lean.method.micro_batch_tokens, lean.evaluation.batch_size) == (dividing.FEWEST, 4)
+    assert lean.method.batch_size == 64  # the optimizer's is the experiment's
+    lean = dividing.apart(changed("method.per_device_eval_batch_size=24"), 16)
+    assert (lean.method.per_device_eval_batch_size, lean.method.per_device_train_batch_size) == (1, 16)
+    dpo = dividing.apart(compose("method=dpo", "method.per_device_train_batch_size=12"), 8).method
+    assert (dpo.per_device_train_batch_size, dpo.gradient_accumulation_steps) == (3, 4)
+
+
+def test_the_weights_of_a_model_are_weighed_where_they_are(folder):
+    assert base.weight_bytes(folder) == (Path(folder) / "model.safetensors").stat().st_size
+    assert base.weight_bytes("nobody/has-this-model") == math.inf
 
 
 @pytest.mark.long
@@ -222,8 +257,8 @@ def test_two_real_steps_take_what_was_foreseen(folder):
     small = ["dataset.max_rows=30", "evaluation.batch_size=4", "evaluation.max_new_tokens=4", "evaluation.prompts=4"]
     cfg = compose("adapter=none", "hardware.accelerator=cpu", f"model.name={folder}", *small)
     stage = Stage(cfg, [])
-    measured = probe.probe(cfg, stage.splits, None)
-    found = answer.foresee(cfg, stage, CPU, None)
+    measured = probe.probe(dividing.apart(cfg, 1), stage.splits, None)
+    found = answer.foresee(dividing.apart(cfg, 1), stage, CPU, None)
     foreseen = found.total - found.parts[answer.RUNTIME] + measured.baseline + answer.AT_WORK
     assert foreseen == pytest.approx(measured.peak, rel=0.15)
     assert measured.seconds > 0

@@ -147,6 +147,8 @@ def check_ranges(cfg: DictConfig) -> None:
         raise MannersError("dataset.validation_share and dataset.test_share leave nothing to train on.")
     if cfg.hardware.num_threads is not None and cfg.hardware.num_threads < 1:
         raise MannersError(f"hardware.num_threads={cfg.hardware.num_threads} must be at least 1, or null.")
+    if cfg.hardware.parts != "auto" and not (type(cfg.hardware.parts) is int and cfg.hardware.parts >= 1):
+        raise MannersError(f"hardware.parts={cfg.hardware.parts} must be auto, or a number from 1 up.")
     if d.max_rows is not None and d.max_rows < 1:
         raise MannersError(f"dataset.max_rows={d.max_rows} must be at least 1, or null for all rows.")
     if "max_steps" in m and m.max_steps < -1:

@@ -16,6 +16,7 @@ from manners import chain, cost, hardware, lineage, preview, registry, several, 
 from manners.chain import Stage
 from manners.data.encode import encode
 from manners.errors import MannersError
+from manners.fits import dividing
 from manners.fits.advice import out_of_memory
 from manners.lineage import Input
 from manners.methods import rewards
@@ -65,6 +66,7 @@ def train(stage: Stage, needs: list[Stage]) -> float | None:
     if world.rank:  # one process speaks for all; the others only train
         console.quiet = True
         folder = lineage.Folder(Path(world.hear()), {})
+        cfg = dividing.apart(cfg, lineage.load_state(folder.path)["parts"])
         L.seed_everything(cfg.seed, verbose=False)  # as the first does: adapters begin at random
         return METHODS[cfg.method.name](Run(cfg, stage.splits, device, folder, Silent(), inputs, world)).metric
     rows = len(stage.splits.train)
@@ -76,9 +78,10 @@ def train(stage: Stage, needs: list[Stage]) -> float | None:
 
                 tracker.watch = watcher(cfg)
             announce(cfg, folder, device, stage, inputs)
+            lean = dividing.apart(cfg, parts_of(stage, device, needs, folder))
             world.tell(str(folder.path))
             L.seed_everything(cfg.seed, verbose=False)
-            outcome = METHODS[cfg.method.name](Run(cfg, stage.splits, device, folder, tracker, inputs, world))
+            outcome = METHODS[cfg.method.name](Run(lean, stage.splits, device, folder, tracker, inputs, world))
             tracker.log(cost.total(folder, device.kind), 0)
             drawing = draw(folder, tracker, outcome, inputs)
         if cfg.register:  # only now does the store surely have the model
@@ -89,6 +92,13 @@ def train(stage: Stage, needs: list[Stage]) -> float | None:
     elif not stage.role:
         say_next(cfg, folder)
     return outcome.metric
+
+
+def parts_of(stage: Stage, device: hardware.Device, needs: list[Stage], folder: lineage.Folder) -> int:
+    """How many parts rows are read in. A run that goes on keeps to those it began with: it counts its micro-batches."""
+    if "parts" not in folder.state:
+        folder.remember(parts=dividing.settle(stage, device, needs, console.print))
+    return int(folder.state["parts"])
 
 
 def of_sweep(cfg: DictConfig) -> list[str]:

@@ -109,6 +109,31 @@ def test_a_longer_run_begins_like_a_shorter_one():
     assert who(batches(data, steps=20))[:7] == who(batches(data, steps=7))
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_rows_read_in_parts_are_those_of_the_whole_micro_batch_in_their_order(processes):
+    """Eleven examples, four at once on each process: of the last three, some parts have none."""
+    data = examples(11)
+    for rank in range(processes):
+        whole = Batches(data, 4, together, 3, 2, 1, True, rank, processes)
+        parts = Batches(data, 4, together, 3, 2, 1, True, rank, processes, parts=3)
+        assert (len(parts), parts.accumulate) == (3 * len(whole), 6)
+        given = list(parts)
+        for i, one in enumerate(whole):
+            several = given[3 * i : 3 * i + 3]
+            trained = [batch for batch in several if "idle" not in batch]
+            assert [[row for rows in who(trained) for row in rows]] == who([one])
+            assert max(map(len, who(several))) <= 2
+            assert all(batch["step_trained"] == one["step_trained"] for batch in several)
+
+
+def test_a_run_read_in_parts_goes_on_where_it_was():
+    make = lambda: Batches(examples(11), 4, together, 3, 2, 1, True, parts=2)  # noqa: E731
+    whole, cut = make(), make()
+    rest = [batch for i, batch in enumerate(whole) if i >= 4]
+    cut.load_state_dict({"position": 4})
+    assert all(map(same, rest, cut)) and cut.position == len(cut)
+
+
 def test_order_leaves_the_global_random_numbers_alone():
     random.seed(5)
     torch.manual_seed(5)

@@ -20,10 +20,12 @@ WINDOW = 50  # batches whose examples are sorted together: like lengths meet, an
 class Batches:
     """The micro-batches of a whole run, epoch after epoch, as one list: a restart needs to know one position.
 
-    ``len`` is ``steps * accumulate``. Each epoch has an order of its own; an optimizer step may span two. An example
-    says its ``length`` in tokens and how many of its items are ``trained``; ``collate`` makes a batch of several.
+    ``len`` is ``steps * accumulate * parts``. Each epoch has an order of its own; an optimizer step may span two.
+    An example says its ``length`` in tokens and how many of its items are ``trained``; ``collate`` makes a batch of
+    several.
 
     Of ``processes`` each deals itself its ``share`` of every micro-batch, which has ``size`` rows for each of them.
+    Where memory is short it reads them in so many ``parts``, and accumulates over as many more: a step is the same.
     """
 
     def __init__(
@@ -37,24 +39,30 @@ class Batches:
         by_length: bool,
         rank: int = 0,
         processes: int = 1,
+        parts: int = 1,
     ):
-        self.examples, self.collate, self.accumulate = examples, collate, accumulate
-        self.rank, self.processes, size = rank, processes, size * processes
+        self.examples, self.collate, self.accumulate = examples, collate, accumulate * parts
+        self.rank, self.processes, self.parts, size = rank, processes, parts, size * processes
         per_epoch = -(-len(examples) // size)
         epochs = -(-steps * accumulate // per_epoch)
         groups = [g for epoch in range(epochs) for g in order(examples, size, f"{seed}/{epoch}", by_length)]
         self.groups = groups[: steps * accumulate]
-        self.position = 0  # micro-batches already given out
+        self.position = 0  # micro-batches already given out, in parts
 
     def __len__(self) -> int:
-        return len(self.groups)
+        return len(self.groups) * self.parts
+
+    def step(self, number: int) -> list[list[int]]:
+        """The micro-batches of an optimizer step, whole, as lists of example indices."""
+        micro = self.accumulate // self.parts
+        return self.groups[number * micro : (number + 1) * micro]
 
     def __iter__(self) -> Iterator[Batch]:
-        while self.position < len(self.groups):
-            first = self.position // self.accumulate * self.accumulate
-            step = self.groups[first : first + self.accumulate]
-            rows = [self.examples[i] for i in self.groups[self.position]]
-            batch = share(rows, self.collate, self.rank, self.processes)
+        while self.position < len(self):
+            step = self.step(self.position // self.accumulate)
+            micro, part = divmod(self.position, self.parts)
+            rows = [self.examples[i] for i in self.groups[micro]]
+            batch = share(rows, self.collate, self.rank, self.processes, part, self.parts)
             # The loss of an optimizer step is a mean over all its tokens, however they fall into micro-batches and
             # onto devices.
             batch["step_trained"] = torch.tensor(sum(self.examples[i].trained for group in step for i in group))
@@ -76,13 +84,18 @@ def in_order(
     return [share(near[i : i + size], collate, rank, processes) for i in range(0, len(near), size)]
 
 
-def share(rows: list[Any], collate: Callable[[list[Any]], Batch], rank: int, processes: int) -> Batch:
-    """A process's part of a micro-batch: every so-many-eth row, so that neighbours in length are dealt out evenly.
+def share(
+    rows: list[Any], collate: Callable[[list[Any]], Batch], rank: int, processes: int, part: int = 0, parts: int = 1
+) -> Batch:
+    """A process's rows of a micro-batch: every so-many-eth, so that neighbours in length are dealt out evenly.
 
-    Where there are fewer rows than processes, some get a row that is another's, ``idle``: they must compute when the
-    others do, since weights and gradients are exchanged on the way, and it counts for nothing.
+    Of those it is one of so many ``parts``, in which neighbours stay together. Where there are too few rows, some get
+    a row that is another's, ``idle``: they must compute when the others do, since weights and gradients are exchanged
+    on the way, and it counts for nothing.
     """
     own = rows[rank::processes]
+    size = -(-len(own) // parts)
+    own = own[part * size : (part + 1) * size]
     batch = collate(own or rows[:1])
     return batch if own else batch | {"idle": torch.tensor(True), "tokens": torch.tensor(0)}
 

@@ -7,6 +7,7 @@ import torch
 from omegaconf import DictConfig
 
 from manners.errors import MannersError
+from manners.fits import dividing
 
 WORDS = ("not enough memory", "out of memory", "can't allocate memory")  # torch's, on a CPU and elsewhere
 SHORTEST = 64  # tokens: a shorter conversation is hardly one
@@ -15,20 +16,13 @@ SHORTEST = 64  # tokens: a shorter conversation is hardly one
 def remedies(cfg: DictConfig) -> Iterator[dict[str, str]]:
     """Overrides that spare memory, in the order of what they cost.
 
-    First those that leave the result as it is, up to rounding: fewer rows at a time. Then what takes time
+    First what leaves the result as it is, up to rounding: fewer rows at a time. Then what takes time
     (recomputing), a little precision (8 bits), and last what is another experiment: an adapter, or less to read.
     """
-    m, size = cfg.method, cfg.method.get("per_device_train_batch_size", 1)
-    accumulated = m.get("gradient_accumulation_steps", 1)
-    while size > 1 and size % 2 == 0:
-        size, accumulated = size // 2, accumulated * 2
-        yield {
-            "method.per_device_train_batch_size": str(size),
-            "method.gradient_accumulation_steps": str(accumulated),
-        }
-    for key in ("per_device_eval_batch_size", "micro_batch_tokens"):
-        yield from halves(f"method.{key}", m.get(key, 1), 1 if key != "micro_batch_tokens" else 256)
-    yield from halves("evaluation.batch_size", cfg.evaluation.batch_size, 4)
+    m, divided = cfg.method, 1 if cfg.hardware.parts == "auto" else cfg.hardware.parts
+    for count in dividing.counts(cfg):
+        if count > divided:
+            yield {"hardware.parts": str(count)}
     if not m.gradient_checkpointing:
         yield {"method.gradient_checkpointing": "true"}
     if cfg.hardware.optim == "adamw" and cfg.hardware.accelerator != "mps":

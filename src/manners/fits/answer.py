@@ -1,5 +1,6 @@
 """``fit=true``: whether a run fits into the memory there is, how long it takes, and what would make it fit."""
 
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.table import Table
 from manners import checks, composing, hardware
 from manners.chain import Stage, take
 from manners.errors import MannersError
-from manners.fits import advice, probe, rehearsal
+from manners.fits import advice, dividing, probe, rehearsal
 from manners.fits.ledger import CACHE, DECODING, LOGITS
 from manners.fits.probe import Measured
 from manners.fits.rehearsal import ACTIVATIONS
@@ -56,10 +57,12 @@ def show(stage: Stage, needs: list[Stage], console: Console) -> bool:
         raise MannersError("no rows are held out: set dataset.validation_share above 0, or add rows.")
     beside = next((reward_config(need) for need in needs if need.role == "reward"), None)
     device, here = wanted(cfg)
-    found = foresee(cfg, stage, device, beside)
-    room, free = memory(device) if here else (0, 0)
-    measured = probe.probe(cfg, stage.splits, beside) if here and found.total <= min(room, free) else None
+    room, free = memory(device) if here else (sys.maxsize, 0)
+    count, found = smallest(cfg, device, stage, beside, room)
+    measured = probe.probe(dividing.apart(cfg, count), stage.splits, beside) if found.total <= min(room, free) else None
     table(console, cfg, device, found, measured)
+    if cfg.hardware.parts == "auto" and count > 1:
+        console.print(f"with its rows read in {count} parts, as hardware.parts=auto has it: the same steps")
     if not here:
         console.print(f"there is no {device.kind} device here: compare with the memory of the one you mean.")
         return True
@@ -75,6 +78,16 @@ def show(stage: Stage, needs: list[Stage], console: Console) -> bool:
     if not fits:
         spare(console, stage, device, beside, found, room)
     return fits
+
+
+def smallest(
+    cfg: DictConfig, device: Device, stage: Stage, beside: DictConfig | None, room: int
+) -> tuple[int, Foreseen]:
+    """The parts that rows are to be read in, and what is foreseen then."""
+    if cfg.hardware.parts == "auto":
+        return dividing.fewest(cfg, lambda lean: foresee(lean, stage, device, beside), room)
+    count = int(cfg.hardware.parts)
+    return count, foresee(dividing.apart(cfg, count), stage, device, beside)
 
 
 def reward_config(need: Stage) -> DictConfig:
@@ -140,7 +153,7 @@ def spare(
             checks.check(cfg)
         except MannersError:
             continue  # the config does not go with this one
-        smaller = foresee(cfg, stage, device, beside)
+        _, smaller = smallest(cfg, device, stage, beside, room)
         if smaller.total < WORTH * found.total:
             chosen, found = trial, smaller
         if found.total <= room:

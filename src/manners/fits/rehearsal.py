@@ -130,11 +130,13 @@ def learn(ledger: Ledger, run: Run, model: Any, work: longest.Lessons, loss: Cal
     optimizer = adamw([{"params": list(trainable(model).values())}], "adamw")
     params = prepare(run, optimizer, ledger)
     model.train()
+    parts = run.cfg.hardware.parts
+    rows = work.train[: -(-len(work.train) // parts)]  # the longest come first
     with ledger.booking(ACTIVATIONS, TRAINING):
         for _ in range(STEPS):
-            for micro in range(min(m.gradient_accumulation_steps, 2)):
+            for micro in range(min(m.gradient_accumulation_steps * parts, 2)):
                 with cast:
-                    found = loss(work.together(work.train))
+                    found = loss(work.together(rows))
                 if micro == 0:
                     optimizer.zero_grad()
                 found.backward()

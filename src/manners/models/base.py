@@ -3,11 +3,14 @@
 Weights come as safetensors only, and no model brings code of its own.
 """
 
+import math
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -24,6 +27,17 @@ SAFE = {"trust_remote_code": False}
 def resolve(name: str) -> str:
     """'tiny' → the folder in the package; anything else is a folder or a hub name already."""
     return str(files("manners.models") / "tiny") if name == "tiny" else name
+
+
+def weight_bytes(name: str) -> float:
+    """Bytes of the weights' files; infinity where they are not on this machine yet."""
+    path = Path(resolve(name))
+    if not path.is_dir():
+        cached = try_to_load_from_cache(name, "config.json")
+        if not isinstance(cached, str):
+            return math.inf
+        path = Path(cached).parent
+    return sum(file.stat().st_size for file in path.glob("*.safetensors")) or math.inf
 
 
 def load_tokenizer(

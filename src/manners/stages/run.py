@@ -81,10 +81,11 @@ def learn(
 ) -> Fitted:
     """Train ``module`` on ``examples`` with Lightning. ``together`` makes a batch of some of them."""
     m, steps = run.cfg.method, steps_of(run.cfg, len(examples))
-    accumulate, among = m.gradient_accumulation_steps, (run.world.rank, run.world.size)
+    among = (run.world.rank, run.world.size)
     shuffled = Batches(
-        examples, m.per_device_train_batch_size, together, steps, accumulate, run.cfg.seed, m.group_by_length, *among
-    )
+        examples, m.per_device_train_batch_size, together, steps, m.gradient_accumulation_steps, run.cfg.seed,
+        m.group_by_length, *among, run.cfg.hardware.parts,
+    )  # fmt: skip
     learner = module(
         log=run.tracker.log,
         total_steps=steps,
@@ -93,7 +94,7 @@ def learn(
         warmup_steps=m.warmup_steps,
         weight_decay=m.weight_decay,
         max_grad_norm=m.max_grad_norm,
-        accumulate=accumulate,
+        accumulate=shuffled.accumulate,
         logging_steps=m.logging_steps,
         optim=run.cfg.hardware.optim,
         world=run.world,
@@ -118,7 +119,7 @@ def in_one(run: Run, model: Any, make: Callable[[], Any]) -> Any:
 
 def tokens_read(batches: Batches, steps: int) -> int:
     """Tokens of the first ``steps`` optimizer steps, prompts and all, padding apart: what the run's cost is told in."""
-    return sum(batches.examples[i].length for group in batches.groups[: steps * batches.accumulate] for i in group)
+    return sum(batches.examples[i].length for step in range(steps) for group in batches.step(step) for i in group)
 
 
 def load_settings(cfg: DictConfig, device: Device) -> dict[str, Any]:
