@@ -58,8 +58,12 @@ def show(stage: Stage, needs: list[Stage], console: Console) -> bool:
     beside = next((reward_config(need) for need in needs if need.role == "reward"), None)
     device, here = wanted(cfg)
     room, free = memory(device) if here else (sys.maxsize, 0)
-    count, found = smallest(cfg, device, stage, beside, room)
-    measured = probe.probe(dividing.apart(cfg, count), stage.splits, beside) if found.total <= min(room, free) else None
+    with console.status("foreseeing the fullest moment"):
+        count, found = smallest(cfg, device, stage, beside, room)
+    measured = None
+    if found.total <= min(room, free):
+        with console.status("measuring two steps on the longest rows"):
+            measured = probe.probe(dividing.apart(cfg, count), stage.splits, beside)
     table(console, cfg, device, found, measured)
     if cfg.hardware.parts == "auto" and count > 1:
         console.print(f"with its rows read in {count} parts, as hardware.parts=auto has it: the same steps")
