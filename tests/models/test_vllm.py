@@ -5,7 +5,6 @@ or merges a LoRA in another way fails these tests.
 """
 
 import copy
-import subprocess
 import sys
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
@@ -19,6 +18,7 @@ from manners.methods.ppo.world import World
 from manners.models.generation import Sampling, generate
 from manners.models.vllm import VLLM
 from manners.stages.online import sampler
+from tests import commands
 from tests.methods.ppo.cases import early_stops, liked, policy, ppo, prompts, share_of
 
 ASKED = [[5, 6, 7], [8, 9], [5, 6, 7], [11, 12, 13, 14]]
@@ -180,7 +180,10 @@ def test_it_answers_for_no_other_model(vllm, saved, tokenizer):
         generate(policy(saved).model, ASKED, Sampling(4, (), 0, 0.0, engine))
 
 
-def test_plain_runs_touch_neither_vllm_nor_trls_part_for_it(saved, tokenizer):
+def test_plain_runs_touch_neither_vllm_nor_trls_part_for_it(saved, tokenizer, tmp_path):
     assert sampler(ppo(), saved, tokenizer) is None
-    said = "import sys, manners.pipeline; print({'trl.generation.vllm_generation', 'vllm'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", said], capture_output=True, text=True).stdout == "set()\n"
+    script = tmp_path / "told.py"
+    script.write_text(
+        "import sys, manners.pipeline; print({'trl.generation.vllm_generation', 'vllm'} & {*sys.modules})"
+    )
+    assert commands.train(script=tmp_path / "told.py") == "set()\n"

@@ -15,6 +15,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from manners.models.low_rank import quicken
+
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -45,6 +47,7 @@ def adapt(
             trainable_token_indices=list(tokens) or None,
         )
         model = get_peft_model(model, config)
+        quicken(model)
     else:
         model.requires_grad_(True)  # an adapter that was merged has left its base frozen
     if gradient_checkpointing:
