@@ -246,7 +246,8 @@ def test_the_tuned_values_of_a_model_and_method_apply_and_the_command_line_wins(
 def test_tuned_values_reach_the_stages_and_the_command_line_wins_there_too():
     found = needs("method=ppo")
     assert found["policy"].cfg.method.learning_rate == 2e-3
-    assert found["policy"].overrides == ["method=sft", "method.max_steps=100"]  # conf/tuned/tiny_ppo.yaml
+    light = ["dataset.max_rows=100", "method.max_steps=90"]  # conf/tuned/tiny_ppo.yaml
+    assert found["policy"].overrides == ["method=sft", *light]
     assert found["reward"].overrides == ["method=reward", "adapter=none"]
     assert needs("method=ppo", "policy_overrides=[]")["policy"].overrides == ["method=sft"]
 
