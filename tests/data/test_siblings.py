@@ -35,7 +35,7 @@ PAIRS = [
 
 
 def laid_out(passages, share=True):
-    found = [Family([passages[i] for i in group]) for group in families(passages, share)]
+    found = [Family([passages[i] for i in group], share) for group in families(passages, share)]
     return found, collate_families(found, PAD, share)
 
 
@@ -49,6 +49,13 @@ def test_the_row_is_the_prompt_and_then_each_reply():
     assert batch["allowed"][0, 0, 6].tolist() == [True] * 7 + [False]
     assert batch["allowed"][0, 0, 7].tolist() == [True] * 4 + [False] * 3 + [True]
     assert int(batch["tokens"]) == family.length == 8 and family.trained == 2
+
+
+def test_rows_apart_need_room_for_the_longest_and_are_read_one_and_all():
+    [family], batch = laid_out(PAIRS[:1], share=False)
+    lengths = [len(PAIRS[0].input_ids), len(PAIRS[0].rejected.input_ids)]
+    assert tuple(batch["input_ids"].shape) == (2, family.length) == (2, max(lengths))
+    assert int(batch["tokens"]) == family.tokens == sum(lengths)
 
 
 def test_only_replies_to_one_prompt_meet_and_no_more_than_a_row_holds():

@@ -95,3 +95,7 @@ def commit() -> str:
     asked = [["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "src"]]
     said = [subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip() for git in asked]
     return said[0] + (" with changes" if said[1] else "")
+
+
+if __name__ == "__main__":  # what the other lines' run.py asks for
+    prepare(sys.argv[1] if len(sys.argv) > 1 else "")

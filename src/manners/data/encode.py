@@ -32,6 +32,11 @@ class Example:
 
     @property
     def length(self) -> int:
+        """Tokens that its row must have room for."""
+        return len(self.input_ids)
+
+    @property
+    def tokens(self) -> int:
         return len(self.input_ids)
 
     @property

@@ -21,12 +21,17 @@ class Family:
     """Passages that begin with the same prompt: what a reward model learns from one row of the data."""
 
     passages: list[Passage]
+    share: bool = True  # whether they stand in one row
 
     @property
     def length(self) -> int:
-        """Tokens of their row."""
-        first = self.passages[0]
-        return first.prompt + sum(len(p.input_ids) - first.prompt for p in members(self))
+        """Tokens of their row, or of the longest of their rows."""
+        return self.tokens if self.share else max(len(p.input_ids) for p in members(self))
+
+    @property
+    def tokens(self) -> int:
+        prompt = self.passages[0].prompt if self.share else 0  # what they have in common is read once
+        return prompt + sum(len(p.input_ids) - prompt for p in members(self))
 
     @property
     def trained(self) -> int:

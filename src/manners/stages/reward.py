@@ -72,7 +72,7 @@ def lessons(run: Run, chats: list[Chat], tokenizer: Any, units: Units, share: bo
         if chats is run.splits.train and m.corrupted:
             rows = rows + spoilt(rows, m.corrupted, run.cfg.seed)
         passages = scored_passages(rows, tokenizer, m.max_length, decoder, units.mean, units.scale)
-    return [Family([passages[i] for i in group]) for group in families(passages, share)]
+    return [Family([passages[i] for i in group], share) for group in families(passages, share)]
 
 
 def spoilt(rows: list[Scored], share: float, seed: int) -> list[Scored]:

@@ -119,7 +119,7 @@ def in_one(run: Run, model: Any, make: Callable[[], Any]) -> Any:
 
 def tokens_read(batches: Batches, steps: int) -> int:
     """Tokens of the first ``steps`` optimizer steps, prompts and all, padding apart: what the run's cost is told in."""
-    return sum(batches.examples[i].length for step in range(steps) for group in batches.step(step) for i in group)
+    return sum(batches.examples[i].tokens for step in range(steps) for group in batches.step(step) for i in group)
 
 
 def load_settings(cfg: DictConfig, device: Device) -> dict[str, Any]:

@@ -1,0 +1,169 @@
+"""The lines of the benchmark: what is measured, on which cases, by which commands, and the ratio to reach.
+
+A *line* (sft, reward, ppo ...) has *cases* (a model, data, what is trained). Each case has our side and those of its
+peers by name. A side is a command, written as it stands after the interpreter: a script in this folder and its options.
+run.py adds ``--seed N``, other in each round, runs it in the repository's root with one thread, and takes the last line
+of its standard output, one JSON object:
+
+    {"cpu_s": 3.1, "wall_s": 3.3, "peak_rss_mb": 640, "tokens": 9120, "loss": 2.31}
+
+``cpu_s`` and ``wall_s`` are of the measured part alone, after a warm-up. What else there is, the measures of the line
+may use, and ``agree`` names the figures that must come out alike on all sides of a case (the loss reached, say).
+
+A *measure* makes one number of that object. All ratios are **ours ÷ theirs**, round by round: where more is better
+they are to reach a goal from below, where less is better from above. A goal belongs to a peer's side, by measure:
+``Side("sft/trl.py --packing", {"tokens/s": 1.4})``. A goal that names no peer (one second, two percent) is a *limit*
+of the case: the ratio is then ours ÷ limit, and to be at most 1.
+
+    LINES["sft"] = Line(
+        title="...", measures=[Measure("tokens/s", lambda run: run["tokens"] / run["cpu_s"], more=True)],
+        cases={"exchanges, tiny, full": Case(ours=Side("sft/ours.py --rows R"), peers={"TRL": Side("...", {...})})},
+        prepare=["sft/prepare.py {data}/oasst_trees_60.jsonl"], needs=["oasst_trees_60.jsonl"], minutes=4)
+
+``prepare`` are commands that run once before the line; ``{data}`` is the folder of the public data, and a line whose
+``needs`` are not in it is left out. ``warm`` lines spare the imports: the libraries that a script imports at its top
+are imported once, and each run is a fork of that process (see warm.py). So such a script does nothing at its top but
+import, and the rest under ``if __name__ == "__main__"``. Lines that measure a start are not warm. ``brief`` cases are
+those of a plain ``make bench``; all others have to be asked for (``--all``, or by name).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+
+OURS = ".venv/bin/python"
+TRL_112 = "outputs/bench/trl112/bin/python"  # the last TRL with a PPOTrainer; ppo/sides.py makes it
+
+
+@dataclass(frozen=True)
+class Measure:
+    name: str  # with its unit
+    of: Callable[[dict], float]  # from the JSON of a run
+    more: bool = False  # whether more is better
+    form: str = ",.0f"  # how the table writes it
+
+
+@dataclass(frozen=True)
+class Side:
+    command: str
+    goals: dict[str, float] = field(default_factory=dict)  # of a peer: measure → ours ÷ theirs to reach
+    python: str = OURS
+
+
+@dataclass(frozen=True)
+class Case:
+    ours: Side
+    peers: dict[str, Side]
+    limits: dict[str, float] = field(default_factory=dict)  # measure → the most it may be, whatever peers do
+    brief: bool = True
+
+
+@dataclass(frozen=True)
+class Line:
+    title: str
+    measures: list[Measure]
+    cases: dict[str, Case]
+    prepare: list[str] = field(default_factory=list)
+    needs: list[str] = field(default_factory=list)
+    agree: list[str] = field(default_factory=list)
+    minutes: float = 4.0  # no round begins later
+    warm: bool = True
+
+
+def sft() -> Line:
+    """Lengths vary in single exchanges and do not in whole conversations, where length-grouping changes nothing."""
+    speed = Measure("tokens/s of CPU", lambda run: run["tokens"] / run["cpu_s"], more=True)
+    folder = "outputs/bench/sft"
+    models = {"tiny": "src/manners/models/tiny --steps 4", "8 layers": f"{folder}/eight --batch 4 --steps 3"}
+    kinds = {"LoRA": " --lora", "full": ""}
+    # name: options, the goal where lengths vary, the goal where they do not (None: not run there)
+    peers = {
+        "TRL, default": ("peer.py", 2.5, 1.4),
+        "TRL, length-grouped": ("peer.py --grouped", 1.4, None),
+        "TRL, packed": ("peer.py --packed", 1.4, None),
+        "TRL, one row at a time": ("peer.py --single", 1.4, 1.4),
+        "transformers Trainer": ("peer.py --trainer", 1.4, 1.4),
+        "bare loop": ("bare.py", 0.95, 0.95),
+        "bare loop, sorted": ("bare.py --sorted", 0.95, None),
+    }
+    cases = {}
+    for rows, at in (("exchanges", 1), ("conversations", 2)):
+        for model, shape in models.items():
+            for kind, option in kinds.items():
+                task = f" --rows {folder}/{rows}.jsonl --model {shape}{option}"
+                sides = {
+                    name: Side(f"sft/{peer[0]}{task}", {speed.name: peer[at]})
+                    for name, peer in peers.items()
+                    if peer[at]
+                }
+                brief = (rows, model, kind) in {("exchanges", "tiny", "LoRA"), ("conversations", "tiny", "full")}
+                cases[f"{rows}, {model}, {kind}"] = Case(Side(f"sft/ours.py{task}"), sides, brief=brief)
+    return Line(
+        "supervised fine-tuning on OpenAssistant's trees",
+        [speed],
+        cases,
+        prepare=[f"sft/prepare.py {{data}}/oasst_trees_60.jsonl {folder}"],
+        needs=["oasst_trees_60.jsonl"],
+        agree=["loss"],
+        minutes=5.0,
+    )
+
+
+def reward() -> Line:
+    speed = Measure("examples/s of CPU", lambda run: run["examples"] / run["cpu_s"], more=True)
+    folder = "outputs/bench/reward"
+    models = {"4 layers": f"{folder}/small --steps 16", "MiniLM's shape": f"{folder}/minilm --steps 8"}
+    scores = {"Trainer, default": ("peer.py", 2.0), "Trainer, length-grouped": ("peer.py --grouped", 2.0)}
+    kinds = {"scores": ("", scores), "pairs": (" --pairs", {"TRL RewardTrainer": ("peer.py", 2.0)})}
+    cases = {}
+    for kind, (option, peers) in kinds.items():
+        for model, shape in models.items():
+            task = f"{option} --rows {folder}/requests.jsonl --model {shape}"
+            both = peers | {"bare loop, sorted": ("bare.py", 0.95)}
+            sides = {name: Side(f"reward/{script}{task}", {speed.name: goal}) for name, (script, goal) in both.items()}
+            cases[f"{kind}, {model}"] = Case(Side(f"reward/ours.py{task}"), sides, brief=model == "4 layers")
+    file = "stanford_politeness_wikipedia.annotated.csv"
+    return Line(
+        "a reward model from the Stanford Politeness Corpus, BERT's shape at random",
+        [speed],
+        cases,
+        prepare=[f"reward/prepare.py {{data}}/{file} {folder}"],
+        needs=[file],
+        agree=["loss"],
+        minutes=2.5,
+    )
+
+
+def ppo() -> Line:
+    """The sides print a figure for each iteration, of which the first is a warm-up."""
+    seconds = Measure("CPU, s an iteration", lambda run: median(run["cpu_s"][1:]), form=".2f")
+    memory = Measure("peak memory above the start, MB", lambda run: run["peak_rss_mb"] - run["rss_start_mb"])
+    task = " --model src/manners/models/tiny --prompts outputs/bench/ppo/prompts.jsonl --iterations 2"
+    # The tiny model's replies end early: after some nine tokens of 48.
+    cases = {
+        "LoRA": (" --lora", "", 0.25),
+        "full": (" --full", "", 0.25),
+        "LoRA, 1 epoch": (" --lora --epochs 1", "", 0.25),
+        "full, 1 epoch": (" --full --epochs 1", "", 0.25),
+        "LoRA, replies of one length": (" --lora --no-stop --new-tokens 16", "", 1 / 3),
+        "LoRA, critic an adapter": (" --lora", " --critic adapter", 0.25),
+    }
+    return Line(
+        "PPO on the packaged tiny model ([what differs](ppo/README.md))",
+        [seconds, memory],
+        {
+            name: Case(
+                Side(f"ppo/ours.py{task}{both}{own}"),
+                {"TRL 1.12": Side(f"ppo/peer.py{task}{both}", {seconds.name: goal, memory.name: 0.4}, python=TRL_112)},
+                brief=name in ("LoRA", "full"),
+            )
+            for name, (both, own, goal) in cases.items()
+        },
+        prepare=["ppo/sides.py {torch_index}"],
+        agree=[],
+        minutes=4.0,
+        warm=False,
+    )
+
+
+LINES: dict[str, Line] = {"sft": sft(), "reward": reward(), "ppo": ppo()}

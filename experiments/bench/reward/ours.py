@@ -1,0 +1,90 @@
+"""Our side: the package's own path, from token ids to a trained reward model (Batches, RewardModule, ``fit``).
+
+Not in it are MLflow, which has a line of its own, and checkpoints, which no side writes.
+"""
+
+import contextlib
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from task import CLIP, RATE, Clock, Row, arguments, loss, pairs, rows, say
+from transformers import AutoModelForSequenceClassification
+
+from manners.data.batches import Batches
+from manners.data.passages import Passage
+from manners.data.siblings import Family, collate_families
+from manners.hardware import Device
+from manners.methods.fit import discard_checkpoints, fit
+from manners.methods.reward import RewardModule
+from manners.models import base
+from manners.tracking import Silent
+
+
+class Timed(RewardModule):
+    """The clock runs from the first batch to the end of the last, before the validation that ends the run."""
+
+    clock: Clock
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.clock.start()
+
+    def on_train_batch_end(self, *_: object) -> None:
+        if self.trainer.global_step == self.total_steps:
+            self.clock.stop()
+
+
+def passages(taken: list[Row], in_pairs: bool) -> list[Passage]:
+    read = lambda row: Passage(row["input_ids"], [0] * len(row["input_ids"]), target=row["score"])  # noqa: E731
+    if not in_pairs:
+        return [read(row) for row in taken]
+    return [Passage(a["input_ids"], [0] * len(a["input_ids"]), rejected=read(b)) for a, b in pairs(taken)]
+
+
+def train(network: Any, pad: int, taken: list[Row], args: Any, folder: Path) -> tuple[Clock, int]:
+    """One pass over the rows with the package's defaults, but for what all sides agree on."""
+    families, slots = [Family([passage]) for passage in passages(taken, args.pairs)], []
+    together = partial(collate_families, pad=pad, share=False)
+
+    def counted(found: list[Family]) -> dict:
+        batch = together(found)
+        slots.append(batch["input_ids"].numel())
+        return batch
+
+    steps = len(families) // args.batch
+    shuffled = Batches(families, args.batch, counted, steps, accumulate=1, seed=args.seed, by_length=True)
+    module = Timed(
+        network,
+        "pairwise" if args.pairs else "mse",
+        log=Silent().log,
+        total_steps=steps,
+        learning_rate=RATE,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        weight_decay=0.0,
+        max_grad_norm=CLIP,
+        accumulate=1,
+        logging_steps=5,
+    )
+    module.clock = Clock()
+    fit(module, shuffled, [together(families[:1])], folder, Device("cpu", "32"), 10**6, 10**6, 0)
+    discard_checkpoints(folder)
+    return module.clock, sum(slots)
+
+
+def main() -> None:
+    args = arguments("Our reward model.")
+    warm, taken, held_out = rows(args)
+    tokenizer = base.load_tokenizer(str(args.model), chats=False)
+    network = AutoModelForSequenceClassification.from_pretrained(args.model)  # the package's own would draw a new head
+    with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
+        train(network, tokenizer.pad_token_id, warm, args, Path(folder))
+        clock, slots = train(network, tokenizer.pad_token_id, taken, args, Path(folder))
+    say(clock, args, slots, taken, loss(network, held_out, args.pairs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Our side: the package's own path, from token ids to trained weights (Batches, SFTModule, Lightning by ``fit``).
+
+Not in it are MLflow, which has a line of its own, and checkpoints, which no side writes.
+"""
+
+import contextlib
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from task import CLIP, RATE, Clock, Row, arguments, loss, rows, say
+
+from manners.data.batches import Batches, collate
+from manners.data.encode import Example
+from manners.hardware import Device
+from manners.methods.fit import discard_checkpoints, fit
+from manners.methods.sft import SFTModule
+from manners.models import adapters, base
+from manners.tracking import Silent
+
+
+class Timed(SFTModule):
+    """The clock runs from the first batch to the end of the last, before the validation that ends the run."""
+
+    clock: Clock
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.clock.start()
+
+    def on_train_batch_end(self, *_: object) -> None:
+        if self.trainer.global_step == self.total_steps:
+            self.clock.stop()
+
+
+def train(model: object, tokenizer: object, taken: list[Row], batch: int, seed: int, folder: Path) -> tuple:
+    """One pass over the rows with the package's defaults, but for what all sides agree on."""
+    examples = [Example(row["input_ids"], row["labels"]) for row in taken]
+    together = partial(collate, pad=tokenizer.pad_token_id)
+    steps = len(examples) // batch
+    shuffled = Batches(examples, batch, together, steps, accumulate=1, seed=seed, by_length=True)
+    module = Timed(
+        model,
+        log=Silent().log,
+        total_steps=steps,
+        learning_rate=RATE,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        weight_decay=0.0,
+        max_grad_norm=CLIP,
+        accumulate=1,
+        logging_steps=5,
+    )
+    module.clock = Clock()
+    fit(module, shuffled, [together(examples[:1])], folder, Device("cpu", "32"), 10**6, 10**6, 0)
+    slots = sum(batch * max(examples[i].length for i in group) for group in shuffled.groups)
+    return module.clock, steps, slots
+
+
+def main() -> None:
+    args = arguments("Our SFT.")
+    warm, taken, held_out = rows(args)
+    model, tokenizer = base.load(str(args.model)), base.load_tokenizer(str(args.model))
+    model = adapters.adapt(model, "lora" if args.lora else "none", 16, 32, 0.0, "all-linear")
+    with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
+        train(model, tokenizer, warm, args.batch, args.seed, Path(folder))
+        discard_checkpoints(Path(folder))
+        clock, steps, slots = train(model, tokenizer, taken, args.batch, args.seed, Path(folder))
+    say(clock, steps, slots, taken, loss(model, held_out))
+
+
+if __name__ == "__main__":
+    main()
