@@ -46,7 +46,7 @@ test: setup  ## run the tests
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-faults: setup  ## kill, starve and mislead training for real, long forms too (some 40 minutes)
-	.venv/bin/python -m pytest tests/faults tests/test_reward_runs.py tests/test_devices.py tests/test_memory.py -s -m "long or not long" $(ARGS)
+	.venv/bin/python -m pytest tests/faults tests/test_reward_runs.py tests/test_devices.py tests/test_memory.py tests/methods/ppo tests/world -s -m "long or not long" $(ARGS)
 
 test-gpu: setup  ## the tests that need an NVIDIA GPU; writes experiments/gpu.md
 	.venv/bin/python -m pytest tests/gpu -rs -m gpu $(ARGS)

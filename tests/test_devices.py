@@ -9,7 +9,7 @@ from manners import checks
 from manners.errors import MannersError
 from manners.methods.ppo import world
 from manners.methods.ppo.world import join
-from tests.commands import SMALL, here, only, records, strictbot, tracked, train
+from tests.commands import SMALL, here, launched, only, records, strictbot, tracked, train
 from tests.configs import compose
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -78,7 +78,7 @@ def test_two_processes_make_one_run_and_the_model_that_one_makes(tmp_path, metho
     command = [*COMMAND, *strictbot(tmp_path), *chosen, f"method={method}", f"output_dir={out}"]
     here(*command, "method.per_device_train_batch_size=8", "run_name=one")
     both = f"hardware={sharing}", "method.per_device_train_batch_size=4", "run_name=two"
-    said = train(*command, *both, launcher=launcher)
+    said = launched(*command, *both, launcher=launcher) if launcher else train(*command, *both)
     assert said.count("model, report and figures:") == 1
     client, runs = tracked(out)
     assert set(runs) == {p.name for p in (out / "runs").iterdir()}

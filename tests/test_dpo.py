@@ -7,20 +7,22 @@ from safetensors.torch import load_file
 
 from manners import chain, cli
 from manners.chain import Stage
-from tests.commands import SMALL, artifacts, here, kill_once, only, records, start, strictbot, tracked, train
+from manners.stages import dpo
+from tests.commands import LIGHT, SMALL, Command, artifacts, here, kill_once, only, records, strictbot, tracked, train
 from tests.configs import compose
 
 STEPS = 8
 DPO = [
     "method=dpo",
     *SMALL,
-    "policy_overrides=['method.max_steps=4']",
+    f"policy_overrides=[{LIGHT}]",
     f"method.max_steps={STEPS}",
     "method.per_device_train_batch_size=4",
     "method.eval_steps=3",
     "method.save_steps=2",
     "method.logging_steps=1",
 ]
+IDS = torch.arange(5, 45)[None]
 ADAPTER = "model/adapter_model.safetensors"
 EVERY_STEP = {"loss", "grad_norm", "learning_rate", "rewards/margins", "rewards/accuracies", "rewards/chosen"}
 
@@ -31,10 +33,24 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory, data):
+def in_memory():
+    """Logits of the policy that was trained, as it was before it was saved."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory, data, in_memory):
     """Both runs, from nothing."""
-    out = tmp_path_factory.mktemp("out")
-    here(*DPO, *data, f"output_dir={out}")
+    out, save = tmp_path_factory.mktemp("out"), dpo.save
+
+    def watch(run, model, tokenizer):
+        with torch.no_grad():
+            in_memory["logits"] = model(IDS).logits
+        save(run, model, tokenizer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dpo, "save", watch)
+        here(*DPO, *data, f"output_dir={out}")
     return out
 
 
@@ -77,7 +93,7 @@ def test_every_metric_of_every_step_is_there_once(out):
 
 def test_killed_and_started_again_it_ends_as_if_nothing_had_happened(out, data):
     command = [*DPO, *data, f"output_dir={out}", "run_name=cut"]
-    folder = kill_once(start(*command), out, "cut*", "loss", 4)
+    folder = kill_once(Command(*command), out, "cut*", "loss", 4)
     assert "going on from the last checkpoint" in train(*command)
     whole = only(out, "manners-dpo*")
     assert (folder / ADAPTER).read_bytes() == (whole / ADAPTER).read_bytes()
@@ -85,26 +101,14 @@ def test_killed_and_started_again_it_ends_as_if_nothing_had_happened(out, data):
     assert len(list(out.glob("runs/manners-sft*"))) == 1  # found again
 
 
-def test_what_was_trained_loads_on_the_base_with_plain_peft(out, data, monkeypatch):
+def test_what_was_trained_loads_on_the_base_with_plain_peft(out, in_memory):
     """One adapter, SFT's and DPO's together, that says what the policy in memory said."""
     from peft import AutoPeftModelForCausalLM
 
-    from manners.stages import dpo
-
-    ids, seen, save = torch.arange(5, 45)[None], {}, dpo.save
-
-    def watch(run, model, tokenizer):
-        with torch.no_grad():
-            seen["logits"] = model(ids).logits
-        save(run, model, tokenizer)
-
-    monkeypatch.setattr(dpo, "save", watch)
-    here(*DPO, *data, f"output_dir={out}", "run_name=here")
-    folder = only(out, "here*")
-    assert (folder / ADAPTER).read_bytes() == (only(out, "manners-dpo*") / ADAPTER).read_bytes()
+    folder = only(out, "manners-dpo*")
     model = AutoPeftModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
     with torch.no_grad():
-        assert torch.allclose(model(ids).logits, seen["logits"], atol=1e-4)
+        assert torch.allclose(model(IDS).logits, in_memory["logits"], atol=1e-4)
     earlier, both = load_file(only(out, "manners-sft*") / ADAPTER), load_file(folder / ADAPTER)
     assert all(both[name].numel() == 2 * earlier[name].numel() for name in earlier)
 
@@ -113,7 +117,7 @@ def test_all_weights_from_a_lora_policy_and_from_the_base(out, data):
     """The reference is the policy that training began with, so the first loss is log 2 either way."""
     policy = only(out, "manners-sft*").name
     for name, start_from in (("whole", f"policy={policy}"), ("bare", "policy=none")):
-        here(*DPO, *data, f"output_dir={out}", "adapter=none", f"run_name={name}", start_from)
+        here(*DPO, *data, f"output_dir={out}", "adapter=none", "method.max_steps=2", f"run_name={name}", start_from)
         folder = only(out, f"{name}*")
         assert (folder / "model" / "model.safetensors").exists()
         first = next(r["loss"] for r in records(folder / "metrics.jsonl") if "loss" in r)

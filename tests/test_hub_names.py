@@ -241,10 +241,16 @@ def test_a_dataset_that_is_not_in_the_cache_says_how_to_get_it():
     assert "dataset.path=FOLDER" in str(caught.value)
 
 
-def test_a_process_of_its_own_finds_a_dataset_by_hf_home_alone():
-    code = "from manners import hub; print(*hub.load_dataset('OpenAssistant/oasst1', None))"
+def test_a_process_of_its_own_finds_a_dataset_and_a_model_by_hf_home_alone():
+    """The hub's libraries settle where their cache is when they are imported."""
+    code = """
+from manners import hub
+from manners.models.base import load, load_tokenizer
+name = "Qwen/Qwen2.5-0.5B-Instruct"
+print(*hub.load_dataset("OpenAssistant/oasst1", None), type(load(name)).__name__, load_tokenizer(name).eos_token)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)  # point_at has set HF_HOME
-    assert done.stdout.split() == ["train", "validation"], done.stderr
+    assert done.stdout.split() == ["train", "validation", "Qwen2ForCausalLM", "<|im_end|>"], done.stderr
 
 
 def test_a_folder_of_parquet_is_read_as_the_hub_would_read_it(tmp_path):

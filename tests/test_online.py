@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.commands import ONLINE, artifacts, here, kill_once, only, records, start, strictbot, tracked, train
+from manners.stages import online
+from tests.commands import ONLINE, Command, artifacts, here, kill_once, only, records, strictbot, tracked, train
 
 ITERATIONS = 5
 PPO = [
@@ -20,6 +21,7 @@ PPO = [
     "method.log_samples_steps=1",
     "method.log_samples=2",
 ]
+IDS = torch.arange(5, 45)[None]
 ADAPTER = "model/adapter_model.safetensors"
 EVERY_ITERATION = {
     *(f"objective/{name}" for name in ("kl", "entropy", "non_score_reward", "rlhf_reward", "scores", "length")),
@@ -34,11 +36,24 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory, data):
+def in_memory():
+    """Logits of the policy that was trained, as it was before it was saved."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory, data, in_memory):
     """The first command, from nothing."""
-    out = tmp_path_factory.mktemp("out")
-    said = train(*PPO, *data, f"output_dir={out}")
-    (out / "said").write_text(said)
+    out, save = tmp_path_factory.mktemp("out"), online.save
+
+    def watch(run, model, tokenizer):
+        with torch.no_grad():
+            in_memory["logits"] = model(IDS).logits
+        save(run, model, tokenizer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(online, "save", watch)
+        here(*PPO, *data, f"output_dir={out}")
     return out
 
 
@@ -46,19 +61,20 @@ def out(tmp_path_factory, data):
 def cut(out, data):
     """The same command under another name, which so has a folder of its own; killed, and typed again."""
     command = [*PPO, *data, f"output_dir={out}", "run_name=cut"]
-    folder = kill_once(start(*command), out, "cut*", "objective/kl", 3)
+    folder = kill_once(Command(*command), out, "cut*", "objective/kl", 3)
     said = train(*command)
     assert "going on from the last checkpoint" in said
     assert only(out, "cut*") == folder
+    (out / "said").write_text(said)
     return folder
 
 
-def test_one_command_trains_all_three_and_says_how_they_follow(out):
+def test_one_command_trains_all_three_and_a_command_says_how_they_follow(out, cut):
     names = [only(out, f"manners-{method}-tiny-*").name for method in ("sft", "reward", "ppo")]
-    said = (out / "said").read_text()
-    lineage = (only(out, "manners-ppo*") / "lineage.md").read_text()
-    assert lineage in said
-    assert [line.split()[1] for line in lineage.splitlines()] == names
+    for folder in (only(out, "manners-ppo*"), cut):
+        lineage = (folder / "lineage.md").read_text()
+        assert [line.split()[1] for line in lineage.splitlines()] == [*names[:2], folder.name]
+    assert lineage in (out / "said").read_text()
     _, runs = tracked(out)
     assert set(names) <= runs.keys() and {run.info.status for run in runs.values()} == {"FINISHED"}
 
@@ -147,21 +163,9 @@ def test_lineage_show_tells_what_would_happen_and_makes_nothing(out, data, tmp_p
     assert sorted(out.rglob("*")) == before
 
 
-def test_what_was_trained_loads_without_us_and_says_the_same(out, data, tmp_path, monkeypatch):
-    """The logits of the policy in memory, and those of the folder in a process that cannot import manners."""
-    from manners.stages import online
-
-    ids, seen, save = torch.arange(5, 45)[None], {}, online.save
-
-    def watch(run, model, tokenizer):
-        with torch.no_grad():
-            seen["logits"] = model(ids).logits
-        save(run, model, tokenizer)
-
-    monkeypatch.setattr(online, "save", watch)
-    here(*PPO, *data, f"output_dir={out}", "run_name=here")
-    folder = only(out, "here*") / "model"
-    assert (folder.parent / ADAPTER).read_bytes() == (only(out, "manners-ppo*") / ADAPTER).read_bytes()
+def test_what_was_trained_loads_without_us_and_says_the_same(out, in_memory, tmp_path):
+    """SFT's folder and PPO's, in a process that cannot import manners; of the latter, the logits as in memory."""
+    sft, folder = only(out, "manners-sft*") / "model", only(out, "manners-ppo*") / "model"
     code = f"""
 import sys
 sys.modules["manners"] = None
@@ -169,17 +173,20 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, GenerationConfig
-model = AutoPeftModelForCausalLM.from_pretrained({str(folder)!r}, dtype=torch.float32).eval()
-tokenizer = AutoTokenizer.from_pretrained({str(folder)!r})
-assert tokenizer.chat_template
-assert tokenizer.eos_token_id in GenerationConfig.from_pretrained({str(folder)!r}).eos_token_id
+for folder in ({str(sft)!r}, {str(folder)!r}):
+    model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.eos_token_id in GenerationConfig.from_pretrained(folder).eos_token_id
+    chat = [{{"role": "user", "content": "Hello!"}}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    assert model.generate(**ids, max_new_tokens=8).shape[1] > ids["input_ids"].shape[1]
 with torch.no_grad():
     save_file({{"logits": model(torch.arange(5, 45)[None]).logits}}, {str(tmp_path / "theirs")!r})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    theirs = load_file(tmp_path / "theirs")["logits"]
-    assert torch.allclose(theirs, seen["logits"], atol=1e-4)
+    assert torch.allclose(load_file(tmp_path / "theirs")["logits"], in_memory["logits"], atol=1e-4)
     earlier = load_file(only(out, "manners-sft*") / ADAPTER)
     assert load_file(folder.parent / ADAPTER).keys() == earlier.keys()  # and it is more than SFT's alone:
     name = next(iter(earlier))

@@ -1,17 +1,16 @@
 """The kinds of PPO: other methods, adapters, critics, rewards and places to start from, as their commands make them."""
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
 from safetensors.torch import load_file
 
 from manners.errors import MannersError
-from tests.commands import ONLINE, ROOT, here, only, records, strictbot, tracked, train
+from tests.commands import LIGHT, ONLINE, Command, here, only, records, strictbot, tracked, train
 
-TWICE = [*ONLINE, "method.total_episodes=16", "method.eval_steps=1", "method.num_ppo_epochs=1"]
+ONCE = [*ONLINE, "method.total_episodes=8", "method.eval_steps=1", "method.num_ppo_epochs=1"]
+TWICE = "method.total_episodes=16"
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def out(world):
 @pytest.fixture(scope="module")
 def go(world, out):
     def go(name, *overrides, method="ppo"):
-        here(f"method={method}", *TWICE, *world, f"run_name={name}", *overrides)
+        here(f"method={method}", *ONCE, *world, f"run_name={name}", *overrides)
         return only(out, f"{name}-*")
 
     return go
@@ -42,7 +41,7 @@ def metrics(folder):
 
 def test_full_fine_tuning_pays_for_the_distance_to_a_frozen_copy(go):
     """What SFT taught is merged, so the policy is whole weights; it moves, and the copy does not."""
-    folder = go("whole", "adapter=none", "policy_overrides=['adapter=lora','method.max_steps=4']")
+    folder = go("whole", TWICE, "adapter=none", f"policy_overrides=['adapter=lora',{LIGHT}]")
     found = metrics(folder)
     assert (folder / "model" / "model.safetensors").exists()
     assert not (folder / "model" / "adapter_config.json").exists()
@@ -91,7 +90,7 @@ def my_rewards(tmp_path, monkeypatch):
 def test_a_users_own_rewards_act_beside_the_model_and_each_is_logged(go, my_rewards, monkeypatch):
     """The module lies where the command is typed."""
     monkeypatch.chdir(my_rewards)
-    folder = go("own", *OWN, "method.missing_eos_penalty=0")
+    folder = go("own", TWICE, *OWN, "method.missing_eos_penalty=0")
     for record in records(folder / "metrics.jsonl"):
         if "objective/scores" in record:
             parts = record["reward/model"] + 0.5 * record["reward/loud"] + 2 * record["reward/row"]
@@ -103,7 +102,7 @@ def test_a_users_own_rewards_act_beside_the_model_and_each_is_logged(go, my_rewa
 
 def test_a_module_on_pythonpath_pays_alone_by_the_command(world, out, my_rewards):
     rules = ["~method.rewards.model", OWN[0], "policy=none", "run_name=path"]
-    train("method=ppo", *TWICE, *world, *rules, PYTHONPATH=str(my_rewards))
+    train("method=ppo", *ONCE, *world, *rules, PYTHONPATH=str(my_rewards))
     folder = only(out, "path-*")
     found = metrics(folder)
     assert "reward/loud" in found and "reward/model" not in found
@@ -113,7 +112,7 @@ def test_a_module_on_pythonpath_pays_alone_by_the_command(world, out, my_rewards
 def test_a_function_that_is_not_there_ends_the_run_before_its_stages_are_trained(tmp_path, world):
     bad = "+method.rewards.mine={_target_:my_rewards_nowhere.shouts}"
     with pytest.raises(MannersError, match=r"method\.rewards\.mine\._target_=my_rewards_nowhere\.shouts cannot be"):
-        here("method=ppo", *TWICE, *world, bad, f"output_dir={tmp_path}", "seed=5")
+        here("method=ppo", *ONCE, *world, bad, f"output_dir={tmp_path}", "seed=5")
     assert not list(tmp_path.iterdir())
 
 
@@ -149,15 +148,12 @@ def test_ppo_goes_on_from_ppo(auto, go):
 
 def test_an_unsound_reward_model_is_refused_by_the_command(out, world):
     with pytest.raises(MannersError, match=r"the reward model manners-reward-tiny-\w+ sees through"):
-        here("method=ppo", *TWICE, *world, "method.sanity_floor=1.0", "run_name=strict")
+        here("method=ppo", *ONCE, *world, "method.sanity_floor=1.0", "run_name=strict")
     assert runs_of(out)[only(out, "strict-*").name]["manners.error"].startswith("MannersError: the reward model")
     assert tracked(out)[1][only(out, "strict-*").name].info.status == "FAILED"
 
 
 def test_a_folder_that_is_no_model_is_refused_without_a_traceback(tmp_path, world):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "method=ppo", *TWICE, *world, "policy=nowhere", "lineage=show"],
-        cwd=tmp_path, env=os.environ, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: policy=nowhere is neither a folder with a model nor a finished run.")
+    command = Command("method=ppo", *ONCE, *world, "policy=nowhere", "lineage=show", cwd=tmp_path)
+    assert command.wait() == 1
+    assert command.said.startswith("error: policy=nowhere is neither a folder with a model nor a finished run.")

@@ -1,58 +1,49 @@
 """The command a user types, end to end on the tiny base, and what it leaves behind."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests import commands
+
 SMALL = [
-    "dataset.max_rows=48",
+    *commands.SMALL,
+    "dataset.max_rows=24",
+    "method.per_device_train_batch_size=4",
     "method.max_steps=12",
     "method.save_steps=2",
     "method.eval_steps=4",
     "method.logging_steps=1",
-    "evaluation.test_prompts=6",
-    "evaluation.prompts=3",
-    "evaluation.max_new_tokens=12",
-    "tracking.system_metrics=false",
 ]
 
 
-def train(out: Path, *overrides: str, wait: bool = True, cwd: Path = ROOT) -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / "train.py"), *SMALL, f"output_dir={out}", *overrides]
-    env = os.environ | {"COLUMNS": "200"}
-    run = subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if wait:
-        run.said = run.communicate(timeout=300)[0]  # type: ignore[attr-defined]
-    return run
+def train(out: Path, *overrides: str, **how) -> str:
+    return commands.train(*SMALL, f"output_dir={out}", *overrides, **how)
+
+
+def refused(out: Path, *overrides: str) -> str:
+    """What the command says, which must end with exit code 1 and in words."""
+    command = commands.Command(*SMALL, f"output_dir={out}", *overrides)
+    assert command.wait() == 1, command.said
+    assert "Traceback" not in command.said
+    return command.said
 
 
 def only_run(out: Path) -> Path:
-    (folder,) = (out / "runs").iterdir()
-    return folder
+    return commands.only(out, "*")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    run = train(out, "register=true")
-    assert run.returncode == 0, run.said
-    return out, run.said
+    return out, train(out, "register=true")
 
 
 @pytest.fixture(scope="module")
 def tracked(finished):
-    import mlflow
-
-    client = mlflow.MlflowClient(f"sqlite:///{finished[0]}/mlflow.db")
-    experiment = client.get_experiment_by_name("manners")
-    (run,) = client.search_runs([experiment.experiment_id])
+    client, runs = commands.tracked(finished[0])
+    (run,) = runs.values()
     return client, run
 
 
@@ -112,86 +103,40 @@ def test_mlflow_holds_every_step_of_every_metric(tracked):
 
 def test_mlflow_holds_tables_figures_and_the_model(tracked):
     client, run = tracked
-
-    def files(folder=""):
-        found = client.list_artifacts(run.info.run_id, folder)
-        return {f.path for f in found} | {p for f in found if f.is_dir for p in files(f.path)}
-
-    have = files()
+    have = commands.artifacts(client, run.info.run_id)
     assert {"config.yaml", "code.diff", "before_after.md", "before_after.json", "figures/learning_curve.png"} <= have
     model = {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "generation_config.json"}
     assert {f"model/{name}" for name in model | {"chat_template.jinja", "manners.yaml"}} <= have
 
 
-def test_the_saved_model_loads_with_plain_transformers_and_peft(finished):
-    """In a process that cannot import manners at all."""
-    folder = only_run(finished[0]) / "model"
-    code = f"""
-import sys
-sys.modules["manners"] = None
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer, GenerationConfig
-model = AutoPeftModelForCausalLM.from_pretrained({str(folder)!r})
-tokenizer = AutoTokenizer.from_pretrained({str(folder)!r})
-stops = GenerationConfig.from_pretrained({str(folder)!r}).eos_token_id
-chat = [{{"role": "user", "content": "Hello!"}}]
-text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)
-print(model.generate(**ids, max_new_tokens=8).shape[1] > ids["input_ids"].shape[1], tokenizer.eos_token_id in stops)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.split() == ["True", "True"], done.stderr
-
-
 def test_killed_and_started_again_it_ends_as_if_nothing_had_happened(finished, tmp_path):
     """kill -9 in mid-training; the same command must end in the same weights, metrics and MLflow run."""
     whole = only_run(finished[0])
-    run = train(tmp_path, wait=False)
-    deadline = time.time() + 200
-    while time.time() < deadline:
-        checkpoints = list(tmp_path.glob("runs/*/last.ckpt"))
-        metrics = list(tmp_path.glob("runs/*/metrics.jsonl"))
-        if checkpoints and len(metrics[0].read_text().splitlines()) >= 6:
-            break
-        time.sleep(0.02)
-    os.kill(run.pid, signal.SIGKILL)
-    run.communicate()
-    cut = only_run(tmp_path)
-    assert json.loads((cut / "run.json").read_text())["status"] == "running"
-    again = train(tmp_path)
-    assert again.returncode == 0, again.said
-    assert "going on from the last checkpoint" in again.said
-    assert only_run(tmp_path) == cut
+    cut = commands.kill_once(commands.Command(*SMALL, f"output_dir={tmp_path}"), tmp_path, "*", "train/loss", 5)
+    assert "going on from the last checkpoint" in train(tmp_path)
     weights = "model/adapter_model.safetensors"
     assert (cut / weights).read_bytes() == (whole / weights).read_bytes()
-
-    import mlflow
-
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    (tracked,) = client.search_runs([client.get_experiment_by_name("manners").experiment_id])
+    client, runs = commands.tracked(tmp_path)
+    (tracked,) = runs.values()
     history = client.get_metric_history(tracked.info.run_id, "train/loss")
     assert sorted(m.step for m in history) == list(range(1, 13))
     assert tracked.info.status == "FINISHED"
 
 
 def test_a_server_that_refuses_is_said_so_at_once(tmp_path):
-    run = train(tmp_path, "tracking.uri=http://127.0.0.1:9")
-    assert run.returncode == 1
-    assert "error: tracking.uri=http://127.0.0.1:9: no server answers" in run.said.replace("\n", " ")
-    assert "Traceback" not in run.said
+    said = refused(tmp_path, "tracking.uri=http://127.0.0.1:9")
+    assert "error: tracking.uri=http://127.0.0.1:9: no server answers" in said.replace("\n", " ")
 
 
 def test_an_output_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    run = train(tmp_path / "file" / "out")
-    assert run.returncode == 1
-    assert "cannot be written" in run.said and "output_dir=" in run.said and "Traceback" not in run.said
+    said = refused(tmp_path / "file" / "out")
+    assert "cannot be written" in said and "output_dir=" in said
 
 
 def test_preview_shows_the_examples_and_trains_nothing(tmp_path):
-    run = train(tmp_path, "preview=true")
-    assert run.returncode == 0, run.said
-    assert "carry loss" in run.said and "<|im_end|>" in run.said
+    said = train(tmp_path, "preview=true")
+    assert "carry loss" in said and "<|im_end|>" in said
     assert not list(tmp_path.iterdir())
 
 
@@ -199,6 +144,5 @@ def test_the_users_own_file_trains_from_another_folder(tmp_path):
     """Relative paths mean what the shell means by them; full fine-tuning saves whole weights."""
     rows = [{"prompt": f"Question {i}?", "completion": f"Answer {i}."} for i in range(40)]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    run = train(tmp_path / "out", "dataset=jsonl", "dataset.path=mine.jsonl", "adapter=none", cwd=tmp_path)
-    assert run.returncode == 0, run.said
+    train(tmp_path / "out", "dataset=jsonl", "dataset.path=mine.jsonl", "adapter=none", cwd=tmp_path)
     assert (only_run(tmp_path / "out") / "model" / "model.safetensors").exists()

@@ -15,7 +15,7 @@ from transformers import BertTokenizer  # isort: skip
 from manners.methods.reward import predict
 from manners.models import base, reward
 from manners.models.reward import Units
-from tests.commands import ONLINE, SMALL, artifacts, here, kill_once, only, records, start, strictbot, tracked, train
+from tests.commands import ONLINE, SMALL, Command, artifacts, here, kill_once, only, records, strictbot, tracked, train
 from tests.data.test_politeness import corpus, line
 from tests.hub_cache import place
 
@@ -154,7 +154,7 @@ def test_a_bert_by_its_hub_name_learns_to_score_requests(bert):
 @pytest.mark.long
 def test_a_reward_run_that_was_killed_ends_in_the_same_bytes(bert, hub, polite):
     alone = ["method=reward", *judging(polite), *SMALL, f"output_dir={bert}", "run_name=cut"]
-    kill_once(start(*alone, **hub), bert, "cut*", "train/loss", 5)
+    kill_once(Command(*alone, **hub), bert, "cut*", "train/loss", 5)
     train(*alone, **hub)
     whole, cut = only(bert, "manners-reward-*"), only(bert, "cut*")
     for name in ("model.safetensors", "units.json", "sanity.json"):

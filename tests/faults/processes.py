@@ -1,16 +1,9 @@
-"""Commands in processes forked from this one: real to a signal, and without the seconds that imports take."""
+"""Little runs of each method, to be killed and starved, and what is left of them."""
 
-import atexit
-import os
-import runpy
-import signal
 import sqlite3
-import sys
-import time
-import traceback
 from pathlib import Path
 
-from tests.commands import ROOT, SMALL
+from tests.commands import SMALL
 
 LITTLE = [*SMALL, "evaluation.test_prompts=2", "evaluation.prompts=1", "evaluation.max_new_tokens=4"]
 FIT = [
@@ -30,75 +23,6 @@ METHODS = {
     "ppo": [*LITTLE, *ONLINE, "method=ppo"],
 }
 OF_THE_CLOCK = ("per_second", "cost/", "system/")
-
-
-class Command:
-    """``python train.py`` with ``overrides``, started at once; ``said`` is what it writes."""
-
-    def __init__(self, *overrides: str, folder: Path):
-        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
-
-        import manners.pipeline  # noqa: F401  imported here, once, for all
-
-        self.file = folder / f"said-{time.monotonic_ns()}"
-        self.pid = os.fork()
-        if self.pid == 0:
-            run(list(overrides), self.file)
-
-    @property
-    def said(self) -> str:
-        return self.file.read_text()
-
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        os.kill(self.pid, number)
-
-    def running(self) -> bool:
-        """Whether it has not ended yet; ``wait`` still gives its exit code."""
-        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-
-    def wait(self) -> int:
-        """The exit code, as a shell has it."""
-        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return code if code >= 0 else 128 - code
-
-    def until(self, happened) -> None:
-        """Return when ``happened()``. Fails where the command ends before."""
-        while not happened():
-            assert self.running(), self.said
-            time.sleep(0.005)
-
-
-def run(overrides: list[str], file: Path) -> None:
-    """What the child does: the whole command, and Python's way out."""
-    code: object = 70
-    try:
-        out = file.open("w", buffering=1)
-        os.dup2(out.fileno(), 1)
-        os.dup2(out.fileno(), 2)
-        sys.stdout = sys.stderr = out
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        os.environ["COLUMNS"] = "200"
-        sys.argv = [str(ROOT / "train.py"), *overrides]
-        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
-        if isinstance(code, str):
-            print(code, file=sys.stderr)
-            code = 1
-    except BaseException:  # noqa: BLE001
-        traceback.print_exc()
-    finally:
-        atexit._run_exitfuncs()
-        os._exit(code if isinstance(code, int) else 70)
-
-
-def finish(*overrides: str, folder: Path) -> str:
-    """What the command said, which must have ended well."""
-    command = Command(*overrides, folder=folder)
-    assert command.wait() == 0, command.said
-    return command.said
 
 
 def weights(run: Path) -> dict[str, bytes]:

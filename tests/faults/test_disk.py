@@ -9,8 +9,8 @@ import pytest
 
 from manners import disk
 from manners.errors import MannersError
-from tests.commands import only, records, strictbot
-from tests.faults.processes import METHODS, Command, finish, weights
+from tests.commands import Command, only, records, strictbot, train
+from tests.faults.processes import METHODS, weights
 
 
 def limited(write, size):
@@ -74,9 +74,9 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("fault", ["full", "read-only"])
 def test_a_command_ends_in_a_sentence_and_goes_on_when_there_is_room(tmp_path, small_disk, method, fault):
     command = [*METHODS[method], "method.save_steps=2", *strictbot(tmp_path)]
-    finish(*command, f"output_dir={tmp_path / 'whole'}", folder=tmp_path)
+    train(*command, f"output_dir={tmp_path / 'whole'}")
     command += [f"output_dir={small_disk}"]
-    run = Command(*command, folder=tmp_path)
+    run = Command(*command)
     run.until(lambda: any(r["step"] >= 4 for f in small_disk.glob("runs/*/metrics.jsonl") for r in records(f)))
     filler = small_disk / "filler"
     folder = only(small_disk, "*")
@@ -95,5 +95,5 @@ def test_a_command_ends_in_a_sentence_and_goes_on_when_there_is_room(tmp_path, s
         filler.unlink()
     else:
         subprocess.run(["umount", str(folder)], check=True)
-    assert "going on from the last checkpoint" in finish(*command, folder=tmp_path)
+    assert "going on from the last checkpoint" in train(*command)
     assert weights(folder) == weights(only(tmp_path / "whole", "*"))

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from manners import lineage
-from tests.commands import only, strictbot
-from tests.faults.processes import METHODS, Command, finish, history, weights
+from tests.commands import Command, only, strictbot, train
+from tests.faults.processes import METHODS, history, weights
 
 KILLS = 20
 
@@ -29,15 +29,14 @@ class Tally:
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(tmp_path, method):
     command = [*METHODS[method], "method.save_steps=2", *strictbot(tmp_path), f"output_dir={tmp_path}"]
-    finish(*command, "run_name=warm", folder=tmp_path)  # makes the store, which takes a while
     began = time.monotonic()
-    finish(*command, "run_name=whole", folder=tmp_path)
+    train(*command, "run_name=whole")
     lasts = time.monotonic() - began
     whole = only(tmp_path, "whole*")
     expected = weights(whole), history(tmp_path / "mlflow.db", whole.name)
     pick, tally = random.Random(f"kill/{method}"), Tally()
     for name in map("cut{}".format, itertools.count()):
-        cut = Command(*command, f"run_name={name}", folder=tmp_path)
+        cut = Command(*command, f"run_name={name}")
         time.sleep(pick.uniform(0, lasts))
         if not cut.running():  # too late: it needs another moment
             assert cut.wait() == 0, cut.said
@@ -49,7 +48,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(tmp_path, metho
             continue  # it was only saying its last words: typed again, the command would run once more
         tally.tried += 1
         tally.moments.append(phase(cut.said, tmp_path, name))
-        finish(*command, f"run_name={name}", folder=tmp_path)
+        train(*command, f"run_name={name}")
         folder = only(tmp_path, f"{name}-*")
         assert weights(folder) == expected[0], tally
         assert history(tmp_path / "mlflow.db", folder.name) == expected[1], tally

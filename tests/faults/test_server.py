@@ -14,8 +14,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.commands import only, records, strictbot
-from tests.faults.processes import METHODS, OF_THE_CLOCK, Command, finish, history, weights
+from tests.commands import Command, only, records, strictbot, train
+from tests.faults.processes import METHODS, OF_THE_CLOCK, history, weights
 
 pytestmark = pytest.mark.long
 
@@ -65,7 +65,7 @@ def whole(server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     command = [*METHODS["sft"], "method.max_steps=60", *strictbot(folder), f"output_dir={folder}"]
     command += [f"tracking.uri={server.uri}"]
-    finish(*command, "run_name=whole", folder=folder)
+    train(*command, "run_name=whole")
     run = only(folder, "whole*")
     return command, folder, weights(run), history(server.store, run.name)
 
@@ -77,7 +77,7 @@ def at_step(folder, name, step):
 
 def test_a_server_that_comes_back_hears_all_of_it(server, whole):
     command, folder, ends, told = whole
-    run = Command(*command, "run_name=back", folder=folder)
+    run = Command(*command, "run_name=back")
     run.until(lambda: at_step(folder, "back", 3))
     server.kill()
     run.until(lambda: at_step(folder, "back", 12))
@@ -93,7 +93,7 @@ def test_a_server_that_comes_back_hears_all_of_it(server, whole):
 
 def test_one_that_never_does_costs_seconds_and_is_told_the_rest_by_replay(server, whole):
     command, folder, ends, told = whole
-    run = Command(*command, "run_name=gone", folder=folder)
+    run = Command(*command, "run_name=gone")
     run.until(lambda: at_step(folder, "gone", 3))
     server.kill()
     run.until(lambda: at_step(folder, "gone", 60))
@@ -123,7 +123,7 @@ def test_one_that_never_does_costs_seconds_and_is_told_the_rest_by_replay(server
 
 def test_one_that_hangs_holds_the_end_up_for_a_bounded_time(server, whole):
     command, folder, ends, told = whole
-    run = Command(*command, "run_name=hung", folder=folder)
+    run = Command(*command, "run_name=hung")
     run.until(lambda: at_step(folder, "hung", 3))
     server.kill(signal.SIGSTOP)
     try:

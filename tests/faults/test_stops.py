@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from tests.commands import ROOT, only, records, strictbot
-from tests.faults.processes import METHODS, Command, finish, history, weights
+from tests.commands import ROOT, Command, only, records, strictbot, train
+from tests.faults.processes import METHODS, history, weights
 
 NUMBERS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 
@@ -41,14 +41,14 @@ def has(folder, step):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_whole_command_saves_at_once_and_goes_on_to_the_same_end(tmp_path, method, number):
     command = [*METHODS[method], "method.save_steps=100", *strictbot(tmp_path), f"output_dir={tmp_path}"]
-    finish(*command, "run_name=whole", folder=tmp_path)
-    cut = Command(*command, "run_name=cut", folder=tmp_path)
+    train(*command, "run_name=whole")
+    cut = Command(*command, "run_name=cut")
     cut.until(lambda: has(tmp_path, 3))
     cut.kill(number)
     assert cut.wait() == 128 + number
     assert cut.said.endswith("stopped; the same command goes on\n") and "Traceback" not in cut.said
     folder, whole = only(tmp_path, "cut*"), only(tmp_path, "whole*")
     assert (folder / "last.ckpt").exists()  # nothing but the signal saved it
-    assert "going on from the last checkpoint" in finish(*command, "run_name=cut", folder=tmp_path)
+    assert "going on from the last checkpoint" in train(*command, "run_name=cut")
     assert weights(folder) == weights(whole)
     assert history(tmp_path / "mlflow.db", folder.name) == history(tmp_path / "mlflow.db", whole.name)

@@ -1,9 +1,7 @@
 """Two devices, here two processes on a CPU, do what one does with the same batch, and go on after a kill."""
 
 import json
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,19 +10,18 @@ from transformers import Qwen2ForCausalLM
 
 from manners.data.batches import Batches, collate, in_order, share
 from manners.data.encode import Example
-from manners.paths import ROOT
+from tests import commands
+from tests.methods import dealt
 from tests.methods.dealt import CASES, ROWS, SIZE, play
 from tests.methods.test_sft import examples, together
 
-TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
-
-def dealt(rank: int, processes: int = 2) -> Batches:
+def batches(rank: int, processes: int = 2) -> Batches:
     return Batches(examples(13), 4 // processes, together, 8, 2, 3, True, rank, processes)
 
 
 def test_a_batch_is_dealt_out_once_and_every_process_knows_its_whole_weight():
-    one, first, second = list(dealt(0, 1)), list(dealt(0)), list(dealt(1))
+    one, first, second = list(batches(0, 1)), list(batches(0)), list(batches(1))
     assert len(one) == len(first) == len(second) == 16
     for whole, a, b in zip(one, first, second, strict=True):
         assert whole["step_trained"] == a["step_trained"] == b["step_trained"]
@@ -65,9 +62,7 @@ def played(tokenizer, tmp_path_factory):
     Qwen2ForCausalLM(config).save_pretrained(model)
     for name in CASES:
         play(model, one / name, name)
-    command = [sys.executable, *TWO, "-m", "tests.methods.dealt", str(model), str(two)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    commands.two(Path(dealt.__file__), str(model), str(two))
     return one, two
 
 

@@ -148,8 +148,10 @@ def whole(tokenizer, tmp_path_factory):
     return {kind: run(model, tmp_path_factory.mktemp(kind), tokenizer, kind=kind) for kind in ("lora", "none")}
 
 
-@pytest.mark.parametrize("kind", ["lora", "none"])
-@pytest.mark.parametrize("cut_after", [1, 3, 4, 5, 7])
+CUTS = [("lora", cut) for cut in (1, 3, 4, 5, 7)] + [("none", cut) for cut in (4, 7)]
+
+
+@pytest.mark.parametrize(("kind", "cut_after"), CUTS)
 def test_cut_off_and_started_again(small_qwen2, tokenizer, tmp_path, monkeypatch, whole, kind, cut_after):
     """Saved every 2 steps, validated every 3, three steps an epoch: the cuts fall before, on and after each."""
     final, fitted, metrics = whole[kind]

@@ -29,11 +29,13 @@ def start(model, folder, log, **settings):
     return weights(model), fitted
 
 
-@pytest.fixture
-def whole(small_qwen2, tmp_path):
-    logged: dict[tuple[str, int], float] = {}
+@pytest.fixture(scope="module")
+def whole(tokenizer, tmp_path_factory):
+    from tests.conftest import small_qwen2
+
+    model, logged = small_qwen2.__wrapped__(tokenizer), {}
     final, fitted = start(
-        small_qwen2, tmp_path / "whole", lambda m, s: logged.update({(k, s): v for k, v in m.items()})
+        model, tmp_path_factory.mktemp("whole"), lambda m, s: logged.update({(k, s): v for k, v in m.items()})
     )
     return final, fitted, logged
 

@@ -186,4 +186,4 @@ def test_plain_runs_touch_neither_vllm_nor_trls_part_for_it(saved, tokenizer, tm
     script.write_text(
         "import sys, manners.pipeline; print({'trl.generation.vllm_generation', 'vllm'} & {*sys.modules})"
     )
-    assert commands.train(script=tmp_path / "told.py") == "set()\n"
+    assert commands.train(script=script) == "set()\n"

@@ -1,18 +1,29 @@
-"""What the packaged base knows, before it is taught any manner."""
+"""What the packaged base knows, before it is taught any manner. `make exam` and the long form ask all."""
+
+from functools import partial
 
 import pytest
 
 from manners.models import base
-from manners.world.exam import examine
+from manners.world import exam
 
 
-@pytest.fixture(scope="module")
-def report(tokenizer):
-    return examine(base.load("tiny"), tokenizer)
+@pytest.fixture(scope="module", params=[5, pytest.param(1, marks=pytest.mark.long)], ids=["every fifth fact", "all"])
+def report(request, tokenizer):
+    few, every = 400 // request.param, exam.facts()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exam, "facts", lambda: every[:: request.param])
+        for name in ("yes_or_no", "compared"):
+            patch.setattr(exam, name, partial(getattr(exam, name), count=few))
+        return exam.examine(base.load("tiny"), tokenizer)
+
+
+def test_its_world_is_not_small():
+    assert len(exam.facts()) >= 1000 and len({f.subject for f in exam.facts()}) >= 300
 
 
 def test_it_knows_nine_facts_in_ten_in_a_question_form_it_never_saw_for_them(report):
-    assert report["facts"] >= 1000 and report["subjects"] >= 300
+    assert report["facts"] >= 200
     assert report["right"] >= 0.9, report["mistakes"][:10]
 
 
@@ -26,8 +37,6 @@ def test_unseen_text_of_its_world_is_plain_to_it(report):
 
 
 def test_a_model_that_learned_nothing_fails_the_exam(small_qwen2, tokenizer, monkeypatch):
-    from manners.world import exam
-
     every = exam.facts()
 
     monkeypatch.setattr(exam, "facts", lambda: every[:40])

@@ -96,15 +96,17 @@ def test_a_price_on_kl_holds_the_policy_back(small_qwen2, tokenizer, tmp_path):
 def resumable(make, **changes):
     """Seven iterations; saved every 2, evaluated every 3, a table every 2."""
     spread = {"total_episodes": 7 * 8, "save_steps": 2, "eval_steps": 3, "log_samples_steps": 2, "log_samples": 3}
-    adaptive = {"adap_kl_ctrl": True, "target": 0.5, "horizon": 50, "learning_rate": 5e-3}
+    adaptive = {"adap_kl_ctrl": True, "target": 0.5, "horizon": 50, "learning_rate": 5e-3, "num_ppo_epochs": 2}
     return make(**(spread | adaptive | changes))
 
 
 CASES = [
-    (ppo, "lora", None, (1, 2, 3, 4, 6, 7)),
+    (ppo, "lora", None, (1, 4, 7)),
     (ppo, "lora", "adapter", (5,)),
     (ppo, "none", None, (3,)),
-    (rloo, "lora", None, (3, 6)),
+    (rloo, "lora", None, (6,)),
+    pytest.param(ppo, "lora", None, (2, 3, 6), marks=pytest.mark.long),
+    pytest.param(rloo, "lora", None, (3,), marks=pytest.mark.long),
 ]
 
 
@@ -196,7 +198,7 @@ def test_metrics_have_trls_names_and_agree_with_each_other(small_qwen2, tokenize
         assert at["objective/scores"] == pytest.approx(at["reward/share"] - 0.5 * (1 - at["objective/ended"]))
         assert at["val/num_eos_tokens"] == pytest.approx(8 * at["objective/ended"])
         assert at["episode"] == 8 * step
-        assert at["policy/optimizer_steps"] == 4 * 2
+        assert at["policy/optimizer_steps"] == 2 * 2
     assert run.of("lr") == pytest.approx([5e-3 * (1 - i / 7) for i in range(7)])
     assert all(math.isfinite(v) for v in run.metrics.values())
 

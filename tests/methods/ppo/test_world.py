@@ -1,8 +1,8 @@
 """Two processes do what one does: the loop to the same weights, and the command with one run that says all once."""
 
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 
 from manners.errors import MannersError
 from manners.methods.ppo.world import World, check_shares, join
-from tests.commands import ONLINE, ROOT, here, only, records, strictbot, tracked, train
+from tests import commands
+from tests.commands import ONLINE, here, launched, only, records, strictbot, tracked
+from tests.methods.ppo import together
 from tests.methods.ppo.together import CASES, play
 
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -48,9 +50,7 @@ def played(model_folder, tmp_path_factory):
     alone, two = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("two")
     found = {}
     play(model_folder, alone, World(), found)
-    command = [sys.executable, *TWO, "-m", "tests.methods.ppo.together", str(model_folder), str(two)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"ACCELERATE_USE_CPU": "true"}, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
+    commands.two(Path(together.__file__), str(model_folder), str(two))
     return alone, two, found
 
 
@@ -93,11 +93,11 @@ def alone(tmp_path_factory):
     return out, command
 
 
-@pytest.fixture(scope="module", params=LAUNCHERS)
+@pytest.fixture(scope="module", params=["torchrun", pytest.param("accelerate", marks=pytest.mark.long)])
 def commanded(alone, request):
     """The same by two."""
     out, command = alone
-    return out, request.param, train(*command, f"run_name={request.param}", launcher=LAUNCHERS[request.param])
+    return out, request.param, launched(*command, f"run_name={request.param}", launcher=LAUNCHERS[request.param])
 
 
 def test_two_processes_make_one_run(commanded):

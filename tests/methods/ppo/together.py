@@ -23,10 +23,10 @@ CASES = {
 
 
 def play(folder: Path, out: Path, world: World, found: dict[str, dict[str, float]]) -> None:
-    """Three iterations of each case. What is logged last goes to ``found``."""
+    """Two iterations of each case. What is logged last goes to ``found``."""
     model, tokenizer = Qwen2ForCausalLM.from_pretrained(folder), load_tokenizer("tiny")
     for name, (make, changes, kind) in CASES.items():
-        settings = make(total_episodes=24, learning_rate=3e-3, num_ppo_epochs=2, **changes)
+        settings = make(total_episodes=16, learning_rate=3e-3, num_ppo_epochs=2, **changes)
         actor = policy(model, kind, "none" if make is rloo else "head")
         game = Game(actor, tokenizer, early_stops(tokenizer), share_of(liked(model)), settings, 3, world)
 
