@@ -29,7 +29,10 @@ those of a plain ``make bench``; all others have to be asked for (``--all``, or 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
+
+from scaling.points import POINTS, name, options
 
 OURS = ".venv/bin/python"
 TRL_112 = "outputs/bench/trl112/bin/python"  # the last TRL with a PPOTrainer; ppo/sides.py makes it
@@ -105,7 +108,7 @@ def sft() -> Line:
         prepare=[f"sft/prepare.py {{data}}/oasst_trees_60.jsonl {folder}"],
         needs=["oasst_trees_60.jsonl"],
         agree=["loss"],
-        minutes=5.0,
+        minutes=4.0,
     )
 
 
@@ -130,7 +133,7 @@ def reward() -> Line:
         prepare=[f"reward/prepare.py {{data}}/{file} {folder}"],
         needs=[file],
         agree=["loss"],
-        minutes=2.5,
+        minutes=2.0,
     )
 
 
@@ -166,4 +169,94 @@ def ppo() -> Line:
     )
 
 
-LINES: dict[str, Line] = {"sft": sft(), "reward": reward(), "ppo": ppo()}
+def generation() -> Line:
+    speed = Measure("tokens/s of CPU", lambda run: run["tokens"] / run["cpu_s"], more=True)
+    cases = {}
+    for words, vocabulary, goal in (("3k", "own", 1.3), ("152k", "large", 2.5)):
+        for ends, option in (("replies end", ""), ("all of 48 tokens", " --no-stop")):
+            task = f" --vocabulary {vocabulary}{option}" + (" --batches 1" if vocabulary == "large" else "")
+            peer = {"transformers": Side(f"generation/peer.py{task}", {speed.name: goal})}
+            cases[f"{words}, {ends}"] = Case(Side(f"generation/ours.py{task}"), peer, brief=not option)
+    return Line("64 sampled replies at once", [speed], cases, agree=["greedy", "mean_length"], minutes=2.5)
+
+
+def start() -> Line:
+    cpu, wall = (
+        Measure("CPU, s", lambda run: run["cpu_s"], form=".2f"),
+        Measure("wall, s", lambda run: run["wall_s"], form=".2f"),
+    )
+    template = Path("outputs/bench/start/template").exists()  # see start/prepare.py
+    peers = {"TRL": "trl"} | ({"lightning-hydra-template": "template"} if template else {})
+    cases = {}
+    for asked, what in (("--help", "help"), ("a mistyped key", "typo"), ("to the first loss", "step")):
+        script = {"TRL, its script alone": "trl-script"} if what == "step" else {}
+        sides = {
+            peer: Side(f"start/clock.py {side} {what}", {cpu.name: 1 / 3}) for peer, side in (peers | script).items()
+        }
+        limits = {} if what == "step" else {wall.name: 1.0}
+        cases[asked] = Case(Side(f"start/clock.py ours {what}"), sides, limits)
+    return Line("start", [cpu, wall], cases, prepare=["start/prepare.py"], minutes=2.5, warm=False)
+
+
+def tracking() -> Line:
+    cost = Measure("step with MLflow ÷ without, CPU", lambda run: run["cpu_s"] / run["off_cpu_s"], form=".3f")
+    side = " --windows 8"
+    case = Case(Side(f"tracking/ours.py{side}"), {"MLFlowLogger": Side(f"tracking/peer.py{side}")}, {cost.name: 1.02})
+    return Line("the cost of tracking", [cost], {"SFT, tiny, LoRA": case}, agree=["loss"], minutes=1.5)
+
+
+def sweep() -> Line:
+    beyond = Measure("CPU, s a job beyond its training", lambda run: run["later_cpu_s"], form=".2f")
+    case = Case(Side("sweep/jobs.py --together"), {"a process each": Side("sweep/jobs.py")}, {beyond.name: 1.0})
+    return Line("a sweep of four small jobs", [beyond], {"four seeds": case}, minutes=3.0, warm=False)
+
+
+def rloo() -> Line:
+    seconds = Measure("CPU, s an iteration", lambda run: run["cpu_s"] / run["iterations"], form=".2f")
+    memory = Measure("peak memory above the start, MB", lambda run: run["above_start_mb"])
+    cases = {
+        "LoRA": (" --lora --iterations 2", True),
+        "full": (" --iterations 2", True),
+        "LoRA, 4 epochs": (" --lora --iterations 1 --epochs 4", False),
+        "full, 4 epochs": (" --iterations 1 --epochs 4", False),
+        "LoRA, 152k vocabulary": (" --lora --iterations 1 --vocabulary large", False),
+    }
+    made = {
+        name: Case(
+            Side(f"rloo/ours.py{task}"), {"TRL 1.16": Side(f"rloo/peer.py{task}", {seconds.name: 0.7})}, brief=brief
+        )
+        for name, (task, brief) in cases.items()
+    }
+    return Line(
+        "RLOO on the packaged tiny model",
+        [seconds, memory],
+        made,
+        prepare=["rloo/prepare.py"],
+        agree=["score", "length"],
+        minutes=2.0,
+    )
+
+
+def scaling() -> Line:
+    seconds = Measure("CPU, s a step", lambda run: run["cpu_s"] / run["steps"], form=".2f")
+    memory = Measure("peak memory above the start, MB", lambda run: run["above_start_mb"])
+    cases = {
+        name(p): Case(
+            Side(f"scaling/ours.py {options(p)}"), {"TRL": Side(f"scaling/peer.py {options(p)}")}, brief=False
+        )
+        for p in POINTS
+    }
+    return Line("growth of a training step", [seconds, memory], cases, prepare=["scaling/prepare.py"], agree=["loss"])
+
+
+LINES: dict[str, Line] = {
+    "sft": sft(),
+    "reward": reward(),
+    "ppo": ppo(),
+    "rloo": rloo(),
+    "generation": generation(),
+    "start": start(),
+    "tracking": tracking(),
+    "sweep": sweep(),
+    "scaling": scaling(),
+}

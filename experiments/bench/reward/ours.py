@@ -46,7 +46,7 @@ def passages(taken: list[Row], in_pairs: bool) -> list[Passage]:
 
 def train(network: Any, pad: int, taken: list[Row], args: Any, folder: Path) -> tuple[Clock, int]:
     """One pass over the rows with the package's defaults, but for what all sides agree on."""
-    families, slots = [Family([passage]) for passage in passages(taken, args.pairs)], []
+    families, slots = [Family([passage], share=False) for passage in passages(taken, args.pairs)], []
     together = partial(collate_families, pad=pad, share=False)
 
     def counted(found: list[Family]) -> dict:

@@ -1,0 +1,21 @@
+"""Our side of the generation line: the package's own decoding."""
+
+import task
+import torch
+
+from manners.models.generation import Sampling, generate
+
+
+def reply(model: torch.nn.Module, prompts: task.Ids, stops: list[int], seed: int | None) -> task.Ids:
+    if seed is None:
+        return generate(model, prompts, Sampling(task.NEW_TOKENS, tuple(stops), task.PAD))
+    draws = torch.rand(len(prompts), task.NEW_TOKENS, generator=torch.Generator().manual_seed(seed))
+    return generate(model, prompts, Sampling(task.NEW_TOKENS, tuple(stops), task.PAD, temperature=1.0), draws)
+
+
+def main() -> None:
+    task.measure(task.arguments(), reply)
+
+
+if __name__ == "__main__":
+    main()

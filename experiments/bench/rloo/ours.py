@@ -1,0 +1,80 @@
+"""Our side of the RLOO line: the package's own iteration, on the task that it shares with peer.py."""
+
+import tempfile
+from pathlib import Path
+
+import game
+import torch
+from task import score
+
+from manners.config import RLOO
+from manners.data.rows import Prompt
+from manners.methods.ppo.checkpoint import Progressed
+from manners.methods.ppo.loop import Game, iterate, make_optimizer
+from manners.methods.ppo.rollout import Rollout, rollout
+from manners.methods.ppo.world import World
+from manners.methods.rewards import Part
+from manners.models import adapters, base
+from manners.models.actor import Actor
+from manners.models.generation import Sampling
+
+
+class GivenTokens(Game):
+    """The game with prompts that are token ids already, in ``extra["ids"]``."""
+
+    def roll(self, prompts: list[Prompt], draws: torch.Tensor | None) -> Rollout:
+        s, pad = self.settings, self.tokenizer.pad_token_id
+        sampling = Sampling(s.response_length, tuple(self.stops), pad, s.temperature)
+        ids = [p.extra["ids"] for p in prompts]
+        return rollout(self.actor, self.tokenizer, prompts, ids, sampling, draws, s.micro_batch_tokens)
+
+
+def settings(iterations: int, epochs: int) -> RLOO:
+    """The package's options as the task asks; what is not named keeps the package's default."""
+    return RLOO(
+        total_episodes=iterations * game.BATCH,
+        batch_size=game.BATCH,
+        num_generations=game.SIBLINGS,
+        response_length=game.NEW_TOKENS,
+        missing_eos_penalty=0.0,
+        learning_rate=game.RATE,
+        lr_scheduler_type="constant",
+        num_ppo_epochs=epochs,
+        num_mini_batches=game.MINIBATCHES,
+        cliprange=game.RANGE,
+        kl_coef=game.KL,
+        kl_estimator="k1",
+        max_grad_norm=game.CLIP,
+    )
+
+
+def main() -> None:
+    args = game.arguments("Iterations of our RLOO, measured.")
+    clock, lengths = game.Clock(), []
+
+    def reward(completion_ids: list[list[int]], **_columns: object) -> list[float]:
+        lengths.append([len(ids) for ids in completion_ids])
+        return [score(ids) for ids in completion_ids]
+
+    folder = str(game.model_folder(args.vocabulary))
+    tokenizer = base.load_tokenizer(folder)
+    model = adapters.adapt(base.load(folder), "lora" if args.lora else "none", 16, 32, 0.0, "all-linear")
+    parts = {"score": Part(1.0, reward)}
+    rules = settings(args.iterations + 1, args.epochs)
+    played = GivenTokens(Actor(model, "none"), tokenizer, [tokenizer.eos_token_id], parts, rules, args.seed, World())
+    # The words of a prompt matter to nobody here: they only fill the tables of replies.
+    found = game.prompts(tokenizer, args.seed)
+    asked = [Prompt([{"role": "user", "content": ""}], extra={"ids": ids}) for ids in found]
+    optimizer, state = make_optimizer(played.actor, rules), Progressed(kl_coef=rules.kl_coef)
+    logs = []
+    clock.start()
+    with tempfile.TemporaryDirectory() as scratch:
+        for _ in range(args.iterations + 1):
+            logs.append(iterate(played, asked, optimizer, state, Path(scratch))[0])
+            clock.lap()
+    steps = int(logs[-1]["policy/optimizer_steps"])
+    game.say(clock, [log["objective/scores"] for log in logs], lengths, [log["objective/kl"] for log in logs], steps)
+
+
+if __name__ == "__main__":
+    main()

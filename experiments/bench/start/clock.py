@@ -1,0 +1,134 @@
+"""How long a command takes until it has answered, or until the first loss of its training is told.
+
+    clock.py ours help          clock.py trl step          clock.py template typo
+
+Each run is a process of its own, which is stopped once its first loss is there. Seconds are from its start, CPU seconds
+those of all its processes.
+
+TRL's and the template's commands are those of their documentation. ``trl sft`` hands over to ``accelerate launch``,
+which starts Python anew; ``trl-script`` is its script without the launcher, the fastest way there is. The template
+trains its own digits network, on images at random, for one step, and then ends.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+from prepare import FOLDER, PYTHON, ROOT, ROWS, TEMPLATE, TINY
+
+OURS = [PYTHON, "train.py"]
+TRAIN = [
+    f"output_dir={FOLDER}/ours", "dataset=jsonl", f"dataset.path={ROWS}/train.jsonl", "adapter=lora",
+    "method.per_device_train_batch_size=16", "method.logging_steps=1", "resume=false",
+]  # fmt: skip
+TRL = [
+    "--model_name_or_path", TINY, "--dataset_name", ROWS, "--output_dir", f"{FOLDER}/trl", "--use_peft",
+    "--lora_r", "16",
+    "--lora_target_modules", "all-linear", "--learning_rate", "2e-3", "--per_device_train_batch_size", "16",
+    "--max_length", "512", "--logging_steps", "1", "--use_cpu", "--bf16", "false", "--gradient_checkpointing", "false",
+    "--report_to", "none", "--save_strategy", "no",
+]  # fmt: skip
+ONE_STEP = [
+    "data._target_=images.Images", "trainer=cpu", "+trainer.max_steps=1", "+trainer.limit_val_batches=0",
+    "callbacks=none", "test=false", "extras.print_config=false",
+]  # fmt: skip
+SCRIPT = [PYTHON, "-m", "trl.scripts.sft"]
+COMMANDS = {
+    "ours": {"help": [*OURS, "--help"], "typo": [*OURS, "method.learning_rte=3"], "step": [*OURS, *TRAIN]},
+    "ours-plain": {"step": [*OURS, f"output_dir={FOLDER}/ours", "method.logging_steps=1", "resume=false"]},
+    "trl": {
+        "help": [".venv/bin/trl", "sft", "--help"],
+        "typo": [".venv/bin/trl", "sft", *TRL, "--learning_rte", "3"],
+        "step": [".venv/bin/trl", "sft", *TRL],
+    },
+    "trl-script": {
+        "help": [*SCRIPT, "--help"],
+        "typo": [*SCRIPT, *TRL, "--learning_rte", "3"],
+        "step": [*SCRIPT, *TRL],
+    },
+    "template": {
+        "help": [PYTHON, "src/train.py", "--help"],
+        "typo": [PYTHON, "src/train.py", "model.optimizer.lrt=3"],
+        "step": [PYTHON, "src/train.py", *ONE_STEP],
+    },
+}
+
+
+def first_loss_of_ours(_log: Path) -> bool:
+    return any('"train/loss"' in file.read_text() for file in (ROOT / FOLDER / "ours" / "runs").glob("*/metrics.jsonl"))
+
+
+def first_loss_of_trl(log: Path) -> bool:
+    return "'loss'" in log.read_text()
+
+
+MARKS: dict[str, Callable[[Path], bool]] = {
+    "ours": first_loss_of_ours,
+    "ours-plain": first_loss_of_ours,
+    "trl": first_loss_of_trl,
+    "trl-script": first_loss_of_trl,
+}
+
+
+def spent(process: psutil.Process) -> float:
+    """CPU seconds of a process and of those that it started."""
+    total = 0.0
+    for one in [process, *process.children(recursive=True)]:
+        times = one.cpu_times()
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def measure(side: str, what: str, log: Path) -> dict[str, float]:
+    folder = ROOT / TEMPLATE if side == "template" else ROOT
+    paths = os.pathsep.join(str(ROOT / p) for p in ("outputs/bench/start/packages", "experiments/bench/start"))
+    own = {"PYTHONPATH": paths} if side == "template" else {}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | own
+    mark = MARKS.get(side) if what == "step" else None
+    with log.open("w") as out:
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        started = subprocess.Popen(
+            [str(ROOT / w) if w == PYTHON else w for w in COMMANDS[side][what]],
+            cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        if mark is None:
+            code = started.wait()
+            wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+            if (code == 0) == (what == "typo"):
+                sys.exit(f"it ended with {code}: see {log}")
+            return {"wall_s": wall, "cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
+        while not mark(log):
+            if started.poll() is not None:
+                sys.exit(f"it ended before its first loss: see {log}")
+            time.sleep(0.02)
+        found = {"wall_s": time.perf_counter() - start, "cpu_s": spent(psutil.Process(started.pid))}
+        os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+        return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("side", choices=list(COMMANDS))
+    parser.add_argument("what", choices=["help", "typo", "step"])
+    parser.add_argument("--seed", type=int, default=0, help="says nothing here: all runs are alike")
+    args = parser.parse_args()
+    for left in (ROOT / FOLDER / "ours" / "runs").glob("*"):
+        shutil.rmtree(left)
+    log = ROOT / FOLDER / f"{args.side}-{args.what}.log"
+    found = measure(args.side, args.what, log)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10
+    print(json.dumps({key: round(value, 3) for key, value in found.items()} | {"peak_rss_mb": round(peak)}))
+
+
+if __name__ == "__main__":
+    main()
