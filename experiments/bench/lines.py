@@ -164,7 +164,7 @@ def ppo() -> Line:
         },
         prepare=["ppo/sides.py {torch_index}"],
         agree=[],
-        minutes=4.0,
+        minutes=3.0,
         warm=False,
     )
 
@@ -208,7 +208,7 @@ def tracking() -> Line:
 def sweep() -> Line:
     beyond = Measure("CPU, s a job beyond its training", lambda run: run["later_cpu_s"], form=".2f")
     case = Case(Side("sweep/jobs.py --together"), {"a process each": Side("sweep/jobs.py")}, {beyond.name: 1.0})
-    return Line("a sweep of four small jobs", [beyond], {"four seeds": case}, minutes=3.0, warm=False)
+    return Line("a sweep of four small jobs", [beyond], {"four seeds": case}, minutes=2.5, warm=False)
 
 
 def rloo() -> Line:
