@@ -1,9 +1,12 @@
 """Small models of the true architectures, with random weights, and the tokenizer of the tiny base."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite may run in parallel
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the network for anything
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job, whose children would ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 
