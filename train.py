@@ -1,5 +1,7 @@
 """Train a model: ``python train.py --help`` explains every option."""
 
+import sys
+
 from omegaconf import DictConfig
 
 from manners.chain import Stage, show
@@ -17,7 +19,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> float | None:
             one.splits  # noqa: B018  read now: bad data are answered at once
     if stage.cfg.lineage == "show":
         return show(stage, inputs)
-    print("loading torch and the model (some seconds)", flush=True)
+    if "torch" not in sys.modules:  # a sweep's later jobs find it loaded
+        print("loading torch and the model (some seconds)", flush=True)
 
     from manners import pipeline  # imports torch, which takes seconds: only once config and data are known to be good
 
