@@ -55,7 +55,7 @@ def show(stage: Stage, needs: list[Stage], console: Console) -> bool:
         raise MannersError(f"fit=true answers for method={', '.join(METHODS)}: of {cfg.method.name} it knows nothing.")
     if not stage.splits.validation and not stage.splits.test:
         raise MannersError("no rows are held out: set dataset.validation_share above 0, or add rows.")
-    beside = next((reward_config(need) for need in needs if need.role == "reward"), None)
+    beside = reward_config(needs)
     device, here = wanted(cfg)
     room, free = memory(device) if here else (sys.maxsize, 0)
     with console.status("foreseeing the fullest moment"):
@@ -94,8 +94,11 @@ def smallest(
     return count, foresee(dividing.apart(cfg, count), stage, device, beside)
 
 
-def reward_config(need: Stage) -> DictConfig:
-    """What made the reward model, or will make it; of a folder that is not ours, its place."""
+def reward_config(needs: list[Stage]) -> DictConfig | None:
+    """What made the reward model that a run needs, or will make it; of a folder that is not ours, its place."""
+    need = next((need for need in needs if need.role == "reward"), None)
+    if need is None:
+        return None
     if not need.given:
         return need.cfg
     found = take(need)

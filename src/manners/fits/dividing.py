@@ -34,9 +34,8 @@ def settle(stage: Stage, device: Device, needs: list[Stage], say: Callable[..., 
         return 1
     from manners.fits import answer  # what imagines tensors, which small runs need not wait for
 
-    beside = next((answer.reward_config(need) for need in needs if need.role == "reward"), None)
     room, _ = answer.memory(device)
-    chosen, found = answer.smallest(cfg, device, stage, beside, room)
+    chosen, found = answer.smallest(cfg, device, stage, answer.reward_config(needs), room)
     size, there = answer.gb(found.total), answer.gb(room)
     if found.total > room:
         say(f"it may not fit: {size} GB are foreseen, and there are {there}. What would make it fit: fit=true")
