@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from transformers import DynamicCache, GenerationConfig
 
 from manners.grouping import by_length
@@ -48,18 +49,15 @@ def generate(model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor |
 
 
 def decode(model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor | None) -> Ids:
-    """Prompts of like length together: one long prompt would have all others read as much padding."""
-    replies: Ids = [[] for _ in prompts]
-    for rows in by_length([len(p) for p in prompts], slots=2**62):
-        theirs = None if draws is None or sampling.temperature == 0 else draws[rows]
-        for row, reply in zip(rows, decode_batch(model, [prompts[r] for r in rows], sampling, theirs), strict=True):
-            replies[row] = reply
-    return replies
+    """Prompts of like length are read together, and all replies are decoded together."""
+    return decode_batch(model, prompts, sampling, draws, read_by_length)
 
 
-def decode_batch(model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor | None) -> Ids:
+def decode_batch(
+    model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor | None, read: "Read | None" = None
+) -> Ids:
     replies: Ids = [[] for _ in prompts]
-    for rows, tokens in steps(model, prompts, sampling, draws):
+    for rows, tokens in steps(model, prompts, sampling, draws, read):
         for row, token in zip(rows, tokens, strict=True):
             replies[row].append(token)
     return replies
@@ -78,39 +76,77 @@ def stream(model: Any, prompt: list[int], sampling: Sampling, draws: torch.Tenso
 
 @torch.no_grad()
 def steps(
-    model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor | None
+    model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor | None, read: "Read | None" = None
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Token by token with a cache: the rows still at work, by number of their prompt, and the next token of each.
 
-    Rows that have ended are dropped: the batch shrinks as replies come to their stop.
+    Rows that have ended are dropped: the batch shrinks as replies come to their stop. ``read`` begins the cache.
     """
     device = model.device
-    ids, mask = left_padded(prompts, sampling.pad, device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache, logits, mask = (read or read_together)(model, prompts, sampling.pad)
+    positions = mask.sum(1, keepdim=True) - 1
     stops = torch.tensor(sampling.stops, device=device)
     live = torch.arange(len(prompts), device=device)
-    cache = DynamicCache(config=model.config)
     for step in range(sampling.max_new_tokens):
-        out = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        drawn = None if draws is None else draws[live.cpu(), step]
-        chosen = pick(out.logits[:, -1], sampling.temperature, drawn)
+        drawn = None if draws is None or sampling.temperature == 0 else draws[live.cpu(), step]
+        chosen = pick(logits, sampling.temperature, drawn)
         yield live.tolist(), chosen.tolist()
         going_on = ~torch.isin(chosen, stops)
-        if not going_on.any():
+        if step + 1 == sampling.max_new_tokens or not going_on.any():
             break
         if not going_on.all():
             kept = going_on.nonzero()[:, 0]
             cache.batch_select_indices(kept)
             live, chosen, mask, positions = live[kept], chosen[kept], mask[kept], positions[kept]
-        ids, positions = chosen[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
+        positions, mask = positions + 1, torch.cat([mask, mask.new_ones(len(live), 1)], 1)
+        logits = forward(model, chosen[:, None], mask, positions, cache)
+
+
+Begun = tuple[DynamicCache, torch.Tensor, torch.Tensor]  # the cache, logits (B, V) of the next token, mask (B, T)
+Read = Callable[[Any, Ids, int], Begun]
+
+
+def read_together(model: Any, prompts: Ids, pad: int) -> Begun:
+    ids, mask = left_padded(prompts, pad, model.device)
+    cache = DynamicCache(config=model.config)
+    return cache, forward(model, ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache), mask
+
+
+def read_by_length(model: Any, prompts: Ids, pad: int) -> Begun:
+    """Prompts of like length together: one long prompt would have all others read as much padding.
+
+    Their caches then become one: to decode group by group would go through the model once more for every token.
+    """
+    groups = by_length([len(p) for p in prompts], slots=2**62)
+    if len(groups) == 1:
+        return read_together(model, prompts, pad)
+    caches, logits, masks = zip(
+        *(read_together(model, [prompts[r] for r in rows], pad) for rows in groups), strict=True
+    )
+    back = torch.tensor([r for rows in groups for r in rows], device=model.device).argsort()
+    width = max(map(len, prompts))
+    whole = DynamicCache(config=model.config)
+    for at, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
+        keys = [F.pad(layer.keys, (0, 0, width - layer.keys.shape[2], 0)) for layer in layers]
+        values = [F.pad(layer.values, (0, 0, width - layer.values.shape[2], 0)) for layer in layers]
+        whole.update(torch.cat(keys)[back], torch.cat(values)[back], at)
+    mask = torch.cat([F.pad(mask, (width - mask.shape[1], 0)) for mask in masks])
+    return whole, torch.cat(logits)[back], mask[back]
+
+
+def forward(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: DynamicCache
+) -> torch.Tensor:
+    """The logits (B, V) after the last of ``ids`` (B, T), which the cache then knows."""
+    out = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return out.logits[:, -1]
 
 
 def pick(logits: torch.Tensor, temperature: float, draws: torch.Tensor | None) -> torch.Tensor:
