@@ -9,7 +9,7 @@ import torch
 from scipy.stats import chisquare
 
 from manners.models.adapters import adapt
-from manners.models.generation import Sampling, decode_batch, generate
+from manners.models.generation import Sampling, decode, fill_gaps, generate
 from tests.families import DECODERS, VOCAB, language_model
 
 LIMIT = 20
@@ -144,11 +144,25 @@ def test_the_checkpoints_generation_config_does_not_leak(backend, adapted):
 def test_finished_rows_are_dropped():
     model = language_model("qwen2")
     stops = stops_on([naively(model, p, LIMIT) for p in PROMPTS])
-    sizes = []
-    model.register_forward_pre_hook(lambda _m, _a, kw: sizes.append(len(kw["input_ids"])), with_kwargs=True)
-    replies = decode_batch(model, PROMPTS, Sampling(LIMIT, stops, 0), None)
-    assert sizes == [sum(len(r) > step for r in replies) for step in range(max(map(len, replies)))]
-    assert sizes[0] == len(PROMPTS) > sizes[-1]
+    calls = []
+    model.register_forward_pre_hook(lambda _m, _a, kw: calls.append(told(kw)), with_kwargs=True)
+
+    def told(kw):
+        return len(kw["input_ids"]), kw["past_key_values"].get_seq_length()
+
+    replies = decode(model, PROMPTS, Sampling(LIMIT, stops, 0), None)
+    reading, writing = [n for n, held in calls if not held], [n for n, held in calls if held]
+    assert sum(reading) == len(PROMPTS)
+    assert writing == [sum(len(r) > step for r in replies) for step in range(1, max(map(len, replies)))]
+    assert len(PROMPTS) > writing[-1]
+
+
+@pytest.mark.parametrize("going", [[1, 1, 1, 1], [0, 1, 1, 1], [1, 0, 0, 1], [0, 0, 0, 1], [1, 1, 0, 0], [0, 1, 0, 1]])
+def test_those_that_go_on_stay_where_they_are_or_fill_a_gap(going):
+    order = fill_gaps(torch.tensor(going, dtype=torch.bool)).tolist()
+    live = [row for row, on in enumerate(going) if on]
+    assert sorted(order) == live
+    assert all(order[row] == row for row in live if row < len(live))
 
 
 def test_the_pass_ends_when_all_have_ended_and_leaves_the_models_mode_alone():

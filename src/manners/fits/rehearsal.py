@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from transformers import DynamicCache
+from transformers.cache_utils import Cache
 
 from manners.data.batches import Batch, collate
 from manners.data.encode import encode
@@ -26,7 +26,8 @@ from manners.methods.sft import token_loss
 from manners.models import reward as reward_models
 from manners.models.actor import Actor
 from manners.models.adapters import merged, trainable
-from manners.models.generation import left_padded, pick
+from manners.models.cache import read
+from manners.models.generation import pick
 from manners.models.loss import token_nll
 from manners.stages import online, show
 from manners.stages.run import Run, load_tokenizer
@@ -194,32 +195,27 @@ def answer(ledger: Ledger, run: Run, model: Any, tokenizer: Any) -> None:
 
 
 def decode(ledger: Ledger, run: Run, model: Any, prompts: list[list[int]], tokens: int, phase: str) -> None:
-    """Prompts of like length are read, and then the last of ``tokens`` tokens of their replies is sampled."""
-    rows = max(by_length([len(p) for p in prompts], 2**62), key=lambda rows: len(rows) * len(prompts[rows[-1]]))
-    ids, mask = left_padded([prompts[r] for r in rows], 0, "cpu")
-    cache = DynamicCache(config=model.config)
-    length = ids.shape[1] + tokens - 1
+    """The prompts are read, and then the last of ``tokens`` tokens of their replies is sampled."""
     cast = autocast(run) if run.cfg.method.view == "prompt" else nullcontext()
     whole = merged(model) if run.device.kind == "cpu" else nullcontext()
+
+    def forward(ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
+        with ledger.booking(DECODING):
+            out = model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+                logits_to_keep=1,
+            )  # fmt: skip
+            return out.logits[:, -1]
+
     with torch.no_grad(), ledger.booking(DECODING, phase), whole, cast:
         model.eval()
-        next_token(model, ids, mask, cache)
+        with ledger.booking(CACHE):
+            cache, _, mask = read(prompts, 0, tokens, "cpu", forward)
         layers: Any = cache.layers
         for layer in layers:
-            with ledger.booking(CACHE):
-                layer.keys, layer.values = (
-                    t.new_empty((*t.shape[:2], length, t.shape[3])) for t in (layer.keys, layer.values)
-                )
-        next_token(model, ids[:, -1:], torch.ones((len(rows), length + 1), dtype=torch.long), cache)
-
-
-def next_token(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> None:
-    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    out = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-        logits_to_keep=1,
-    )  # fmt: skip
-    pick(out.logits[:, -1], 1.0, torch.zeros(len(ids)))
+            layer.show(len(prompts), mask.shape[1] + tokens - 2)  # as the last token but one leaves it
+        ids, mask = mask[:, -1:], torch.ones((len(prompts), mask.shape[1] + tokens - 1), dtype=torch.long)
+        pick(forward(ids, mask, mask.sum(1, keepdim=True) - 1, cache), 1.0, torch.zeros(len(prompts)))
 
 
 def played(prompt_ids: list[list[int]], prompts: list[Any], tokens: int) -> Rollout:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from transformers import DynamicCache, GenerationConfig
+from transformers import GenerationConfig
+from transformers.cache_utils import Cache
 
-from manners.grouping import by_length
+from manners.models.cache import Ids, left_padded, read
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,6 @@ class Sampling:
     backend: "str | Backend" = "auto"  # own: fastest on a CPU; transformers: elsewhere; or an engine made for the run
 
 
-Ids = list[list[int]]
 Backend = Callable[[Any, Ids, Sampling, torch.Tensor | None], Ids]  # what ``generate`` is, less its checks
 
 
@@ -49,15 +48,8 @@ def generate(model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor |
 
 
 def decode(model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor | None) -> Ids:
-    """Prompts of like length are read together, and all replies are decoded together."""
-    return decode_batch(model, prompts, sampling, draws, read_by_length)
-
-
-def decode_batch(
-    model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor | None, read: "Read | None" = None
-) -> Ids:
     replies: Ids = [[] for _ in prompts]
-    for rows, tokens in steps(model, prompts, sampling, draws, read):
+    for rows, tokens in steps(model, prompts, sampling, draws):
         for row, token in zip(rows, tokens, strict=True):
             replies[row].append(token)
     return replies
@@ -76,77 +68,50 @@ def stream(model: Any, prompt: list[int], sampling: Sampling, draws: torch.Tenso
 
 @torch.no_grad()
 def steps(
-    model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor | None, read: "Read | None" = None
+    model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor | None
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Token by token with a cache: the rows still at work, by number of their prompt, and the next token of each.
 
-    Rows that have ended are dropped: the batch shrinks as replies come to their stop. ``read`` begins the cache.
+    Rows that have ended are dropped: the batch shrinks as replies come to their stop.
     """
-    device = model.device
-    cache, logits, mask = (read or read_together)(model, prompts, sampling.pad)
+
+    def forward(ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
+        out = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return out.logits[:, -1]
+
+    device, room = model.device, sampling.max_new_tokens
+    cache, logits, mask = read(prompts, sampling.pad, room, device, forward)
     positions = mask.sum(1, keepdim=True) - 1
     stops = torch.tensor(sampling.stops, device=device)
     live = torch.arange(len(prompts), device=device)
-    for step in range(sampling.max_new_tokens):
+    for step in range(room):
         drawn = None if draws is None or sampling.temperature == 0 else draws[live.cpu(), step]
         chosen = pick(logits, sampling.temperature, drawn)
         yield live.tolist(), chosen.tolist()
         going_on = ~torch.isin(chosen, stops)
-        if step + 1 == sampling.max_new_tokens or not going_on.any():
+        if step + 1 == room or not going_on.any():
             break
         if not going_on.all():
-            kept = going_on.nonzero()[:, 0]
+            kept = fill_gaps(going_on)
             cache.batch_select_indices(kept)
             live, chosen, mask, positions = live[kept], chosen[kept], mask[kept], positions[kept]
         positions, mask = positions + 1, torch.cat([mask, mask.new_ones(len(live), 1)], 1)
-        logits = forward(model, chosen[:, None], mask, positions, cache)
+        logits = forward(chosen[:, None], mask, positions, cache)
 
 
-Begun = tuple[DynamicCache, torch.Tensor, torch.Tensor]  # the cache, logits (B, V) of the next token, mask (B, T)
-Read = Callable[[Any, Ids, int], Begun]
-
-
-def read_together(model: Any, prompts: Ids, pad: int) -> Begun:
-    ids, mask = left_padded(prompts, pad, model.device)
-    cache = DynamicCache(config=model.config)
-    return cache, forward(model, ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache), mask
-
-
-def read_by_length(model: Any, prompts: Ids, pad: int) -> Begun:
-    """Prompts of like length together: one long prompt would have all others read as much padding.
-
-    Their caches then become one: to decode group by group would go through the model once more for every token.
-    """
-    groups = by_length([len(p) for p in prompts], slots=2**62)
-    if len(groups) == 1:
-        return read_together(model, prompts, pad)
-    caches, logits, masks = zip(
-        *(read_together(model, [prompts[r] for r in rows], pad) for rows in groups), strict=True
-    )
-    back = torch.tensor([r for rows in groups for r in rows], device=model.device).argsort()
-    width = max(map(len, prompts))
-    whole = DynamicCache(config=model.config)
-    for at, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
-        keys = [F.pad(layer.keys, (0, 0, width - layer.keys.shape[2], 0)) for layer in layers]
-        values = [F.pad(layer.values, (0, 0, width - layer.values.shape[2], 0)) for layer in layers]
-        whole.update(torch.cat(keys)[back], torch.cat(values)[back], at)
-    mask = torch.cat([F.pad(mask, (width - mask.shape[1], 0)) for mask in masks])
-    return whole, torch.cat(logits)[back], mask[back]
-
-
-def forward(
-    model: Any, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: DynamicCache
-) -> torch.Tensor:
-    """The logits (B, V) after the last of ``ids`` (B, T), which the cache then knows."""
-    out = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return out.logits[:, -1]
+def fill_gaps(going_on: torch.Tensor) -> torch.Tensor:
+    """The rows that go on (B,) → (b,), each where it was; only those past the b-th move, to where others have left."""
+    kept = going_on.nonzero()[:, 0]
+    order = torch.arange(len(kept), device=kept.device)
+    order[~going_on[: len(kept)]] = kept[kept >= len(kept)]
+    return order
 
 
 def pick(logits: torch.Tensor, temperature: float, draws: torch.Tensor | None) -> torch.Tensor:
@@ -192,11 +157,3 @@ def delegate(model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor |
 def until_stop(ids: list[int], stops: tuple[int, ...]) -> list[int]:
     end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
     return ids[: end + 1]
-
-
-def left_padded(prompts: Ids, pad: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and the mask of the real ones: (B, T) both."""
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    return ids, mask
