@@ -14,4 +14,4 @@ def adamw(groups: list[dict[str, Any]], optim: str, **settings: Any) -> torch.op
         from bitsandbytes.optim import PagedAdamW8bit
 
         return PagedAdamW8bit(groups, **settings)
-    return torch.optim.AdamW(groups, **settings)
+    return torch.optim.AdamW(groups, fused=True, **settings)  # one pass over each tensor, in place of ten
