@@ -32,9 +32,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from scaling.points import POINTS, name, options
+from scaling.points import POINTS, PROMPTS, name, options, prompts
 
 OURS = ".venv/bin/python"
+PPO_TASK = "--model src/manners/models/tiny --prompts outputs/bench/ppo/prompts.jsonl --iterations 2"
 TRL_112 = "outputs/bench/trl112/bin/python"  # the last TRL with a PPOTrainer; ppo/sides.py makes it
 
 
@@ -141,7 +142,6 @@ def ppo() -> Line:
     """The sides print a figure for each iteration, of which the first is a warm-up."""
     seconds = Measure("CPU, s an iteration", lambda run: median(run["cpu_s"][1:]), form=".2f")
     memory = Measure("peak memory above the start, MB", lambda run: run["peak_rss_mb"] - run["rss_start_mb"])
-    task = " --model src/manners/models/tiny --prompts outputs/bench/ppo/prompts.jsonl --iterations 2"
     # The tiny model's replies end early: after some nine tokens of 48.
     cases = {
         "LoRA": (" --lora", "", 0.25),
@@ -150,19 +150,27 @@ def ppo() -> Line:
         "full, 1 epoch": (" --full --epochs 1", "", 0.25),
         "LoRA, replies of one length": (" --lora --no-stop --new-tokens 16", "", 1 / 3),
         "LoRA, critic an adapter": (" --lora", " --critic adapter", 0.25),
-    }
+        # Where all of 64 rows would take the peer more memory than the machine has.
+        "LoRA, 152k vocabulary, 1 epoch": (
+            " --lora --epochs 1 --batch 32 --new-tokens 24 --model outputs/bench/rloo/large", "", 1 / 3,
+        ),
+    }  # fmt: skip
     return Line(
         "PPO on the packaged tiny model ([what differs](ppo/README.md))",
         [seconds, memory],
         {
             name: Case(
-                Side(f"ppo/ours.py{task}{both}{own}"),
-                {"TRL 1.12": Side(f"ppo/peer.py{task}{both}", {seconds.name: goal, memory.name: 0.4}, python=TRL_112)},
+                Side(f"ppo/ours.py {PPO_TASK}{both}{own}"),
+                {
+                    "TRL 1.12": Side(
+                        f"ppo/peer.py {PPO_TASK}{both}", {seconds.name: goal, memory.name: 0.4}, python=TRL_112
+                    )
+                },
                 brief=name in ("LoRA", "full"),
             )
             for name, (both, own, goal) in cases.items()
         },
-        prepare=["ppo/sides.py {torch_index}"],
+        prepare=["ppo/sides.py {torch_index}", "rloo/prepare.py"],
         agree=[],
         minutes=3.0,
         warm=False,
@@ -249,6 +257,20 @@ def scaling() -> Line:
     return Line("growth of a training step", [seconds, memory], cases, prepare=["scaling/prepare.py"], agree=["loss"])
 
 
+def growth() -> Line:
+    """The number of prompts is a measure of PPO: of an iteration, in one pass over its replies."""
+    line = ppo()
+    cases = {
+        prompts(count): Case(
+            Side(f"ppo/ours.py {PPO_TASK} --lora --epochs 1 --batch {count}"),
+            {"TRL": Side(f"ppo/peer.py {PPO_TASK} --lora --epochs 1 --batch {count}", python=TRL_112)},
+            brief=False,
+        )
+        for count in PROMPTS
+    }
+    return Line("growth of a PPO iteration", line.measures, cases, prepare=line.prepare, minutes=6.0, warm=False)
+
+
 LINES: dict[str, Line] = {
     "sft": sft(),
     "reward": reward(),
@@ -259,4 +281,5 @@ LINES: dict[str, Line] = {
     "tracking": tracking(),
     "sweep": sweep(),
     "scaling": scaling(),
+    "growth": growth(),
 }

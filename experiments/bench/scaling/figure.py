@@ -1,21 +1,23 @@
-"""Time and memory of a training step against model size, length and batch: results/scaling.json as a log-log figure.
+"""Time and memory against model size, length, batch and number of prompts: results/scaling.json (a training step) and
+results/growth.json (a PPO iteration) as a log-log figure.
 
 python experiments/bench/scaling/figure.py
 """
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import matplotlib
-from points import AXES, WIDTHS, name
+from points import AXES, PROMPTS, WIDTHS, name, prompts
 
 matplotlib.use("Agg")  # no screen is needed
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).resolve().parent
 COLOURS = {"ours": "#0b7285", "TRL": "#d9480f"}
-MEASURES = {"CPU, s a step": lambda run: run["cpu_s"] / run["steps"], "memory, MB": lambda run: run["above_start_mb"]}
 
 
 def parameters(width: int) -> float:
@@ -24,34 +26,54 @@ def parameters(width: int) -> float:
     return (3072 * width + WIDTHS[width] * layer) / 1e6
 
 
-PLACES = {
+@dataclass(frozen=True)
+class Column:
+    """An axis: its name, where its points lie, what they are called, and how time and memory are read of a run."""
+
+    label: str
+    places: list[float]
+    cases: list[str]
+    line: str
+    measures: tuple[Callable[[dict], float], Callable[[dict], float]]
+
+
+STEP = (lambda run: run["cpu_s"] / run["steps"], lambda run: run["above_start_mb"])
+ITERATION = (lambda run: median(run["cpu_s"][1:]), lambda run: run["peak_rss_mb"] - run["rss_start_mb"])
+PLACES: dict[str, tuple[str, Callable[[tuple[int, int, int]], float]]] = {
     "model size": ("parameters, M", lambda point: parameters(point[0])),
     "sequence length": ("tokens a row", lambda point: point[1]),
     "batch": ("rows a step", lambda point: point[2]),
 }
+COLUMNS = [
+    Column(PLACES[axis][0], [*map(PLACES[axis][1], points)], [*map(name, points)], "scaling", STEP)
+    for axis, points in AXES.items()
+]
+COLUMNS += [Column("prompts a PPO iteration", [*PROMPTS], [*map(prompts, PROMPTS)], "growth", ITERATION)]
 
 
 def draw(results: dict[str, dict], out: Path) -> None:
-    figure, panels = plt.subplots(2, 3, figsize=(10, 6), layout="constrained", sharey="row")
-    for column, (axis, points) in enumerate(AXES.items()):
-        label, place = PLACES[axis]
-        xs = [place(point) for point in points]
-        for row, (measure, of) in enumerate(MEASURES.items()):
-            panel = panels[row, column]
+    columns = [column for column in COLUMNS if column.line in results]
+    figure, panels = plt.subplots(
+        2, len(columns), figsize=(3.2 * len(columns), 6), layout="constrained", sharey="row", squeeze=False
+    )
+    for at, column in enumerate(columns):
+        for row, of in enumerate(column.measures):
+            panel = panels[row, at]
             for side, colour in COLOURS.items():
-                runs = [[of(r) for r in results[name(p)]["runs"] if r["side"] == side] for p in points]
-                panel.plot(xs, [median(those) for those in runs], "-o", color=colour, label=side, markersize=4)
-                for x, those in zip(xs, runs, strict=True):
+                found = [results[column.line][case]["runs"] for case in column.cases]
+                runs = [[of(r) for r in those if r["side"] == side] for those in found]
+                panel.plot(column.places, [median(r) for r in runs], "-o", color=colour, label=side, markersize=4)
+                for x, those in zip(column.places, runs, strict=True):
                     panel.plot([x] * 2, [min(those), max(those)], color=colour, alpha=0.35, linewidth=3)
             panel.set_xscale("log")
             panel.set_yscale("log")
-            panel.set_xticks(xs, [f"{x:.3g}" for x in xs])
+            panel.set_xticks(column.places, [f"{x:.3g}" for x in column.places])
             panel.minorticks_off()
             panel.spines[["top", "right"]].set_visible(False)
-            if column == 0:
-                panel.set_ylabel(f"{measure}" + (" above the libraries'" if row else ""))
             if row == 1:
-                panel.set_xlabel(label)
+                panel.set_xlabel(column.label)
+    panels[0, 0].set_ylabel("CPU, s")
+    panels[1, 0].set_ylabel("memory, MB above the libraries'")
     for row in panels:
         low, high = row[0].get_ylim()
         ticks = [t for k in range(-3, 5) for t in (10.0**k, 2 * 10.0**k, 5 * 10.0**k) if low <= t <= high]
@@ -62,7 +84,10 @@ def draw(results: dict[str, dict], out: Path) -> None:
 
 
 def main() -> None:
-    results = json.loads((HERE.parent / "results" / "scaling.json").read_text(encoding="utf-8"))
+    files = [HERE.parent / "results" / f"{line}.json" for line in ("scaling", "growth")]
+    results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()}
+    if not results:
+        raise SystemExit('nothing was measured yet: make bench ARGS="scaling growth --all"')
     draw(results, HERE / "scaling.png")
 
 

@@ -13,12 +13,17 @@ AXES = {
     "sequence length": [(MIDDLE[0], length, MIDDLE[2]) for length in LENGTHS],
     "batch": [(*MIDDLE[:2], batch) for batch in BATCHES],
 }
+PROMPTS = (16, 48, 128)  # of a PPO iteration
 POINTS = list(dict.fromkeys(point for axis in AXES.values() for point in axis))
 
 
 def name(point: tuple[int, int, int]) -> str:
     width, length, batch = point
     return f"{WIDTHS[width]} layers of {width}, {batch} rows of {length}"
+
+
+def prompts(count: int) -> str:
+    return f"PPO, {count} prompts"
 
 
 def options(point: tuple[int, int, int]) -> str:
