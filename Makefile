@@ -12,7 +12,7 @@ PIP = .venv/bin/pip install --quiet --disable-pip-version-check --no-compile --c
 READY = .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run pipeline sweep chat test studies lint ui server report export tiny exam corpus bench bench-ppo test-faults test-gpu test-slurm clean
+.PHONY: help setup run pipeline sweep chat test studies lint ui server report export tiny exam corpus bench bench-ppo bench-curves test-faults test-gpu test-slurm clean
 
 help:  ## say what each target does
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -91,8 +91,11 @@ corpus: setup  ## write the generated strictbot corpus anew (the same bytes)
 bench: setup  ## ours and the peers' by turns, in at most 20 minutes  ARGS="sft", ARGS="sft reward --pairs 3"
 	.venv/bin/python experiments/bench/run.py --torch-index="$(TORCH_INDEX)" $(ARGS)
 
-bench-ppo: setup  ## compare PPO with TRL 1.12's in time and memory (ARGS="--curves": in reward)
-	.venv/bin/python experiments/bench/ppo/run.py --torch-index="$(TORCH_INDEX)" $(ARGS)
+bench-ppo: setup  ## compare PPO with TRL 1.12's in time and memory
+	.venv/bin/python experiments/bench/run.py ppo --torch-index="$(TORCH_INDEX)" $(ARGS)
+
+bench-curves: setup  ## compare PPO with TRL 1.12's in how the reward grows (some eleven minutes)
+	.venv/bin/python experiments/bench/ppo/curves.py --torch-index="$(TORCH_INDEX)" $(ARGS)
 
 clean:  ## remove .venv and caches; outputs/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache

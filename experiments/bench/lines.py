@@ -36,7 +36,7 @@ from scaling.points import POINTS, PROMPTS, name, options, prompts
 
 OURS = ".venv/bin/python"
 PPO_TASK = "--model src/manners/models/tiny --prompts outputs/bench/ppo/prompts.jsonl --iterations 2"
-TRL_112 = "outputs/bench/trl112/bin/python"  # the last TRL with a PPOTrainer; ppo/sides.py makes it
+TRL_112 = "outputs/bench/trl112/bin/python"  # the last TRL with a PPOTrainer; ppo/prepare.py makes it
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def ppo() -> Line:
             )
             for name, (both, own, goal) in cases.items()
         },
-        prepare=["ppo/sides.py {torch_index}", "rloo/prepare.py"],
+        prepare=["ppo/prepare.py {torch_index}", "rloo/prepare.py"],
         agree=[],
         minutes=3.0,
         warm=False,

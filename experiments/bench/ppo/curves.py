@@ -1,46 +1,84 @@
-"""How the reward grows on both sides: each at the learning rate that suits it best, over several seeds."""
+"""How the reward grows on both sides: each at the learning rate that suits it best, over several seeds.
 
+    make bench-curves                       some eleven minutes on two cores
+    make bench-curves ARGS="--seeds 5"
+
+Writes curves.json, curves.png and their part of README.md, beside this file.
+"""
+
+import argparse
+import json
 import os
+import shlex
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
-from statistics import mean
+from datetime import UTC, datetime
+from pathlib import Path
 
+import learning
+from prepare import HERE, MODEL, PEER_PYTHON, PROMPTS, ROOT, prepare
+from rich.progress import track
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where ``sides`` is
 import sides
 
-KL_COEF = 0.05  # the default of both sides
 # The slower one first, so that no core waits at the end. The critics have rates of their own: our head the package's
 # default, TRL's one that suits a whole small network.
 SIDES = {"peer": ["--value-lr", "3e-4"], "ours": []}
-LAST = 5  # iterations at the end that are compared: one alone is noisy
+PYTHONS = {"peer": PEER_PYTHON, "ours": os.path.relpath(sys.executable, ROOT)}
+Job = tuple[str, str, int]  # side, learning rate, seed
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rates", nargs="+", default=["3e-4", "1e-3", "2e-3"], help="learning rates to choose from")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--iterations", type=int, default=15)
+    parser.add_argument("--seed", type=int, default=0, help="the first one")
+    parser.add_argument("--torch-index", default="", help="where pip finds torch for the peer's environment")
+    return parser.parse_args()
 
 
 def curves(rates: list[str], seeds: int, iterations: int, first: int) -> dict:
     """Of several rates, each is tried with the first seed; the best one of a side runs with the other seeds, too."""
-    runs = []
-    if len(rates) > 1:
-        runs = together([(side, rate, first) for side in SIDES for rate in rates], iterations)
-    best = {side: choose([run for run in runs if run["role"] == side]) if runs else rates[0] for side in SIDES}
-    left = range(first + bool(runs), first + seeds)
-    runs += together([(side, best[side], seed) for side in SIDES for seed in left], iterations)
-    return {"kl_coef": KL_COEF, "rates": rates, "best": best, "runs": runs}
+    runs = together([(side, rate, first) for side in SIDES for rate in rates], iterations)
+    best = {side: max((r for r in runs if r["role"] == side), key=learning.goal)["rate"] for side in SIDES}
+    others = range(first + 1, first + seeds)
+    runs += together([(side, best[side], seed) for side in SIDES for seed in others], iterations)
+    return {"rates": rates, "best": best, "runs": runs}
 
 
-def together(jobs: list[tuple[str, str, int]], iterations: int) -> list[dict]:
-    """Runs of (side, learning rate, seed), one on each core: no time is taken here."""
-
-    def one(job: tuple[str, str, int]) -> dict:
-        side, rate, seed = job
-        found = sides.run(sides.command(side, iterations, seed, "--lora", "--lr", rate, *SIDES[side]))
-        print(f"{side} at {rate}, seed {seed}: {goal(found):+.3f} at the end", flush=True)
-        return {"role": side, "rate": rate, "seed": seed} | found
-
+def together(jobs: list[Job], iterations: int) -> list[dict]:
+    """One on each core: no time is taken here."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(one, jobs))
+        return list(track(pool.map(lambda job: one(job, iterations), jobs), "training", total=len(jobs)))
 
 
-def goal(run: dict) -> float:
-    """What PPO maximises, at the end of the run: the score less the price of the KL."""
-    return mean(run["score"][-LAST:]) - KL_COEF * mean(run["kl"][-LAST:])
+def one(job: Job, iterations: int) -> dict:
+    """What a side prints, with its command. What else it says goes to a log of the side's own."""
+    side, rate, seed = job
+    task = ["--model", MODEL, "--prompts", str(PROMPTS), "--iterations", str(iterations), "--seed", str(seed)]
+    command = [PYTHONS[side], str(HERE / f"{side}.py"), *task, "--lora", "--lr", rate, *SIDES[side]]
+    log = (ROOT / PROMPTS).with_name(f"{side}.log")
+    with log.open("a", encoding="utf-8") as errors:
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
+    if done.returncode:
+        sys.exit(f"this failed, and {os.path.relpath(log, ROOT)} says why: {shlex.join(command)}")
+    return {"role": side, "rate": rate, "seed": seed, "command": shlex.join(command)} | json.loads(done.stdout)
 
 
-def choose(runs: list[dict]) -> str:
-    return max(runs, key=goal)["rate"]
+def main() -> None:
+    args = arguments()
+    prepare(args.torch_index)
+    about = {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), **sides.machine()}
+    about["versions"] = {side: sides.versions(python) for side, python in PYTHONS.items()}
+    found = about | curves(args.rates, args.seeds, args.iterations, args.seed)
+    (ROOT / HERE / "curves.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    learning.draw(found, ROOT / HERE / "curves.png")
+    learning.fill(ROOT / HERE / "README.md", learning.told(found))
+    print(learning.told(found))
+
+
+if __name__ == "__main__":
+    main()
