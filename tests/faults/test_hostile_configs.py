@@ -112,6 +112,7 @@ def opened(number, folder, patch):
     pick = random.Random(f"run/{number}")
     out = folder / f"out{number}"
     run = out / "runs" / "mine"
+    shutil.rmtree(out, ignore_errors=True)  # the short form may have been before the long one
     shutil.copytree(folder / "good", run)
     files = sorted(p for p in run.rglob("*") if p.is_file() and p.name != "tokenizer.json")
     file = pick.choice(files)
