@@ -77,7 +77,7 @@ def test_a_command_ends_in_a_sentence_and_goes_on_when_there_is_room(tmp_path, s
     train(*command, f"output_dir={tmp_path / 'whole'}")
     command += [f"output_dir={small_disk}"]
     run = Command(*command)
-    run.until(lambda: any(r["step"] >= 4 for f in small_disk.glob("runs/*/metrics.jsonl") for r in records(f)))
+    run.until(lambda: any(r["step"] >= 3 for f in small_disk.glob("runs/*/metrics.jsonl") for r in records(f)))
     filler = small_disk / "filler"
     folder = only(small_disk, "*")
     run.kill(signal.SIGSTOP)  # SIGSTOP: what is at hand is written as a whole, then the disk is full

@@ -15,7 +15,7 @@ from manners import checks, composing, hardware
 from manners.chain import Stage, take
 from manners.errors import MannersError
 from manners.fits import advice, dividing, probe, rehearsal
-from manners.fits.ledger import CACHE, DECODING, LOGITS
+from manners.fits.ledger import DECODING, LOGITS
 from manners.fits.probe import Measured
 from manners.fits.rehearsal import ACTIVATIONS
 from manners.hardware import Device
@@ -27,8 +27,8 @@ METHODS = ("sft", "reward", "ppo", "rloo")
 RUNTIME, SLACK = "Python and libraries", "holes that the allocator keeps"
 CONTEXT = 5 * 10**8  # bytes that CUDA and its kernels take before anything is loaded, about
 # On a CPU the C library keeps what is freed in the middle of its heap, and what comes next seldom fits into the holes.
-# Measured, not derived (experiments/memory.md): the holes of a step are so much of what comes and goes in it; and a
-# cache that is copied for each token leaves as much as it ever held.
+# Measured, not derived (experiments/memory.md): the holes of a step are so much of what comes and goes in it; and
+# decoding leaves as much as it ever held beside its cache.
 HOLES = 0.4
 AT_WORK = 45 * 10**6  # bytes of code and buffers that the libraries load when they first train
 WORTH = 0.99  # a remedy that spares less than a hundredth is none
@@ -143,8 +143,7 @@ def foresee(cfg: DictConfig, stage: Stage, device: Device, beside: DictConfig | 
 
 
 def holes(parts: Counter[str], peaks: dict[str, Counter[str]]) -> int:
-    decoded = max(peak[CACHE] + peak[DECODING] for peak in peaks.values())
-    return round(HOLES * (parts[ACTIVATIONS] + parts[LOGITS])) + decoded
+    return round(HOLES * (parts[ACTIVATIONS] + parts[LOGITS])) + max(peak[DECODING] for peak in peaks.values())
 
 
 def spare(
