@@ -78,7 +78,7 @@ def sft() -> Line:
     """Lengths vary in single exchanges and do not in whole conversations, where length-grouping changes nothing."""
     speed = Measure("tokens/s of CPU", lambda run: run["tokens"] / run["cpu_s"], more=True)
     folder = "outputs/bench/sft"
-    models = {"tiny": "src/manners/models/tiny --steps 4", "8 layers": f"{folder}/eight --batch 4 --steps 3"}
+    models = {"tiny": "src/manners/models/tiny --steps 2", "8 layers": f"{folder}/eight --batch 4 --steps 2"}
     kinds = {"LoRA": " --lora", "full": ""}
     # name: options, the goal where lengths vary, the goal where they do not (None: not run there)
     peers = {
@@ -109,7 +109,7 @@ def sft() -> Line:
         prepare=[f"sft/prepare.py {{data}}/oasst_trees_60.jsonl {folder}"],
         needs=["oasst_trees_60.jsonl"],
         agree=["loss"],
-        minutes=4.0,
+        minutes=7.0,
     )
 
 
