@@ -66,7 +66,7 @@ def measure(name: str, line: Line, cases: dict[str, Case], args: argparse.Namesp
                     shift = number % len(order)
                     for role, side in order[shift:] + order[:shift]:
                         bar.update(task, description=f"{name}: {case}: {role}")
-                        runs[case].append({"round": number, "side": role} | at_work.run(side, args.seed + number))
+                        runs[case].append(at_work.run(side, args.seed + number) | {"round": number, "side": role})
                         bar.advance(task)
     finally:
         at_work.close()
