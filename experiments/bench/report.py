@@ -188,7 +188,7 @@ def draw(found: list[Row], out: Path) -> None:
     panel.minorticks_off()
     panel.set_xlabel("times better than the peer (log scale): median of the rounds, least to most")
     panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.4, 1.0), ncols=4)
+    panel.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=4)
     figure.savefig(out, dpi=130)
     plt.close(figure)
 
