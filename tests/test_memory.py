@@ -121,11 +121,11 @@ def test_a_base_in_four_bits_takes_what_really_quantized_weights_take(folder):
         )
 
 
-def test_holes_grow_with_what_comes_and_goes_and_with_the_largest_cache():
-    """By hand: 0.4 × (100 + 50), and the 30 + 7 of the phase that decodes most."""
+def test_holes_grow_with_what_comes_and_goes_and_with_what_decoding_holds_beside_its_cache():
+    """By hand: 0.4 × (100 + 50), and the 7 of the phase that decodes most; the cache is written in place."""
     training = Counter({"weights": 1000, "activations": 100, "logits": 50})
     sampling = Counter({"weights": 1000, "activations": 20, CACHE: 30, DECODING: 7})
-    assert answer.holes(training, {"a": training, "b": sampling, "c": Counter({CACHE: 36})}) == 60 + 37
+    assert answer.holes(training, {"a": training, "b": sampling, "c": Counter({CACHE: 36, DECODING: 5})}) == 60 + 7
 
 
 def test_remedies_come_cheapest_first_and_keep_the_batch():
@@ -237,9 +237,10 @@ def test_a_run_reads_its_rows_in_the_fewest_parts_that_fit(monkeypatch):
 
 
 def test_everything_that_reads_rows_reads_fewer():
-    lean = dividing.apart(compose("method=ppo", "method.micro_batch_tokens=2048", "evaluation.batch_size=64"), 16)
+    given = ("method.batch_size=48", "method.micro_batch_tokens=2048", "evaluation.batch_size=64")
+    lean = dividing.apart(compose("method=ppo", *given), 16)
     assert (lean.method.micro_batch_tokens, lean.evaluation.batch_size) == (dividing.FEWEST, 4)
-    assert lean.method.batch_size == 64  # the optimizer's is the experiment's
+    assert lean.method.batch_size == 48  # the optimizer's is the experiment's
     lean = dividing.apart(changed("method.per_device_eval_batch_size=24"), 16)
     assert (lean.method.per_device_eval_batch_size, lean.method.per_device_train_batch_size) == (1, 16)
     dpo = dividing.apart(compose("method=dpo", "method.per_device_train_batch_size=12"), 8).method
