@@ -1,6 +1,6 @@
 """How the reward grows on both sides: each at the learning rate that suits it best, over several seeds.
 
-    make bench-curves                       some eleven minutes on two cores
+    make bench-curves                       three seeds, and three learning rates with the first
     make bench-curves ARGS="--seeds 5"
 
 Writes curves.json, curves.png and their part of README.md, beside this file.

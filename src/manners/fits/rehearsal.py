@@ -27,7 +27,7 @@ from manners.models import reward as reward_models
 from manners.models.actor import Actor
 from manners.models.adapters import merged, trainable
 from manners.models.cache import read
-from manners.models.generation import pick
+from manners.models.generation import next_logits, pick
 from manners.models.loss import token_nll
 from manners.stages import online, show
 from manners.stages.run import Run, load_tokenizer
@@ -200,12 +200,8 @@ def decode(ledger: Ledger, run: Run, model: Any, prompts: list[list[int]], token
     whole = merged(model) if run.device.kind == "cpu" else nullcontext()
 
     def forward(ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
-        with ledger.booking(DECODING):
-            out = model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-                logits_to_keep=1,
-            )  # fmt: skip
-            return out.logits[:, -1]
+        with ledger.booking(DECODING):  # what is made here is not the cache's
+            return next_logits(model, ids, mask, positions, cache)
 
     with torch.no_grad(), ledger.booking(DECODING, phase), whole, cast:
         model.eval()

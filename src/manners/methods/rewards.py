@@ -8,7 +8,6 @@ All are passed by name, as TRL does, so that a function may take only those that
 import math
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -102,10 +101,3 @@ def variety(completions: Sequence[Any], **_columns: Any) -> list[float]:
         pairs = list(pairwise(words))
         found.append(len(set(pairs)) / len(pairs) if pairs else 1.0)
     return found
-
-
-def novelty(completions: Sequence[Any], **_columns: Any) -> list[float]:
-    """Minus the share of the batch's other replies that say the very same: 0 for the only one, −1 where all do."""
-    texts = [c[0]["content"].lower() for c in completions]
-    said = Counter(texts)
-    return [-(said[text] - 1) / max(len(texts) - 1, 1) for text in texts]

@@ -6,6 +6,7 @@ the replies come from another distribution than the log-probabilities that PPO c
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,18 +75,7 @@ def steps(
 
     Rows that have ended are dropped: the batch shrinks as replies come to their stop.
     """
-
-    def forward(ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
-        out = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return out.logits[:, -1]
-
+    forward = partial(next_logits, model)
     device, room = model.device, sampling.max_new_tokens
     cache, logits, mask = read(prompts, sampling.pad, room, device, forward)
     positions = mask.sum(1, keepdim=True) - 1
@@ -104,6 +94,21 @@ def steps(
             live, chosen, mask, positions = live[kept], chosen[kept], mask[kept], positions[kept]
         positions, mask = positions + 1, torch.cat([mask, mask.new_ones(len(live), 1)], 1)
         logits = forward(chosen[:, None], mask, positions, cache)
+
+
+def next_logits(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache
+) -> torch.Tensor:
+    """The logits (B, V) after the last of ``ids`` (B, T), which the cache then knows: a ``Forward`` of the cache's."""
+    out = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return out.logits[:, -1]  # type: ignore[no-any-return]
 
 
 def fill_gaps(going_on: torch.Tensor) -> torch.Tensor:

@@ -137,8 +137,3 @@ def test_brevity_by_hand():
 def test_variety_by_hand():
     texts = ("", "word", "a b c d", "a b A b a b", "no no no no no")
     assert rewards.variety(**replies(*texts)) == pytest.approx([1, 1, 1, 2 / 5, 1 / 4])
-
-
-def test_novelty_by_hand():
-    assert rewards.novelty(**replies("a b", "A b", "c", "a b", "d")) == [-0.5, -0.5, 0, -0.5, 0]
-    assert rewards.novelty(**replies("a")) == [0]
