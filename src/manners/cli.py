@@ -44,8 +44,10 @@ def main(config_name: str, task: Callable[[DictConfig, list[str]], object]) -> N
         sys.exit(f"error: {error}")
     failed: list[str] = []
 
-    def job(cfg: DictConfig) -> object:
-        overrides = [o for o in HydraConfig.get().overrides.task if not key_of(o).startswith("sweep")]
+    def job(cfg: DictConfig, typed: list[str] | None = None) -> object:
+        """Hydra hands over the config alone, a sweep in this process the job's command too."""
+        given = HydraConfig.get().overrides.task if typed is None else typed
+        overrides = [o for o in given if not key_of(o).startswith("sweep")]
         try:
             with disk.told(str(cfg.output_dir)):
                 return task(quicken(cfg, overrides), overrides)

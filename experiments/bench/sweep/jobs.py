@@ -1,19 +1,20 @@
-"""Four small jobs by ``train.py``, and what each takes beyond its training and its answers before and after.
+"""Six small jobs by ``train.py``, and what each takes beyond its training and its answers before and after.
 
-    jobs.py --together    one process: train.py -m seed=1,2,3,4
-    jobs.py               a process for each of them
+    jobs.py --together    one process: train.py -m seed=1,2,3,4,5,6
+    jobs.py               one of them alone
 
 A job is eight steps on the packaged corpus and a few answers before and after, tracked in MLflow. The first job of a
-process pays for its imports; ``later`` is what each job after it takes.
+process pays for its imports; ``later`` is what a job after it takes, the median of them.
 """
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import resource
 import runpy
-import subprocess
+import statistics
 import sys
 import tempfile
 import time
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-JOBS = 4
+JOBS = 6
 SMALL = [
     "dataset.max_rows=40", "method.max_steps=8", "method.eval_steps=4", "evaluation.test_prompts=8",
     "evaluation.max_new_tokens=24",
@@ -75,39 +76,22 @@ def train(*arguments: str) -> dict[str, float]:
     sys.argv = ["train.py", *arguments]
     runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     cpu, wall = beyond.now()
-    found = {"cpu_s": cpu, "wall_s": wall, "training_s": beyond.left_out[0]}
+    found = {"cpu_s": cpu, "wall_s": wall, "training_s": beyond.left_out[0], "later_cpu_s": cpu}
     if len(beyond.laps) > 1:
-        (first, _), (last, _) = beyond.laps[0], beyond.laps[-1]
-        found["later_cpu_s"] = (last - first) / (len(beyond.laps) - 1)
+        found["later_cpu_s"] = statistics.median(b - a for (a, _), (b, _) in itertools.pairwise(beyond.laps))
     return found
-
-
-def one_process_each(command: list[str]) -> dict[str, float]:
-    each = []
-    for job in range(JOBS):
-        done = subprocess.run([*command, "--job", str(job)], stdout=subprocess.PIPE, check=True, text=True)
-        each.append(json.loads(done.stdout.strip().rpartition("\n")[2]))
-    return {key: sum(one[key] for one in each) for key in each[0]} | {"later_cpu_s": each[-1]["cpu_s"]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--together", action="store_true", help="one process for all jobs")
+    parser.add_argument("--together", action="store_true", help="all jobs in one process")
     parser.add_argument("--seed", type=int, default=0, help="of the first job")
-    parser.add_argument("--job", type=int, help="one job alone, by its number")
-    parser.add_argument("--out", help="its output_dir")
     args = parser.parse_args()
     os.chdir(ROOT)
-    seeds = [str(1 + JOBS * args.seed + job) for job in range(JOBS)]
+    seeds = ",".join(str(1 + JOBS * args.seed + job) for job in range(JOBS if args.together else 1))
     with tempfile.TemporaryDirectory() as scratch:
-        if args.together:
-            found = train("-m", *SMALL, f"seed={','.join(seeds)}", f"output_dir={scratch}")
-        elif args.job is not None:
-            found = train(*SMALL, f"seed={seeds[args.job]}", f"output_dir={args.out}")
-        else:
-            found = one_process_each([sys.executable, __file__, "--seed", str(args.seed), "--out", scratch])
-    who = resource.RUSAGE_SELF if args.together or args.job is not None else resource.RUSAGE_CHILDREN
-    peak = round(resource.getrusage(who).ru_maxrss / 2**10)
+        found = train(*(["-m"] if args.together else []), *SMALL, f"seed={seeds}", f"output_dir={scratch}")
+    peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
     print(json.dumps({key: round(value, 3) for key, value in found.items()} | {"peak_rss_mb": peak}))
 
 

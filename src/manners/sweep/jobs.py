@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from omegaconf import DictConfig
+
 from manners import chain, checks, composing, lineage
 from manners.chain import Stage
 from manners.sweep.space import Choice, overrides
@@ -18,6 +20,8 @@ if TYPE_CHECKING:  # Optuna takes a second to import, which a grid need not wait
 class Job:
     choice: Choice  # in what it differs from the others
     trial: int | None = None  # of a search
+    typed: list[str] = field(default_factory=list)  # its command
+    cfg: DictConfig | None = None  # what that composes to
     fingerprint: str = ""
     status: str = "waiting"  # then finished, pruned or failed
     metric: float | None = None
@@ -53,12 +57,12 @@ def searched(search: "Search", at_once: int) -> Iterator[list[Job]]:
 
 
 def identify(job: Job, fixed: list[str]) -> None:
-    """Its fingerprint: that of the same command typed alone. Raises MannersError for a config that cannot work."""
-    typed = [*fixed, *overrides(job.choice)]
-    cfg = composing.compose("train", typed)
+    """Its config and fingerprint: those of its command typed alone. Raises MannersError for one that cannot work."""
+    job.typed = [*fixed, *overrides(job.choice)]
+    job.cfg = cfg = composing.compose("train", job.typed)
     checks.check(cfg)
-    stage = Stage(cfg, typed)
-    marks = {need.role: chain.mark_of(need) for need in composing.needs(cfg, typed)}
+    stage = Stage(cfg, job.typed)
+    marks = {need.role: chain.mark_of(need) for need in composing.needs(cfg, job.typed)}
     job.fingerprint = lineage.fingerprint(cfg, stage.digest, marks)
 
 

@@ -21,6 +21,7 @@ from manners.sweep.jobs import Job
 from manners.sweep.parent import Parent
 from manners.sweep.space import Choice
 
+IN_PROCESS = "BasicLauncher"  # Hydra's own, the default
 console = Console(soft_wrap=True, highlight=False)
 
 
@@ -76,7 +77,7 @@ def work(
             left = remaining(time.monotonic() - started, trained, planned - i + 1) if trained else ""
             console.rule(f"job {i} of {planned}: {job.name}  [dim]{state or left}[/]", align="left")
         if todo:
-            launch(cfg, todo, fixed, launcher, len(done), folder, parent)
+            launch(cfg, todo, launcher, len(done), folder, parent)
             trained += len(todo)
         done += batch
         failures = sum(job.status == "failed" for job in done)
@@ -87,26 +88,42 @@ def work(
     return done
 
 
-def launch(
-    cfg: DictConfig, todo: list[Job], fixed: list[str], launcher: Any, number: int, folder: Path, parent: Parent
-) -> None:
-    """Hand ``todo`` to Hydra's launcher. What became of each is read from the run folders, wherever it ran."""
-    commands = []
-    for job in todo:
-        own = [f"sweep.parent={parent.run_id}"]
-        if job.trial is not None:
-            own += [f"sweep.trial={job.trial}", f"sweep.journal={folder / 'journal.log'}"]
-            own += [f"sweep.pruner={cfg.sweep.pruner}"]
-        commands.append([*fixed, *space.overrides(job.choice), *own])
-    try:
-        returned = list(launcher.launch(commands, initial_job_idx=number))
-        errors = [r._return_value if isinstance(r._return_value, Exception) else None for r in returned]
-    except Exception as lost:  # noqa: BLE001  a launcher that lost a process: others of the batch may have ended
-        errors = [lost] * len(todo)
+def launch(cfg: DictConfig, todo: list[Job], launcher: Any, number: int, folder: Path, parent: Parent) -> None:
+    """Run ``todo`` by Hydra's launcher. What became of each is read from the run folders, wherever it ran."""
+    if type(launcher).__name__ == IN_PROCESS:  # Hydra loads its plugins twice, so there are two such classes
+        errors = [here(job, told(cfg, job, folder, parent), launcher.task_function) for job in todo]
+    else:
+        commands = [
+            [*job.typed, *(f"sweep.{key}={value}" for key, value in told(cfg, job, folder, parent).items())]
+            for job in todo
+        ]
+        try:
+            returned = list(launcher.launch(commands, initial_job_idx=number))
+            errors = [r._return_value if isinstance(r._return_value, Exception) else None for r in returned]
+        except Exception as lost:  # noqa: BLE001  a launcher that lost a process: others of the batch may have ended
+            errors = [lost] * len(todo)
     for job, error in zip(todo, errors, strict=True):
         if not jobs.look_up(job, cfg.output_dir):
             job.status = "failed"
             job.error = f"{error or 'it ended without a result'}".strip().split("\n")[0]
+
+
+def told(cfg: DictConfig, job: Job, folder: Path, parent: Parent) -> dict[str, Any]:
+    """What a job has to know of its sweep."""
+    if job.trial is None:
+        return {"parent": parent.run_id}
+    journal = str(folder / "journal.log")
+    return {"parent": parent.run_id, "trial": job.trial, "journal": journal, "pruner": cfg.sweep.pruner}
+
+
+def here(job: Job, told: dict[str, Any], task: Any) -> Exception | None:
+    """The job in this process. Hydra's own launcher would compose its config once more: a fifth of a second."""
+    OmegaConf.update(job.cfg, "sweep", told)
+    try:
+        task(job.cfg, job.typed)
+    except Exception as error:  # noqa: BLE001  the other jobs go on
+        return error
+    return None
 
 
 def is_of_sweep(argument: str) -> bool:
@@ -121,7 +138,7 @@ def chosen(settings: DictConfig) -> Choice:
 
 def together(launcher: DictConfig) -> int:
     """How many jobs the launcher runs at once; 1 in this process, 0 for as many as there are."""
-    if launcher._target_.endswith("BasicLauncher"):
+    if launcher._target_.endswith(IN_PROCESS):
         return 1
     number = launcher.get("n_jobs") or launcher.get("array_parallelism") or 0
     return int(number) if number >= 0 else os.cpu_count() or 1
