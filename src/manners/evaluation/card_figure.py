@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from manners.errors import MannersError
-from manners.evaluation.figures import AFTER, BEFORE
+from manners.evaluation.figures import AFTER, BEFORE, save
 from manners.evaluation.manner import SHORT, UNITS
 from manners.evaluation.stats import Estimate
 
@@ -43,9 +43,7 @@ def draw(cards: Cards, out: Path) -> Path:
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=min(3, len(cards)))
-    figure.savefig(out, dpi=130)
-    plt.close(figure)
-    return out
+    return save(figure, out)
 
 
 def names_of(cards: Cards) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from scipy import ndimage, stats
 
-from manners.evaluation.figures import AFTER, BEFORE
+from manners.evaluation.figures import AFTER, BEFORE, save
 from manners.evaluation.regression import Regression
 
 DARK = "#495057"
@@ -145,6 +145,4 @@ def finish(figure: Any, panels: list[Any], out: Path) -> Path:
         axes.spines[["top", "right"]].set_visible(False)
         entries |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(entries.values(), entries.keys(), frameon=False, loc="outside upper center", ncols=len(entries))
-    figure.savefig(out, dpi=130)
-    plt.close(figure)
-    return out
+    return save(figure, out)

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
-from manners.evaluation.figures import AFTER, BEFORE
+from manners.evaluation.figures import AFTER, BEFORE, save
 from manners.evaluation.measure import Answer
 from manners.evaluation.report import cell, plain, said
 from manners.evaluation.stats import Estimate
@@ -117,6 +117,4 @@ def fading_figure(heard: list[Heard], out: Path) -> Path:
         axes.set(xlabel="turn of the chat", title=measure, xticks=list(turns))
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].legend(frameon=False)
-    figure.savefig(out, dpi=130)
-    plt.close(figure)
-    return out
+    return save(figure, out)

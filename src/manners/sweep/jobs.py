@@ -4,9 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
-
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING, Any
 
 from manners import chain, checks, composing, lineage
 from manners.chain import Stage
@@ -21,7 +19,7 @@ class Job:
     choice: Choice  # in what it differs from the others
     trial: int | None = None  # of a search
     typed: list[str] = field(default_factory=list)  # its command
-    cfg: DictConfig | None = None  # what that composes to
+    cfg: Any = None  # what that composes to
     fingerprint: str = ""
     status: str = "waiting"  # then finished, pruned or failed
     metric: float | None = None
@@ -56,10 +54,15 @@ def searched(search: "Search", at_once: int) -> Iterator[list[Job]]:
             search.tell(job.trial, job.status, job.metric)
 
 
-def identify(job: Job, fixed: list[str]) -> None:
-    """Its config and fingerprint: those of its command typed alone. Raises MannersError for one that cannot work."""
+def identify(job: Job, fixed: list[str], like: Job | None = None) -> None:
+    """Its config and fingerprint: those of its command typed alone. Raises MannersError for one that cannot work.
+
+    ``like`` is a job that has its config already, of which this one's may differ in values only.
+    """
     job.typed = [*fixed, *overrides(job.choice)]
-    job.cfg = cfg = composing.compose("train", job.typed)
+    if like and like.choice.keys() == job.choice.keys():
+        job.cfg = composing.vary(like.cfg, overrides(job.choice))
+    job.cfg = cfg = job.cfg or composing.compose("train", job.typed)
     checks.check(cfg)
     stage = Stage(cfg, job.typed)
     marks = {need.role: chain.mark_of(need) for need in composing.needs(cfg, job.typed)}

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +63,16 @@ def work(
 ) -> list[Job]:
     """Each batch in turn, less what has ended before; stops where ``sweep.max_failures`` is exceeded."""
     done: list[Job] = []
+    last: Job | None = None
     started, trained = time.monotonic(), 0
     for batch in batches:
         for job in batch:
             try:
-                jobs.identify(job, fixed)
+                jobs.identify(job, fixed, last)
             except MannersError as error:  # values that go with the others' first, and not with each other
                 job.status, job.error = "failed", str(error)
                 continue
+            last = job
             job.again = bool(cfg.resume) and jobs.look_up(job, cfg.output_dir)
         todo = [job for job in batch if not job.again and job.status != "failed"]
         for i, job in enumerate(batch, start=len(done) + 1):
@@ -118,9 +121,10 @@ def told(cfg: DictConfig, job: Job, folder: Path, parent: Parent) -> dict[str, A
 
 def here(job: Job, told: dict[str, Any], task: Any) -> Exception | None:
     """The job in this process. Hydra's own launcher would compose its config once more: a fifth of a second."""
-    OmegaConf.update(job.cfg, "sweep", told)
+    cfg = deepcopy(job.cfg)
+    OmegaConf.update(cfg, "sweep", told)
     try:
-        task(job.cfg, job.typed)
+        task(cfg, job.typed)
     except Exception as error:  # noqa: BLE001  the other jobs go on
         return error
     return None
