@@ -109,7 +109,7 @@ def sft() -> Line:
         prepare=[f"sft/prepare.py {{data}}/oasst_trees_60.jsonl {folder}"],
         needs=["oasst_trees_60.jsonl"],
         agree=["loss"],
-        minutes=7.0,
+        minutes=9.0,
     )
 
 
@@ -134,7 +134,7 @@ def reward() -> Line:
         prepare=[f"reward/prepare.py {{data}}/{file} {folder}"],
         needs=[file],
         agree=["loss"],
-        minutes=2.0,
+        minutes=5.0,
     )
 
 
@@ -172,7 +172,7 @@ def ppo() -> Line:
         },
         prepare=["ppo/prepare.py {torch_index}", "rloo/prepare.py"],
         agree=[],
-        minutes=3.0,
+        minutes=8.0,
         warm=False,
     )
 
@@ -185,7 +185,7 @@ def generation() -> Line:
             task = f" --vocabulary {vocabulary}{option}" + (" --batches 1" if vocabulary == "large" else "")
             peer = {"transformers": Side(f"generation/peer.py{task}", {speed.name: goal})}
             cases[f"{words}, {ends}"] = Case(Side(f"generation/ours.py{task}"), peer, brief=not option)
-    return Line("64 sampled replies at once", [speed], cases, agree=["greedy", "mean_length"], minutes=2.5)
+    return Line("64 sampled replies at once", [speed], cases, agree=["greedy", "mean_length"], minutes=3.0)
 
 
 def start() -> Line:
@@ -203,20 +203,20 @@ def start() -> Line:
         }
         limits = {} if what == "step" else {wall.name: 1.0}
         cases[asked] = Case(Side(f"start/clock.py ours {what}"), sides, limits)
-    return Line("start", [cpu, wall], cases, prepare=["start/prepare.py"], minutes=2.5, warm=False)
+    return Line("start", [cpu, wall], cases, prepare=["start/prepare.py"], minutes=7.0, warm=False)
 
 
 def tracking() -> Line:
     cost = Measure("step with MLflow ÷ without, CPU", lambda run: run["cpu_s"] / run["off_cpu_s"], form=".3f")
     side = " --windows 8"
     case = Case(Side(f"tracking/ours.py{side}"), {"MLFlowLogger": Side(f"tracking/peer.py{side}")}, {cost.name: 1.02})
-    return Line("the cost of tracking", [cost], {"SFT, tiny, LoRA": case}, agree=["loss"], minutes=1.5)
+    return Line("the cost of tracking", [cost], {"SFT, tiny, LoRA": case}, agree=["loss"], minutes=2.0)
 
 
 def sweep() -> Line:
     beyond = Measure("CPU, s a job beyond its training", lambda run: run["later_cpu_s"], form=".2f")
     case = Case(Side("sweep/jobs.py --together"), {"a process each": Side("sweep/jobs.py")}, {beyond.name: 1.0})
-    return Line("a sweep of six small jobs", [beyond], {"six seeds": case}, minutes=1.5, warm=False)
+    return Line("a sweep of six small jobs", [beyond], {"six seeds": case}, minutes=4.0, warm=False)
 
 
 def rloo() -> Line:
@@ -241,7 +241,7 @@ def rloo() -> Line:
         made,
         prepare=["rloo/prepare.py"],
         agree=["score", "length"],
-        minutes=2.0,
+        minutes=3.0,
     )
 
 

@@ -43,6 +43,15 @@ class Row:
         return ratio if self.measure.more else 1 / ratio
 
 
+def keep(name: str, found: dict[str, dict]) -> None:
+    """Write a line's results down, beside those of its cases that were not run this time."""
+    file = RESULTS / f"{name}.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    cases = {case: about for case, about in (before | found).items() if case in LINES[name].cases}
+    RESULTS.mkdir(exist_ok=True)
+    file.write_text(json.dumps(cases, indent=1) + "\n", encoding="utf-8")
+
+
 def all_results() -> dict[str, dict[str, dict]]:
     """By line and case; what lines.py no longer has is left out."""
     found = {}
