@@ -4,13 +4,13 @@ import sys
 
 from omegaconf import DictConfig
 
-from manners.chain import Stage, show
 from manners.cli import main
 from manners.composing import needs
 
 
 def train(cfg: DictConfig, overrides: list[str]) -> float | None:
     from manners import hub
+    from manners.chain import Stage, show
 
     stage, inputs = Stage(cfg, overrides), needs(cfg, overrides)
     for one in (stage, *inputs):

@@ -2,7 +2,7 @@
 
 import re
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 import yaml
@@ -15,9 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from manners import checks, config
-from manners.chain import Stage
 from manners.errors import MannersError, did_you_mean
 from manners.paths import CONF, EXPERIMENTS, ROOT
+
+if TYPE_CHECKING:
+    from manners.chain import Stage
 
 
 class Recipes(SearchPathPlugin):
@@ -58,8 +60,10 @@ QUICK = {
 }
 
 
-def needs(cfg: DictConfig, overrides: list[str]) -> list[Stage]:
+def needs(cfg: DictConfig, overrides: list[str]) -> list["Stage"]:
     """The runs that a training starts from: each is the same command with another method, checked like any other."""
+    from manners.chain import Stage  # with all that reads data, which neither help nor a typo waits for
+
     found = []
     for role in config.STARTS_FROM.get(cfg.method.view, ()) if "method" in cfg else ():
         if cfg[role] == "none" or (role == "reward" and not uses_reward_model(cfg)):
