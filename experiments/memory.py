@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
 
 from manners import cli, composing, config
 from manners.chain import Stage
-from manners.fits import answer, dividing, probe
+from manners.fits import answer, dividing, foresight, probe
 from manners.models.base import load_tokenizer
 from manners.paths import CONF
 
@@ -54,9 +54,9 @@ def compare(here: Path, name: str, method: str, more: list[str]) -> None:
     stage = Stage(cfg, overrides)
     beside = next((n.cfg for n in composing.needs(cfg, overrides) if n.role == "reward"), None)
     measured = probe.probe(dividing.apart(cfg, 1), stage.splits, beside)
-    found = answer.foresee(dividing.apart(cfg, 1), stage, answer.wanted(cfg)[0], beside)
-    foreseen = found.total - found.parts[answer.RUNTIME] + measured.baseline + answer.AT_WORK
-    live = foreseen - measured.baseline - answer.AT_WORK - found.parts[answer.SLACK]
+    found = foresight.foresee(dividing.apart(cfg, 1), stage, answer.wanted(cfg)[0], beside)
+    foreseen = found.total - found.parts[foresight.RUNTIME] + measured.baseline + foresight.AT_WORK
+    live = foreseen - measured.baseline - foresight.AT_WORK - found.parts[foresight.SLACK]
     sizes = " | ".join(f"{size / 1e6:.0f}" for size in (foreseen, measured.peak))
     apart = f"{foreseen / measured.peak - 1:+.1%} | {live / 1e6:.0f} | {measured.baseline / 1e6:.0f}"
     print(f"| {name} | {method} | {sizes} | {apart} |", flush=True)

@@ -13,7 +13,7 @@ from rich.console import Console
 from manners import composing, hardware, pipeline
 from manners.chain import Stage
 from manners.errors import MannersError
-from manners.fits import advice, answer, dividing, probe, shapes
+from manners.fits import advice, answer, dividing, foresight, probe, settling, shapes
 from manners.fits.ledger import CACHE, DECODING, Ledger
 from manners.methods.sft import token_loss
 from manners.models import adapters, base
@@ -125,7 +125,7 @@ def test_holes_grow_with_what_comes_and_goes_and_with_what_decoding_holds_beside
     """By hand: 0.4 × (100 + 50), and the 7 of the phase that decodes most; the cache is written in place."""
     training = Counter({"weights": 1000, "activations": 100, "logits": 50})
     sampling = Counter({"weights": 1000, "activations": 20, CACHE: 30, DECODING: 7})
-    assert answer.holes(training, {"a": training, "b": sampling, "c": Counter({CACHE: 36, DECODING: 5})}) == 60 + 7
+    assert foresight.holes(training, {"a": training, "b": sampling, "c": Counter({CACHE: 36, DECODING: 5})}) == 60 + 7
 
 
 def test_remedies_come_cheapest_first_and_keep_the_batch():
@@ -185,7 +185,7 @@ def asked(folder, tmp_path, monkeypatch):
     ]  # fmt: skip
 
     def ask(room, *more):
-        monkeypatch.setattr(answer, "memory", lambda _: (room, room))
+        monkeypatch.setattr(foresight, "memory", lambda _: (room, room))
         cfg = composing.compose("train", [*overrides, *more, "fit=true"])
         fits = answer.show(Stage(cfg, [*overrides, *more]), [], console)
         return fits, console.export_text()
@@ -204,7 +204,7 @@ def test_fit_says_how_much_a_run_takes_and_how_long_and_what_would_make_it_fit(a
     assert "4 steps of 0.50 s" in text  # 1.6 epochs of 40 rows in batches of 16
     assert text.rstrip().endswith("it fits")
     foreseen = float(text.split("foreseen")[1].split()[0])
-    libraries = (10**9 + answer.AT_WORK) / 1e9
+    libraries = (10**9 + foresight.AT_WORK) / 1e9
     room = libraries + 0.8 * (foreseen - libraries)  # half the rows at a time spare nearly half of what is above them
     fits, text = asked(int(room * 1e9), "hardware.parts=1")
     assert not fits
@@ -223,17 +223,17 @@ def test_a_run_reads_its_rows_in_the_fewest_parts_that_fit(monkeypatch):
     cfg, said = changed("hardware.accelerator=cpu"), []
     stage = SimpleNamespace(cfg=cfg)
     foreseen = lambda lean, *_: SimpleNamespace(total=1000 // lean.hardware.parts)  # noqa: E731
-    monkeypatch.setattr(answer, "foresee", foreseen)
-    monkeypatch.setattr(answer, "memory", lambda _: (250, 0))
-    assert dividing.settle(stage, CPU, [], said.append) == 1 and not said
+    monkeypatch.setattr(foresight, "foresee", foreseen)
+    monkeypatch.setattr(foresight, "memory", lambda _: (250, 0))
+    assert settling.settle(stage, CPU, [], said.append) == 1 and not said
     monkeypatch.setattr(base, "weight_bytes", lambda _: 10**9)
-    assert dividing.settle(stage, CPU, [], said.append) == 4
+    assert settling.settle(stage, CPU, [], said.append) == 4
     assert said[0].startswith("rows are read in 4 parts")
-    monkeypatch.setattr(answer, "memory", lambda _: (10, 0))  # not even one row at a time fits
-    assert dividing.settle(stage, CPU, [], said.append) == 1
+    monkeypatch.setattr(foresight, "memory", lambda _: (10, 0))  # not even one row at a time fits
+    assert settling.settle(stage, CPU, [], said.append) == 1
     assert "fit=true" in said[1]
     cfg.hardware.parts = 3
-    assert dividing.settle(stage, CPU, [], said.append) == 3
+    assert settling.settle(stage, CPU, [], said.append) == 3
 
 
 def test_everything_that_reads_rows_reads_fewer():
@@ -259,8 +259,8 @@ def test_two_real_steps_take_what_was_foreseen(folder):
     cfg = compose("adapter=none", "hardware.accelerator=cpu", f"model.name={folder}", *small)
     stage = Stage(cfg, [])
     measured = probe.probe(dividing.apart(cfg, 1), stage.splits, None)
-    found = answer.foresee(dividing.apart(cfg, 1), stage, CPU, None)
-    foreseen = found.total - found.parts[answer.RUNTIME] + measured.baseline + answer.AT_WORK
+    found = foresight.foresee(dividing.apart(cfg, 1), stage, CPU, None)
+    foreseen = found.total - found.parts[foresight.RUNTIME] + measured.baseline + foresight.AT_WORK
     assert foreseen == pytest.approx(measured.peak, rel=0.15)
     assert measured.seconds > 0
 

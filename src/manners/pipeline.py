@@ -16,7 +16,7 @@ from manners import chain, cost, hardware, lineage, preview, registry, several, 
 from manners.chain import Stage
 from manners.data.encode import encode
 from manners.errors import MannersError
-from manners.fits import dividing
+from manners.fits import dividing, settling
 from manners.fits.advice import out_of_memory
 from manners.lineage import Input
 from manners.methods import rewards
@@ -97,7 +97,7 @@ def train(stage: Stage, needs: list[Stage]) -> float | None:
 def parts_of(stage: Stage, device: hardware.Device, needs: list[Stage], folder: lineage.Folder) -> int:
     """How many parts rows are read in. A run that goes on keeps to those it began with: it counts its micro-batches."""
     if "parts" not in folder.state:
-        folder.remember(parts=dividing.settle(stage, device, needs, console.print))
+        folder.remember(parts=settling.settle(stage, device, needs, console.print))
     return int(folder.state["parts"])
 
 

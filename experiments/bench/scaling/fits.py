@@ -19,7 +19,7 @@ from transformers import Qwen2Config
 
 from manners import cli, composing, config
 from manners.chain import Stage
-from manners.fits import answer, dividing
+from manners.fits import answer, dividing, foresight
 from manners.models.base import load_tokenizer
 from manners.paths import CONF
 
@@ -95,7 +95,7 @@ def foreseen(model: Path, data: Path, way: list[str]) -> float:
     rows = ROWS if not paid else [*ROWS[:2], "method.max_prompt_length=256"]
     overrides = [*way, *rows, f"dataset.path={data}", f"model.name={model}", *OTHERS, *paid]
     cfg = composing.compose("train", overrides)
-    return answer.foresee(dividing.apart(cfg, 1), Stage(cfg, overrides), answer.wanted(cfg)[0], None).total
+    return foresight.foresee(dividing.apart(cfg, 1), Stage(cfg, overrides), answer.wanted(cfg)[0], None).total
 
 
 def table(found: dict[str, dict[str, float]]) -> str:

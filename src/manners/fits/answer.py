@@ -1,51 +1,22 @@
 """``fit=true``: whether a run fits into the memory there is, how long it takes, and what would make it fit."""
 
 import sys
-from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from manners import checks, composing, hardware
-from manners.chain import Stage, take
+from manners.chain import Stage
 from manners.errors import MannersError
-from manners.fits import advice, dividing, probe, rehearsal
-from manners.fits.ledger import DECODING, LOGITS
+from manners.fits import advice, dividing, foresight, probe
+from manners.fits.foresight import Foreseen, gb
 from manners.fits.probe import Measured
-from manners.fits.rehearsal import ACTIVATIONS
 from manners.hardware import Device
-from manners.lineage import Folder
-from manners.stages.run import Run
-from manners.tracking import Silent
 
 METHODS = ("sft", "reward", "ppo", "rloo")
-RUNTIME, SLACK = "Python and libraries", "holes that the allocator keeps"
-CONTEXT = 5 * 10**8  # bytes that CUDA and its kernels take before anything is loaded, about
-# On a CPU the C library keeps what is freed in the middle of its heap, and what comes next seldom fits into the holes.
-# Measured, not derived (experiments/memory.md): the holes of a step are so much of what comes and goes in it; and
-# decoding leaves as much as it ever held beside its cache.
-HOLES = 0.4
-AT_WORK = 45 * 10**6  # bytes of code and buffers that the libraries load when they first train
 WORTH = 0.99  # a remedy that spares less than a hundredth is none
-
-
-@dataclass(frozen=True)
-class Foreseen:
-    """Bytes by part, at the run's fullest moment, and the phase of the run that it is in."""
-
-    parts: Counter[str]
-    phase: str
-    steps: int
-    share: float  # mean length of a row over the longest
-
-    @property
-    def total(self) -> int:
-        return self.parts.total()
 
 
 def show(stage: Stage, needs: list[Stage], console: Console) -> bool:
@@ -55,11 +26,11 @@ def show(stage: Stage, needs: list[Stage], console: Console) -> bool:
         raise MannersError(f"fit=true answers for method={', '.join(METHODS)}: of {cfg.method.name} it knows nothing.")
     if not stage.splits.validation and not stage.splits.test:
         raise MannersError("no rows are held out: set dataset.validation_share above 0, or add rows.")
-    beside = reward_config(needs)
+    beside = foresight.reward_config(needs)
     device, here = wanted(cfg)
-    room, free = memory(device) if here else (sys.maxsize, 0)
+    room, free = foresight.memory(device) if here else (sys.maxsize, 0)
     with console.status("foreseeing the fullest moment"):
-        count, found = smallest(cfg, device, stage, beside, room)
+        count, found = foresight.smallest(cfg, device, stage, beside, room)
     measured = None
     if found.total <= min(room, free):
         with console.status("measuring two steps on the longest rows"):
@@ -84,66 +55,12 @@ def show(stage: Stage, needs: list[Stage], console: Console) -> bool:
     return fits
 
 
-def smallest(
-    cfg: DictConfig, device: Device, stage: Stage, beside: DictConfig | None, room: int
-) -> tuple[int, Foreseen]:
-    """The parts that rows are to be read in, and what is foreseen then."""
-    if cfg.hardware.parts == "auto":
-        return dividing.fewest(cfg, lambda lean: foresee(lean, stage, device, beside), room)
-    count = int(cfg.hardware.parts)
-    return count, foresee(dividing.apart(cfg, count), stage, device, beside)
-
-
-def reward_config(needs: list[Stage]) -> DictConfig | None:
-    """What made the reward model that a run needs, or will make it; of a folder that is not ours, its place."""
-    need = next((need for need in needs if need.role == "reward"), None)
-    if need is None:
-        return None
-    if not need.given:
-        return need.cfg
-    found = take(need)
-    made_by = found.config or need.cfg.copy()
-    if not (found.model / "adapter_config.json").exists():  # an adapter's run names its base
-        made_by.model.name, made_by.model.revision = str(found.model), None
-    return made_by
-
-
 def wanted(cfg: DictConfig) -> tuple[Device, bool]:
     """The device that the config asks for, and whether it is in this machine."""
     h = cfg.hardware
     if h.accelerator == "cuda" and not torch.cuda.is_available():
         return Device("cuda", "bf16" if h.precision == "auto" else h.precision), False
     return hardware.resolve(h.accelerator, h.precision, h.num_threads), True
-
-
-def memory(device: Device) -> tuple[int, int]:
-    """Bytes that there are, and that are free: of the GPU, or of the machine, or of the container that we are in."""
-    if device.kind == "cuda":
-        free, room = torch.cuda.mem_get_info()
-        return room, free
-    machine = psutil.virtual_memory()
-    room, free = machine.total, machine.available
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (written := limit.read_text().strip()) != "max":
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        room, free = min(room, int(written)), min(free, int(written) - used)
-    return room, free
-
-
-def foresee(cfg: DictConfig, stage: Stage, device: Device, beside: DictConfig | None) -> Foreseen:
-    run = Run(cfg, stage.splits, device, Folder(Path(), {}), Silent())
-    played = rehearsal.rehearse(run, beside)
-    phase, parts = max(played.ledger.peaks.items(), key=lambda item: item[1].total())
-    if device.kind == "cuda":
-        more = {RUNTIME: CONTEXT}
-    else:
-        probe.warm_up()
-        more = {RUNTIME: probe.resident() + AT_WORK, SLACK: holes(parts, played.ledger.peaks)}
-    return Foreseen(parts + Counter(more), phase, played.steps, played.share)
-
-
-def holes(parts: Counter[str], peaks: dict[str, Counter[str]]) -> int:
-    return round(HOLES * (parts[ACTIVATIONS] + parts[LOGITS])) + max(peak[DECODING] for peak in peaks.values())
 
 
 def spare(
@@ -159,7 +76,7 @@ def spare(
             checks.check(cfg)
         except MannersError:
             continue  # the config does not go with this one
-        _, smaller = smallest(cfg, device, stage, beside, room)
+        _, smaller = foresight.smallest(cfg, device, stage, beside, room)
         if smaller.total < WORTH * found.total:
             chosen, found = trial, smaller
         if found.total <= room:
@@ -199,7 +116,3 @@ def clock(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def gb(size: float) -> str:
-    return f"{size / 1e9:.2f}"

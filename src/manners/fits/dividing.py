@@ -1,4 +1,4 @@
-"""How many parts a run's rows are read in, so that it fits: the same steps, up to rounding, in less memory.
+"""Rows read in parts: the same steps, up to rounding, in less memory.
 
 The optimizer's batch is the experiment's business; how much of it is in memory at once is the machine's.
 """
@@ -9,11 +9,6 @@ from typing import Protocol, TypeVar
 
 from omegaconf import DictConfig
 
-from manners.chain import Stage
-from manners.hardware import Device
-from manners.models import base
-
-WORTH_A_LOOK = 10**8  # bytes of weights; with less, to foresee takes longer than it could spare
 FEWEST = 256  # token slots of a micro-batch
 
 
@@ -23,25 +18,6 @@ class Sized(Protocol):
 
 
 Found = TypeVar("Found", bound=Sized)
-
-
-def settle(stage: Stage, device: Device, needs: list[Stage], say: Callable[..., None]) -> int:
-    """What ``hardware.parts`` means for a run on this machine. Says so where that is more than one."""
-    cfg = stage.cfg
-    if cfg.hardware.parts != "auto":
-        return int(cfg.hardware.parts)
-    if base.weight_bytes(cfg.model.name) < WORTH_A_LOOK or cfg.method.name == "dpo":
-        return 1
-    from manners.fits import answer  # what imagines tensors, which small runs need not wait for
-
-    room, _ = answer.memory(device)
-    chosen, found = answer.smallest(cfg, device, stage, answer.reward_config(needs), room)
-    size, there = answer.gb(found.total), answer.gb(room)
-    if found.total > room:
-        say(f"it may not fit: {size} GB are foreseen, and there are {there}. What would make it fit: fit=true")
-    elif chosen > 1:
-        say(f"rows are read in {chosen} parts, to fit into {there} GB (hardware.parts): the steps stay the same")
-    return chosen
 
 
 def apart(cfg: DictConfig, parts: int) -> DictConfig:
