@@ -78,7 +78,8 @@ def sft() -> Line:
     """Lengths vary in single exchanges and do not in whole conversations, where length-grouping changes nothing."""
     speed = Measure("tokens/s of CPU", lambda run: run["tokens"] / run["cpu_s"], more=True)
     folder = "outputs/bench/sft"
-    models = {"tiny": "src/manners/models/tiny --steps 2", "8 layers": f"{folder}/eight --batch 4 --steps 2"}
+    models = {"tiny": "src/manners/models/tiny", "8 layers": f"{folder}/eight --batch 4"}
+    steps = {"exchanges": 4, "conversations": 2}  # fewer rows are no longer sorted into batches worth the name
     kinds = {"LoRA": " --lora", "full": ""}
     # name: options, the goal where lengths vary, the goal where they do not (None: not run there)
     peers = {
@@ -94,7 +95,7 @@ def sft() -> Line:
     for rows, at in (("exchanges", 1), ("conversations", 2)):
         for model, shape in models.items():
             for kind, option in kinds.items():
-                task = f" --rows {folder}/{rows}.jsonl --model {shape}{option}"
+                task = f" --rows {folder}/{rows}.jsonl --model {shape} --steps {steps[rows]}{option}"
                 sides = {
                     name: Side(f"sft/{peer[0]}{task}", {speed.name: peer[at]})
                     for name, peer in peers.items()
