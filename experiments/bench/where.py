@@ -77,10 +77,10 @@ def main() -> None:
     rest = clock.cpu_s - sum(seconds.values())
     for what, took in [*sorted(seconds.items(), key=lambda item: -item[1]), ("Python, autograd, Lightning", rest)]:
         print(f"| {what} | {took:.2f} | {took / clock.cpu_s:.0%} |")
-    floor = operations / peak
+    products, floor = seconds["matrix products"], operations / peak
     print(
-        f"\nFloor: {operations / 1e9:,.0f} GFLOP of matrix products at {peak / 1e9:.0f} GFLOP/s are {floor:.2f} s; they "
-        f"took {seconds['matrix products']:.2f} s of {clock.cpu_s:.2f} s. torch {torch.__version__}, one thread."
+        f"\nFloor: {operations / 1e9:,.0f} GFLOP of matrix products at {peak / 1e9:.0f} GFLOP/s are {floor:.2f} s; "
+        f"they took {products:.2f} s of {clock.cpu_s:.2f} s. torch {torch.__version__}, one thread."
     )
 
 
