@@ -137,6 +137,7 @@ def test_a_config_with_other_values_is_what_composing_gives(composed_once):
         assert composing.vary(first, other) == composing.compose("train", ["quick=true", *other])
         assert first == before
         assert composing.vary(first, ["method=reward"]) is None  # brings much more than a value
+        assert composing.vary(first, ["quick=false"]) is None  # what it made of other values would stay
         assert composing.vary(first, ["seed=tomorrow"]) is None  # refused: composing says why
         assert composing.vary(first, ["adapter.target_modules=[q_proj]"]) is None
 
