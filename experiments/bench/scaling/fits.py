@@ -4,12 +4,17 @@
 
 No GPU is needed, and no weights: the training is played through with the models' true shapes. Rows of 512 tokens, one
 in a micro-batch, ``hardware=cuda_8gb`` (bf16, recomputed activations, 8-bit optimizer states); PPO with 16 replies of
-128 tokens to prompts of 256, 1024 slots in a micro-batch, scored by a function. Writes fits.md beside this file.
+128 tokens to prompts of 256, 1024 slots in a micro-batch, scored by a function. A way's sizes are foreseen until one is
+too large; every operation of every layer is imagined, which takes minutes. Writes fits.md beside this file.
 """
 
+import argparse
 import json
+import os
 import random
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -17,7 +22,7 @@ from hydra.core.plugins import Plugins
 from rich.progress import track
 from transformers import Qwen2Config
 
-from manners import cli, composing, config
+from manners import composing, config
 from manners.chain import Stage
 from manners.fits import answer, dividing, foresight
 from manners.models.base import load_tokenizer
@@ -48,19 +53,29 @@ PAID = ["reward=none", "+method.rewards.model._target_=builtins.len", "method.ev
 
 
 def main() -> None:
-    config.register()
-    Plugins.instance().register(cli.Recipes)
-    found: dict[str, dict[str, float]] = {way: {} for way in WAYS}
-    with tempfile.TemporaryDirectory() as folder, hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(os.cpu_count()) as pool:
         here = Path(folder)
         (here / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows()), encoding="utf-8")
         for size in SIZES:
             save(size, here / size)
-        for size, way in track([(size, way) for size in SIZES for way in WAYS], "foreseeing"):
-            found[way][size] = foreseen(here / size, here / "rows.jsonl", WAYS[way])
+        found = dict(zip(WAYS, track(pool.map(partial(needs, here), WAYS), "foreseeing", total=len(WAYS)), strict=True))
     text = table(found)
     (HERE / "fits.md").write_text(text, encoding="utf-8")
     print(text)
+
+
+def needs(here: Path, way: str) -> dict[str, float]:
+    """Bytes by size, up to the first that is more than the largest room."""
+    config.register()
+    Plugins.instance().register(composing.Recipes)
+    found: dict[str, float] = {}
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        for size in SIZES:
+            found[size] = foreseen(here / size, here / "rows.jsonl", WAYS[way])
+            if found[size] > max(ROOMS):
+                break
+    return found
 
 
 def rows() -> list[dict]:
@@ -103,7 +118,7 @@ def table(found: dict[str, dict[str, float]]) -> str:
     head = ["", *SIZES, *(f"largest in {room / 1e9:.0f} GB" for room in ROOMS)]
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * len(SIZES) + "---|" * len(ROOMS)]
     for way, sizes in found.items():
-        needs = [f"{need / 1e9:.1f}" for need in sizes.values()]
+        needs = [f"{sizes[size] / 1e9:.1f}" if size in sizes else "" for size in SIZES]
         largest = [max((s for s in sizes if sizes[s] <= room), key=list(SIZES).index, default="none") for room in ROOMS]
         lines.append(f"| {' | '.join([way, *needs, *largest])} |")
     return "GB foreseen at the fullest moment of a run.\n\n" + "\n".join(lines) + "\n"
