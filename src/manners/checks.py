@@ -26,6 +26,7 @@ AT_LEAST = {
     "weight_decay": 0,
     "max_grad_norm": 0,
     "early_stopping_patience": 0,
+    "ranking": 0,
     "corrupted": 0,
     "beta": 0.001,
     "total_episodes": 1,

@@ -33,6 +33,9 @@ PAIRS = [
     passage(ASKED, REPLIES[0], rejected=passage(ASKED, REPLIES[2]), margin=0.5),
 ]
 
+SETTINGS = {"total_steps": 1, "learning_rate": 1e-3, "lr_scheduler_type": "constant", "warmup_steps": 0}
+SETTINGS |= {"weight_decay": 0.0, "max_grad_norm": 0.0, "accumulate": 1, "logging_steps": 1}
+
 
 def laid_out(passages, share=True):
     found = [Family([passages[i] for i in group], share) for group in families(passages, share)]
@@ -79,10 +82,8 @@ def test_a_shared_row_scores_and_teaches_as_rows_alone(family, passages):
     found, shared = laid_out(passages)
     assert "ends" in shared and len(shared["input_ids"]) < len(passages)
     alone = collate_passages([p for f in found for p in f.passages], PAD)
-    settings = {"total_steps": 1, "learning_rate": 1e-3, "lr_scheduler_type": "constant", "warmup_steps": 0}
-    settings |= {"weight_decay": 0.0, "max_grad_norm": 0.0, "accumulate": 1, "logging_steps": 1}
     kind = "pairwise" if passages is PAIRS else "mse"
-    module = RewardModule(network, kind, log=lambda *_: None, **settings)
+    module = RewardModule(network, kind, log=lambda *_: None, **SETTINGS)
     results = []
     for batch in (alone, shared):
         network.zero_grad()
@@ -94,6 +95,24 @@ def test_a_shared_row_scores_and_teaches_as_rows_alone(family, passages):
     for a, b in zip(*results, strict=True):
         assert torch.allclose(torch.as_tensor(a), torch.as_tensor(b), atol=1e-4)
     assert results[0][0].std() > 0.01
+
+
+def test_the_order_of_replies_counts_alike_however_prompts_fall_into_batches():
+    """A prompt's replies stand in one row, so two batches teach what one would; the order adds to it."""
+    others = [passage(OTHER, REPLIES[0], target=0.4), passage(OTHER, REPLIES[2], target=0.9)]
+    parts = [[SCORED[0], SCORED[2], SCORED[3]], others]
+    network = classifier("qwen2").eval()
+
+    def taught(order, *batches):
+        module = RewardModule(network, "mse", order, log=lambda *_: None, **SETTINGS)
+        network.zero_grad()
+        losses = [module.step(laid_out(batch)[1])[0] for batch in batches]
+        sum(losses).backward()
+        return float(sum(losses)), network.score.weight.grad.clone()
+
+    whole, apart, plain = taught(0.7, parts[0] + parts[1]), taught(0.7, *parts), taught(0.0, *parts)
+    assert whole[0] == pytest.approx(apart[0], rel=1e-5) and whole[0] > plain[0] + 0.1
+    assert torch.allclose(whole[1], apart[1], atol=1e-4) and not torch.allclose(whole[1], plain[1], atol=1e-2)
 
 
 def test_what_is_read_of_the_data_shares_its_prompts(tokenizer):

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from manners.errors import MannersError
-from manners.methods.reward import as_reward, bradley_terry, regression
+from manners.methods.reward import as_reward, bradley_terry, ranking, regression
 from manners.models import reward
 from manners.models.adapters import adapt
 from manners.models.reward import Units, raw_scores
@@ -171,6 +171,17 @@ def test_regression_by_hand():
     found, wanted = torch.tensor([0.5, -1.0, 3.0]), torch.tensor([0.0, -1.0, 0.0])
     assert float(regression(found, wanted, "mse")) == pytest.approx(0.25 + 0 + 9)
     assert float(regression(found, wanted, "huber")) == pytest.approx(0.125 + 0 + (3 - 0.5))  # ½x², then |x| − ½
+
+
+def test_the_order_of_a_prompts_replies_by_hand():
+    """Three replies to prompt 0, two to prompt 2, which are as good as each other, one to prompt 1."""
+    scores = torch.tensor([1.0, 0.0, 2.0, 5.0, 7.0, 9.0])
+    targets = torch.tensor([1.0, 0.5, -0.2, 0.3, 0.3, -4.0])
+    prompts = torch.tensor([0, 0, 0, 2, 2, 1])
+    softplus = lambda x: math.log1p(math.exp(x))  # noqa: E731
+    pairs = [softplus(-2.0), softplus(2.0), softplus(4.0)]  # 1 over 0; 1 over 2, wrongly; 0 over 2, wrongly
+    assert float(ranking(scores, targets, prompts)) == pytest.approx(3 * sum(pairs) / 3)
+    assert float(ranking(scores[3:], targets[3:], prompts[3:])) == 0.0
 
 
 def test_bradley_terry_by_hand():

@@ -74,6 +74,7 @@ class Reward(Fit):
     name: str = option("reward", "a reward model: one score for a reply")
     view: str = option("scored", "the view of the dataset that it needs; pairs for the pairwise loss")
     loss: str = option("mse", "regression of the score, or Bradley-Terry on pairs", ("mse", "huber", "pairwise"))
+    ranking: float = option(0.0, "weight of the order of a prompt's replies beside their scores; decoders only")
     corrupted: float = option(0.0, "spoilt replies (shuffled, ...) taught at the lowest score, for each real one")
 
 

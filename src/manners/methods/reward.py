@@ -18,19 +18,26 @@ SLOTS = 8192  # padded tokens scored at once: little memory, since no gradients 
 
 
 class RewardModule(Module):
-    """Trains ``model`` on batches with ``targets`` (regression) or ``margins`` (pairs): see ``collate_families``."""
+    """Trains ``model`` on batches with ``targets`` (regression) or ``margins`` (pairs): see ``collate_families``.
 
-    def __init__(self, model: Any, loss: str, **settings: Any):
+    A regression may learn the order of a prompt's replies besides, at the price ``order``: see ``ranking``.
+    """
+
+    def __init__(self, model: Any, loss: str, order: float = 0.0, **settings: Any):
         super().__init__(model, **settings)
-        self.kind = loss
+        self.kind, self.order = loss, order
 
     def step(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:
         scores = raw_scores(self.model, batch)
         if self.kind == "pairwise":
             chosen, rejected = scores.chunk(2)
             return bradley_terry(chosen, rejected, batch["margins"]), int((chosen > rejected).sum()), len(chosen)
-        close = (scores - batch["targets"]).abs() < 0.5  # half a standard deviation
-        return regression(scores, batch["targets"], self.kind), int(close.sum()), len(scores)
+        targets = batch["targets"]
+        close = (scores - targets).abs() < 0.5  # half a standard deviation
+        loss = regression(scores, targets, self.kind)
+        if self.order and "ends" in batch:  # where no prompt of the batch has a second reply, there is no order
+            loss = loss + self.order * ranking(scores, targets, batch["ends"][:, 0])
+        return loss, int(close.sum()), len(scores)
 
     def metrics(self, window: Window, prefix: str) -> dict[str, float]:
         name = "pair_accuracy" if self.kind == "pairwise" else "within_half_sd"
@@ -44,6 +51,20 @@ def regression(scores: torch.Tensor, targets: torch.Tensor, kind: str) -> torch.
         if kind == "mse"
         else F.huber_loss(scores, targets, reduction="sum")
     )
+
+
+def ranking(scores: torch.Tensor, targets: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+    """How wrongly the replies to each prompt are ordered: (N,) scores, targets, and the numbers of the prompts → ().
+
+    Of every two replies with different targets −log σ(2 · (better − worse)); the mean over a prompt's pairs counts once
+    for each of its replies, so that it stands beside a sum of squared errors. Learned together, a score says both how
+    good a reply is and which of two is better (Sculley 2010, "Combined Regression and Ranking", section 2).
+    """
+    kin = prompts[:, None] == prompts[None, :]  # (N, N)
+    pairs = kin & (targets[:, None] > targets[None, :])
+    nats = F.softplus(-2 * (scores[:, None] - scores[None, :])) * pairs
+    count = torch.zeros_like(scores).index_add(0, prompts, pairs.sum(1).to(scores.dtype))  # of each prompt; (N,)
+    return (nats.sum(1) * kin.sum(1) / count[prompts].clamp(min=1)).sum()
 
 
 def bradley_terry(chosen: torch.Tensor, rejected: torch.Tensor, margins: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,7 @@ def train(run: Run) -> Outcome:
     examples = lessons(run, run.splits.train, tokenizer, units, share)
     held_out = lessons(run, run.splits.validation or run.splits.test, tokenizer, units, share)
     together = partial(collate_families, pad=tokenizer.pad_token_id, share=share)
-    fitted = learn(run, partial(RewardModule, network, m.loss), examples, held_out, together)
+    fitted = learn(run, partial(RewardModule, network, m.loss, m.ranking), examples, held_out, together)
 
     if run.world.rank:
         return Outcome(fitted.best_loss, fitted.best_step, "")
