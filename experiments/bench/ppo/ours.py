@@ -8,7 +8,6 @@ import json
 import os
 import resource
 import tempfile
-import time
 from pathlib import Path
 
 
@@ -41,7 +40,7 @@ os.environ |= {"OMP_NUM_THREADS": str(args.threads), "TOKENIZERS_PARALLELISM": "
 # The libraries read these variables while they are imported, hence the order.
 import psutil  # noqa: E402
 import torch  # noqa: E402
-from task import score  # noqa: E402
+from task import Clock, score  # noqa: E402
 
 from manners.config import PPO  # noqa: E402
 from manners.data.rows import Prompt  # noqa: E402
@@ -134,12 +133,13 @@ def measure(folder: Path) -> dict:
     asked = [Prompt([{"role": "user", "content": ""}], extra=json.loads(line)) for line in lines]
     optimizer, state = make_optimizer(game.actor, game.settings), Progressed(kl_coef=args.kl_coef)
     before, peak_before = rss_mb(), peak_mb()
-    wall, cpu, logs = [], [], []
+    clock, wall, cpu, logs = Clock(), [], [], []
     for _ in range(args.iterations):
-        wall_before, cpu_before = time.perf_counter(), time.process_time()
+        clock.start()
         metrics, _, _ = iterate(game, asked, optimizer, state, folder)
-        wall.append(time.perf_counter() - wall_before)
-        cpu.append(time.process_time() - cpu_before)
+        clock.stop()
+        wall.append(clock.wall_s)
+        cpu.append(clock.cpu_s)
         logs.append(metrics)
     peak = peak_mb()
     result = {

@@ -6,6 +6,7 @@ Python to write the prompts.
 
 import argparse
 import json
+import time
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[3] / "src" / "manners"
@@ -30,6 +31,16 @@ def score(completion_token_ids: list[int]) -> float:
     length = len(completion_token_ids)
     share = sum(map(is_good, completion_token_ids)) / length if length else 0.0
     return 2 * share - 1 - abs(length - WISHED_LENGTH) / (2 * WISHED_LENGTH)
+
+
+class Clock:
+    """CPU and wall seconds between ``start`` and ``stop``."""
+
+    def start(self) -> None:
+        self.cpu, self.wall = time.process_time(), time.perf_counter()
+
+    def stop(self) -> None:
+        self.cpu_s, self.wall_s = time.process_time() - self.cpu, time.perf_counter() - self.wall
 
 
 def prompts(model: Path, corpus: Path, rows: int, whole: bool = False) -> list[list[int]]:
