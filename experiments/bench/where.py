@@ -3,9 +3,10 @@
     .venv/bin/python experiments/bench/where.py sft/ours.py --rows R --model M --lora
 
 Runs the script, of the lines that share a ``task.Clock`` (sft, reward, our side of ppo), with PyTorch's profiler
-between the clock's start and stop, and prints a table in Markdown. *Floor* is the time that the operations of the matrix
-products would take at the rate which one large product reaches here on one thread. The profiler itself costs time, most
-where there are many small operations: read the shares, not the seconds. Its clock is the wall: let the machine be idle.
+between the clock's start and stop, and prints a table in Markdown. *Floor* is the time that the operations of the
+matrix products would take at the rate which one large product reaches here on one thread. The profiler itself costs
+time, most where there are many small operations: read the shares, not the seconds. Its clock is the wall: let the
+machine be idle.
 """
 
 import runpy
