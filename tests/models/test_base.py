@@ -115,6 +115,30 @@ def test_qlora_trains_over_a_base_in_four_bits(small_qwen2, tmp_path):
     assert torch.equal(frozen, layers[0].weight)
 
 
+def test_a_base_in_four_bits_teaches_the_same_after_it_has_answered(small_qwen2, tmp_path):
+    """On CPUs with bf16 instructions bitsandbytes would lay the weights out for answers alone."""
+    from bitsandbytes.nn import Linear4bit
+
+    small_qwen2.save_pretrained(tmp_path / "model")
+    model = base.load(str(tmp_path / "model"), quantization="nf4")
+    layers = [m for m in model.modules() if isinstance(m, Linear4bit)]
+    model = adapt(model, "qlora", 8, 16, 0.0, "all-linear")
+    ids = torch.arange(10, 30)[None]
+
+    def gradients():
+        model.train().zero_grad()
+        model(ids, labels=ids).loss.backward()
+        return {name: p.grad.clone() for name, p in trainable(model).items()}
+
+    packed, before = layers[0].weight.clone(), gradients()
+    with torch.no_grad():
+        model.eval()(ids)
+    after = gradients()
+    assert any(g.abs().max() > 0 for g in before.values())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(packed, layers[0].weight)
+
+
 def test_greedy_replies_are_those_of_plain_generate(small_qwen2, tokenizer):
     """Batched, sorted and padded on the left, against one prompt at a time by transformers itself."""
     from manners.data.encode import prompt_text

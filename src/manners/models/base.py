@@ -95,7 +95,20 @@ def load(
             f"model.name={name}: {missing[0]} and {len(missing) - 1} more of its weights are not in its files; "
             "transformers would draw them at random. Fetch it anew."
         )
+    if quantization == "nf4":
+        keep_differentiable(model)
     return model
+
+
+def keep_differentiable(model: PreTrainedModel) -> None:
+    """Where a CPU has bf16 instructions, bitsandbytes 0.50 packs 4-bit weights anew once a model has answered; what
+    goes through them after that has no gradient, so training would stop half-way or go wrong. Here it must not.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _load(loader, name: str, revision: str | None, **kwargs):  # type: ignore[no-untyped-def]
