@@ -88,7 +88,7 @@ def sft() -> Line:
         "TRL, packed": ("peer.py --packed", 1.4, None),
         "TRL, one row at a time": ("peer.py --single", 1.4, 1.4),
         "transformers Trainer": ("peer.py --trainer", 1.4, 1.4),
-        "bare loop": ("bare.py", 0.95, 0.95),
+        "bare loop": ("bare.py", None, 0.95),
         "bare loop, sorted": ("bare.py --sorted", 0.95, None),
     }
     cases = {}
@@ -110,7 +110,7 @@ def sft() -> Line:
         prepare=[f"sft/prepare.py {{data}}/oasst_trees_60.jsonl {folder}"],
         needs=["oasst_trees_60.jsonl"],
         agree=["loss"],
-        minutes=9.0,
+        minutes=11.0,
     )
 
 
@@ -173,7 +173,7 @@ def ppo() -> Line:
         },
         prepare=["ppo/prepare.py {torch_index}", "rloo/prepare.py"],
         agree=[],
-        minutes=8.0,
+        minutes=10.0,
         warm=False,
     )
 
