@@ -11,6 +11,9 @@ ARGS ?=
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint conf/constraints.txt
 READY = .venv/ready
 
+# Some containers forbid byte code: every start would compile all the libraries anew, and take thrice as long.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup run pipeline sweep chat test studies lint ui server report export tiny exam corpus bench bench-ppo bench-curves test-faults test-gpu test-slurm clean
 

@@ -63,7 +63,9 @@ class Sides:
         return ""
 
     def settings(self) -> dict:
-        return {"cwd": ROOT, "env": os.environ | ONE_THREAD, "stderr": self.log, "text": True}
+        # Without byte code every start would compile the libraries anew, which is no start that anyone else sees.
+        kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        return {"cwd": ROOT, "env": kept | ONE_THREAD, "stderr": self.log, "text": True}
 
     def failed(self, command: str) -> Failed:
         return Failed(f"this failed, and {os.path.relpath(self.log.name, ROOT)} says why: {command}")

@@ -2,11 +2,11 @@
 
     .venv/bin/python experiments/bench/where.py sft/ours.py --rows R --model M --lora
 
-Runs the script, of the lines that share a ``task.Clock`` (sft, reward, our side of ppo), with PyTorch's profiler
-between the clock's start and stop, and prints a table in Markdown. *Floor* is the time that the operations of the
-matrix products would take at the rate which one large product reaches here on one thread. The profiler itself costs
-time, most where there are many small operations: read the shares, not the seconds. Its clock is the wall: let the
-machine be idle.
+Runs a script of the lines that share a ``task.Clock`` (sft, reward, our side of ppo) twice: once as it is, for the
+seconds between the clock's start and stop, and once with each of PyTorch's operations timed, for their shares. What the
+operations leave of the first run's seconds is Python's and autograd's. (PyTorch's profiler is of no use here: its own
+records take so much memory that large operations become many times slower.) *Floor* is the time that the matrix
+products would take at the rate which one large product reaches here on one thread. Let the machine be idle.
 """
 
 import runpy
@@ -15,38 +15,58 @@ import sys
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 KINDS = {  # the first that an operation's name holds
     "attention": ("scaled_dot_product",),
     "optimizer": ("adam", "_foreach", "linalg_vector_norm"),
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn", "aten::linear"),
-    "copies and indexing": ("copy_", "cat", "index", "gather", "embedding", "select", "slice", "contiguous", "fill_"),
-    "other arithmetic": ("aten::",),
+    "matrix products": ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm"),
+    "copies and indexing": ("copy", "clone", "cat", "index", "gather", "embedding", "slice", "fill", "zero"),
 }
 
 
-class Clock:
-    """Profiles from each ``start`` to its ``stop``; the last one counts, those before are warm-up."""
+class Watch(TorchDispatchMode):
+    """Times every operation, in the backward pass too, and counts what the matrix products compute."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.products = 0  # floating-point operations
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        began = time.perf_counter()
+        out = func(*args, **(kwargs or {}))
+        took = kind(str(func))
+        self.seconds[took] += time.perf_counter() - began
+        if took == "matrix products":
+            self.products += 2 * out.numel() * args[-1].shape[-2]  # whatever is added comes first
+        return out
+
+
+class Clock:
+    """From each ``start`` to its ``stop``; the last one counts, those before are warm-up."""
+
+    watching = False
     last: "Clock"
 
     def start(self) -> None:
-        self.profiler = profile(activities=[ProfilerActivity.CPU], with_flops=True)
-        self.profiler.start()
+        self.watch = Watch()
+        if Clock.watching:
+            self.watch.__enter__()
         self.cpu, self.wall = time.process_time(), time.perf_counter()
 
     def stop(self) -> None:
         self.cpu_s, self.wall_s = time.process_time() - self.cpu, time.perf_counter() - self.wall
-        self.profiler.stop()
+        if Clock.watching:
+            self.watch.__exit__(None, None, None)
         Clock.last = self
 
 
 def kind(operation: str) -> str:
-    name = operation.lower()
-    return next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "")
+    return next((kind for kind, parts in KINDS.items() if any(p in operation for p in parts)), "other arithmetic")
 
 
 def rate(size: int = 1024) -> float:
@@ -60,6 +80,12 @@ def rate(size: int = 1024) -> float:
     return 2 * size**3 / statistics.median(seconds)
 
 
+def run(script: Path, watching: bool) -> Clock:
+    Clock.watching = watching
+    runpy.run_path(str(script), run_name="__main__")
+    return Clock.last
+
+
 def main() -> None:
     script = Path(__file__).parent / sys.argv[1]
     sys.path.insert(0, str(script.resolve().parent))
@@ -67,21 +93,16 @@ def main() -> None:
 
     task.Clock = Clock
     sys.argv = [str(script), *sys.argv[2:]]
-    runpy.run_path(str(script), run_name="__main__")
-    clock, seconds, operations = Clock.last, defaultdict(float), 0
-    for event in clock.profiler.key_averages():
-        if found := kind(event.key):
-            seconds[found] += event.self_cpu_time_total / 1e6
-        operations += event.flops if kind(event.key) == "matrix products" else 0
-    peak = rate()
+    whole, watch, peak = run(script, watching=False).cpu_s, run(script, watching=True).watch, rate()
+    rest = whole - sum(watch.seconds.values())
     print("\n| what | s of CPU | share |\n|---|---:|---:|")
-    rest = clock.cpu_s - sum(seconds.values())
-    for what, took in [*sorted(seconds.items(), key=lambda item: -item[1]), ("Python, autograd, Lightning", rest)]:
-        print(f"| {what} | {took:.2f} | {took / clock.cpu_s:.0%} |")
-    products, floor = seconds["matrix products"], operations / peak
+    found = sorted(watch.seconds.items(), key=lambda item: -item[1])
+    for what, took in [*found, ("Python, autograd, Lightning", rest)]:
+        print(f"| {what} | {took:.2f} | {took / whole:.0%} |")
+    products, floor = watch.seconds["matrix products"], watch.products / peak
     print(
-        f"\nFloor: {operations / 1e9:,.0f} GFLOP of matrix products at {peak / 1e9:.0f} GFLOP/s are {floor:.2f} s; "
-        f"they took {products:.2f} s of {clock.cpu_s:.2f} s. torch {torch.__version__}, one thread."
+        f"\nFloor: {watch.products / 1e9:,.0f} GFLOP of matrix products at {peak / 1e9:.0f} GFLOP/s are {floor:.2f} s; "
+        f"they took {products:.2f} s of {whole:.2f} s. torch {torch.__version__}, one thread."
     )
 
 

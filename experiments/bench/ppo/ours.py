@@ -5,10 +5,24 @@ Run it with the project's Python. The arguments are those of peer.py, and so is 
 
 import argparse
 import json
-import os
 import resource
 import tempfile
 from pathlib import Path
+
+import psutil
+import torch
+from task import Clock, score
+
+from manners.config import PPO
+from manners.data.rows import Prompt
+from manners.methods.ppo.checkpoint import Progressed
+from manners.methods.ppo.loop import Game, iterate, make_optimizer
+from manners.methods.ppo.rollout import Rollout, rollout
+from manners.methods.ppo.world import World
+from manners.methods.rewards import Part
+from manners.models import adapters, base
+from manners.models.actor import Actor
+from manners.models.generation import Sampling
 
 
 def arguments() -> argparse.Namespace:
@@ -33,25 +47,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--details", action="store_true", help="all metrics of the package too")
     return parser.parse_args()
-
-
-args = arguments()
-os.environ |= {"OMP_NUM_THREADS": str(args.threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-# The libraries read these variables while they are imported, hence the order.
-import psutil  # noqa: E402
-import torch  # noqa: E402
-from task import Clock, score  # noqa: E402
-
-from manners.config import PPO  # noqa: E402
-from manners.data.rows import Prompt  # noqa: E402
-from manners.methods.ppo.checkpoint import Progressed  # noqa: E402
-from manners.methods.ppo.loop import Game, iterate, make_optimizer  # noqa: E402
-from manners.methods.ppo.rollout import Rollout, rollout  # noqa: E402
-from manners.methods.ppo.world import World  # noqa: E402
-from manners.methods.rewards import Part  # noqa: E402
-from manners.models import adapters, base  # noqa: E402
-from manners.models.actor import Actor  # noqa: E402
-from manners.models.generation import Sampling  # noqa: E402
 
 
 class GivenTokens(Game):
@@ -170,4 +165,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    args = arguments()
     main()

@@ -7,13 +7,28 @@ everything else that TRL prints goes to stderr. Sizes are in MB of 2**20 bytes, 
 import argparse
 import contextlib
 import json
-import os
 import resource
 import sys
 import tempfile
 import time
 from collections import deque
 from pathlib import Path
+
+import psutil
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from task import score
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PrinterCallback,
+    TrainerCallback,
+    set_seed,
+)
+from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 
 def arguments() -> argparse.Namespace:
@@ -37,26 +52,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--details", action="store_true", help="TRL's own metrics too")
     return parser.parse_args()
-
-
-args = arguments()
-os.environ |= {"OMP_NUM_THREADS": str(args.threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-# The libraries read these variables while they are imported, hence the order.
-import psutil  # noqa: E402
-import torch  # noqa: E402
-from datasets import Dataset  # noqa: E402
-from peft import LoraConfig, get_peft_model  # noqa: E402
-from task import score  # noqa: E402
-from transformers import (  # noqa: E402
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    GenerationConfig,
-    PrinterCallback,
-    TrainerCallback,
-    set_seed,
-)
-from trl.experimental.ppo import PPOConfig, PPOTrainer  # noqa: E402
 
 
 class LeftPadded:
@@ -247,4 +242,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    args = arguments()
     main()

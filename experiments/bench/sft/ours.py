@@ -34,12 +34,12 @@ class Timed(SFTModule):
             self.clock.stop()
 
 
-def train(model: object, tokenizer: object, taken: list[Row], batch: int, seed: int, folder: Path) -> tuple:
+def train(model: object, tokenizer: object, taken: list[Row], batch: int, seed: int, parts: int, folder: Path) -> tuple:
     """One pass over the rows with the package's defaults, but for what all sides agree on."""
     examples = [Example(row["input_ids"], row["labels"]) for row in taken]
     together = partial(collate, pad=tokenizer.pad_token_id)
     steps = len(examples) // batch
-    shuffled = Batches(examples, batch, together, steps, accumulate=1, seed=seed, by_length=True)
+    shuffled = Batches(examples, batch, together, steps, accumulate=1, seed=seed, by_length=True, parts=parts)
     module = Timed(
         model,
         log=Silent().log,
@@ -49,24 +49,26 @@ def train(model: object, tokenizer: object, taken: list[Row], batch: int, seed: 
         warmup_steps=0,
         weight_decay=0.0,
         max_grad_norm=CLIP,
-        accumulate=1,
+        accumulate=parts,
         logging_steps=5,
     )
     module.clock = Clock()
     fit(module, shuffled, [together(examples[:1])], folder, Device("cpu", "32"), 10**6, 10**6, 0)
-    slots = sum(batch * max(examples[i].length for i in group) for group in shuffled.groups)
+    shares = [group[i : i + batch // parts] for group in shuffled.groups for i in range(0, batch, batch // parts)]
+    slots = sum(len(rows) * max(examples[i].length for i in rows) for rows in shares)
     return module.clock, steps, slots
 
 
 def main() -> None:
-    args = arguments("Our SFT.")
+    args = arguments("Our SFT.", "--apart")
+    parts = 4 if args.apart else 1
     warm, taken, held_out = rows(args)
     model, tokenizer = base.load(str(args.model)), base.load_tokenizer(str(args.model))
     model = adapters.adapt(model, "lora" if args.lora else "none", 16, 32, 0.0, "all-linear")
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
-        train(model, tokenizer, warm, args.batch, args.seed, Path(folder))
+        train(model, tokenizer, warm, args.batch, args.seed, parts, Path(folder))
         discard_checkpoints(Path(folder))
-        clock, steps, slots = train(model, tokenizer, taken, args.batch, args.seed, Path(folder))
+        clock, steps, slots = train(model, tokenizer, taken, args.batch, args.seed, parts, Path(folder))
     say(clock, steps, slots, taken, loss(model, held_out))
 
 

@@ -1,6 +1,6 @@
-"""Six small jobs by ``train.py``, and what each takes beyond its training and its answers before and after.
+"""Four small jobs by ``train.py``, and what each takes beyond its training and its answers before and after.
 
-    jobs.py --together    one process: train.py -m seed=1,2,3,4,5,6
+    jobs.py --together    one process: train.py -m seed=1,2,3,4
     jobs.py               one of them alone
 
 A job is eight steps on the packaged corpus and a few answers before and after, tracked in MLflow. The first job of a
@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-JOBS = 6
+JOBS = 4
 SMALL = [
     "dataset.max_rows=40", "method.max_steps=8", "method.eval_steps=4", "evaluation.test_prompts=8",
     "evaluation.max_new_tokens=24",
