@@ -4,6 +4,7 @@ Not in it are MLflow, which has a line of its own, and checkpoints, which no sid
 """
 
 import contextlib
+import gc
 import sys
 import tempfile
 from functools import partial
@@ -68,6 +69,7 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
         train(model, tokenizer, warm, args.batch, args.seed, parts, Path(folder))
         discard_checkpoints(Path(folder))
+        gc.collect()  # Lightning's trainer and module hold each other, and the optimizer's states with them
         clock, steps, slots = train(model, tokenizer, taken, args.batch, args.seed, parts, Path(folder))
     say(clock, steps, slots, taken, loss(model, held_out))
 

@@ -5,6 +5,7 @@ gradient checkpointing, as on our side: SFTTrainer's own defaults (bf16, checkpo
 """
 
 import contextlib
+import gc
 import os
 import sys
 import tempfile
@@ -83,6 +84,7 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
         train(warm, folder)
         slots.clear()
+        gc.collect()  # as on our side
         clock, steps = train(taken, folder)
     say(clock, steps, sum(slots), taken, loss(model, held_out))
 
