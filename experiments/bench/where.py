@@ -3,8 +3,8 @@
     .venv/bin/python experiments/bench/where.py sft/ours.py --rows R --model M --lora
 
 Runs a script of the lines that share a ``task.Clock`` (sft, reward, our side of ppo) twice: once as it is, for the
-seconds between the clock's start and stop, and once with each of PyTorch's operations timed, for their shares. What the
-operations leave of the first run's seconds is Python's and autograd's. (PyTorch's profiler is of no use here: its own
+seconds between the clock's start and stop, and once with each of PyTorch's operations timed, for their shares. By how
+much their sum stays below the first run's seconds is Python's and autograd's part. (PyTorch's profiler is of no use here: its own
 records take so much memory that large operations become many times slower.) *Floor* is the time that the matrix
 products would take at the rate which one large product reaches here on one thread. Let the machine be idle.
 """
@@ -94,15 +94,14 @@ def main() -> None:
     task.Clock = Clock
     sys.argv = [str(script), *sys.argv[2:]]
     whole, watch, peak = run(script, watching=False).cpu_s, run(script, watching=True).watch, rate()
-    rest = whole - sum(watch.seconds.values())
+    together = sum(watch.seconds.values())
     print("\n| what | s of CPU | share |\n|---|---:|---:|")
-    found = sorted(watch.seconds.items(), key=lambda item: -item[1])
-    for what, took in [*found, ("Python, autograd, Lightning", rest)]:
-        print(f"| {what} | {took:.2f} | {took / whole:.0%} |")
+    for what, took in sorted(watch.seconds.items(), key=lambda item: -item[1]):
+        print(f"| {what} | {took:.2f} | {took / together:.0%} |")
     products, floor = watch.seconds["matrix products"], watch.products / peak
     print(
         f"\nFloor: {watch.products / 1e9:,.0f} GFLOP of matrix products at {peak / 1e9:.0f} GFLOP/s are {floor:.2f} s; "
-        f"they took {products:.2f} s of {whole:.2f} s. torch {torch.__version__}, one thread."
+        f"they took {products:.2f} s of {together:.2f} s; untimed, all took {whole:.2f} s. torch {torch.__version__}, one thread."
     )
 
 
