@@ -4,9 +4,9 @@
 
 Runs a script of the lines that share a ``task.Clock`` (sft, reward, our side of ppo) twice: once as it is, for the
 seconds between the clock's start and stop, and once with each of PyTorch's operations timed, for their shares. By how
-much their sum stays below the first run's seconds is Python's and autograd's part. (PyTorch's profiler is of no use here: its own
-records take so much memory that large operations become many times slower.) *Floor* is the time that the matrix
-products would take at the rate which one large product reaches here on one thread. Let the machine be idle.
+much their sum stays below the first run's seconds is Python's and autograd's part. (PyTorch's profiler is of no use
+here: its own records take so much memory that large operations become many times slower.) *Floor* is the time that the
+matrix products would take at the rate which one large product reaches here on one thread. Let the machine be idle.
 """
 
 import runpy
@@ -101,7 +101,7 @@ def main() -> None:
     products, floor = watch.seconds["matrix products"], watch.products / peak
     print(
         f"\nFloor: {watch.products / 1e9:,.0f} GFLOP of matrix products at {peak / 1e9:.0f} GFLOP/s are {floor:.2f} s; "
-        f"they took {products:.2f} s of {together:.2f} s; untimed, all took {whole:.2f} s. torch {torch.__version__}, one thread."
+        f"they took {products:.2f} s of {together:.2f} s. Untimed, all took {whole:.2f} s. torch {torch.__version__}."
     )
 
 
