@@ -184,7 +184,7 @@ def draw(found: list[Row], out: Path) -> None:
         panel.plot([], [], "o-", color=COLOURS[colour], label=label)
     panel.plot([], [], "|", color="black", markersize=11, markeredgewidth=2, label="goal")
     panel.axvline(1, color="#adb5bd", linewidth=1, zorder=0)
-    panel.set_yticks(range(len(found)), [f"{r.line}: {r.case}\nagainst {r.peer}, {r.measure.name}" for r in found])
+    panel.set_yticks(range(len(found)), [f"{r.line}: {r.case} | {r.peer} | {r.measure.name}" for r in found])
     panel.tick_params(axis="y", labelsize=7)
     panel.set_ylim(len(found) - 0.5, -0.5)
     panel.set_xscale("log")
@@ -203,9 +203,13 @@ def draw(found: list[Row], out: Path) -> None:
 
 
 def write() -> None:
-    """The figure, and the table between its marks in README.md; the words around it are written by hand."""
+    """The figure of what a plain ``make bench`` measures, and the table of all between its marks in README.md.
+
+    The words around them are written by hand.
+    """
     results = all_results()
-    found = [row for name, cases in results.items() for row in rows(name, cases)]
+    brief = {n: {c: about for c, about in cases.items() if LINES[n].cases[c].brief} for n, cases in results.items()}
+    found = [row for name, cases in brief.items() for row in rows(name, cases)]
     if found:
         draw(found, FIGURE)
     text = README.read_text(encoding="utf-8")
