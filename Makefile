@@ -11,7 +11,7 @@ ARGS ?=
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint conf/constraints.txt
 READY = .venv/ready
 
-# Some containers forbid byte code: every start would compile all the libraries anew, and take thrice as long.
+# Some containers forbid byte code: every start would compile all the libraries anew, and take more than twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
