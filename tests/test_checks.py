@@ -179,3 +179,25 @@ def test_every_adapter_passes(adapter):
 @pytest.mark.parametrize("hardware", choices("hardware"))
 def test_every_hardware_passes(hardware):
     checks.check(compose(f"hardware={hardware}"))
+
+
+@pytest.mark.parametrize(
+    "choices, says",
+    [
+        (["method=ppo"], "with method=ppo leave it out"),
+        (["hardware=mps"], "hardware.compile=false"),
+        ([], "needs a C++ compiler, and no-such-compiler is not here"),
+    ],
+)
+def test_compiling_is_refused_where_it_cannot_be(monkeypatch, choices, says):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert says in refusal(compose(*choices, "hardware.compile=true"))
+
+
+def test_and_taken_where_there_is_a_compiler(monkeypatch, tmp_path):
+    (tmp_path / "c++").touch(mode=0o755)
+    monkeypatch.setenv("CXX", str(tmp_path / "c++"))
+    monkeypatch.setattr(checks.sysconfig, "get_path", lambda _: str(tmp_path))
+    assert "Python.h" in refusal(changed("hardware.compile=true"))
+    (tmp_path / "Python.h").touch()
+    checks.check(changed("hardware.compile=true"))

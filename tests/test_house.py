@@ -19,7 +19,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # each other, methods know nothing of evaluation or tracking, and only the scripts know the pipeline.
 LAYERS = [
     {"errors", "paths", "grouping", "stop"},
-    {"config", "hub", "disk", "several"},
+    {"config", "hub", "disk", "several", "ranges"},
     {"data", "models", "hardware", "lineage", "ui"},
     {"store", "cost", "outbox"},
     {"methods", "evaluation", "tracking", "registry", "checks", "preview", "help", "chain"},

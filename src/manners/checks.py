@@ -1,61 +1,19 @@
 """Combinations that cannot work, refused before anything heavy is imported."""
 
-import math
+import os
+import shutil
+import sys
+import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from manners import several
+from manners import ranges, several
 from manners.config import STARTS_FROM, is_schema, options
 from manners.data import source
 from manners.errors import MannersError, did_you_mean
 
-# The least that a method's option may be, where the method has it.
-AT_LEAST = {
-    "learning_rate": 0,
-    "value_learning_rate": 0,
-    "warmup_steps": 0,
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "max_length": 8,
-    "eval_steps": 1,
-    "save_steps": 1,
-    "logging_steps": 1,
-    "weight_decay": 0,
-    "max_grad_norm": 0,
-    "early_stopping_patience": 0,
-    "ranking": 0,
-    "corrupted": 0,
-    "beta": 0.001,
-    "total_episodes": 1,
-    "batch_size": 1,
-    "num_generations": 2,
-    "response_length": 1,
-    "max_prompt_length": 8,
-    "micro_batch_tokens": 1,
-    "num_ppo_epochs": 1,
-    "num_mini_batches": 1,
-    "temperature": 0.01,
-    "cliprange": 0,
-    "cliprange_value": 0,
-    "vf_coef": 0,
-    "entropy_coef": 0,
-    "kl_coef": 0,
-    "target": 0.01,
-    "horizon": 1,
-    "target_kl": 0,
-    "reward_clip": 0,
-    "missing_eos_penalty": 0,
-    "gamma": 0,
-    "lam": 0,
-    "sanity_floor": 0,
-    "eval_prompts": 0,
-    "log_samples_steps": 1,
-    "log_samples": 1,
-}
-KEPT = ("deleted", "synthetic", "unreviewed")  # messages of OpenAssistant that are left out by default
 COUNTABLE = 50_000_000  # bytes: a larger file is counted when it is read, not while the user waits
 
 
@@ -66,11 +24,12 @@ def check(cfg: DictConfig) -> None:
     if "method" not in cfg:  # evaluate.py and chat.py open what was trained
         check_opened(cfg)
         return
-    check_ranges(cfg)
+    ranges.check(cfg)
     check_method(cfg)
     check_start(cfg)
     check_online(cfg)
     check_adapter(cfg)
+    check_compile(cfg)
     several.check(cfg)
     check_data(cfg)
 
@@ -109,55 +68,6 @@ def check_choices(node: DictConfig, path: str = "") -> None:
             )
         if isinstance(value, DictConfig) and is_schema(OmegaConf.get_type(value)):
             check_choices(value, f"{path}{name}.")
-
-
-def check_ranges(cfg: DictConfig) -> None:
-    m, a, d = cfg.method, cfg.adapter, cfg.dataset
-    at_least = {f"method.{name}": (m[name], least) for name, least in AT_LEAST.items() if name in m}
-    at_least |= {
-        "adapter.r": (a.r, 1),
-        "evaluation.prompts": (cfg.evaluation.prompts, 0),
-        "evaluation.test_prompts": (cfg.evaluation.test_prompts, 0),
-        "evaluation.max_new_tokens": (cfg.evaluation.max_new_tokens, 1),
-        "evaluation.batch_size": (cfg.evaluation.batch_size, 1),
-    }
-    for key, (value, least) in at_least.items():
-        if value is not None and not least <= value < math.inf:  # nan compares with nothing, and is refused too
-            raise MannersError(f"{key}={value} must be at least {least}.", key)
-    shares = {
-        "adapter.lora_dropout": a.lora_dropout,
-        "dataset.validation_share": d.validation_share,
-        "dataset.test_share": d.test_share,
-    }
-    for key, value in shares.items():
-        if not 0 <= value < 1:
-            raise MannersError(f"{key}={value} must be from 0 up to, but not including, 1.", key)
-    if d.score_above is not None and not 0 <= d.score_above < 1:
-        raise MannersError(f"dataset.score_above={d.score_above} is a quantile: from 0 up to 1.", "dataset.score_above")
-    if d.prompt_words < 0:
-        raise MannersError(f"dataset.prompt_words={d.prompt_words} must be at least 0.", "dataset.prompt_words")
-    for word in d.keep:
-        if word not in KEPT:
-            raise MannersError(f"dataset.keep={list(d.keep)}: {did_you_mean(word, KEPT)}", "dataset.keep")
-    if d.end_of_conversation is not None and d.train_on == "assistant":
-        raise MannersError(
-            "dataset.end_of_conversation is said by the user, whose turns carry no loss: dataset.train_on=user.",
-            "dataset.end_of_conversation",
-        )
-    if d.validation_share + d.test_share >= 1:
-        raise MannersError("dataset.validation_share and dataset.test_share leave nothing to train on.")
-    if cfg.hardware.num_threads is not None and cfg.hardware.num_threads < 1:
-        raise MannersError(f"hardware.num_threads={cfg.hardware.num_threads} must be at least 1, or null.")
-    if cfg.hardware.parts != "auto" and not (type(cfg.hardware.parts) is int and cfg.hardware.parts >= 1):
-        raise MannersError(f"hardware.parts={cfg.hardware.parts} must be auto, or a number from 1 up.")
-    if d.max_rows is not None and d.max_rows < 1:
-        raise MannersError(f"dataset.max_rows={d.max_rows} must be at least 1, or null for all rows.")
-    if "max_steps" in m and m.max_steps < -1:
-        raise MannersError(f"method.max_steps={m.max_steps} must be above 0, or -1 to train for the epochs.")
-    if "max_steps" in m and (m.max_steps == 0 or (m.max_steps < 0 and m.num_train_epochs <= 0)):
-        raise MannersError("there is nothing to train: set method.num_train_epochs or method.max_steps above 0.")
-    if cfg.evaluation.do_sample and cfg.evaluation.temperature <= 0:
-        raise MannersError("evaluation.temperature must be above 0 to sample; evaluation.do_sample=false is greedy.")
 
 
 def check_method(cfg: DictConfig) -> None:
@@ -274,6 +184,24 @@ def check_adapter(cfg: DictConfig) -> None:
         raise MannersError("bitsandbytes has no 8-bit optimizer for Apple's GPU: hardware.optim=adamw.")
     if quantization != "none" and cfg.hardware.accelerator == "mps":
         raise MannersError("bitsandbytes has no 4-bit kernels for Apple's GPU: use adapter=lora with hardware=mps.")
+
+
+def check_compile(cfg: DictConfig) -> None:
+    """For what Lightning trains; and torch writes C++, which something here must be able to compile."""
+    if not cfg.hardware.compile:
+        return
+    if cfg.method.name not in ("sft", "reward"):
+        raise MannersError(
+            f"hardware.compile=true is for SFT and reward models: with method={cfg.method.name} leave it out."
+        )
+    if cfg.hardware.accelerator == "mps":
+        raise MannersError("hardware.compile=true is for CPUs and NVIDIA GPUs: hardware.compile=false.")
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if not shutil.which(compiler):
+        raise MannersError(f"hardware.compile=true needs a C++ compiler, and {compiler} is not here: install it.")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.exists():
+        raise MannersError(f"hardware.compile=true needs {header}: install Python's headers (apt install python3-dev).")
 
 
 def check_data(cfg: DictConfig) -> None:

@@ -18,6 +18,7 @@ from manners.hardware import Device
 from manners.methods.fit import discard_checkpoints, fit
 from manners.methods.sft import SFTModule
 from manners.models import adapters, base
+from manners.models.compiled import compiled
 from manners.tracking import Silent
 
 
@@ -61,12 +62,13 @@ def train(model: object, tokenizer: object, taken: list[Row], batch: int, seed: 
 
 
 def main() -> None:
-    args = arguments("Our SFT.", "--apart")
+    args = arguments("Our SFT.", "--apart", "--compile")
     parts = 4 if args.apart else 1
     warm, taken, held_out = rows(args)
     model, tokenizer = base.load(str(args.model)), base.load_tokenizer(str(args.model))
     model = adapters.adapt(model, "lora" if args.lora else "none", 16, 32, 0.0, "all-linear")
-    with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
+    silent, scratch = contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory()
+    with silent, scratch as folder, compiled(model, args.compile):
         train(model, tokenizer, warm, args.batch, args.seed, parts, Path(folder))
         discard_checkpoints(Path(folder))
         gc.collect()  # Lightning's trainer and module hold each other, and the optimizer's states with them

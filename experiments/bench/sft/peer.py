@@ -35,7 +35,7 @@ class Timer(TrainerCallback):
 
 
 def main() -> None:
-    args = arguments("SFTTrainer or Trainer.", "--trainer", "--packed", "--grouped", "--single")
+    args = arguments("SFTTrainer or Trainer.", "--trainer", "--packed", "--grouped", "--single", "--compile")
     warm, taken, held_out = rows(args)
     model, tokenizer = load(args)
     model = get_peft_model(model, lora()) if args.lora else model
@@ -62,6 +62,7 @@ def main() -> None:
             "report_to": "none",
             "bf16": False,
             "gradient_checkpointing": False,
+            "torch_compile": args.compile,
         }
         timer, data = Timer(), Dataset.from_list(given)
         if args.trainer:

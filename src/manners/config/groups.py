@@ -72,6 +72,7 @@ class Hardware:
     num_threads: int | None = option(None, "CPU threads; torch's own choice by default")
     devices: int = option(1, "processes that train one model together by SFT or as a reward model, a device each")
     parts: Any = option("auto", "parts that rows are read in, for memory's sake: the same steps; auto: as few as fit")
+    compile: bool = option(False, "compile the layers (torch.compile): faster steps, after half a minute")
     strategy: str = option("ddp", "several devices hold a copy of the model each, or a share", ("ddp", "fsdp"))
 
 

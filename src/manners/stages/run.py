@@ -19,6 +19,7 @@ from manners.methods.fit import Fitted, fit, load_best
 from manners.methods.module import Module
 from manners.methods.ppo.world import World
 from manners.models import adapters, base
+from manners.models.compiled import compiled
 from manners.tracking import Silent, Tracker
 
 console = Console(markup=False)  # what is said may hold words of the data or the user, and those may hold brackets
@@ -100,10 +101,13 @@ def learn(
         world=run.world,
     )
     validation = in_order(held_out, m.per_device_eval_batch_size, together, *among)
-    fitted = fit(
-        learner, shuffled, validation, run.path, run.device, m.eval_steps, m.save_steps, m.early_stopping_patience,
-        run.world, run.cfg.hardware.strategy,
-    )  # fmt: skip
+    if run.cfg.hardware.compile:
+        console.print("compiling the layers: the first steps take half a minute or more")
+    with compiled(learner.model, run.cfg.hardware.compile):
+        fitted = fit(
+            learner, shuffled, validation, run.path, run.device, m.eval_steps, m.save_steps, m.early_stopping_patience,
+            run.world, run.cfg.hardware.strategy,
+        )  # fmt: skip
     if run.world.rank == 0:
         run.folder.remember(tokens=tokens_read(shuffled, fitted.steps))
     return fitted
