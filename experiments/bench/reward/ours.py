@@ -54,8 +54,8 @@ def train(network: Any, pad: int, taken: list[Row], args: Any, folder: Path) -> 
         slots.append(batch["input_ids"].numel())
         return batch
 
-    steps = len(families) // args.batch
-    shuffled = Batches(families, args.batch, counted, steps, accumulate=1, seed=args.seed, by_length=True)
+    steps, parts = len(families) // args.batch, 2 if args.apart else 1
+    shuffled = Batches(families, args.batch, counted, steps, accumulate=1, seed=args.seed, by_length=True, parts=parts)
     module = Timed(
         network,
         "pairwise" if args.pairs else "mse",
@@ -66,7 +66,7 @@ def train(network: Any, pad: int, taken: list[Row], args: Any, folder: Path) -> 
         warmup_steps=0,
         weight_decay=0.0,
         max_grad_norm=CLIP,
-        accumulate=1,
+        accumulate=parts,
         logging_steps=5,
     )
     module.clock = Clock()
@@ -76,7 +76,7 @@ def train(network: Any, pad: int, taken: list[Row], args: Any, folder: Path) -> 
 
 
 def main() -> None:
-    args = arguments("Our reward model.")
+    args = arguments("Our reward model.", "--apart")
     warm, taken, held_out = rows(args)
     tokenizer = base.load_tokenizer(str(args.model), chats=False)
     network = AutoModelForSequenceClassification.from_pretrained(args.model)  # the package's own would draw a new head

@@ -11,12 +11,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def main() -> None:
+    folder = model_folder("large")
+    weights = [path / "model.safetensors" for path in (folder, TINY)]
+    if weights[0].exists() and weights[0].stat().st_mtime > weights[1].stat().st_mtime:
+        return
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
     old = model.get_input_embeddings().weight.detach().clone()
     model.resize_token_embeddings(LARGE, mean_resizing=False)
     with torch.no_grad():
         model.get_input_embeddings().weight[len(old) :] = 2 * old.mean(0)
-    folder = model_folder("large")
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(TINY).save_pretrained(folder)
 
