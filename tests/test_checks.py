@@ -132,6 +132,10 @@ def test_a_batch_may_be_as_large_as_the_data_and_no_larger(twelve_rows):
     assert "mine.jsonl has 12 rows" in said
 
 
+def test_rows_that_are_only_shown_fill_no_batch(twelve_rows):
+    checks.check(changed(twelve_rows, *batch(13), "preview=true"))
+
+
 @pytest.mark.parametrize("size, accumulate", [(13, 1), (5, 3), (1, 40)])
 def test_what_a_too_large_batch_is_told_to_try_works(twelve_rows, size, accumulate):
     given = [twelve_rows, *batch(size, accumulate)]

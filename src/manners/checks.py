@@ -214,7 +214,7 @@ def check_data(cfg: DictConfig) -> None:
         return
     rows = sum(source.count_rows(f) for f in source.files_of(file))
     rows = min(rows, cfg.dataset.max_rows or rows)
-    if "per_device_train_batch_size" not in cfg.method:
+    if cfg.preview or "per_device_train_batch_size" not in cfg.method:
         return
     steps = cfg.method.gradient_accumulation_steps * cfg.hardware.devices
     batch = cfg.method.per_device_train_batch_size * steps
