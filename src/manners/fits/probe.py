@@ -130,6 +130,7 @@ def two_steps(run: Run, module: Callable[..., Any], work: longest.Lessons) -> fl
     """By the run's own trainer, with a validation after them."""
     cfg = run.cfg.copy()
     cfg.method.max_steps, cfg.method.logging_steps, cfg.method.warmup_steps = STEPS, 1, 0
+    cfg.hardware.compile = False  # two steps would be nearly all compiling
     learn(replace(run, cfg=cfg), module, work.train, work.validation, work.together)
     first, *_, last = run.tracker.ticks  # type: ignore[union-attr]
     return float(last - first)
