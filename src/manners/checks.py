@@ -194,8 +194,8 @@ def check_compile(cfg: DictConfig) -> None:
         raise MannersError(
             f"hardware.compile=true is for SFT and reward models: with method={cfg.method.name} leave it out."
         )
-    if cfg.hardware.accelerator == "mps":
-        raise MannersError("hardware.compile=true is for CPUs and NVIDIA GPUs: hardware.compile=false.")
+    if cfg.hardware.accelerator == "mps" or (cfg.hardware.accelerator == "auto" and sys.platform == "darwin"):
+        raise MannersError("hardware.compile=true is for CPUs and NVIDIA GPUs: hardware=cpu, or leave it out.")
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if not shutil.which(compiler):
         raise MannersError(f"hardware.compile=true needs a C++ compiler, and {compiler} is not here: install it.")
