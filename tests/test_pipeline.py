@@ -1,6 +1,7 @@
 """The command a user types, end to end on the tiny base, and what it leaves behind."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,15 @@ def test_the_users_own_file_trains_from_another_folder(tmp_path):
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
     train(tmp_path / "out", "dataset=jsonl", "dataset.path=mine.jsonl", "adapter=none", cwd=tmp_path)
     assert (only_run(tmp_path / "out") / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_layers_learn_what_those_as_written_do(tmp_path):
+    train(tmp_path / "plain", "adapter=none")
+    said = train(tmp_path / "fast", "adapter=none", "hardware.compile=true")
+    assert "compiling the layers" in said
+    plain, fast = (
+        [r["val/loss"] for r in commands.records(only_run(tmp_path / kind) / "metrics.jsonl") if "val/loss" in r]
+        for kind in ("plain", "fast")
+    )
+    assert len(plain) == 3 and fast == pytest.approx(plain, rel=1e-3)

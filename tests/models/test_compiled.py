@@ -1,5 +1,7 @@
 """hardware.compile: the same losses and gradients as written, in every family, and nothing of it left afterwards."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -9,6 +11,8 @@ from manners.models.compiled import compiled
 from manners.models.loss import token_nll
 from tests import families
 
+if not shutil.which("g++"):
+    pytest.skip("torch.compile needs a C++ compiler", allow_module_level=True)
 ROWS = [(3, 17), (2, 40), (1, 9)]  # rows, tokens: a batch of one row, too
 
 
