@@ -91,6 +91,7 @@ def sft() -> Line:
         "bare loop": ("bare.py", None, 0.95),
         "bare loop, sorted": ("bare.py --sorted", 0.95, None),
     }
+    compiled = {("conversations", "tiny", "full"), ("conversations", "tiny", "LoRA"), ("exchanges", "tiny", "full")}
     cases = {}
     for rows, at in (("exchanges", 1), ("conversations", 2)):
         for model, shape in models.items():
@@ -104,14 +105,11 @@ def sft() -> Line:
                 brief = (rows, model, kind) in {("exchanges", "tiny", "LoRA"), ("conversations", "tiny", "full")}
                 ours = f"sft/ours.py{task}" + (" --apart" if rows == "exchanges" else "")
                 cases[f"{rows}, {model}, {kind}"] = Case(Side(ours), sides, brief=brief)
-                if rows == "conversations":  # of one length: so peers have compiled all before the clock starts
-                    faster = {
-                        f"{peer}, compiled": Side(f"{side.command} --compile", side.goals)
-                        for peer, side in sides.items()
-                        if peer != "bare loop"
-                    }
-                    both = {peer: side for peer, side in sides.items() if peer != "bare loop"} | faster
-                    cases[f"{rows}, {model}, {kind}, compiled"] = Case(Side(f"{ours} --compile"), both, brief=False)
+                if (rows, model, kind) in compiled:
+                    best = {peer: side for peer, side in sides.items() if not peer.startswith("bare")}
+                    faster = {f"{peer}, compiled": Side(f"{s.command} --compile", s.goals) for peer, s in best.items()}
+                    case = Case(Side(f"{ours} --compile"), best | faster, brief=False)
+                    cases[f"{rows}, {model}, {kind}, compiled"] = case
     return Line(
         "supervised fine-tuning on OpenAssistant's trees",
         [speed],
