@@ -91,7 +91,7 @@ exam: setup  ## ask the tiny base all its facts, in question forms it never saw 
 corpus: setup  ## write the generated strictbot corpus anew (the same bytes)
 	.venv/bin/python -m manners.world.strictbot
 
-bench: setup  ## ours and the peers' by turns (half an hour)  ARGS="sft", ARGS="sft reward --pairs 3"
+bench: setup  ## ours and the peers' by turns (twenty minutes)  ARGS="sft", ARGS="sft reward --pairs 3"
 	.venv/bin/python experiments/bench/run.py --torch-index="$(TORCH_INDEX)" $(ARGS)
 
 bench-ppo: setup  ## compare PPO with TRL 1.12's in time and memory

@@ -214,7 +214,7 @@ def start() -> Line:
 
 def tracking() -> Line:
     cost = Measure("step with MLflow ÷ without, CPU", lambda run: run["cpu_s"] / run["off_cpu_s"], form=".3f")
-    side = " --windows 6"
+    side = " --windows 8"
     case = Case(Side(f"tracking/ours.py{side}"), {"MLFlowLogger": Side(f"tracking/peer.py{side}")}, {cost.name: 1.02})
     return Line("the cost of tracking", [cost], {"SFT, tiny, LoRA": case}, agree=["loss"], minutes=4.5)
 

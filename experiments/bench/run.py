@@ -1,6 +1,6 @@
 """The benchmark: our side and its peers by turns, line after line. See lines.py for what is measured.
 
-    make bench                                    the brief cases of all lines (half an hour)
+    make bench                                    the brief cases of all lines (twenty minutes)
     make bench ARGS="sft"                         those of one line
     make bench ARGS="sft reward --all --pairs 7"  all cases of two lines
     make bench ARGS="sft --cases 'exchanges, tiny, LoRA' --minutes 10"
