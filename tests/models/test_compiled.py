@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 
+from manners.errors import MannersError
 from manners.models import adapters
 from manners.models.actor import drop_nothing
 from manners.models.compiled import compiled
@@ -58,3 +59,8 @@ def test_nothing_is_compiled_unless_it_is_wanted():
     model = families.language_model("qwen2")
     with compiled(model, False):
         assert calls_compiled(model) == 0
+
+
+def test_a_model_without_layers_that_are_known_is_refused():
+    with pytest.raises(MannersError, match="layers of a Linear are not known"), compiled(torch.nn.Linear(2, 2), True):
+        pass

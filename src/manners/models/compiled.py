@@ -10,15 +10,20 @@ from contextlib import contextmanager
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from manners.errors import MannersError
+
 
 @contextmanager
 def compiled(model: torch.nn.Module, wanted: bool) -> Iterator[None]:
     """Within, the layers of ``model`` are compiled if ``wanted``, once for any number of rows and of tokens.
 
     Beyond it they run as they are written: decoding, with a cache that grows, would compile them again and again.
+    Raises MannersError for a model whose layers are not known.
     """
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)] if wanted else []
-    if layers:
+    if wanted and not layers:
+        raise MannersError(f"hardware.compile=true: layers of a {type(model).__name__} are not known: leave it out.")
+    if wanted:
         torch.compiler.reset()  # so that what earlier jobs of a sweep compiled does not use up the variants allowed
     for layer in layers:
         layer.compile(dynamic=True)
