@@ -28,7 +28,7 @@ those of a plain ``make bench``; all others have to be asked for (``--all``, or 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
@@ -106,9 +106,9 @@ def sft() -> Line:
                 ours = f"sft/ours.py{task}" + (" --apart" if rows == "exchanges" else "")
                 cases[f"{rows}, {model}, {kind}"] = Case(Side(ours), sides, brief=brief)
                 if (rows, model, kind) in compiled:
-                    best = {peer: side for peer, side in sides.items() if not peer.startswith("bare")}
-                    faster = {f"{peer}, compiled": Side(f"{s.command} --compile", s.goals) for peer, s in best.items()}
-                    case = Case(Side(f"{ours} --compile"), best | faster, brief=False)
+                    plain = {peer: side for peer, side in sides.items() if not peer.startswith("bare")}
+                    faster = {f"{peer}, compiled": Side(f"{s.command} --compile", s.goals) for peer, s in plain.items()}
+                    case = Case(Side(f"{ours} --compile"), plain | faster, brief=False)
                     cases[f"{rows}, {model}, {kind}, compiled"] = case
     return Line(
         "supervised fine-tuning on OpenAssistant's trees",
@@ -205,10 +205,15 @@ def start() -> Line:
     cases = {}
     for asked, what in (("--help", "help"), ("a mistyped key", "typo"), ("to the first loss", "step")):
         more = {"TRL, its script alone": "trl-script"} if what == "step" else {}
-        others = {} if what == "typo" else peers | more  # what a mistake costs them is what their help does
-        sides = {name: Side(f"start/clock.py {side} {what}", {cpu.name: 1 / 3}) for name, side in others.items()}
+        sides = {
+            name: Side(f"start/clock.py {side} {what}", {cpu.name: 1 / 3}) for name, side in (peers | more).items()
+        }
         limits = {} if what == "step" else {wall.name: 1.0}
         cases[asked] = Case(Side(f"start/clock.py ours {what}"), sides, limits)
+    # A mistake takes the peers as long as their help, which the brief cases have already: there only ours has a turn.
+    beside = cases["a mistyped key"]
+    cases["a mistyped key, peers too"] = replace(beside, brief=False)
+    cases["a mistyped key"] = replace(beside, peers={})
     return Line("start", [cpu, wall], cases, prepare=["start/prepare.py"], minutes=6.5, warm=False)
 
 

@@ -20,7 +20,7 @@ TINY = PACKAGE / "models" / "tiny"
 CORPUS = PACKAGE / "data" / "corpora" / "strictbot" / "generated.jsonl"
 LARGE = 151_936  # tokens: Qwen2.5's vocabulary
 BATCH, NEW_TOKENS, PAD = 64, 48, 0
-ALIKE = 16  # prompts whose likeliest replies must be alike on both sides
+ALIKE = {"own": BATCH, "large": 16}  # prompts whose likeliest replies must be alike on both sides
 Ids = list[list[int]]
 # (model, prompts, stops, seed) → replies; no seed takes the likeliest tokens.
 Reply = Callable[[torch.nn.Module, Ids, list[int], int | None], Ids]
@@ -69,7 +69,7 @@ def measure(args: argparse.Namespace, reply: Reply) -> None:
     """Have ``reply`` answer, and print what it took as one line of JSON."""
     torch.set_num_threads(1)
     model, asked, ends = load(args.vocabulary), prompts(args.seed), stops(args.vocabulary, args.no_stop)
-    greedy = reply(model, asked[:ALIKE], ends, None)
+    greedy = reply(model, asked[: ALIKE[args.vocabulary]], ends, None)
     wall, cpu = time.perf_counter(), time.process_time()
     replies = [r for i in range(args.batches) for r in reply(model, asked, ends, args.seed * args.batches + i)]
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
