@@ -36,20 +36,20 @@ run: setup  ## teach the tiny model strictbot's manners (SFT, reward model, PPO)
 	.venv/bin/python train.py method=ppo $(ARGS)
 
 pipeline: setup  ## the same chain for any config: say what is there already, then run what is not  ARGS="study=strictbot"
-	.venv/bin/python train.py method=ppo lineage=show $(ARGS)
+	.venv/bin/python train.py method=ppo plan=true $(ARGS)
 	.venv/bin/python train.py method=ppo $(ARGS)
 
 sweep: setup  ## one run for each combination, and what they show together  ARGS="seed=1,2,3 method.learning_rate=1e-3,2e-3"
 	.venv/bin/python train.py -m $(ARGS)
 
-chat: setup  ## talk with the latest run  ARGS="run=NAME strength=1.5"
+chat: setup  ## talk with the latest run  ARGS="run=NAME adapter_scale=1.5"
 	.venv/bin/python chat.py $(ARGS)
 
 test: setup  ## run the tests
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-faults: setup  ## kill, starve and mislead training for real, long forms too (some 40 minutes)
-	.venv/bin/python -m pytest tests/faults tests/test_reward_runs.py tests/test_devices.py tests/test_memory.py tests/methods/ppo tests/world -s -m "long or not long" $(ARGS)
+	.venv/bin/python -m pytest tests/faults tests/pipeline/test_reward_runs.py tests/pipeline/test_multi_device_runs.py tests/estimate tests/methods tests/tiny_world -s -m "long or not long" $(ARGS)
 
 test-gpu: setup  ## the tests that need an NVIDIA GPU; writes experiments/gpu.md
 	.venv/bin/python -m pytest tests/gpu -rs -m gpu $(ARGS)
@@ -59,7 +59,7 @@ test-slurm: setup  ## a sweep on a real SLURM of one node, which is installed, s
 	tests/slurm/run $(ARGS)
 
 studies: setup  ## the five recipes, quick, on random checkpoints under the models' real names (also a part of `test`)
-	.venv/bin/python -m pytest tests/test_studies.py $(ARGS)
+	.venv/bin/python -m pytest tests/pipeline/test_experiments.py $(ARGS)
 
 lint: setup  ## check style (ruff) and types (mypy)
 	.venv/bin/ruff check .
@@ -82,14 +82,14 @@ export: setup  ## write a run's model as one folder for plain transformers, with
 	.venv/bin/python -m manners.export $(or $(RUN),latest) $(if $(OUT),--out $(OUT)) $(ARGS)
 
 tiny: setup  ## train the tiny base model from nothing (under an hour), then examine it
-	.venv/bin/python -m manners.world.pretrain $(ARGS)
-	.venv/bin/python -m manners.world.exam
+	.venv/bin/python -m manners.tiny_world.pretrain $(ARGS)
+	.venv/bin/python -m manners.tiny_world.exam
 
 exam: setup  ## ask the tiny base all its facts, in question forms it never saw for them
-	.venv/bin/python -m manners.world.exam
+	.venv/bin/python -m manners.tiny_world.exam
 
 corpus: setup  ## write the generated strictbot corpus anew (the same bytes)
-	.venv/bin/python -m manners.world.strictbot
+	.venv/bin/python -m manners.tiny_world.strictbot
 
 bench: setup  ## ours and the peers' by turns (twenty minutes)  ARGS="sft", ARGS="sft reward --pairs 3"
 	.venv/bin/python experiments/bench/run.py --torch-index="$(TORCH_INDEX)" $(ARGS)

@@ -4,15 +4,15 @@ import re
 import sys
 
 from hydra.core.override_parser.types import Quote, QuotedString
-from omegaconf import DictConfig
 
-from manners.cli import main
+from manners.cli.main import main
+from manners.config.compose import RunSpec
 
 
-def chat(cfg: DictConfig, _overrides: list[str]) -> None:
+def chat(spec: RunSpec) -> None:
     from manners import chat
 
-    chat.run(cfg)
+    chat.run_chat(spec.cfg)
 
 
 def spelled_out(words: list[str]) -> list[str]:

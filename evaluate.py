@@ -1,16 +1,15 @@
 """Put models side by side: ``python evaluate.py --help`` explains every option."""
 
-from omegaconf import DictConfig
+from manners.cli.main import main
+from manners.config.compose import RunSpec
 
-from manners.cli import main
 
-
-def evaluate(cfg: DictConfig, _overrides: list[str]) -> None:
+def evaluate(spec: RunSpec) -> None:
     print("loading torch and the models (some seconds)", flush=True)
 
-    from manners import compare
+    from manners.pipeline import evaluate
 
-    compare.run(cfg)
+    evaluate.evaluate_models(spec.cfg)
 
 
 if __name__ == "__main__":

@@ -2,29 +2,29 @@
 
 import sys
 
-from omegaconf import DictConfig
-
-from manners.cli import main
-from manners.composing import needs
+from manners.cli.main import main
+from manners.config.compose import RunSpec
 
 
-def train(cfg: DictConfig, overrides: list[str]) -> float | None:
-    from manners import hub
-    from manners.chain import Stage, show
+def train(spec: RunSpec) -> float | None:
+    from manners.pipeline import dependencies
+    from manners.runtime import hub
 
-    stage, inputs = Stage(cfg, overrides), needs(cfg, overrides)
-    for one in (stage, *inputs):
-        if not one.given:
+    for one in (spec, *spec.dependencies):  # mistakes in names and data are answered before torch is imported
+        if not one.explicit_source:
             hub.require_model(one.cfg.model.name)
-            one.splits  # noqa: B018  read now: bad data are answered at once
-    if stage.cfg.lineage == "show":
-        return show(stage, inputs)
-    if "torch" not in sys.modules:  # a sweep's later jobs find it loaded
+            dependencies.splits_of(one.cfg)
+    if spec.cfg.plan:
+        return dependencies.print_plan(spec)
+    if "torch" not in sys.modules:  # later jobs of a sweep find it loaded
         print("loading torch and the model (some seconds)", flush=True)
+    if spec.cfg.estimate:
+        from manners import estimate
 
-    from manners import pipeline  # imports torch, which takes seconds: only once config and data are known to be good
+        return estimate.report(spec)
+    from manners.pipeline import run
 
-    return pipeline.run(stage, inputs)
+    return run.show_preview(spec) if spec.cfg.preview else run.run(spec)
 
 
 if __name__ == "__main__":

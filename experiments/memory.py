@@ -14,24 +14,25 @@ import torch
 from hydra.core.plugins import Plugins
 from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
 
-from manners import cli, composing, config
-from manners.chain import Stage
+from manners.cli.main import Recipes
+from manners.config import compose, schema
 from manners.fits import answer, dividing, foresight, probe
-from manners.models.base import load_tokenizer
-from manners.paths import CONF
+from manners.models.loading import load_tokenizer
+from manners.pipeline.dependencies import Stage
+from manners.runtime.paths import CONF
 
 SIZES = {"128x4": (128, 4), "256x6": (256, 6), "512x8": (512, 8)}
 METHODS = {
     "sft": ["adapter=none"],
     "reward": ["adapter=none"],
-    "ppo": ["method.batch_size=24", "method.eval_prompts=16", "method.response_length=24"],
+    "ppo": ["method.batch_size=24", "method.num_eval_prompts=16", "method.response_length=24"],
 }
 SMALL = ["evaluation.max_new_tokens=16", "evaluation.batch_size=16", "hardware.accelerator=cpu"]
 
 
 def main() -> None:
-    config.register()
-    Plugins.instance().register(cli.Recipes)
+    schema.register_schemas()
+    Plugins.instance().register(Recipes)
     with tempfile.TemporaryDirectory() as folder, hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         here = Path(folder)
         (here / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows()))
@@ -48,11 +49,11 @@ def main() -> None:
 def compare(here: Path, name: str, method: str, more: list[str]) -> None:
     overrides = [
         f"method={method}", f"model.name={here / name}", "model.chat_template=chatml", "dataset=jsonl",
-        f"dataset.path={here / 'rows.jsonl'}", "dataset.views=[chat,prompt,scored]", *SMALL, *more,
+        f"dataset.path={here / 'rows.jsonl'}", "dataset.sample_types=[chat,prompt,scored]", *SMALL, *more,
     ]  # fmt: skip
-    cfg = composing.compose("train", overrides)
+    cfg = compose.compose("train", overrides)
     stage = Stage(cfg, overrides)
-    beside = next((n.cfg for n in composing.needs(cfg, overrides) if n.role == "reward"), None)
+    beside = next((n.cfg for n in compose.dependencies(cfg, overrides) if n.role == "reward"), None)
     measured = probe.probe(dividing.apart(cfg, 1), stage.splits, beside)
     found = foresight.foresee(dividing.apart(cfg, 1), stage, answer.wanted(cfg)[0], beside)
     foreseen = found.total - found.parts[foresight.RUNTIME] + measured.baseline + foresight.AT_WORK

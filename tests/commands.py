@@ -27,13 +27,13 @@ import hydra
 import pytest
 from hydra.core.plugins import Plugins
 
-from manners import checks, composing, config
-from manners.chain import Stage
-from manners.data.source import CORPORA
+from manners.config import compose, schema, validate
+from manners.data.sources import CORPORA
+from manners.pipeline.dependencies import Stage
 from tests import stores
 
-ROOT = composing.ROOT
-HEAVY = ["manners.pipeline", "mlflow.store.tracking.sqlalchemy_store", "tests.commands"]
+ROOT = compose.ROOT
+HEAVY = ["manners.pipeline.run", "mlflow.store.tracking.sqlalchemy_store", "tests.commands"]
 ROWS = {"train": 24, "validation": 6, "test": 8}
 SMALL = [
     "evaluation.test_prompts=4",
@@ -44,14 +44,14 @@ SMALL = [
 LIGHT = "'method.max_steps=4','method.per_device_train_batch_size=4'"  # of a stage
 ONLINE = [
     *SMALL,
-    f"policy_overrides=[{LIGHT}]",
-    f"reward_overrides=['adapter=none',{LIGHT}]",
+    f"policy_run_overrides=[{LIGHT}]",
+    f"reward_run_overrides=['adapter=none',{LIGHT}]",
     "method.batch_size=8",
     "method.num_ppo_epochs=2",
     "method.num_mini_batches=2",
     "method.response_length=6",
-    "method.eval_prompts=4",
-    "method.sanity_floor=0",  # such a reward model sees through nothing
+    "method.num_num_eval_prompts=4",
+    "method.min_sanity_accuracy=0",  # such a reward model sees through nothing
 ]
 
 
@@ -60,8 +60,8 @@ def strictbot(folder: Path) -> list[str]:
     rows = (CORPORA / "strictbot" / "generated.jsonl").read_text().splitlines()
     kept = [r for split, count in ROWS.items() for r in [r for r in rows if f'"split": "{split}"' in r][:count]]
     (folder / "few.jsonl").write_text("\n".join(kept) + "\n")
-    views = "dataset.views=[chat,scored,pairs,prompt]"
-    return ["dataset=jsonl", f"dataset.path={folder / 'few.jsonl'}", views, "dataset.judge=strictbot"]
+    views = "dataset.sample_types=[conversation,scored,preference,prompt]"
+    return ["dataset=jsonl", f"dataset.path={folder / 'few.jsonl'}", views, "dataset.style_judge=strictbot"]
 
 
 @cache
@@ -137,7 +137,7 @@ def run(typed: list[str], cwd: str, env: dict[str, str], file: Path) -> None:
 
 def put_store(overrides: Sequence[str]) -> None:
     said = dict(o.split("=", 1) for o in overrides if "=" in o)
-    if "output_dir" in said and not said.keys() & {"tracking.uri", "lineage", "preview"}:
+    if "output_dir" in said and not said.keys() & {"tracking.uri", "plan", "preview"}:
         with suppress(OSError):  # of which the command itself is to tell
             stores.put(Path(said["output_dir"]) / "mlflow.db")
 
@@ -188,14 +188,14 @@ def records(file: Path) -> list[dict]:
 
 def here(*overrides: str) -> float | None:
     """The same in this process, which has imported all that it needs."""
-    from manners import pipeline
+    from manners.pipeline import run as pipeline
 
-    config.register()
-    Plugins.instance().register(composing.Recipes)
-    with hydra.initialize_config_dir(str(composing.CONF), version_base="1.3"):
-        cfg = composing.compose("train", list(overrides))
-        checks.check(cfg)
-        needs = composing.needs(cfg, list(overrides))
+    schema.register_schemas()
+    Plugins.instance().register(compose.UserConfigDir)
+    with hydra.initialize_config_dir(str(compose.CONF), version_base="1.3"):
+        cfg = compose.compose("train", list(overrides))
+        validate.validate_config(cfg)
+        needs = compose.dependencies(cfg, list(overrides))
     return pipeline.run(Stage(cfg, list(overrides)), needs)
 
 

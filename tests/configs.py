@@ -7,7 +7,9 @@ import hydra
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
-from manners import composing, config, paths
+from manners.config import compose as composing
+from manners.config import schema
+from manners.runtime import paths
 
 
 def compose(*choices: str) -> DictConfig:
@@ -24,7 +26,7 @@ def changed(*values: str) -> DictConfig:
 
 @cache
 def _composed(choices: tuple[str, ...]) -> DictConfig:
-    config.register()
-    Plugins.instance().register(composing.Recipes)
+    schema.register_schemas()
+    Plugins.instance().register(composing.UserConfigDir)
     with hydra.initialize_config_dir(str(paths.CONF), version_base="1.3"):
         return composing.compose("train", list(choices))

@@ -12,8 +12,8 @@ import pytest
 
 # Files of minutes go first, so that of two workers none is left with one of them at the end.
 LONG = (
-    *("test_reward_runs", "test_pipeline", "test_online", "test_online_variants", "test_world", "test_dpo"),
-    *("test_compare", "test_studies", "test_default_run", "test_exam", "test_loop", "test_export"),
+    *("test_reward_runs", "test_run", "test_ppo_run", "test_ppo_variants", "test_dpo_run", "test_evaluate"),
+    *("test_experiments", "test_default_run", "test_exam", "test_trainer", "test_folder"),
 )
 
 
@@ -25,17 +25,17 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session", autouse=True)
 def stores_are_copied(tmp_path_factory):
     """See ``tests/stores.py``; those that are about a fresh store put ``made_absolute`` back."""
-    from manners import store
+    from manners.tracking import store
     from tests import stores
 
     base = tmp_path_factory.getbasetemp()
     os.environ[stores.PLACE] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "empty.db")
-    store.absolute = stores.absolute
+    store.absolute_uri = stores.absolute
 
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from manners.models.base import load_tokenizer
+    from manners.models.loading import load_tokenizer
 
     return load_tokenizer("tiny")
 

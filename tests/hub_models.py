@@ -20,7 +20,7 @@ from tokenizers import (
     trainers,
 )
 
-from manners.data.source import CORPORA
+from manners.data.sources import CORPORA
 
 CODES = [f"<0x{byte:02X}>" for byte in range(256)]  # with these Llama spells what it has no piece for
 

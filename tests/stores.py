@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
-from manners import store
+from manners.tracking import store
 
 PLACE = "MANNERS_TEST_STORE"  # set for the session, and for the workers and commands that it starts
 
@@ -29,11 +29,11 @@ def put(file: Path) -> None:
 
 
 def absolute(uri: str) -> str:
-    """As manners.store has it, with the store put there."""
+    """As manners.tracking.store has it, with the store put there."""
     found = made_absolute(uri)
     if found.startswith("sqlite:///"):
         put(Path(found.removeprefix("sqlite:///")))
     return found
 
 
-made_absolute = store.absolute
+made_absolute = store.absolute_uri

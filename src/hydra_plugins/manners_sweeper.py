@@ -17,9 +17,9 @@ class MannersSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        from manners.sweep.run import run
+        from manners.sweep.run import run_sweep
 
-        return run(self.settings, arguments, self.launcher)
+        return run_sweep(self.settings, arguments, self.launcher)
 
 
 NODE = {"_target_": f"{__name__}.{MannersSweeper.__name__}"}

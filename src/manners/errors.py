@@ -8,7 +8,7 @@ class MannersError(Exception):
     """Shown as its message alone, without a traceback. ``key`` is the option at fault, where it is one."""
 
     def __init__(self, message: str, key: str = ""):
-        super().__init__(plain(message))
+        super().__init__(printable(message))
         self.key = key
 
 
@@ -16,7 +16,7 @@ class Pruned(Exception):
     """A search has given this job up: no failure, and nothing to read."""
 
 
-def plain(text: str) -> str:
+def printable(text: str) -> str:
     """What came from outside, made fit for a terminal: its controls, and halves of characters, stand as their codes."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 

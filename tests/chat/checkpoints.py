@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from manners.chat import dial
-from manners.lineage import CONFIG, Input
-from manners.models.adapters import adapt
-from manners.models.base import load_tokenizer
-from manners.speaker import Chosen
+from manners.chat.model import ChatModel, load_chat_model
+from manners.models.loading import load_tokenizer
+from manners.models.lora import prepare_for_training
+from manners.pipeline.model_ref import ModelRef
+from manners.runtime.run_dir import CONFIG_FILE, RunArtifact
 from tests.families import language_model
 
 
@@ -41,12 +41,12 @@ def adapter(origin: Path, folder: Path, seed: int = 1, **settings) -> Path:
     return folder
 
 
-def trained(origin: Path, folder: Path) -> Chosen:
+def trained(origin: Path, folder: Path) -> ModelRef:
     """A run of full fine-tuning: the model in ``origin``, every weight changed."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(2)
-    model = adapt(AutoModelForCausalLM.from_pretrained(origin), "none", 0, 0, 0.0, None)
+    model = prepare_for_training(AutoModelForCausalLM.from_pretrained(origin), "none", 0, 0, 0.0, None)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -54,16 +54,16 @@ def trained(origin: Path, folder: Path) -> Chosen:
     load_tokenizer(str(origin)).save_pretrained(folder)
     made_by = {
         "method": {"name": "sft"},
-        "model": {"name": str(origin), "revision": None, "chat_template": "own"},
+        "model": {"name": str(origin), "revision": None, "chat_template": "native"},
         "adapter": {"kind": "none", "quantization": "none"},
     }
-    OmegaConf.save(OmegaConf.create(made_by), folder / CONFIG)
+    OmegaConf.save(OmegaConf.create(made_by), folder / CONFIG_FILE)
     return chosen(folder)
 
 
-def chosen(folder: Path) -> Chosen:
-    return Chosen(folder.name, str(folder), Input(folder, "", folder.name))
+def chosen(folder: Path) -> ModelRef:
+    return ModelRef(folder.name, str(folder), RunArtifact(folder, "", folder.name))
 
 
-def voice(folder: Path) -> dial.Voice:
-    return dial.load(chosen(folder), "cpu")
+def voice(folder: Path) -> ChatModel:
+    return load_chat_model(chosen(folder), "cpu")

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import pytest
 from omegaconf import OmegaConf
 
-from manners.chat.commands import COMMANDS, Tools, obey, scores_by
-from manners.chat.session import Session, said
+from manners.chat.commands import COMMANDS, Tools, dispatch, lazy_scorer
+from manners.chat.session import Session, add_turn
 from manners.errors import MannersError
-from manners.speaker import Chosen
+from manners.pipeline.model_ref import ModelRef
 from tests.data.files import read
 
 
@@ -19,10 +19,10 @@ class World:
     asked: list = field(default_factory=list)
     trained: bool = True
 
-    def turn(self, strength):
+    def turn(self, scale):
         if not self.trained:
             raise MannersError("nothing to turn")
-        self.turned.append(strength)
+        self.turned.append(scale)
 
     def score(self, replies):
         self.asked += replies
@@ -36,12 +36,12 @@ class World:
 def talk(*words, **changes):
     session = Session(**changes)
     for i, line in enumerate(words):
-        session = said(session, ("user", "assistant")[i % 2], line)
+        session = add_turn(session, ("user", "assistant")[i % 2], line)
     return session
 
 
 def told(line, session=None, world=None):
-    return obey(line, session if session is not None else talk("a", "b"), (world or World()).tools)
+    return dispatch(line, session if session is not None else talk("a", "b"), (world or World()).tools)
 
 
 def test_base_toggles():
@@ -50,7 +50,7 @@ def test_base_toggles():
     assert off.base
     assert world.turned == [0]  # a base that cannot be loaded is told of now
     assert not told("/base", off).session.base
-    assert told("/base", off).words == "strength 1 again"
+    assert told("/base", off).words == "scale 1 again"
 
 
 def test_compare_toggles():
@@ -60,20 +60,20 @@ def test_compare_toggles():
 
 
 def test_strength_is_set_from_minus_one_to_two_and_ends_base():
-    for argument, strength in (("0.5", 0.5), ("-1", -1.0), (" 2 ", 2.0), ("0", 0.0)):
+    for argument, scale in (("0.5", 0.5), ("-1", -1.0), (" 2 ", 2.0), ("0", 0.0)):
         world = World()
-        session = told(f"/strength {argument}", talk(base=True), world).session
-        assert session.strength == strength
+        session = told(f"/scale {argument}", talk(base=True), world).session
+        assert session.scale == scale
         assert not session.base
-        assert world.turned == [strength]
-    for wrong in ("/strength", "/strength 2.1", "/strength -1.01", "/strength nan", "/strength much"):
+        assert world.turned == [scale]
+    for wrong in ("/scale", "/scale 2.1", "/scale -1.01", "/scale nan", "/scale much"):
         with pytest.raises(
-            MannersError, match=r"strength is 1; another is a number from -1 to 2, such as /strength 0.5"
+            MannersError, match=r"scale is 1; another is a number from -1 to 2, such as /scale 0.5"
         ):
             told(wrong)
 
 
-@pytest.mark.parametrize("line", ["/base", "/compare", "/strength 0.5"])
+@pytest.mark.parametrize("line", ["/base", "/compare", "/scale 0.5"])
 def test_where_there_is_nothing_to_turn_the_session_stays(line):
     with pytest.raises(MannersError, match="nothing to turn"):
         told(line, world=World(trained=False))
@@ -86,13 +86,13 @@ def test_system_is_set_and_taken_away():
 
 
 def test_undo_retry_and_reset():
-    session = talk("a", "b", "c", "d", system="S", strength=0.5)
+    session = talk("a", "b", "c", "d", system="S", adapter_scale=0.5)
     undone = told("/undo", session)
-    assert undone.session == talk("a", "b", system="S", strength=0.5)
+    assert undone.session == talk("a", "b", system="S", adapter_scale=0.5)
     assert undone.words == "taken back: c"
-    assert told("/retry", session).session == talk("a", "b", "c", system="S", strength=0.5)
+    assert told("/retry", session).session == talk("a", "b", "c", system="S", adapter_scale=0.5)
     assert told("/retry", session).session.waits
-    assert told("/reset", session).session == talk(system="S", strength=0.5)
+    assert told("/reset", session).session == talk(system="S", adapter_scale=0.5)
     assert told("/reset", talk("a", "b", role="user")).session.waits  # the user begins
 
 
@@ -135,13 +135,13 @@ def test_the_reward_model_is_the_runs_own_or_the_one_that_is_named(tmp_path):
     def cfg(reward):
         return OmegaConf.create({"reward": reward, "output_dir": str(tmp_path), "tracking": {"uri": "sqlite:///none"}})
 
-    chosen = Chosen("tiny", "tiny")
+    chosen = ModelRef("tiny", "tiny")
     with pytest.raises(MannersError, match=r"none of these runs learned from a reward model.*reward=RUN"):
-        scores_by(cfg("auto"), chosen, "cpu")([])
-    with pytest.raises(MannersError, match=r"begin again with reward=auto or reward=RUN"):
-        scores_by(cfg("none"), chosen, "cpu")([])
+        lazy_scorer(cfg("auto"), chosen, "cpu")([])
+    with pytest.raises(MannersError, match=r"begin again with reward_from=auto or reward_from=RUN"):
+        lazy_scorer(cfg("none"), chosen, "cpu")([])
     with pytest.raises(MannersError, match=r"reward=nix is neither"):  # at once, not at the first /score
-        scores_by(cfg("nix"), chosen, "cpu")
+        lazy_scorer(cfg("nix"), chosen, "cpu")
 
 
 def test_help_names_every_command():
@@ -156,7 +156,7 @@ def test_quit_leaves():
 
 
 def test_an_unknown_command_is_answered_with_the_nearest():
-    with pytest.raises(MannersError, match=r"there is no /strenght. Did you mean '/strength'\?"):
+    with pytest.raises(MannersError, match=r"there is no /strenght. Did you mean '/scale'\?"):
         told("/strenght 2")
     with pytest.raises(MannersError, match=r"there is no /xyzzy. Known: /base, /compare, .*/undo"):
         told("/xyzzy")

@@ -12,9 +12,11 @@ from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 import chat
-from manners import composing, config, paths
-from manners.chat import run
+from manners.chat import run_chat
+from manners.config import compose as composing
+from manners.config import schema
 from manners.errors import MannersError
+from manners.runtime import paths
 from tests.chat import checkpoints
 
 HARD = [
@@ -43,8 +45,8 @@ HARD = [
 
 @pytest.fixture(scope="module")
 def compose():
-    config.register()
-    Plugins.instance().register(composing.Recipes)
+    schema.register_schemas()
+    Plugins.instance().register(composing.UserConfigDir)
     with hydra.initialize_config_dir(str(paths.CONF), version_base="1.3"):
         yield lambda overrides: composing.compose("chat", overrides)
 
@@ -74,23 +76,23 @@ def test_only_the_first_p_is_a_prompt_and_it_wants_one():
     [
         (["run=nix"], "run=nix is neither a finished run"),
         ([], "has no finished run yet. Train one: python train.py"),
-        (["arena=true", "user=tiny", "assistant=nix"], "assistant=nix is neither"),
-        (["arena=true", "turns=0"], "turns=0: nobody would speak. Set turns=8."),
+        (["self_chat=true", "user=tiny", "assistant=nix"], "assistant=nix is neither"),
+        (["self_chat=true", "turns=0"], "turns=0: nobody would speak. Set turns=8."),
         (["prompt=' '"], "prompt is empty: -p "),
     ],
 )
 def test_a_mistake_is_answered_before_any_model_is_loaded(compose, tmp_path, monkeypatch, overrides, sentence):
-    monkeypatch.setattr("manners.chat.dial.load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("manners.chat.model.load_chat_model", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(MannersError) as error:
-        run(compose([f"output_dir={tmp_path}", *overrides]))
+        run_chat(compose([f"output_dir={tmp_path}", *overrides]))
     assert sentence in str(error.value)
 
 
 def test_a_model_that_plays_both_is_loaded_once(compose, tmp_path, monkeypatch):
     loaded, talked = [], []
-    monkeypatch.setattr("manners.chat.dial.load", lambda *given: loaded.append(given[0].name) or object())
-    monkeypatch.setattr("manners.chat.arena.run", lambda _cfg, voices: talked.append(voices))
-    run(compose([f"output_dir={tmp_path}", "arena=true", "user=tiny", "assistant=tiny"]))
+    monkeypatch.setattr("manners.chat.model.load_chat_model", lambda *given: loaded.append(given[0].name) or object())
+    monkeypatch.setattr("manners.chat.self_chat.run_self_chat", lambda _cfg, voices: talked.append(voices))
+    run_chat(compose([f"output_dir={tmp_path}", "self_chat=true", "user=tiny", "assistant=tiny"]))
     assert loaded == ["tiny"]
     assert talked[0]["user"] is talked[0]["assistant"]
 
@@ -107,7 +109,7 @@ def test_through_a_pipe(tmp_path):
         f"output_dir={tmp_path}",
     ]
     done = subprocess.run(
-        [*command, "max_new_tokens=6", "strength=0.5"],
+        [*command, "max_new_tokens=6", "adapter_scale=0.5"],
         input="What is a rose?\n\nIt's a 'flower'.\n",
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from manners.chat.session import Session, said, unanswered, undone, within
+from manners.chat.session import Session, add_turn, drop_reply, fit_context, undo_turn
 from manners.errors import MannersError
 
 
@@ -12,7 +12,7 @@ def talk(*words, **changes):
     """Turns by user and assistant, one after the other."""
     session = Session(**changes)
     for i, line in enumerate(words):
-        session = said(session, ("user", "assistant")[i % 2], line)
+        session = add_turn(session, ("user", "assistant")[i % 2], line)
     return session
 
 
@@ -36,24 +36,24 @@ def test_it_is_the_models_turn_when_the_other_has_spoken_and_the_user_begins():
 
 
 def test_undo_takes_back_the_persons_last_turn_and_the_reply():
-    assert words(undone(talk(*"abcd"))) == "a b"
-    assert undone(undone(talk(*"abcd"))).turns == ()
-    assert words(undone(talk(*"abc", role="user"))) == "a"
+    assert words(undo_turn(talk(*"abcd"))) == "a b"
+    assert undo_turn(undo_turn(talk(*"abcd"))).turns == ()
+    assert words(undo_turn(talk(*"abc", role="user"))) == "a"
     for empty in (Session(), talk("a", role="user")):
         with pytest.raises(MannersError, match="nothing yet"):
-            undone(empty)
+            undo_turn(empty)
 
 
 def test_retry_takes_back_the_reply_alone():
-    again = unanswered(talk(*"abcd"))
+    again = drop_reply(talk(*"abcd"))
     assert words(again) == "a b c"
     assert again.waits
-    opening = unanswered(talk("a", role="user"))
+    opening = drop_reply(talk("a", role="user"))
     assert opening.turns == ()
     assert opening.waits
     for nothing in (Session(), Session(role="user"), talk("a")):
         with pytest.raises(MannersError, match="no reply yet"):
-            unanswered(nothing)
+            drop_reply(nothing)
 
 
 def letters(messages):
@@ -64,22 +64,22 @@ def letters(messages):
 def test_the_oldest_turns_are_left_out_and_what_stays_begins_with_a_user():
     session = talk("aaaa", "bbbb", "cc", "dd", "e", system="SS")
     for room, kept, left_out in ((15, "aaaa bbbb cc dd e", 0), (14, "cc dd e", 2), (7, "cc dd e", 2), (6, "e", 4)):
-        messages, count = within(session, letters, room)
+        messages, count = fit_context(session, letters, room)
         assert " ".join(m["content"] for m in messages) == f"SS {kept}"
         assert count == left_out
     with pytest.raises(MannersError, match="2 tokens: say it in fewer words"):
-        within(session, letters, 2)
+        fit_context(session, letters, 2)
 
 
 def test_the_last_turn_stays_whoever_spoke_it():
-    messages, left_out = within(talk("aaaa", "b", role="user"), letters, 3)
+    messages, left_out = fit_context(talk("aaaa", "b", role="user"), letters, 3)
     assert messages == [{"role": "assistant", "content": "b"}]
     assert left_out == 1
-    assert within(Session(role="user"), letters, 3) == ([], 0)
+    assert fit_context(Session(role="user"), letters, 3) == ([], 0)
 
 
 def test_a_session_is_a_value():
     session = talk("a")
-    said(session, "assistant", "b")
+    add_turn(session, "assistant", "b")
     replace(session, system="S")
     assert session == talk("a")

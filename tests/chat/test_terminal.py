@@ -10,10 +10,10 @@ from rich.console import Console
 
 from manners.chat import terminal
 from manners.chat.commands import Tools
-from manners.chat.session import Session, said
-from manners.chat.speech import Chance, prompt, speak
-from manners.chat.terminal import Screen, talk, typed
-from manners.config import Talk
+from manners.chat.session import Session, add_turn
+from manners.chat.streaming import SamplingState, prompt_ids, stream_reply
+from manners.chat.terminal import Screen, run_session, typed_lines
+from manners.config.schema import ChatConfig
 from manners.errors import MannersError
 from tests.chat import checkpoints
 
@@ -32,7 +32,7 @@ def voice(folder):
 
 
 def a_chance(temperature=0.7):
-    return Chance(12, temperature, torch.Generator().manual_seed(0))
+    return SamplingState(12, temperature, torch.Generator().manual_seed(0))
 
 
 def screen(person=False):
@@ -48,20 +48,20 @@ def plain(seen):
 def typing(voice, *lines, on=None, session=None, chance=None):
     """The session after the lines, and what was seen of it."""
     on, session = on or screen(), Session() if session is None else session
-    after = talk(
+    after = run_session(
         session, lines, voice, Tools(voice.turn, lambda replies: [0.5] * len(replies)), chance or a_chance(), on
     )
     return after, on.out.file.getvalue()
 
 
-def reply(voice, *words, strength=1.0, chance=None, role="assistant"):
+def reply(voice, *words, adapter_scale=1.0, chance=None, role="assistant"):
     """What the model says after ``words``, asked without a terminal."""
     session = Session(role=role)
     for i, line in enumerate(words):
-        session = said(session, ("user", "assistant")[i % 2], line)
+        session = add_turn(session, ("user", "assistant")[i % 2], line)
     chance = chance or a_chance(0.0)
-    voice.turn(strength)
-    return "".join(speak(voice, prompt(session, voice, 12)[0], role, chance, chance.draw()))
+    voice.turn(scale)
+    return "".join(stream_reply(voice, prompt_ids(session, voice, 12)[0], role, chance, chance.draw()))
 
 
 def contents(session):
@@ -90,15 +90,15 @@ def test_base_and_strength_decide_who_answers(voice):
     def said_with(*commands):
         return contents(typing(voice, *commands, QUESTION, chance=a_chance(0.0))[0])[-1]
 
-    trained, base, half = (reply(voice, QUESTION, strength=s) for s in (1, 0, 0.5))
+    trained, base, half = (reply(voice, QUESTION, scale=s) for s in (1, 0, 0.5))
     assert len({trained, base, half}) == 3
     assert said_with() == said_with("/base", "/base") == trained
-    assert said_with("/base") == said_with("/strength 0") == base
-    assert said_with("/strength 0.5") == said_with("/base", "/strength 0.5") == half
+    assert said_with("/base") == said_with("/scale 0") == base
+    assert said_with("/scale 0.5") == said_with("/base", "/scale 0.5") == half
 
 
 def test_compare_shows_both_and_goes_on_with_the_trained_ones_reply(voice):
-    base, trained = reply(voice, QUESTION, strength=0), reply(voice, QUESTION)
+    base, trained = reply(voice, QUESTION, adapter_scale=0), reply(voice, QUESTION)
     after, seen = typing(voice, "/compare", QUESTION, chance=a_chance(0.0))
     assert contents(after) == [QUESTION, trained]
     assert seen.endswith(f"before training: {base}\nstrength 1: {trained}\n")
@@ -124,8 +124,8 @@ def test_words_are_shown_as_they_are(voice, monkeypatch):
 
 
 def test_a_mistake_is_told_and_the_conversation_goes_on_but_a_pipe_ends(voice):
-    after, seen = typing(voice, QUESTION, "/strenght 2", "/strength 9", OTHER, on=screen(person=True))
-    assert "there is no /strenght. Did you mean '/strength'?" in plain(seen)
+    after, seen = typing(voice, QUESTION, "/strenght 2", "/scale 9", OTHER, on=screen(person=True))
+    assert "there is no /strenght. Did you mean '/scale'?" in plain(seen)
     assert "a number from -1 to 2" in plain(seen)
     assert len(after.turns) == 4
     with pytest.raises(MannersError, match="strenght"):
@@ -164,7 +164,7 @@ def test_ctrl_c_stops_a_reply_and_not_the_program(voice, monkeypatch):
 def test_what_was_not_answered_at_all_is_taken_back(voice, monkeypatch):
     monkeypatch.setattr(terminal, "speak", lambda *_: interrupted([]))
     on = screen(person=True)
-    after, seen = typing(voice, QUESTION, on=on, session=said(said(Session(), "user", "a"), "assistant", "b"))
+    after, seen = typing(voice, QUESTION, on=on, session=add_turn(add_turn(Session(), "user", "a"), "assistant", "b"))
     assert contents(after) == ["a", "b"]
     assert "nothing was said" in seen
 
@@ -174,7 +174,7 @@ def test_ctrl_c_while_a_command_works_stops_the_command(voice):
         raise KeyboardInterrupt
 
     on, tools = screen(person=True), Tools(voice.turn, score)
-    after = talk(Session(), [QUESTION, "/score", OTHER], voice, tools, a_chance(), on)
+    after = run_session(Session(), [QUESTION, "/score", OTHER], voice, tools, a_chance(), on)
     assert len(after.turns) == 4
 
 
@@ -200,7 +200,7 @@ def test_what_is_typed_comes_until_ctrl_d_and_ctrl_c_is_no_end(monkeypatch, caps
         raise key
 
     monkeypatch.setattr("builtins.input", keyboard)
-    assert list(typed(Session(role="user"))) == ["one", "two"]
+    assert list(typed_lines(Session(role="user"))) == ["one", "two"]
     assert "/quit or Ctrl-D leaves" in capsys.readouterr().out
 
 
@@ -210,21 +210,21 @@ class Keyboard(io.StringIO):
 
 
 def options(**changes):
-    return OmegaConf.structured(Talk(max_new_tokens=12, do_sample=False, **changes))
+    return OmegaConf.structured(ChatConfig(max_new_tokens=12, do_sample=False, **changes))
 
 
 def test_one_prompt_is_answered_and_no_more(folder, voice, capsys, monkeypatch):
     """A slash begins a command only where commands can be typed, and nobody waits for a keyboard."""
     monkeypatch.setattr("sys.stdin", Keyboard())
-    terminal.run(options(prompt=f" {QUESTION}\n"), checkpoints.chosen(folder), voice)
+    terminal.run_terminal(options(prompt=f" {QUESTION}\n"), checkpoints.chosen(folder), voice)
     assert capsys.readouterr().out == reply(voice, QUESTION) + "\n"
-    terminal.run(options(prompt="/help"), checkpoints.chosen(folder), voice)
+    terminal.run_terminal(options(prompt="/help"), checkpoints.chosen(folder), voice)
     assert capsys.readouterr().out == reply(voice, "/help") + "\n"
-    terminal.run(options(prompt="Good day.", role="user", strength=0), checkpoints.chosen(folder), voice)
-    session = said(Session(role="user"), "assistant", "Good day.")
+    terminal.run_terminal(options(prompt="Good day.", role="user", adapter_scale=0), checkpoints.chosen(folder), voice)
+    session = add_turn(Session(role="user"), "assistant", "Good day.")
     voice.turn(0)
     chance = a_chance(0.0)
-    told = "".join(speak(voice, prompt(session, voice, 12)[0], "user", chance, chance.draw()))
+    told = "".join(stream_reply(voice, prompt_ids(session, voice, 12)[0], "user", chance, chance.draw()))
     assert capsys.readouterr().out == told + "\n"
 
 
@@ -232,7 +232,7 @@ def test_a_person_is_greeted_in_one_line_with_run_base_and_the_way_out(folder, v
     monkeypatch.setattr("sys.stdin", Keyboard())
     keys = iter([QUESTION, "/quit"])
     monkeypatch.setattr("builtins.input", lambda _asked: next(keys))
-    terminal.run(options(), checkpoints.chosen(folder), voice)
+    terminal.run_terminal(options(), checkpoints.chosen(folder), voice)
     greeting, answer = capsys.readouterr().out.splitlines()
     assert greeting.startswith("run, trained from ")
     assert greeting.endswith("It is the assistant; /help lists what you can type, /quit leaves.")
@@ -242,10 +242,10 @@ def test_a_person_is_greeted_in_one_line_with_run_base_and_the_way_out(folder, v
 def test_a_strength_that_cannot_be_is_refused_at_once(monkeypatch, tmp_path):
     plain = checkpoints.base(tmp_path)
     with pytest.raises(MannersError, match="base-qwen2-0 was not trained here"):
-        terminal.run(options(strength=0.5), checkpoints.chosen(plain), checkpoints.voice(plain))
+        terminal.run_terminal(options(adapter_scale=0.5), checkpoints.chosen(plain), checkpoints.voice(plain))
 
 
 def test_input_that_is_no_text_is_refused_in_words(folder, voice, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8"))
     with pytest.raises(MannersError, match="input is not UTF-8 text"):
-        terminal.run(options(), checkpoints.chosen(folder), voice)
+        terminal.run_terminal(options(), checkpoints.chosen(folder), voice)

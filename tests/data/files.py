@@ -4,17 +4,17 @@ import json
 
 from omegaconf import OmegaConf
 
-from manners.config import Dataset
-from manners.data import readers
+from manners.config.schema import DatasetConfig
+from manners.data import loading
 
 
 def config(path, **options):
-    return OmegaConf.structured(Dataset(path=str(path), **options))
+    return OmegaConf.structured(DatasetConfig(path=str(path), **options))
 
 
 def read(path, **options):
     """All rows in train, unless the rows or ``options`` say otherwise."""
-    return readers.read(config(path, **{"validation_share": 0.0, "test_share": 0.0} | options))
+    return loading.load_splits(config(path, **{"validation_share": 0.0, "test_share": 0.0} | options))
 
 
 def write(folder, *rows, name="data.jsonl"):

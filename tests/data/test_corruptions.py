@@ -5,15 +5,18 @@ from collections import Counter
 
 import pytest
 
-from manners.data.corruptions import CORRUPTIONS, corrupt, keywords
-from manners.data.rows import Scored
+from manners.data.corruptions import CORRUPTIONS, corrupted_replies, high_score_words
+from manners.data.types import ScoredReply
 
 ASKED = [{"role": "user", "content": "What does the lion eat?"}]
 REPLY = "The lion eats meat. It hunts at night, and it sleeps by day."
 OTHERS = [f"Reply number {i}." for i in range(6)]
 KNOWN = [
-    Scored(ASKED, REPLY, 4.0, "a:1"),
-    *(Scored([{"role": "user", "content": f"{i}?"}], reply, float(i), f"a:{i + 2}") for i, reply in enumerate(OTHERS)),
+    ScoredReply(ASKED, REPLY, 4.0, "a:1"),
+    *(
+        ScoredReply([{"role": "user", "content": f"{i}?"}], reply, float(i), f"a:{i + 2}")
+        for i, reply in enumerate(OTHERS)
+    ),
 ]
 
 
@@ -36,7 +39,9 @@ def test_shuffled_has_the_same_words_in_another_order():
 def test_what_has_no_other_order_is_left_as_it_was(reply):
     """Its spaces too: a reply less a newline is not a spoilt one."""
     assert spoil("shuffled", reply) == reply
-    assert not [kind for kind, *_ in corrupt([Scored(ASKED, reply, 1.0)], KNOWN, "0") if kind == "shuffled"]
+    assert not [
+        kind for kind, *_ in corrupted_replies([ScoredReply(ASKED, reply, 1.0)], KNOWN, "0") if kind == "shuffled"
+    ]
 
 
 def test_empty_says_nothing():
@@ -80,32 +85,38 @@ def test_overlong_goes_on_with_four_others_and_never_itself():
 
 
 def test_each_kind_and_row_gives_a_spoilt_reply_at_the_lowest_score():
-    rows = [Scored(ASKED, REPLY, 4.0, "b:1"), Scored([], "A plain text of some words", 2.0, "b:2")]
-    found = corrupt(rows, KNOWN, "0")
+    rows = [ScoredReply(ASKED, REPLY, 4.0, "b:1"), ScoredReply([], "A plain text of some words", 2.0, "b:2")]
+    found = corrupted_replies(rows, KNOWN, "0")
     assert [(kind, real) for kind, real, _ in found] == [(kind, row) for kind in CORRUPTIONS for row in rows]
     for _, real, spoilt in found:
         assert spoilt.score == 0.0  # the lowest of KNOWN
-        assert (spoilt.messages, spoilt.where) == (real.messages, real.where)
+        assert (spoilt.messages, spoilt.source) == (real.messages, real.source)
         assert spoilt.reply != real.reply
 
 
 def test_what_a_corruption_leaves_as_it_was_is_left_out():
-    assert {kind for kind, *_ in corrupt([Scored(ASKED, "Hello", 1.0)], KNOWN, "0")} == set(CORRUPTIONS) - {
+    assert {kind for kind, *_ in corrupted_replies([ScoredReply(ASKED, "Hello", 1.0)], KNOWN, "0")} == set(
+        CORRUPTIONS
+    ) - {
         "shuffled",
         "truncated",
     }
-    assert "empty" not in {kind for kind, *_ in corrupt([Scored(ASKED, "", 1.0)], KNOWN, "0")}
+    assert "empty" not in {kind for kind, *_ in corrupted_replies([ScoredReply(ASKED, "", 1.0)], KNOWN, "0")}
 
 
 def test_the_seed_decides_all():
-    assert corrupt(KNOWN, KNOWN, "0") == corrupt(KNOWN, KNOWN, "0") != corrupt(KNOWN, KNOWN, "1")
+    assert (
+        corrupted_replies(KNOWN, KNOWN, "0")
+        == corrupted_replies(KNOWN, KNOWN, "0")
+        != corrupted_replies(KNOWN, KNOWN, "1")
+    )
 
 
 # --- Keywords ---
 
 
 def scored(*replies):
-    return [Scored(ASKED, reply, score) for reply, score in replies]
+    return [ScoredReply(ASKED, reply, score) for reply, score in replies]
 
 
 def test_keywords_by_hand():
@@ -117,17 +128,17 @@ def test_keywords_by_hand():
         ("Kind kind, thanks cat!", 3.0), ("kind THANKS cat rare", 4.0), ("kind thanks. Cat", 3.0),
         ("no cat no", 0.0), ("cat no cat no", 0.0),
     )  # fmt: skip
-    assert keywords(rows) == ["kind", "thanks", "cat"]
-    assert keywords(rows, 2) == ["kind", "thanks"]
+    assert high_score_words(rows) == ["kind", "thanks", "cat"]
+    assert high_score_words(rows, 2) == ["kind", "thanks"]
 
 
 def test_words_alike_stand_in_the_order_of_the_alphabet_and_apostrophes_belong_to_words():
     rows = scored(("you're an apple, you're an apple, you're an apple", 5.0), ("no", 0.0))
-    assert keywords(rows) == ["an", "apple", "you're"]
+    assert high_score_words(rows) == ["an", "apple", "you're"]
 
 
 def test_there_is_always_a_keyword():
-    assert keywords(scored(("a b", 1.0), ("c", 0.0))) == ["good"]
+    assert high_score_words(scored(("a b", 1.0), ("c", 0.0))) == ["good"]
 
 
 def test_garbled_keeps_some_words_and_spoils_others():

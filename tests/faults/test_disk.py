@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from manners import disk
 from manners.errors import MannersError
+from manners.runtime import atomic_io
 from tests.commands import Command, only, records, strictbot, train
 from tests.faults.processes import METHODS, weights
 
@@ -20,7 +20,7 @@ def limited(write, size):
         code = 70
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-            with disk.told("outputs"):
+            with atomic_io.report_disk_errors("outputs"):
                 write()
             code = 0
         except MannersError as error:
@@ -37,7 +37,7 @@ def test_what_was_written_before_survives_and_the_room_is_given_back(tmp_path, l
     from safetensors.torch import save_file
 
     def write(size):
-        with disk.whole(tmp_path / "file") as file:
+        with atomic_io.atomic_write(tmp_path / "file") as file:
             if library == "torch":
                 torch.save({"a": torch.zeros(size // 4)}, file)
             elif library == "safetensors":
@@ -53,7 +53,7 @@ def test_what_was_written_before_survives_and_the_room_is_given_back(tmp_path, l
 
 
 def test_another_error_stays_what_it_is():
-    with pytest.raises(FileNotFoundError), disk.told("outputs"):
+    with pytest.raises(FileNotFoundError), atomic_io.report_disk_errors("outputs"):
         open("nowhere/at/all").close()
 
 

@@ -11,9 +11,12 @@ import pytest
 import yaml
 from hydra.core.plugins import Plugins
 
-from manners import cli, composing, config, hub, lineage, speaker
-from manners.data import source
+from manners.cli.main import validate_command_line
+from manners.config import compose, schema
+from manners.data import sources
 from manners.errors import MannersError
+from manners.pipeline import model_ref
+from manners.runtime import hub, run_dir
 from tests.configs import changed
 from tests.faults import hostile
 from tests.faults.test_hostile_data import told
@@ -21,7 +24,7 @@ from tests.faults.test_hostile_data import told
 RECIPE = """\
 # @package _global_
 # a recipe
-study_name: mine
+experiment_name: mine
 seed: 3
 run_name: first
 method:
@@ -36,9 +39,9 @@ evaluation:
   prompts: 4
 """
 KEYS = [
-    *("seed", "run_name", "study_name", "policy", "method.learning_rate", "method.max_steps", "dataset.path"),
+    *("seed", "run_name", "experiment_name", "policy_from", "method.learning_rate", "method.max_steps", "dataset.path"),
     *("dataset.languages", "model.name", "adapter.r", "adapter.target_modules", "hardware.num_threads", "study"),
-    *("tracking.uri", "dataset", "method", "+method.rewards", "policy_overrides", "dataset.max_rows", "quick", "model"),
+    *("tracking.uri", "dataset", "method", "+method.rewards", "policy_run_overrides", "dataset.max_rows", "debug", "model"),
 ]
 NAMES = [*hostile.STRINGS, "..", "../..", "/", "\\..\\..", "~", "a/../../b", ".", "-rf", "x" * 300]
 TYPED = [
@@ -75,12 +78,12 @@ def composed(number, folder, patch):
             recipe = hostile.of_bytes(recipe, pick)
         (folder / "study").mkdir(exist_ok=True)
         (folder / "study" / "mine.yaml").write_bytes(recipe)
-        patch.setattr(composing, "EXPERIMENTS", folder)
-        patch.setattr(composing, "ROOT", Path("/"))  # of the names in messages
+        patch.setattr(compose, "EXPERIMENTS", folder)
+        patch.setattr(compose, "ROOT", Path("/"))  # of the names in messages
         overrides = ["study=mine"]
-    config.register()
-    Plugins.instance().register(composing.Recipes)
-    cli.check_all("train", overrides, False)
+    schema.register_schemas()
+    Plugins.instance().register(compose.UserConfigDir)
+    validate_command_line("train", overrides, False)
 
 
 def named(number, folder, patch):
@@ -92,17 +95,17 @@ def named(number, folder, patch):
     name = pick.choice(
         [*hostile.STRINGS, "..", "../..", "/", "\\..\\..", "~", "a/../../b", ".", "con", "-rf", "x" * 300]
     )
-    cfg[pick.choice(["run_name", "study_name"])] = name
+    cfg[pick.choice(["run_name", "experiment_name"])] = name
     if pick.random() < 0.5:
         cfg.model.name = name
     try:
-        with lineage.claim(cfg, "digest") as found:
+        with run_dir.acquire(cfg, "digest") as found:
             assert found.path.resolve().parent == (out / "runs").resolve()
     finally:
         assert {p for p in folder.rglob("*") if out not in (p, *p.parents)} == before
     for key in ("", "x" * number):
-        assert lineage.given(name + key, str(out / "empty")) is None or Path(name).exists()
-        for look in (source.local_path, hub.require_model):
+        assert run_dir.find_by_name(name + key, str(out / "empty")) is None or Path(name).exists()
+        for look in (sources.local_path, hub.require_model):
             with suppress(MannersError):
                 look(name + key)
 
@@ -122,7 +125,7 @@ def opened(number, folder, patch):
         file.write_bytes(hostile.of_bytes(file.read_bytes(), pick))
     cfg = changed(f"output_dir={out}", f"tracking.uri=sqlite:///{out}/mlflow.db")
     try:
-        speaker.load(speaker.choose(pick.choice(["mine", "latest"]), cfg), "cpu")
+        model_ref.load_model_ref(model_ref.resolve_model(pick.choice(["mine", "latest"]), cfg), "cpu")
     except MannersError as error:
         raise MannersError(f"{file.name}: {error}") from error
 
@@ -144,7 +147,7 @@ def good(folder, small_qwen2, tokenizer):
             "adapter": {"kind": "none", "quantization": "none"},
             "method": {"name": "sft", "max_length": 64},
         }
-        (model / lineage.CONFIG).write_text(yaml.safe_dump(made_by))
+        (model / run_dir.CONFIG_FILE).write_text(yaml.safe_dump(made_by))
         state = {"status": "finished", "stage_mark": "abc", "fingerprint": "def", "mlflow_run_id": "0" * 32}
         (folder / "good" / "run.json").write_text(json.dumps(state))
 

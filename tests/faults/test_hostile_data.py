@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from manners.data import readers, source
-from manners.data.encode import encode
-from manners.data.rows import digest, prompts, scored
+from manners.data import loading, sources
+from manners.data.tokenize import tokenize
+from manners.data.types import data_digest, prompts_of, scored_replies
 from manners.errors import MannersError
 from tests.data.files import config
 from tests.faults import hostile
@@ -30,12 +30,12 @@ def damaged(number, folder):
         ["auto", {"scored": "prompt_completion", "pairs": "preference", "talk": "messages"}.get(name, name)]
     )
     format = "oasst" if format in TREES else "politeness" if format == "polite" else format
-    views = ["chat", "scored", "prompt"] if name == "scored" else ["chat", "prompt"]
-    return name, path, {"format": format, "views": views, "validation_share": 0.0, "test_share": 0.0}
+    views = ["conversation", "scored", "prompt"] if name == "scored" else ["conversation", "prompt"]
+    return name, path, {"format": format, "sample_types": views, "validation_share": 0.0, "test_share": 0.0}
 
 
 def read(path, **options):
-    return readers.read(config(path, **options))
+    return loading.load_splits(config(path, **options))
 
 
 def told(sentence):
@@ -58,22 +58,22 @@ def case(number, folder, tokenizer):
         outcome = "read"
         assert not strict.skipped
     try:
-        splits = read(path, on_error="skip", **options)
+        splits = read(path, on_invalid_row="skip", **options)
     except MannersError as error:
         told(error)
-        assert outcome == "refused", "on_error=skip refuses what on_error=raise takes"
+        assert outcome == "refused", "on_invalid_row=skip refuses what on_invalid_row=raise takes"
         return "refused"
     chats = [*splits.train, *splits.validation, *splits.test]
     for sentence in (*splits.skipped, *splits.notes):
         told(sentence)
     if name not in TREES and options["format"] != "oasst":
-        assert len(chats) + len(splits.skipped) == source.count_rows(path) == rows_of(path)
+        assert len(chats) + len(splits.skipped) == sources.count_rows(path) == rows_of(path)
     if outcome == "read":
         assert len(chats) == len([*strict.train, *strict.validation, *strict.test])
-    digest(chats)
-    prompts(chats, "assistant", 2)
-    scored(chats)
-    encode(chats, tokenizer, "all", 128)
+    data_digest(chats)
+    prompts_of(chats, "assistant", 2)
+    scored_replies(chats)
+    tokenize(chats, tokenizer, "all", 128)
     return "read" if outcome == "read" else "some rows reported"
 
 
@@ -82,7 +82,7 @@ def rows_of(path):
     if path.suffix == ".json":
         return len(json.loads(path.read_text("utf-8-sig")))
     if path.suffix == ".csv":
-        return source.count_rows(path)
+        return sources.count_rows(path)
     return sum(1 for line in path.read_bytes().split(b"\n") if line.strip())
 
 
@@ -99,7 +99,7 @@ def test_every_row_is_read_or_reported(numbers, tmp_path, tokenizer):
 
 
 def test_what_looks_like_markup_is_printed_as_it_stands():
-    from manners.stages.run import console
+    from manners.pipeline.stages.context import console
 
     with console.capture() as said:
         console.print("left out: data.jsonl:3: unknown role '[/bold][link=x]'", highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from manners import lineage
+from manners.runtime import run_dir
 from tests.commands import Command, only, strictbot, train
 from tests.faults.processes import METHODS, history, weights
 
@@ -44,7 +44,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(tmp_path, metho
         cut.kill()
         cut.wait()
         folder = next(iter(tmp_path.glob(f"runs/{name}-*")), None)
-        if folder and lineage.load_state(folder).get("status") == "finished":
+        if folder and run_dir.load_state(folder).get("status") == "finished":
             continue  # it was only saying its last words: typed again, the command would run once more
         tally.tried += 1
         tally.moments.append(phase(cut.said, tmp_path, name))

@@ -104,12 +104,14 @@ def test_one_that_never_does_costs_seconds_and_is_told_the_rest_by_replay(server
     assert weights(gone) == ends
     kept = {(k, r["step"]) for r in records(gone / "metrics.jsonl") for k in r if k not in ("step", "time")}
     assert {(k, s) for k, s in kept if not any(c in k for c in OF_THE_CLOCK)} == told.keys()
-    assert f"python -m manners.replay {gone}" in run.said and "Traceback" not in run.said
+    assert f"python -m manners.tracking.sync {gone}" in run.said and "Traceback" not in run.said
     print(f"a server that is gone: {lasted:.1f} s from the last step to the end of the command")
     assert lasted < 60
 
     def replay():
-        return subprocess.run([sys.executable, "-m", "manners.replay", str(gone)], capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, "-m", "manners.tracking.sync", str(gone)], capture_output=True, text=True
+        )
 
     away = replay()
     assert away.returncode == 1 and "no server answers" in away.stderr and "Traceback" not in away.stderr
@@ -137,7 +139,7 @@ def test_one_that_hangs_holds_the_end_up_for_a_bounded_time(server, whole):
     assert weights(hung) == ends
     print(f"a server that hangs: {lasted:.1f} s from the last step to the end of the command")
     assert lasted < 120
-    subprocess.run([sys.executable, "-m", "manners.replay", str(hung)], check=True)
+    subprocess.run([sys.executable, "-m", "manners.tracking.sync", str(hung)], check=True)
     assert history(server.store, hung.name) == told
 
 

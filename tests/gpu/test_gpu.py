@@ -9,9 +9,9 @@ import math
 import pytest
 import torch
 
-from manners.hardware import Device
-from manners.models.adapters import adapt
-from manners.paths import ROOT
+from manners.models.lora import prepare_for_training
+from manners.runtime.device import Device
+from manners.runtime.paths import ROOT
 from tests.gpu.trials import TRUE, in_four_bits, network, play, sft
 
 pytestmark = [
@@ -39,9 +39,9 @@ def keep():
 
 @pytest.mark.parametrize("kind", ["lora", "none"])
 def test_bf16_begins_at_the_loss_of_32_bits_and_learns(tmp_path, keep, kind):
-    model = adapt(network(TRUE), kind, 16, 32, 0.0, "all-linear")
+    model = prepare_for_training(network(TRUE), kind, 16, 32, 0.0, "all-linear")
     exact = sft(model, EXACT, tmp_path / "exact", 1)
-    cast = sft(adapt(network(TRUE), kind, 16, 32, 0.0, "all-linear"), CAST, tmp_path / "cast", 20)
+    cast = sft(prepare_for_training(network(TRUE), kind, 16, 32, 0.0, "all-linear"), CAST, tmp_path / "cast", 20)
     keep(f"SFT, {'LoRA' if kind == 'lora' else 'all weights'}, 32 bits, one step", exact)
     keep(f"SFT, {'LoRA' if kind == 'lora' else 'all weights'}, bf16", cast)
     assert exact["first loss"] == pytest.approx(math.log(TRUE["vocab_size"]), rel=0.02)

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from manners.hardware import Device
-from manners.models.adapters import adapt
+from manners.models.lora import prepare_for_training
+from manners.runtime.device import Device
 from tests.gpu.trials import SMALL, in_four_bits, network, play, sft
 
 CPU, CAST = Device("cpu", "32"), Device("cpu", "bf16")
@@ -13,7 +13,14 @@ CPU, CAST = Device("cpu", "32"), Device("cpu", "bf16")
 
 def test_bf16_begins_at_the_loss_of_32_bits(tmp_path):
     exact, cast = (
-        sft(adapt(network(SMALL), "lora", 16, 32, 0.0, "all-linear"), device, tmp_path / device.precision, 3, 2, 16)
+        sft(
+            prepare_for_training(network(SMALL), "lora", 16, 32, 0.0, "all-linear"),
+            device,
+            tmp_path / device.precision,
+            3,
+            2,
+            16,
+        )
         for device in (CPU, CAST)
     )
     assert exact["first loss"] == pytest.approx(math.log(SMALL["vocab_size"]), rel=0.02)  # it knows nothing yet

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from manners.data.batches import Batches, collate, in_order
-from manners.data.encode import IGNORE, Example
-from manners.hardware import Device
-from manners.methods.fit import fit
-from manners.methods.ppo.loop import Game, train
-from manners.methods.ppo.world import ALONE
-from manners.models import base
-from manners.models.actor import Actor
-from manners.models.adapters import adapt
+from manners.data.batching import ResumableBatches, collate, validation_batches
+from manners.data.tokenize import IGNORE_INDEX, TokenizedExample
+from manners.methods.distributed import SINGLE_PROCESS
+from manners.methods.lightning_fit import fit_with_lightning
+from manners.methods.ppo.trainer import PPOTrainer, train_ppo
+from manners.models import loading
+from manners.models.lora import prepare_for_training
+from manners.models.policy import Policy
+from manners.runtime.device import Device
 from tests.methods.ppo.cases import early_stops, ppo, prompts, share_of
 from tests.methods.test_sft import module
 
@@ -52,14 +52,14 @@ def sft(model: Any, device: Device, folder: Path, steps: int, rows: int = 8, len
     """
     vocab, half = model.config.vocab_size, length // 2
     ids = torch.randint(5, vocab, (rows, length), generator=torch.Generator().manual_seed(1)).tolist()
-    examples = [Example(row, [IGNORE] * half + row[half:]) for row in ids]
+    examples = [TokenizedExample(row, [IGNORE_INDEX] * half + row[half:]) for row in ids]
     together = partial(collate, pad=0)
     logged: list[dict[str, float]] = []
     learner = module(model, total=steps, log=lambda found, _step: logged.append(found), learning_rate=1e-3)
     folder.mkdir(parents=True, exist_ok=True)
     forget_peak()
-    batches = Batches(examples, rows, together, steps, 1, 1, True)
-    fit(learner, batches, in_order(examples, rows, together), folder, device, steps, steps, 0)
+    batches = ResumableBatches(examples, rows, together, steps, 1, 1, True)
+    fit_with_lightning(learner, batches, validation_batches(examples, rows, together), folder, device, steps, steps, 0)
     trained = [found for found in logged if "train/loss" in found]
     rates = sorted(found["train/tokens_per_second"] for found in trained)
     return {
@@ -76,27 +76,27 @@ def in_four_bits(shape: dict[str, int], folder: Path) -> tuple[Any, int, int]:
     sizes = []
     for quantization in ("none", "nf4"):
         before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
-        model = base.load(str(folder), dtype=torch.bfloat16, quantization=quantization)
+        model = loading.load_model(str(folder), dtype=torch.bfloat16, quantization=quantization)
         if not torch.cuda.is_available():
             sizes.append(model.get_memory_footprint())
             continue
         if quantization == "none":  # the other is there already
             model.to("cuda")
         sizes.append(torch.cuda.memory_allocated() - before)
-    return adapt(model, "qlora", 16, 32, 0.0, "all-linear"), sizes[0], sizes[1]
+    return prepare_for_training(model, "qlora", 16, 32, 0.0, "all-linear"), sizes[0], sizes[1]
 
 
 def play(shape: dict[str, int], device: Device, folder: Path, tokenizer: Any, replies: int, length: int) -> Any:
     """Two iterations of PPO: the metrics of each, and seconds and peak GB of both together."""
-    model = adapt(network(shape), "lora", 16, 32, 0.0, "all-linear").to(device.kind)
-    actor = Actor(model, "head", device.precision == "bf16")
+    model = prepare_for_training(network(shape), "lora", 16, 32, 0.0, "all-linear").to(device.kind)
+    actor = Policy(model, "head", device.precision == "bf16")
     settings = ppo(total_episodes=2 * replies, batch_size=replies, response_length=length, learning_rate=1e-4)
     parts = share_of(torch.arange(shape["vocab_size"]) % 2 == 0)
-    game = Game(actor, tokenizer, early_stops(tokenizer), parts, settings, 1, ALONE)
+    game = PPOTrainer(actor, tokenizer, early_stops(tokenizer), parts, settings, 1, SINGLE_PROCESS)
     logged: list[dict[str, float]] = []
     forget_peak()
     started = time.perf_counter()
-    train(game, prompts(replies), [], folder, lambda m, _step: logged.append(m), lambda *_: None, print)
+    train_ppo(game, prompts(replies), [], folder, lambda m, _step: logged.append(m), lambda *_: None, print)
     spent = {"seconds": time.perf_counter() - started, "peak GB": peak()}
     return [found for found in logged if "objective/kl" in found], spent
 

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2ForCausalLM
 
-from manners.data.batches import Batches, collate, in_order
-from manners.hardware import Device
-from manners.methods.fit import BEST, Bar, fit
-from manners.methods.ppo.world import ALONE, World, join
-from manners.models.adapters import adapt
+from manners.data.batching import ResumableBatches, collate, validation_batches
+from manners.methods.distributed import SINGLE_PROCESS, ProcessGroup, init_distributed
+from manners.methods.lightning_fit import BEST, ProgressBar, fit_with_lightning
+from manners.models.lora import prepare_for_training
+from manners.runtime.device import Device
 from tests.methods.test_sft import examples, module
 
 STEPS, SIZE = 5, 4  # rows at once, over all processes
@@ -35,7 +35,9 @@ class Cut(Exception):
     """Stands for a kill of all processes at once."""
 
 
-def play(folder: Path, out: Path, name: str, world: World = ALONE, dropout: float = 0.0, cut_after: int = 0) -> None:
+def play(
+    folder: Path, out: Path, name: str, process_group: ProcessGroup = SINGLE_PROCESS, dropout: float = 0.0, cut_after: int = 0
+) -> None:
     """The steps of a case by all processes together; those after ``cut_after`` by a second start."""
     kind, sharing, changes = CASES[name]
     logged: list[Any] = []
@@ -43,32 +45,32 @@ def play(folder: Path, out: Path, name: str, world: World = ALONE, dropout: floa
     def start() -> None:
         torch.manual_seed(0)
         model = Qwen2ForCausalLM.from_pretrained(folder)
-        model = adapt(model, kind, 4, 8, dropout, "all-linear", gradient_checkpointing=kind == "none")
+        model = prepare_for_training(model, kind, 4, 8, dropout, "all-linear", gradient_checkpointing=kind == "none")
         settings = {"accumulate": 1, "max_grad_norm": 0.5, "logging_steps": 2} | changes
         log = lambda metrics, step: logged.append([step, metrics])  # noqa: E731
-        learner = module(model, total=STEPS, log=log, world=world, **settings)
-        among, together = (world.rank, world.size), partial(collate, pad=0)
-        size, rows = SIZE // world.size, examples(sum(ROWS.values()))
+        learner = module(model, total=STEPS, log=log, process_group=process_group, **settings)
+        among, together = (process_group.rank, process_group.size), partial(collate, pad=0)
+        size, rows = SIZE // process_group.size, examples(sum(ROWS.values()))
         train, held_out = rows[: ROWS["train"]], rows[ROWS["train"] :]
-        batches = Batches(train, size, together, STEPS, settings["accumulate"], 3, True, *among)
-        validation = in_order(held_out, size, together, *among)
-        fit(learner, batches, validation, out, Device("cpu", "32"), 2, 3, 0, world, sharing)
-        if world.size > 1 and sharing == "fsdp":  # each has its half, and not the whole
+        batches = ResumableBatches(train, size, together, STEPS, settings["accumulate"], 3, True, *among)
+        validation = validation_batches(held_out, size, together, *among)
+        fit_with_lightning(learner, batches, validation, out, Device("cpu", "32"), 2, 3, 0, process_group, sharing)
+        if process_group.size > 1 and sharing == "fsdp":  # each has its half, and not the whole
             weights: list[Any] = list(learner.parameters())
             assert sum(p.to_local().numel() for p in weights) < 0.6 * sum(p.numel() for p in weights)
 
     out.mkdir(parents=True, exist_ok=True)
     if cut_after:
-        whole = Bar.on_train_batch_end
-        Bar.on_train_batch_end = cutting(cut_after)  # type: ignore[method-assign]
+        whole = ProgressBar.on_train_batch_end
+        ProgressBar.on_train_batch_end = cutting(cut_after)  # type: ignore[method-assign]
         try:
             start()
         except Cut:
             pass
         finally:
-            Bar.on_train_batch_end = whole  # type: ignore[method-assign]
+            ProgressBar.on_train_batch_end = whole  # type: ignore[method-assign]
     start()
-    if world.rank == 0:
+    if process_group.rank == 0:
         save_file(load_file(out / BEST), f"{out}.safetensors")
         Path(f"{out}.json").write_text(json.dumps(logged))
 
@@ -85,8 +87,8 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     model, out = Path(sys.argv[1]), Path(sys.argv[2])
-    world = join("cpu", "sft", 2)
+    process_group = init_distributed("cpu", "sft", 2)
     for name in CASES:
-        play(model, out / name, name, world, cut_after=4 if name == "whole-fsdp" else 0)
+        play(model, out / name, name, process_group, cut_after=4 if name == "whole-fsdp" else 0)
     for name, cut_after in (("dropout", 0), ("dropout-cut", 4)):
-        play(model, out / name, "lora-ddp", world, dropout=0.3, cut_after=cut_after)
+        play(model, out / name, "lora-ddp", process_group, dropout=0.3, cut_after=cut_after)

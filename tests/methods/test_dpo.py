@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from manners.errors import MannersError
-from manners.hardware import Device
 from manners.methods import dpo
-from manners.methods.fit import BEST, LAST
-from manners.models.adapters import adapt, trainable
+from manners.methods.lightning_fit import BEST, LAST
+from manners.models.lora import prepare_for_training, trainable_parameters
+from manners.runtime.device import Device
 
 CPU = Device("cpu", "32")
 BETA, STEPS = 0.3, 7
@@ -34,7 +34,7 @@ def made(model, folder, tokenizer, kind="lora", **changes):
     torch.manual_seed(1)
     policy = copy.deepcopy(model)
     reference = copy.deepcopy(policy) if kind == "none" else None
-    policy = adapt(policy, kind, 4, 8, 0.2, "all-linear")
+    policy = prepare_for_training(policy, kind, 4, 8, 0.2, "all-linear")
     settings: dict[str, Any] = {
         "learning_rate": 1e-2,
         "max_steps": STEPS,
@@ -51,7 +51,9 @@ def made(model, folder, tokenizer, kind="lora", **changes):
         "logging_steps": 3,
     }
     found = rows()
-    return dpo.trainer(policy, reference, tokenizer, found, found[:4], folder, CPU, seed=3, **settings | changes)
+    return dpo.make_dpo_trainer(
+        policy, reference, tokenizer, found, found[:4], folder, CPU, seed=3, **settings | changes
+    )
 
 
 def logps(model, prompt, reply):
@@ -76,13 +78,13 @@ def by_hand(policy, reference, found, loss_type="sigmoid"):
 
 
 def weights(model):
-    return {name: p.detach().clone() for name, p in trainable(model).items()}
+    return {name: p.detach().clone() for name, p in trainable_parameters(model).items()}
 
 
 def run(model, folder, tokenizer, **changes):
     logged: dict[tuple[str, int], float] = {}
     trainer = made(model, folder, tokenizer, **changes)
-    fitted = dpo.fit(trainer, lambda metrics, step: logged.update({(k, step): v for k, v in metrics.items()}))
+    fitted = dpo.fit_dpo(trainer, lambda metrics, step: logged.update({(k, step): v for k, v in metrics.items()}))
     return trainer.model, fitted, logged
 
 
@@ -100,7 +102,7 @@ def test_trls_loss_is_the_one_computed_by_hand(small_qwen2, tokenizer, tmp_path,
     """After some steps, against the model as it was before training: so that is what the reference is."""
     trainer = made(small_qwen2, tmp_path, tokenizer, kind=kind, loss_type=loss_type)
     with torch.no_grad():
-        for p in trainable(trainer.model).values():
+        for p in trainable_parameters(trainer.model).values():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(5)) * 0.05)
     theirs = trainer.evaluate()["eval_loss"]
     assert theirs == pytest.approx(by_hand(trainer.model, small_qwen2, rows()[:4], loss_type), rel=1e-4)
@@ -111,7 +113,7 @@ def test_no_dropout_and_no_second_adapter(small_qwen2, tokenizer, tmp_path):
     model = made(small_qwen2, tmp_path, tokenizer).model
     assert list(model.peft_config) == ["default"]
     assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0}
-    assert trainable(model) and all(".default." in name for name in trainable(model))
+    assert trainable_parameters(model) and all(".default." in name for name in trainable_parameters(model))
 
 
 def test_it_learns_the_order_and_keeps_the_best_weights(small_qwen2, tokenizer, tmp_path):
@@ -126,7 +128,7 @@ def test_it_learns_the_order_and_keeps_the_best_weights(small_qwen2, tokenizer, 
 
 def test_full_fine_tuning_changes_the_policy_and_not_the_reference(small_qwen2, tokenizer, tmp_path):
     trainer = made(small_qwen2, tmp_path, tokenizer, kind="none", learning_rate=1e-3)
-    dpo.fit(trainer, lambda metrics, step: None)
+    dpo.fit_dpo(trainer, lambda metrics, step: None)
     same = {name: torch.equal(p, small_qwen2.get_parameter(name)) for name, p in trainer.model.named_parameters()}
     assert not any(same.values())
     assert all(torch.equal(p, small_qwen2.get_parameter(name)) for name, p in trainer.ref_model.named_parameters())
@@ -155,7 +157,7 @@ CUTS = [("lora", cut) for cut in (1, 3, 4, 5, 7)] + [("none", cut) for cut in (4
 def test_cut_off_and_started_again(small_qwen2, tokenizer, tmp_path, monkeypatch, whole, kind, cut_after):
     """Saved every 2 steps, validated every 3, three steps an epoch: the cuts fall before, on and after each."""
     final, fitted, metrics = whole[kind]
-    step_end, on_save = dpo.Keeper.on_step_end, dpo.Keeper.on_save
+    step_end, on_save = dpo.DPOCallback.on_step_end, dpo.DPOCallback.on_save
 
     def die(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
         if state.global_step == cut_after:
@@ -168,7 +170,7 @@ def test_cut_off_and_started_again(small_qwen2, tokenizer, tmp_path, monkeypatch
             raise Cut  # after the last step, before the run has ended
 
     with monkeypatch.context() as patch:
-        patch.setattr(dpo.Keeper, *(("on_save", die_late) if cut_after == STEPS else ("on_step_end", die)))
+        patch.setattr(dpo.DPOCallback, *(("on_save", die_late) if cut_after == STEPS else ("on_step_end", die)))
         with pytest.raises(Cut):
             run(small_qwen2, tmp_path, tokenizer, kind=kind)
     assert (tmp_path / LAST).exists() == (cut_after > 1)
@@ -185,7 +187,7 @@ def test_cut_off_and_started_again(small_qwen2, tokenizer, tmp_path, monkeypatch
 
 
 def test_a_checkpoint_half_written_is_never_met(small_qwen2, tokenizer, tmp_path, monkeypatch, whole):
-    save = dpo.Trainer._save_rng_state
+    save = dpo.ResumableDPOTrainer._save_rng_state
 
     def die(self: Any, folder: str) -> None:
         if folder.endswith("-4"):  # weights and optimizer are written, and how far the run was is not
@@ -193,7 +195,7 @@ def test_a_checkpoint_half_written_is_never_met(small_qwen2, tokenizer, tmp_path
         save(self, folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr(dpo.Trainer, "_save_rng_state", die)
+        patch.setattr(dpo.ResumableDPOTrainer, "_save_rng_state", die)
         with pytest.raises(Cut):
             run(small_qwen2, tmp_path, tokenizer)
     assert (tmp_path / "checkpoint-4").exists()

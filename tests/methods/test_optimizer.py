@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from manners.methods.optimizer import adamw
+from manners.methods.optim import adamw
 
 
 def walk(optim, steps, state=None, start=None):
@@ -21,7 +21,7 @@ def walk(optim, steps, state=None, start=None):
 
 
 def test_plain_adamw_is_torchs_own():
-    first, _ = walk("adamw", 1)
+    first, _ = walk("adamw_torch_fused", 1)
     torch.manual_seed(0)
     start = torch.randn(64, 128)
     by_hand = start * (1 - 1e-2 * 0.01) - 1e-2 * torch.sign(start - 1.0)  # a first step is as long as the rate
@@ -30,9 +30,9 @@ def test_plain_adamw_is_torchs_own():
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers")
 def test_eight_bits_come_near_and_keep_their_state_in_bytes():
-    exact, _ = walk("adamw", 100)
+    exact, _ = walk("adamw_torch_fused", 100)
     coarse, optimizer = walk("paged_adamw_8bit", 100)
-    assert (exact - coarse).abs().mean() < 0.02 * (exact - walk("adamw", 0)[0]).abs().mean()
+    assert (exact - coarse).abs().mean() < 0.02 * (exact - walk("adamw_torch_fused", 0)[0]).abs().mean()
     (state,) = optimizer.state.values()
     assert {v.dtype for v in state.values() if torch.is_tensor(v) and v.numel() == 64 * 128} == {torch.uint8}
 

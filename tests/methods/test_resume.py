@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from manners import stop
-from manners.methods.fit import LAST, Bar
-from manners.models.adapters import adapt
-from manners.stop import Stopped
+from manners.methods.lightning_fit import LAST, ProgressBar
+from manners.models.lora import prepare_for_training
+from manners.runtime import signals
+from manners.runtime.signals import ShutdownRequested
 from tests.methods.test_sft import run, weights
 
 STEPS = 11
@@ -24,7 +24,7 @@ class Cut(Exception):
 def start(model, folder, log, **settings):
     # Dropout draws random numbers at each step, so a restart must restore them too.
     torch.manual_seed(1)
-    model = adapt(copy.deepcopy(model), "lora", 4, 8, 0.2, "all-linear")
+    model = prepare_for_training(copy.deepcopy(model), "lora", 4, 8, 0.2, "all-linear")
     fitted, _ = run(model, folder, steps=STEPS, accumulate=2, size=2, log=log, logging_steps=2, **settings)
     return weights(model), fitted
 
@@ -55,7 +55,7 @@ def test_cut_off_and_started_again(small_qwen2, tmp_path, monkeypatch, whole, cu
             raise Cut
 
     with monkeypatch.context() as patch:
-        patch.setattr(Bar, "on_train_batch_end", die)  # the last callback of the step
+        patch.setattr(ProgressBar, "on_train_batch_end", die)  # the last callback of the step
         with pytest.raises(Cut):
             start(small_qwen2, folder, log)
     assert (folder / LAST).exists() == (cut_after >= 2)
@@ -83,7 +83,7 @@ def test_told_to_stop_it_saves_at_that_very_step(small_qwen2, tmp_path, whole, a
         if step == at and "train/loss" in m:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Stopped):
+    with pytest.raises(ShutdownRequested):
         start(small_qwen2, tmp_path / "cut", log, save_steps=100)
     again, refitted = start(small_qwen2, tmp_path / "cut", log, save_steps=100)
     assert refitted.resumed_from == at
@@ -93,23 +93,23 @@ def test_told_to_stop_it_saves_at_that_very_step(small_qwen2, tmp_path, whole, a
 
 
 def test_a_second_signal_ends_it_at_once():
-    with pytest.raises(Stopped), stop.later():
+    with pytest.raises(ShutdownRequested), signals.defer_signals():
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.asked()
+        assert signals.shutdown_requested()
         os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("it should have ended")
-    assert not stop.asked()
+    assert not signals.shutdown_requested()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_checkpoint_half_written_is_never_met(small_qwen2, tmp_path, monkeypatch):
-    from manners import disk
+    from manners.runtime import atomic_io
 
     def die(*_: Any) -> None:
         raise Cut
 
     with monkeypatch.context() as patch:
-        patch.setattr(disk.os, "replace", die)  # all is written but not yet in place
+        patch.setattr(atomic_io.os, "replace", die)  # all is written but not yet in place
         with pytest.raises(Cut):
             start(small_qwen2, tmp_path / "cut", lambda m, s: None)
     assert not (tmp_path / "cut" / LAST).exists()

@@ -7,14 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from manners.data.batches import Batches, collate, in_order
-from manners.data.encode import IGNORE, Example
+from manners.data.batching import ResumableBatches, collate, validation_batches
+from manners.data.tokenize import IGNORE_INDEX, TokenizedExample
 from manners.errors import MannersError
-from manners.hardware import Device
-from manners.methods.fit import fit
-from manners.methods.module import schedule
-from manners.methods.sft import SFTModule, token_loss
-from manners.models.adapters import adapt, trainable
+from manners.methods.lightning import schedule
+from manners.methods.lightning_fit import fit_with_lightning
+from manners.methods.sft import SFTModule, sft_loss
+from manners.models.lora import prepare_for_training, trainable_parameters
+from manners.runtime.device import Device
 
 CPU = Device("cpu", "32")
 together = partial(collate, pad=0)
@@ -27,7 +27,7 @@ def examples(count=12, vocab=300):
     for _ in range(count):
         n = int(torch.randint(6, 20, (1,), generator=g))
         ids = torch.randint(5, vocab, (n,), generator=g).tolist()
-        found.append(Example(ids, [IGNORE] * (n // 2) + ids[n // 2 :]))
+        found.append(TokenizedExample(ids, [IGNORE_INDEX] * (n // 2) + ids[n // 2 :]))
     return found
 
 
@@ -48,25 +48,27 @@ def run(model, folder, steps=8, size=4, accumulate=1, rows=None, eval_steps=3, s
         **changes):  # fmt: skip
     rows = rows or examples()
     folder.mkdir(exist_ok=True)
-    batches = Batches(rows, size, together, steps, accumulate, seed=3, by_length=True, parts=parts)
+    batches = ResumableBatches(rows, size, together, steps, accumulate, seed=3, by_length=True, parts=parts)
     m = module(model, total=steps, accumulate=batches.accumulate, **changes)
-    return fit(m, batches, in_order(rows[:4], 2, together), folder, CPU, eval_steps, save_steps, patience), m
+    return fit_with_lightning(
+        m, batches, validation_batches(rows[:4], 2, together), folder, CPU, eval_steps, save_steps, patience
+    ), m
 
 
 def weights(model):
-    return {name: p.detach().clone() for name, p in trainable(model).items()}
+    return {name: p.detach().clone() for name, p in trainable_parameters(model).items()}
 
 
 def test_the_loss_is_that_of_the_full_logits_on_the_trained_tokens(small_qwen2):
     batch = collate(examples(5), pad=0)
-    nll, correct, trained = token_loss(small_qwen2, batch)
+    nll, correct, trained = sft_loss(small_qwen2, batch)
     logits = small_qwen2(batch["input_ids"]).logits[:, :-1]
     targets = batch["labels"][:, 1:]
     by_hand = [
         -F.log_softmax(logits[b, t].double(), -1)[targets[b, t]]
         for b in range(targets.shape[0])
         for t in range(targets.shape[1])
-        if targets[b, t] != IGNORE
+        if targets[b, t] != IGNORE_INDEX
     ]
     assert trained == len(by_hand)
     assert nll.item() == pytest.approx(float(sum(by_hand)), rel=1e-5)
@@ -75,8 +77,8 @@ def test_the_loss_is_that_of_the_full_logits_on_the_trained_tokens(small_qwen2):
 
 def test_padding_changes_no_loss(small_qwen2):
     short, long = sorted(examples(), key=lambda e: len(e.input_ids))[:: len(examples()) - 1]
-    alone = token_loss(small_qwen2, collate([short], 0))[0] + token_loss(small_qwen2, collate([long], 0))[0]
-    together = token_loss(small_qwen2, collate([short, long], pad=short.input_ids[-1]))[0]  # padded with a real token
+    alone = sft_loss(small_qwen2, collate([short], 0))[0] + sft_loss(small_qwen2, collate([long], 0))[0]
+    together = sft_loss(small_qwen2, collate([short, long], pad=short.input_ids[-1]))[0]  # padded with a real token
     assert together.item() == pytest.approx(alone.item(), rel=1e-5)
 
 
@@ -94,10 +96,10 @@ def test_one_step_is_the_same_whatever_the_micro_batch(small_qwen2, tmp_path, si
     reference = type(small_qwen2)(small_qwen2.config)
     reference.load_state_dict(before, strict=False)
     optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-2 / 3, weight_decay=0.0)  # the first warm-up step
-    loss, _, trained = token_loss(reference, collate(rows, 0))
+    loss, _, trained = sft_loss(reference, collate(rows, 0))
     (loss / trained).backward()
     optimizer.step()
-    for name, p in trainable(reference).items():
+    for name, p in trainable_parameters(reference).items():
         assert torch.allclose(p - before[name], nll[name], atol=2e-5), name
 
 
@@ -129,20 +131,22 @@ def test_gradients_are_clipped_and_the_norm_before_is_logged(small_qwen2, tmp_pa
 def test_lora_trains_every_linear_layer_and_starts_as_the_base(small_qwen2):
     ids = torch.arange(5, 25)[None]
     before = small_qwen2(ids).logits
-    model = adapt(small_qwen2, "lora", 4, 8, 0.0, "all-linear")
+    model = prepare_for_training(small_qwen2, "lora", 4, 8, 0.0, "all-linear")
     assert torch.equal(model(ids).logits, before)
-    adapted = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in trainable(model)}
+    adapted = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in trainable_parameters(model)}
     assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    assert all("lora_" in name for name in trainable(model))
+    assert all("lora_" in name for name in trainable_parameters(model))
 
 
 def test_gradient_checkpointing_changes_no_gradient(small_qwen2):
     batch = collate(examples(4), 0)
     found = []
     for checkpointing in (False, True):
-        model = adapt(small_qwen2, "none", 1, 1, 0.0, "all-linear", gradient_checkpointing=checkpointing).train()
+        model = prepare_for_training(
+            small_qwen2, "none", 1, 1, 0.0, "all-linear", gradient_checkpointing=checkpointing
+        ).train()
         model.zero_grad()
-        token_loss(model, batch)[0].backward()
+        sft_loss(model, batch)[0].backward()
         found.append({n: p.grad.clone() for n, p in model.named_parameters()})
     assert all(torch.allclose(found[0][n], found[1][n], atol=1e-6) for n in found[0])
     assert model.is_gradient_checkpointing
@@ -153,7 +157,7 @@ def test_the_best_weights_are_kept_not_the_last(small_qwen2, tmp_path):
     fitted, m = run(small_qwen2, tmp_path / "a", steps=12, learning_rate=3.0, lr_scheduler_type="constant")
     assert fitted.best_step < fitted.steps == 12
     m.eval()
-    sums = [token_loss(m.model, b) for b in in_order(examples()[:4], 2, together)]
+    sums = [sft_loss(m.model, b) for b in validation_batches(examples()[:4], 2, together)]
     loss = sum(float(s[0]) for s in sums) / sum(s[2] for s in sums)
     assert loss == pytest.approx(fitted.best_loss, rel=1e-4)
 

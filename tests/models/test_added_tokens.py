@@ -2,15 +2,15 @@
 
 import torch
 
-from manners.models import adapters
-from manners.models.base import load, load_tokenizer
+from manners.models import lora
+from manners.models.loading import load_model, load_tokenizer
 
 MARKS = ["<|user|>", "<|assistant|>"]
 
 
 def grown(tokenizer):
-    model = load("tiny")
-    adapters.grow(model, tokenizer)
+    model = load_model("tiny")
+    lora.resize_embeddings(model, tokenizer)
     return model
 
 
@@ -23,10 +23,10 @@ def test_each_mark_is_one_token_and_plain_text_without():
 def test_the_other_rows_stay_and_only_the_marks_rows_and_the_lora_train(tmp_path):
     tokenizer = load_tokenizer("tiny", None, "marked", True, MARKS)
     ids = tokenizer.convert_tokens_to_ids(MARKS)
-    model = adapters.adapt(grown(tokenizer), "lora", 4, 8, 0.0, "all-linear", tokens=ids)
+    model = lora.prepare_for_training(grown(tokenizer), "lora", 4, 8, 0.0, "all-linear", tokens=ids)
     batch = tokenizer("<|user|>Hello.<|assistant|>Good day.", return_tensors="pt")["input_ids"]
     before = model(batch).logits.detach()
-    optimizer = torch.optim.AdamW(adapters.trainable(model).values(), lr=1e-2)
+    optimizer = torch.optim.AdamW(lora.trainable_parameters(model).values(), lr=1e-2)
     for _ in range(3):
         optimizer.zero_grad()
         model(batch, labels=batch).loss.backward()
@@ -42,5 +42,5 @@ def test_the_other_rows_stay_and_only_the_marks_rows_and_the_lora_train(tmp_path
     assert set(changed) <= set(ids) and changed
 
     model.save_pretrained(tmp_path, safe_serialization=True)
-    again = adapters.load(load("tiny"), tmp_path, tokenizer)
+    again = lora.load_adapter(load_model("tiny"), tmp_path, tokenizer)
     assert torch.allclose(again(batch).logits, after, atol=1e-5)

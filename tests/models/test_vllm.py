@@ -1,4 +1,4 @@
-"""method.generation=vllm with TRL's own VLLMGeneration, and in it an engine that answers by our own decoding.
+"""method.generation_backend=vllm with TRL's own VLLMGeneration, and in it an engine that answers by our own decoding.
 
 vLLM itself needs a GPU and is not here; all between us and it is real, so that a TRL that builds it, names its weights
 or merges a LoRA in another way fails these tests.
@@ -13,11 +13,11 @@ import pytest
 import torch
 from transformers import Qwen2ForCausalLM
 
-from manners.methods.ppo.loop import Game, train
-from manners.methods.ppo.world import World
-from manners.models.generation import Sampling, generate
-from manners.models.vllm import VLLM
-from manners.stages.online import sampler
+from manners.methods.distributed import ProcessGroup
+from manners.methods.ppo.trainer import PPOTrainer, train_ppo
+from manners.models.generation import Sampling, generate_ids
+from manners.models.vllm import VLLMBackend
+from manners.pipeline.stages.ppo import vllm_backend
 from tests import commands
 from tests.methods.ppo.cases import early_stops, liked, policy, ppo, prompts, share_of
 
@@ -68,8 +68,8 @@ class Engine:
     def answer(self, ids, asked):
         assert asked.ignore_eos
         draws = torch.rand(1, asked.max_tokens, generator=torch.Generator().manual_seed(asked.seed or 0))
-        how = Sampling(asked.max_tokens, tuple(asked.stop_token_ids), 0, asked.temperature, "own")
-        (reply,) = generate(self.network, [ids], how, draws)
+        how = Sampling(asked.max_tokens, tuple(asked.stop_token_ids), 0, asked.temperature, "native")
+        (reply,) = generate_ids(self.network, [ids], how, draws)
         return SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(reply))])
 
 
@@ -109,9 +109,9 @@ def moved(actor):
 
 
 def game(actor, tokenizer, engine=None, **changes):
-    settings = ppo(generation="vllm" if engine else "own", **changes)
+    settings = ppo(generation_backend="vllm" if engine else "native", **changes)
     parts = share_of(liked(actor.model))
-    return Game(actor, tokenizer, early_stops(tokenizer), parts, settings, 3, World(), engine)
+    return PPOTrainer(actor, tokenizer, early_stops(tokenizer), parts, settings, 3, ProcessGroup(), engine)
 
 
 @pytest.mark.parametrize("kind, critic", [("lora", "head"), ("lora", "adapter"), ("none", "head")])
@@ -119,7 +119,7 @@ def test_greedy_rollouts_are_those_of_our_own_decoding_by_the_weights_of_the_mom
     vllm, saved, tokenizer, kind, critic
 ):
     actor = policy(saved, kind, critic)
-    engine = VLLM(actor.model, tokenizer, 72)
+    engine = VLLMBackend(actor.model, tokenizer, 72)
     before, lengths = [], set()
     for _ in range(3):
         moved(actor)
@@ -138,26 +138,26 @@ def test_greedy_rollouts_are_those_of_our_own_decoding_by_the_weights_of_the_mom
 
 def test_a_sampled_reply_depends_on_its_own_draws_alone(vllm, saved, tokenizer):
     model = moved(policy(saved)).model
-    sampling = Sampling(8, tuple(early_stops(tokenizer)), 0, 0.8, VLLM(model, tokenizer, 72))
+    sampling = Sampling(8, tuple(early_stops(tokenizer)), 0, 0.8, VLLMBackend(model, tokenizer, 72))
     draws = torch.rand(4, 8, generator=torch.Generator().manual_seed(0))
-    together = generate(model, ASKED, sampling, draws)
-    assert together == generate(model, ASKED, sampling, draws)
-    assert together == [generate(model, [p], sampling, draws[i : i + 1])[0] for i, p in enumerate(ASKED)]
+    together = generate_ids(model, ASKED, sampling, draws)
+    assert together == generate_ids(model, ASKED, sampling, draws)
+    assert together == [generate_ids(model, [p], sampling, draws[i : i + 1])[0] for i, p in enumerate(ASKED)]
     assert together[0] != together[2]  # siblings: one prompt, two replies
-    assert generate(model, ASKED, sampling, draws.flip(0)) != together
+    assert generate_ids(model, ASKED, sampling, draws.flip(0)) != together
 
 
 def test_vllm_is_told_every_knob_and_leaves_the_training_its_memory(vllm, saved, tokenizer):
     model = policy(saved).model
     saved.generation_config.update(repetition_penalty=1.3, top_k=5, eos_token_id=[1, 2])
-    engine = VLLM(model, tokenizer, 72)
-    generate(model, ASKED[:1], Sampling(8, (3, 4), 0, 0.8, engine), torch.tensor([[0.5] * 8]))
+    engine = VLLMBackend(model, tokenizer, 72)
+    generate_ids(model, ASKED[:1], Sampling(8, (3, 4), 0, 0.8, engine), torch.tensor([[0.5] * 8]))
     (asked,) = engine.trl.llm.asked
     assert asked == SamplingParams(
         temperature=0.8, max_tokens=8, stop_token_ids=[3, 4], ignore_eos=True, seed=2**23, top_p=1.0, top_k=0,
         min_p=0.0, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0,
     )  # fmt: skip
-    generate(model, ASKED[:1], Sampling(8, (3, 4), 0, 0.0, engine))
+    generate_ids(model, ASKED[:1], Sampling(8, (3, 4), 0, 0.0, engine))
     assert [(s.temperature, s.seed) for s in engine.trl.llm.asked] == [(0.0, None)]
     settings = engine.trl.llm.settings
     assert settings["max_model_len"] == 72 and settings["gpu_memory_utilization"] == 0.3
@@ -166,24 +166,24 @@ def test_vllm_is_told_every_knob_and_leaves_the_training_its_memory(vllm, saved,
 
 def test_a_run_samples_by_it_and_trains_by_our_own_log_probabilities(vllm, saved, tokenizer, tmp_path):
     actor, logged = policy(saved), {}
-    settings = ppo(total_episodes=16, eval_steps=1, generation="vllm", num_ppo_epochs=1, num_mini_batches=1)
-    engine = sampler(settings, actor.model, tokenizer)
+    settings = ppo(total_episodes=16, eval_steps=1, generation_backend="vllm", num_ppo_epochs=1, num_mini_batches=1)
+    engine = vllm_backend(settings, actor.model, tokenizer)
     ours = game(actor, tokenizer, engine, total_episodes=16, eval_steps=1, num_ppo_epochs=1, num_mini_batches=1)
-    train(ours, prompts(10), prompts(4), tmp_path, lambda m, step: logged.update(m), lambda *_: None, print)
+    train_ppo(ours, prompts(10), prompts(4), tmp_path, lambda m, step: logged.update(m), lambda *_: None, print)
     assert engine.trl.llm.synced == 2 + 3  # rollouts and evaluations
     assert logged["policy/approxkl_avg"] == pytest.approx(0.0, abs=1e-9)  # one update a rollout: its ratio is 1
 
 
 def test_it_answers_for_no_other_model(vllm, saved, tokenizer):
-    engine = VLLM(policy(saved).model, tokenizer, 72)
+    engine = VLLMBackend(policy(saved).model, tokenizer, 72)
     with pytest.raises(AssertionError, match="made with"):
-        generate(policy(saved).model, ASKED, Sampling(4, (), 0, 0.0, engine))
+        generate_ids(policy(saved).model, ASKED, Sampling(4, (), 0, 0.0, engine))
 
 
 def test_plain_runs_touch_neither_vllm_nor_trls_part_for_it(saved, tokenizer, tmp_path):
-    assert sampler(ppo(), saved, tokenizer) is None
+    assert vllm_backend(ppo(), saved, tokenizer) is None
     script = tmp_path / "told.py"
     script.write_text(
-        "import sys, manners.pipeline; print({'trl.generation.vllm_generation', 'vllm'} & {*sys.modules})"
+        "import sys, manners.pipeline.run; print({'trl.generation.vllm_generation', 'vllm'} & {*sys.modules})"
     )
     assert commands.train(script=script) == "set()\n"

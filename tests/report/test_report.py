@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from manners.errors import MannersError
-from manners.report import curves, gather, page, sections, tables
+from manners.report import curves, page, query, sections, tables
 from manners.report.__main__ import main
-from manners.report.configurations import differing, label
+from manners.report.configurations import configuration_label, differing
 from manners.report.statistics import over_seeds
 from tests.report import stores
 
@@ -25,14 +25,14 @@ def uri(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def studies(uri):
-    client = gather.connect(uri)
-    return sections.studies(client, gather.runs(client))
+    client = query.connect_store(uri)
+    return sections.build_studies(client, query.query_runs(client))
 
 
 @pytest.fixture(scope="module")
 def report(studies, tmp_path_factory):
     """The page's file."""
-    return page.write(studies, "the store", tmp_path_factory.mktemp("report"))[0]
+    return page.write_report_files(studies, "the store", tmp_path_factory.mktemp("report"))[0]
 
 
 def test_students_interval_of_three_seeds_is_the_one_worked_out_by_hand():
@@ -46,8 +46,8 @@ def test_students_interval_of_three_seeds_is_the_one_worked_out_by_hand():
 def test_one_seed_has_no_interval_and_equal_seeds_have_none_to_speak_of():
     assert np.isnan(over_seeds([0.3]).low) and over_seeds([0.3]).value == 0.3
     assert over_seeds([0.1] * 3).low == over_seeds([0.1] * 3).high
-    assert tables.number(over_seeds([0.1] * 3), "words") == "0.100"
-    assert tables.number(over_seeds([-0.00001]), "words") == "0.000"
+    assert tables.format_number(over_seeds([0.1] * 3), "words") == "0.100"
+    assert tables.format_number(over_seeds([-0.00001]), "words") == "0.000"
 
 
 def test_a_row_is_a_configuration_with_its_seeds_folded(studies):
@@ -98,8 +98,11 @@ def test_only_what_differs_is_a_label_and_the_data_or_a_newer_option_only_where_
     assert differing(shapes) == ["a.r"]
     assert differing([*shapes, {"a.r": "2", "b.r": "1", "data": "x"}]) == ["a.r", "c", "data"]
     assert differing([{"a": "1", "data": "x"}, {"a": "1", "c": "1", "data": "x"}]) == ["c"]
-    assert [label(s, ["a.r", "c", "data"]) for s in shapes] == ["r=1  c=1  data=x", "r=2  c=–  data=y"]
-    assert label({"a.r": "1", "b.r": "2", "model.name": "t"}, ["a.r", "b.r", "model.name"]) == "a.r=1  b.r=2  model=t"
+    assert [configuration_label(s, ["a.r", "c", "data"]) for s in shapes] == ["r=1  c=1  data=x", "r=2  c=–  data=y"]
+    assert (
+        configuration_label({"a.r": "1", "b.r": "2", "model.name": "t"}, ["a.r", "b.r", "model.name"])
+        == "a.r=1  b.r=2  model=t"
+    )
 
 
 def test_a_curve_lies_where_its_numbers_do_and_the_mean_leaves_no_seed_out(studies):
@@ -112,8 +115,8 @@ def test_a_curve_lies_where_its_numbers_do_and_the_mean_leaves_no_seed_out(studi
     assert (x10 - curves.LEFT) / (x20 - curves.LEFT) == pytest.approx(0.5, abs=0.01)
     at = {text: place for place, text in drawn.y_ticks}
     assert y2 == pytest.approx(at["2"]) and fast.dots[1][1] == pytest.approx(at["0.5"])
-    assert curves.mean([[(1, 2.0), (2, 4.0)], [(1, 4.0)]]) == [(1, 3.0)]
-    assert curves.chart("loss", {"a": [[(1, 2.0)]]}) is None
+    assert curves.mean_curve([[(1, 2.0), (2, 4.0)], [(1, 4.0)]]) == [(1, 3.0)]
+    assert curves.learning_chart("loss", {"a": [[(1, 2.0)]]}) is None
 
 
 class Page(HTMLParser):
@@ -180,7 +183,7 @@ def test_a_store_that_is_not_there_and_a_study_that_it_lacks_are_answered_in_a_s
         main(["--uri", uri, "--out", str(tmp_path), "--study", "alfa"])
     (tmp_path / "broken.db").write_text("no database")
     with pytest.raises(MannersError, match="this store cannot be read"):
-        gather.connect(f"sqlite:///{tmp_path / 'broken.db'}")
+        query.connect_store(f"sqlite:///{tmp_path / 'broken.db'}")
     (tmp_path / "taken").write_text("")
     with pytest.raises(SystemExit, match="it cannot be written"):
         main(["--uri", uri, "--out", str(tmp_path / "taken"), "--study", "alpha"])

@@ -12,12 +12,13 @@ import pytest
 from hydra.core.plugins import Plugins
 from mlflow import MlflowClient
 
-from manners import composing, config
+from manners.config import compose as composing
+from manners.config import schema
 from manners.errors import Pruned
-from manners.paths import CONF
+from manners.runtime.paths import CONF
 from manners.sweep import jobs
-from manners.sweep.run import run
-from manners.sweep.search import watcher
+from manners.sweep.run import run_sweep
+from manners.sweep.search import pruning_callback
 from tests.commands import strictbot
 
 METRIC = "val/loss"
@@ -39,8 +40,8 @@ class Pretends:
             raise KeyboardInterrupt
         self.left -= 1
         self.ran.append(typed)
-        job = jobs.Job({})
-        jobs.identify(job, typed)
+        job = jobs.SweepJob({})
+        jobs.resolve_job(job, typed)
         values = dict(o.split("=", 1) for o in command)
         folder = self.output_dir / "runs" / f"job-{job.fingerprint[:8]}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,8 +73,8 @@ def cached(compose):
 @pytest.fixture
 def sweep(tmp_path):
     """Starts ``python train.py -m`` with ``arguments`` and a launcher that pretends; gives back the launcher."""
-    config.register()
-    Plugins.instance().register(composing.Recipes)
+    schema.register_schemas()
+    Plugins.instance().register(composing.UserConfigDir)
     always = [*strictbot(tmp_path), f"output_dir={tmp_path / 'out'}"]
 
     def start(*arguments, result, at_most=math.inf):
@@ -82,7 +83,7 @@ def sweep(tmp_path):
             typed = [*always, *arguments]
             shared = [o for o in typed if "," not in o or "[" in o]
             cfg = hydra.compose("train", shared, return_hydra_config=True)
-            run(cfg, typed, launcher)
+            run_sweep(cfg, typed, launcher)
         return launcher
 
     start.out = tmp_path / "out"
@@ -126,20 +127,20 @@ def test_a_grid_runs_each_job_once_and_the_parent_carries_the_table(sweep):
 
 
 def test_a_config_with_other_values_is_what_composing_gives(composed_once):
-    config.register()
-    Plugins.instance().register(composing.Recipes)
+    schema.register_schemas()
+    Plugins.instance().register(composing.UserConfigDir)
     keys = ["seed", "method.learning_rate", "method.packing", "run_name", "method.lr_scheduler_type"]
     one = [f"{k}={v}" for k, v in zip(keys, ["1", "1e-3", "true", "a", "linear"], strict=True)]
     other = [f"{k}={v}" for k, v in zip(keys, ["2", "3e-5", "false", "'b, c'", "constant"], strict=True)]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        first = composing.compose("train", ["quick=true", *one])
+        first = composing.compose("train", ["debug=quick", *one])
         before = first.copy()
-        assert composing.vary(first, other) == composing.compose("train", ["quick=true", *other])
+        assert composing.with_values(first, other) == composing.compose("train", ["debug=quick", *other])
         assert first == before
-        assert composing.vary(first, ["method=reward"]) is None  # brings much more than a value
-        assert composing.vary(first, ["quick=false"]) is None  # what it made of other values would stay
-        assert composing.vary(first, ["seed=tomorrow"]) is None  # refused: composing says why
-        assert composing.vary(first, ["adapter.target_modules=[q_proj]"]) is None
+        assert composing.with_values(first, ["method=reward"]) is None  # brings much more than a value
+        assert composing.with_values(first, ["quick=false"]) is None  # what it made of other values would stay
+        assert composing.with_values(first, ["seed=tomorrow"]) is None  # refused: composing says why
+        assert composing.with_values(first, ["adapter.target_modules=[q_proj]"]) is None
 
 
 def test_the_same_command_runs_only_what_did_not_finish(sweep):
@@ -207,7 +208,7 @@ def bowl(values, _):
 
 
 def test_a_search_that_was_killed_proposes_what_it_would_have_proposed(sweep, tmp_path):
-    whole = sweep(*SEARCH, "study_name=whole", result=bowl)
+    whole = sweep(*SEARCH, "experiment_name=whole", result=bowl)
     assert len(whole.ran) == 4
     with pytest.raises(KeyboardInterrupt):
         sweep(*SEARCH, result=bowl, at_most=2)
@@ -232,7 +233,7 @@ def test_a_search_gives_up_jobs_that_fall_behind(sweep):
     def slow(values, cfg):
         """Each later job is worse from its first step."""
         slow.jobs += 1
-        watch = watcher(cfg)
+        watch = pruning_callback(cfg)
         for step in (10, 20, 30):
             watch({"train/loss": 0.0}, step)
             watch({METRIC: float(slow.jobs)}, step)

@@ -4,7 +4,7 @@ import hydra
 import pytest
 
 from manners.errors import MannersError
-from manners.paths import CONF
+from manners.runtime.paths import CONF
 from manners.sweep import space
 from manners.sweep.space import Dimension
 
@@ -16,7 +16,7 @@ def hydra_knows_the_configs():
 
 
 def read(*arguments, **sweep):
-    return space.read(space.parse(list(arguments)), sweep)
+    return space.read_space(space.parse_arguments(list(arguments)), sweep)
 
 
 def test_lists_vary_and_single_values_are_shared():
@@ -45,7 +45,7 @@ def test_yaml_adds_what_the_command_line_does_not_say():
 
 def test_a_grid_is_every_combination_once_the_last_varying_fastest():
     _, found = read("a=1,2", "b=x,y")
-    assert space.grid(found, {}) == [
+    assert space.expand_grid(found, {}) == [
         {"a": "1", "b": "x"},
         {"a": "1", "b": "y"},
         {"a": "2", "b": "x"},
@@ -57,7 +57,7 @@ def test_a_condition_leaves_a_dimension_out_and_no_job_comes_twice():
     _, found = read(
         "adapter=lora,none", "adapter.r=4,8", **{"adapter.r": {"from": "choice(1)", "when": "adapter=lora"}}
     )
-    assert space.grid(found, {}) == [
+    assert space.expand_grid(found, {}) == [
         {"adapter": "lora", "adapter.r": "4"},
         {"adapter": "lora", "adapter.r": "8"},
         {"adapter": "none"},
@@ -66,13 +66,13 @@ def test_a_condition_leaves_a_dimension_out_and_no_job_comes_twice():
 
 def test_a_condition_may_ask_of_what_all_jobs_share():
     _, found = read("seed=1,2", **{"adapter.r": {"from": "choice(4,8)", "when": "adapter=lora"}})
-    assert len(space.grid(found, {"adapter": "lora"})) == 4
-    assert space.grid(found, {"adapter": "none"}) == [{"seed": "1"}, {"seed": "2"}]
+    assert len(space.expand_grid(found, {"adapter": "lora"})) == 4
+    assert space.expand_grid(found, {"adapter": "none"}) == [{"seed": "1"}, {"seed": "2"}]
 
 
 def test_each_value_is_looked_at_beside_the_others_first():
     _, found = read("a=1,2", "b=interval(0,1)", **{"c": {"from": "choice(7,8)", "when": "d=on"}})
-    assert list(space.one_by_one(found)) == [
+    assert list(space.each_value_once(found)) == [
         {"a": "1", "b": "0.0"},
         {"a": "2", "b": "0.0"},
         {"a": "1", "b": "1.0"},
@@ -101,4 +101,4 @@ def test_what_makes_no_sense_is_refused_with_a_reason(arguments, sweep, said):
 def test_a_grid_refuses_an_interval_and_names_what_would_take_it():
     _, found = read("a=interval(0,1)")
     with pytest.raises(MannersError, match="sweep=search"):
-        space.grid(found, {})
+        space.expand_grid(found, {})

@@ -3,14 +3,14 @@
 import task
 import torch
 
-from manners.models.generation import Sampling, generate
+from manners.models.generation import Sampling, generate_ids
 
 
 def reply(model: torch.nn.Module, prompts: task.Ids, stops: list[int], seed: int | None) -> task.Ids:
     if seed is None:
-        return generate(model, prompts, Sampling(task.NEW_TOKENS, tuple(stops), task.PAD))
+        return generate_ids(model, prompts, Sampling(task.NEW_TOKENS, tuple(stops), task.PAD))
     draws = torch.rand(len(prompts), task.NEW_TOKENS, generator=torch.Generator().manual_seed(seed))
-    return generate(model, prompts, Sampling(task.NEW_TOKENS, tuple(stops), task.PAD, temperature=1.0), draws)
+    return generate_ids(model, prompts, Sampling(task.NEW_TOKENS, tuple(stops), task.PAD, temperature=1.0), draws)
 
 
 def main() -> None:

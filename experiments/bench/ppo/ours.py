@@ -13,16 +13,16 @@ import psutil
 import torch
 from task import Clock, score
 
-from manners.config import PPO
-from manners.data.rows import Prompt
-from manners.methods.ppo.checkpoint import Progressed
-from manners.methods.ppo.loop import Game, iterate, make_optimizer
+from manners.config.schema import PPOConfig
+from manners.data.types import Prompt
+from manners.methods.distributed import ProcessGroup
+from manners.methods.ppo.checkpoint import TrainerState
 from manners.methods.ppo.rollout import Rollout, rollout
-from manners.methods.ppo.world import World
-from manners.methods.rewards import Part
-from manners.models import adapters, base
-from manners.models.actor import Actor
+from manners.methods.ppo.trainer import PPOTrainer, make_optimizer, training_step
+from manners.models import loading, lora
 from manners.models.generation import Sampling
+from manners.models.policy import Policy
+from manners.rewards.combine import RewardComponent
 
 
 def arguments() -> argparse.Namespace:
@@ -49,13 +49,13 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class GivenTokens(Game):
+class GivenTokens(PPOTrainer):
     """The game with prompts that are token ids already, as the peer gets them, in ``extra["ids"]``."""
 
     def roll(self, prompts: list[Prompt], draws: torch.Tensor | None) -> Rollout:
         s, pad = self.settings, self.tokenizer.pad_token_id
         sampling = Sampling(s.response_length, tuple(self.stops), pad, s.temperature, s.generation)
-        ids = [p.extra["ids"] for p in prompts]
+        ids = [p.metadata["ids"] for p in prompts]
         return rollout(self.actor, self.tokenizer, prompts, ids, sampling, draws, s.micro_batch_tokens)
 
 
@@ -70,10 +70,10 @@ class Reward:
         return [score(ids) for ids in completion_ids]
 
 
-def settings() -> PPO:
+def settings() -> PPOConfig:
     """The package's options, set to what peer.py asks of TRL. What is not named keeps the package's default."""
     own = {} if args.value_lr is None else {"value_learning_rate": args.value_lr}
-    return PPO(
+    return PPOConfig(
         total_episodes=args.iterations * args.batch,
         batch_size=args.batch,
         response_length=args.new_tokens,
@@ -100,12 +100,14 @@ def settings() -> PPO:
 
 def make_game(reward: Reward) -> GivenTokens:
     torch.manual_seed(args.seed)  # the adapter begins at random
-    tokenizer = base.load_tokenizer(str(args.model))
+    tokenizer = loading.load_tokenizer(str(args.model))
     kind = "none" if args.full else "lora"
-    model = adapters.adapt(base.load(str(args.model)), kind, 16, 32, 0.0, "all-linear")
+    model = lora.prepare_for_training(loading.load_model(str(args.model)), kind, 16, 32, 0.0, "all-linear")
     stops = [] if args.no_stop else [tokenizer.eos_token_id]
-    actor = Actor(model, args.critic)
-    return GivenTokens(actor, tokenizer, stops, {"score": Part(1.0, reward)}, settings(), args.seed, World())
+    actor = Policy(model, args.critic)
+    return GivenTokens(
+        actor, tokenizer, stops, {"score": RewardComponent(1.0, reward)}, settings(), args.seed, ProcessGroup()
+    )
 
 
 def peak_mb() -> float:
@@ -126,13 +128,13 @@ def measure(folder: Path) -> dict:
     game = make_game(reward)
     lines = args.prompts.read_text(encoding="utf-8").splitlines()
     # The words of a prompt matter to nobody here: they only fill the tables of replies.
-    asked = [Prompt([{"role": "user", "content": ""}], extra=json.loads(line)) for line in lines]
-    optimizer, state = make_optimizer(game.actor, game.settings), Progressed(kl_coef=args.kl_coef)
+    asked = [Prompt([{"role": "user", "content": ""}], metadata=json.loads(line)) for line in lines]
+    optimizer, state = make_optimizer(game.actor, game.settings), TrainerState(kl_coef=args.kl_coef)
     before, peak_before = rss_mb(), peak_mb()
     clock, wall, cpu, logs = Clock(), [], [], []
     for _ in range(args.iterations):
         clock.start()
-        metrics, _, _ = iterate(game, asked, optimizer, state, folder)
+        metrics, _, _ = training_step(game, asked, optimizer, state, folder)
         clock.stop()
         wall.append(clock.wall_s)
         cpu.append(clock.cpu_s)

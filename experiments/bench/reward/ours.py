@@ -13,14 +13,14 @@ from typing import Any
 from task import CLIP, RATE, Clock, Row, arguments, loss, pairs, rows, say
 from transformers import AutoModelForSequenceClassification
 
-from manners.data.batches import Batches
-from manners.data.passages import Passage
-from manners.data.siblings import Family, collate_families
-from manners.hardware import Device
-from manners.methods.fit import discard_checkpoints, fit
+from manners.data.batching import ResumableBatches
+from manners.data.prompt_groups import PromptGroup, collate_groups
+from manners.data.reward_examples import RewardExample
+from manners.methods.lightning_fit import discard_checkpoints, fit_with_lightning
 from manners.methods.reward import RewardModule
-from manners.models import base
-from manners.tracking import Silent
+from manners.models import loading
+from manners.runtime.device import Device
+from manners.tracking.logger import NullLogger
 
 
 class Timed(RewardModule):
@@ -37,29 +37,31 @@ class Timed(RewardModule):
             self.clock.stop()
 
 
-def passages(taken: list[Row], in_pairs: bool) -> list[Passage]:
-    read = lambda row: Passage(row["input_ids"], [0] * len(row["input_ids"]), target=row["score"])  # noqa: E731
+def passages(taken: list[Row], in_pairs: bool) -> list[RewardExample]:
+    read = lambda row: RewardExample(row["input_ids"], [0] * len(row["input_ids"]), target=row["score"])  # noqa: E731
     if not in_pairs:
         return [read(row) for row in taken]
-    return [Passage(a["input_ids"], [0] * len(a["input_ids"]), rejected=read(b)) for a, b in pairs(taken)]
+    return [RewardExample(a["input_ids"], [0] * len(a["input_ids"]), rejected=read(b)) for a, b in pairs(taken)]
 
 
 def train(network: Any, pad: int, taken: list[Row], args: Any, folder: Path) -> tuple[Clock, int]:
     """One pass over the rows with the package's defaults, but for what all sides agree on."""
-    families, slots = [Family([passage], share=False) for passage in passages(taken, args.pairs)], []
-    together = partial(collate_families, pad=pad, share=False)
+    families, slots = [PromptGroup([passage], share=False) for passage in passages(taken, args.pairs)], []
+    together = partial(collate_groups, pad=pad, share=False)
 
-    def counted(found: list[Family]) -> dict:
+    def counted(found: list[PromptGroup]) -> dict:
         batch = together(found)
         slots.append(batch["input_ids"].numel())
         return batch
 
     steps, parts = len(families) // args.batch, 2 if args.apart else 1
-    shuffled = Batches(families, args.batch, counted, steps, accumulate=1, seed=args.seed, by_length=True, parts=parts)
+    shuffled = ResumableBatches(
+        families, args.batch, counted, steps, accumulate=1, seed=args.seed, by_length=True, parts=parts
+    )
     module = Timed(
         network,
         "pairwise" if args.pairs else "mse",
-        log=Silent().log,
+        log=NullLogger().log,
         total_steps=steps,
         learning_rate=RATE,
         lr_scheduler_type="constant",
@@ -70,7 +72,7 @@ def train(network: Any, pad: int, taken: list[Row], args: Any, folder: Path) -> 
         logging_steps=5,
     )
     module.clock = Clock()
-    fit(module, shuffled, [together(families[:1])], folder, Device("cpu", "32"), 10**6, 10**6, 0)
+    fit_with_lightning(module, shuffled, [together(families[:1])], folder, Device("cpu", "32"), 10**6, 10**6, 0)
     discard_checkpoints(folder)
     return module.clock, sum(slots)
 
@@ -78,7 +80,7 @@ def train(network: Any, pad: int, taken: list[Row], args: Any, folder: Path) -> 
 def main() -> None:
     args = arguments("Our reward model.", "--apart")
     warm, taken, held_out = rows(args)
-    tokenizer = base.load_tokenizer(str(args.model), chats=False)
+    tokenizer = loading.load_tokenizer(str(args.model), chats=False)
     network = AutoModelForSequenceClassification.from_pretrained(args.model)  # the package's own would draw a new head
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
         train(network, tokenizer.pad_token_id, warm, args, Path(folder))

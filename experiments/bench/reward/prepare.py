@@ -13,11 +13,11 @@ from omegaconf import OmegaConf
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
-from manners.config import Dataset
-from manners.data.passages import scored_passages
-from manners.data.readers import read
-from manners.data.rows import scored
-from manners.models.reward import Units
+from manners.config.schema import DatasetConfig
+from manners.data.loading import load_splits
+from manners.data.reward_examples import scored_examples
+from manners.data.types import scored_replies
+from manners.models.reward_model import ScoreNormalizer
 
 SHAPES = {"small": (256, 4, 8), "minilm": (384, 6, 12)}  # width, layers, heads
 
@@ -52,11 +52,13 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    settings = Dataset(path=args.requests, format="politeness", views=["scored"], validation_share=0.0, test_share=0.0)
-    rows = scored(read(OmegaConf.structured(settings)).train)
+    settings = DatasetConfig(
+        path=args.requests, format="politeness", views=["scored"], validation_share=0.0, test_share=0.0
+    )
+    rows = scored_replies(load_splits(OmegaConf.structured(settings)).train)
     tokenizer = save_models([row.reply for row in rows], args.out)
-    units = Units.of([row.score for row in rows])
-    passages = scored_passages(rows, tokenizer, 512, False, units.mean, units.scale)
+    units = ScoreNormalizer.of([row.score for row in rows])
+    passages = scored_examples(rows, tokenizer, 512, False, units.mean, units.scale)
     random.Random("requests").shuffle(passages)
     lines = [json.dumps({"input_ids": p.input_ids, "score": p.target}) + "\n" for p in passages]
     (args.out / "requests.jsonl").write_text("".join(lines), encoding="utf-8")

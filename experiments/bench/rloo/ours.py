@@ -7,31 +7,31 @@ import game
 import torch
 from task import score
 
-from manners.config import RLOO
-from manners.data.rows import Prompt
-from manners.methods.ppo.checkpoint import Progressed
-from manners.methods.ppo.loop import Game, iterate, make_optimizer
+from manners.config.schema import RLOOConfig
+from manners.data.types import Prompt
+from manners.methods.distributed import ProcessGroup
+from manners.methods.ppo.checkpoint import TrainerState
 from manners.methods.ppo.rollout import Rollout, rollout
-from manners.methods.ppo.world import World
-from manners.methods.rewards import Part
-from manners.models import adapters, base
-from manners.models.actor import Actor
+from manners.methods.ppo.trainer import PPOTrainer, make_optimizer, training_step
+from manners.models import loading, lora
 from manners.models.generation import Sampling
+from manners.models.policy import Policy
+from manners.rewards.combine import RewardComponent
 
 
-class GivenTokens(Game):
+class GivenTokens(PPOTrainer):
     """The game with prompts that are token ids already, in ``extra["ids"]``."""
 
     def roll(self, prompts: list[Prompt], draws: torch.Tensor | None) -> Rollout:
         s, pad = self.settings, self.tokenizer.pad_token_id
         sampling = Sampling(s.response_length, tuple(self.stops), pad, s.temperature)
-        ids = [p.extra["ids"] for p in prompts]
+        ids = [p.metadata["ids"] for p in prompts]
         return rollout(self.actor, self.tokenizer, prompts, ids, sampling, draws, s.micro_batch_tokens)
 
 
-def settings(iterations: int, epochs: int) -> RLOO:
+def settings(iterations: int, epochs: int) -> RLOOConfig:
     """The package's options as the task asks; what is not named keeps the package's default."""
-    return RLOO(
+    return RLOOConfig(
         total_episodes=iterations * game.BATCH,
         batch_size=game.BATCH,
         num_generations=game.SIBLINGS,
@@ -57,20 +57,24 @@ def main() -> None:
         return [score(ids) for ids in completion_ids]
 
     folder = str(game.model_folder(args.vocabulary))
-    tokenizer = base.load_tokenizer(folder)
-    model = adapters.adapt(base.load(folder), "lora" if args.lora else "none", 16, 32, 0.0, "all-linear")
-    parts = {"score": Part(1.0, reward)}
+    tokenizer = loading.load_tokenizer(folder)
+    model = lora.prepare_for_training(
+        loading.load_model(folder), "lora" if args.lora else "none", 16, 32, 0.0, "all-linear"
+    )
+    parts = {"score": RewardComponent(1.0, reward)}
     rules = settings(args.iterations + 1, args.epochs)
-    played = GivenTokens(Actor(model, "none"), tokenizer, [tokenizer.eos_token_id], parts, rules, args.seed, World())
+    played = GivenTokens(
+        Policy(model, "none"), tokenizer, [tokenizer.eos_token_id], parts, rules, args.seed, ProcessGroup()
+    )
     # The words of a prompt matter to nobody here: they only fill the tables of replies.
     found = game.prompts(tokenizer, args.seed)
-    asked = [Prompt([{"role": "user", "content": ""}], extra={"ids": ids}) for ids in found]
-    optimizer, state = make_optimizer(played.actor, rules), Progressed(kl_coef=rules.kl_coef)
+    asked = [Prompt([{"role": "user", "content": ""}], metadata={"ids": ids}) for ids in found]
+    optimizer, state = make_optimizer(played.actor, rules), TrainerState(kl_coef=rules.kl_coef)
     logs = []
     clock.start()
     with tempfile.TemporaryDirectory() as scratch:
         for _ in range(args.iterations + 1):
-            logs.append(iterate(played, asked, optimizer, state, Path(scratch))[0])
+            logs.append(training_step(played, asked, optimizer, state, Path(scratch))[0])
             clock.lap()
     steps = int(logs[-1]["policy/optimizer_steps"])
     game.say(clock, [log["objective/scores"] for log in logs], lengths, [log["objective/kl"] for log in logs], steps)

@@ -1,4 +1,4 @@
-"""The largest of Qwen2.5's sizes that trains in 8 GB and in 24 GB of a GPU, as ``fit=true`` foresees it.
+"""The largest of Qwen2.5's sizes that trains in 8 GB and in 24 GB of a GPU, as ``estimate=true`` foresees it.
 
     python experiments/bench/scaling/fits.py
 
@@ -22,11 +22,11 @@ from hydra.core.plugins import Plugins
 from rich.progress import track
 from transformers import Qwen2Config
 
-from manners import composing, config
-from manners.chain import Stage
+from manners.config import compose, schema
 from manners.fits import answer, dividing, foresight
-from manners.models.base import load_tokenizer
-from manners.paths import CONF
+from manners.models.loading import load_tokenizer
+from manners.pipeline.dependencies import Stage
+from manners.runtime.paths import CONF
 
 HERE = Path(__file__).resolve().parent
 ROOMS = (8e9, 24e9)  # bytes
@@ -38,7 +38,7 @@ SIZES = {  # as their config.json has it: hidden size, layers, heads, of keys an
     "14B": (5120, 48, 40, 8, 13824, False),
     "32B": (5120, 64, 40, 8, 27648, False),
 }
-ROWS = ["dataset=jsonl", "dataset.views=[chat,prompt]", "method.max_length=512"]
+ROWS = ["dataset=jsonl", "dataset.sample_types=[chat,prompt]", "method.max_length=512"]
 SFT = ["method=sft", "method.per_device_train_batch_size=1", "method.per_device_eval_batch_size=1"]
 PPO = ["method=ppo", "method.batch_size=16", "method.response_length=128", "method.micro_batch_tokens=1024"]
 WAYS = {
@@ -49,7 +49,7 @@ WAYS = {
     "PPO, QLoRA": [*PPO, "adapter=qlora"],
 }
 OTHERS = ["hardware=cuda_8gb", "model.chat_template=chatml", "evaluation.batch_size=1", "evaluation.max_new_tokens=128"]
-PAID = ["reward=none", "+method.rewards.model._target_=builtins.len", "method.eval_prompts=16"]
+PAID = ["reward_from=none", "+method.rewards.model._target_=builtins.len", "method.num_eval_prompts=16"]
 
 
 def main() -> None:
@@ -67,8 +67,8 @@ def main() -> None:
 
 def needs(here: Path, way: str) -> dict[str, float]:
     """Bytes by size, up to the first that is more than the largest room."""
-    config.register()
-    Plugins.instance().register(composing.Recipes)
+    schema.register_schemas()
+    Plugins.instance().register(compose.UserConfigDir)
     found: dict[str, float] = {}
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         for size in SIZES:
@@ -109,7 +109,7 @@ def foreseen(model: Path, data: Path, way: list[str]) -> float:
     paid = PAID if "method=ppo" in way else []
     rows = ROWS if not paid else [*ROWS[:2], "method.max_prompt_length=256"]
     overrides = [*way, *rows, f"dataset.path={data}", f"model.name={model}", *OTHERS, *paid]
-    cfg = composing.compose("train", overrides)
+    cfg = compose.compose("train", overrides)
     return foresight.foresee(dividing.apart(cfg, 1), Stage(cfg, overrides), answer.wanted(cfg)[0], None).total
 
 

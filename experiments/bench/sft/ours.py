@@ -12,14 +12,14 @@ from pathlib import Path
 
 from task import CLIP, RATE, Clock, Row, arguments, loss, rows, say
 
-from manners.data.batches import Batches, collate
-from manners.data.encode import Example
-from manners.hardware import Device
-from manners.methods.fit import discard_checkpoints, fit
+from manners.data.batching import ResumableBatches, collate
+from manners.data.tokenize import TokenizedExample
+from manners.methods.lightning_fit import discard_checkpoints, fit_with_lightning
 from manners.methods.sft import SFTModule
-from manners.models import adapters, base
-from manners.models.compiled import compiled
-from manners.tracking import Silent
+from manners.models import loading, lora
+from manners.models.compile import compiled_layers
+from manners.runtime.device import Device
+from manners.tracking.logger import NullLogger
 
 
 class Timed(SFTModule):
@@ -38,13 +38,13 @@ class Timed(SFTModule):
 
 def train(model: object, tokenizer: object, taken: list[Row], batch: int, seed: int, parts: int, folder: Path) -> tuple:
     """One pass over the rows with the package's defaults, but for what all sides agree on."""
-    examples = [Example(row["input_ids"], row["labels"]) for row in taken]
+    examples = [TokenizedExample(row["input_ids"], row["labels"]) for row in taken]
     together = partial(collate, pad=tokenizer.pad_token_id)
     steps = len(examples) // batch
-    shuffled = Batches(examples, batch, together, steps, accumulate=1, seed=seed, by_length=True, parts=parts)
+    shuffled = ResumableBatches(examples, batch, together, steps, accumulate=1, seed=seed, by_length=True, parts=parts)
     module = Timed(
         model,
-        log=Silent().log,
+        log=NullLogger().log,
         total_steps=steps,
         learning_rate=RATE,
         lr_scheduler_type="constant",
@@ -55,7 +55,7 @@ def train(model: object, tokenizer: object, taken: list[Row], batch: int, seed: 
         logging_steps=5,
     )
     module.clock = Clock()
-    fit(module, shuffled, [together(examples[:1])], folder, Device("cpu", "32"), 10**6, 10**6, 0)
+    fit_with_lightning(module, shuffled, [together(examples[:1])], folder, Device("cpu", "32"), 10**6, 10**6, 0)
     shares = [group[i : i + batch // parts] for group in shuffled.groups for i in range(0, batch, batch // parts)]
     slots = sum(len(rows) * max(examples[i].length for i in rows) for rows in shares)
     return module.clock, steps, slots
@@ -66,10 +66,10 @@ def main() -> None:
     parts = 4 if args.apart else 1
     warm, taken, held_out = rows(args)
     warm = taken if args.compile else warm  # all shapes are met, and compiled for, before the clock starts
-    model, tokenizer = base.load(str(args.model)), base.load_tokenizer(str(args.model))
-    model = adapters.adapt(model, "lora" if args.lora else "none", 16, 32, 0.0, "all-linear")
+    model, tokenizer = loading.load_model(str(args.model)), loading.load_tokenizer(str(args.model))
+    model = lora.prepare_for_training(model, "lora" if args.lora else "none", 16, 32, 0.0, "all-linear")
     silent, scratch = contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory()
-    with silent, scratch as folder, compiled(model, args.compile):
+    with silent, scratch as folder, compiled_layers(model, args.compile):
         train(model, tokenizer, warm, args.batch, args.seed, parts, Path(folder))
         discard_checkpoints(Path(folder))
         gc.collect()  # Lightning's trainer and module hold each other, and the optimizer's states with them

@@ -13,22 +13,22 @@ import torch
 from omegaconf import OmegaConf
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from manners.config import Dataset
-from manners.data.encode import UNLIMITED, encode
-from manners.data.readers import read
-from manners.data.rows import Chat
-from manners.models.base import load_tokenizer
+from manners.config.schema import DatasetConfig
+from manners.data.loading import load_splits
+from manners.data.tokenize import UNLIMITED, tokenize
+from manners.data.types import Conversation
+from manners.models.loading import load_tokenizer
 
 LENGTH = 512  # the tiny model's context
 
 
-def exchanges(chats: list[Chat]) -> list[Chat]:
+def exchanges(chats: list[Conversation]) -> list[Conversation]:
     """Each question with each of its answers, once, wherever in a tree they stand."""
     found = {}
     for chat in chats:
         for asked, answered in zip(chat.messages, chat.messages[1:], strict=False):
             if answered["role"] == "assistant":
-                found[asked["content"], answered["content"]] = Chat([asked, answered], chat.where)
+                found[asked["content"], answered["content"]] = Conversation([asked, answered], chat.source)
     return list(found.values())
 
 
@@ -39,12 +39,12 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer("tiny")
-    settings = Dataset(path=args.trees, format="oasst", validation_share=0.0, test_share=0.0)
-    chats = read(OmegaConf.structured(settings)).train
+    settings = DatasetConfig(path=args.trees, format="oasst", validation_share=0.0, test_share=0.0)
+    chats = load_splits(OmegaConf.structured(settings)).train
     # Of whole conversations only those that fill the length are taken: so theirs do not vary.
-    whole = [chat for chat in chats if encode([chat], tokenizer, "assistant", UNLIMITED)[0].length >= LENGTH]
+    whole = [chat for chat in chats if tokenize([chat], tokenizer, "assistant", UNLIMITED)[0].length >= LENGTH]
     for name, rows in (("exchanges", exchanges(chats)), ("conversations", whole)):
-        examples = encode(rows, tokenizer, "assistant", LENGTH)
+        examples = tokenize(rows, tokenizer, "assistant", LENGTH)
         random.Random(name).shuffle(examples)
         lines = [json.dumps({"input_ids": e.input_ids, "labels": e.labels}) + "\n" for e in examples]
         (args.out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -69,10 +69,14 @@ def train(*arguments: str) -> dict[str, float]:
     """``train.py`` with the arguments, in this process."""
     beyond = Beyond()
     # The imports are the same here as later, and count as the first job's.
-    from manners.stages import sft
+    from manners.pipeline.stages import sft
     from manners.sweep import run as sweep
 
-    sft.learn, sft.answer, sweep.launch = beyond.apart(sft.learn), beyond.apart(sft.answer), beyond.lapped(sweep.launch)
+    sft.learn, sft.evaluate_on_test, sweep.launch_jobs = (
+        beyond.apart(sft.learn),
+        beyond.apart(sft.evaluate_on_test),
+        beyond.lapped(sweep.launch_jobs),
+    )
     sys.argv = ["train.py", *arguments]
     runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     cpu, wall = beyond.now()

@@ -8,12 +8,14 @@ import time
 import hydra
 import task
 
-from manners import config, lineage, tracking
-from manners.composing import compose
-from manners.hardware import Device
-from manners.methods.fit import fit
-from manners.paths import CONF
-from manners.tracking import Silent
+from manners.config import schema
+from manners.config.compose import compose
+from manners.methods.lightning_fit import fit_with_lightning
+from manners.runtime import run_dir
+from manners.runtime.device import Device
+from manners.runtime.paths import CONF
+from manners.tracking import logger
+from manners.tracking.logger import NullLogger
 
 
 class Repeated(list):
@@ -27,14 +29,14 @@ class Repeated(list):
 
 def main() -> None:
     args = task.arguments("Our training steps with MLflow and without.")
-    config.register()
+    schema.register_schemas()
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as scratch:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("train", [f"output_dir={scratch}"])
         batches = Repeated([task.batch(args.seed)] * task.steps(args.windows))
-        with lineage.claim(cfg, "", {}) as folder, tracking.open_run(cfg, folder, 0, "", {}, []) as tracker:
+        with run_dir.acquire(cfg, "", {}) as folder, logger.open_run(cfg, folder, 0, "", {}, []) as tracker:
             made, written, sent, send = (
-                task.module(args.windows, args.seed, Silent().log),
+                task.module(args.windows, args.seed, NullLogger().log),
                 [],
                 [],
                 tracker.outbox._send_metrics,
@@ -51,10 +53,10 @@ def main() -> None:
             def turn(on: bool) -> None:
                 while len(sent) < len(written):
                     time.sleep(0.002)
-                made.write = write if on else Silent().log
+                made.write = write if on else NullLogger().log
 
             tracker.outbox._send_metrics, made.turn = counted, turn
-            fit(made, batches, batches[:1], folder.path, Device("cpu", "32"), 10**6, 10**6, 0)
+            fit_with_lightning(made, batches, batches[:1], folder.path, Device("cpu", "32"), 10**6, 10**6, 0)
     task.say(made)
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from manners.methods.module import Window
+from manners.methods.lightning import MetricAccumulator
 from manners.methods.sft import SFTModule
-from manners.models import adapters
+from manners.models import lora
 
 TINY = Path(__file__).resolve().parents[3] / "src" / "manners" / "models" / "tiny"
 WINDOW, ROWS, LENGTH = 5, 16, 32  # steps between written metrics, as in train.py; near the packaged corpus's batches
@@ -40,7 +40,7 @@ def batch(seed: int) -> dict[str, torch.Tensor]:
     """Token ids at random, all but the first carrying loss."""
     ids = torch.randint(2, 3072, (ROWS, LENGTH), generator=torch.Generator().manual_seed(seed))
     trained = torch.tensor(ROWS * (LENGTH - 1))
-    return {"input_ids": ids, "labels": ids, "tokens": torch.tensor(ids.numel()), "step_trained": trained}
+    return {"input_ids": ids, "labels": ids, "tokens": torch.tensor(ids.numel()), "step_num_targets": trained}
 
 
 class Turns(SFTModule):
@@ -59,7 +59,7 @@ class Turns(SFTModule):
             spent.append((cpu - self.began[0], wall - self.began[1]))
         self.began = cpu, time.perf_counter()
 
-    def metrics(self, window: Window, prefix: str) -> dict[str, float]:
+    def metrics(self, window: MetricAccumulator, prefix: str) -> dict[str, float]:
         if prefix == "train":
             self.loss = window.loss
         return super().metrics(window, prefix)
@@ -68,7 +68,7 @@ class Turns(SFTModule):
 def module(windows: int, seed: int, write: Callable[[dict[str, float], int], None]) -> Turns:
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
     torch.manual_seed(seed)  # the adapter begins at random
-    model = adapters.adapt(model, "lora", 16, 32, 0.0, "all-linear")
+    model = lora.prepare_for_training(model, "lora", 16, 32, 0.0, "all-linear")
     made = Turns(
         model, write, steps(windows), 1e-3, "constant", 0, weight_decay=0.0, max_grad_norm=1.0, accumulate=1,
         logging_steps=WINDOW,

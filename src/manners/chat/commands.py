@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig
 
-from manners import speaker
-from manners.chat.dial import Turn
-from manners.chat.session import Session, unanswered, undone
-from manners.data.rows import Message
+from manners.chat.model import SetScale
+from manners.chat.session import Session, drop_reply, undo_turn
+from manners.data.types import Message
 from manners.errors import MannersError, did_you_mean
-from manners.speaker import Chosen
+from manners.pipeline import model_ref
+from manners.pipeline.model_ref import ModelRef
 
 Score = Callable[[list[tuple[list[Message], str]]], list[float]]
 
@@ -29,7 +29,7 @@ class Result(NamedTuple):
 class Tools:
     """What commands need of the world."""
 
-    turn: Turn
+    turn: SetScale
     score: Score
 
 
@@ -39,7 +39,7 @@ class Command(NamedTuple):
     meaning: str
 
 
-def obey(line: str, session: Session, tools: Tools) -> Result:
+def dispatch(line: str, session: Session, tools: Tools) -> Result:
     """The command in ``line``, which begins with a slash. Raises MannersError for what it cannot do."""
     name, _, argument = line.partition(" ")
     if name not in COMMANDS:
@@ -50,7 +50,7 @@ def obey(line: str, session: Session, tools: Tools) -> Result:
 def toggle_base(session: Session, _argument: str, tools: Tools) -> Result:
     tools.turn(0)
     off = not session.base
-    words = "the model before training answers now" if off else f"strength {session.strength:g} again"
+    words = "the model before training answers now" if off else f"scale {session.scale:g} again"
     return Result(replace(session, base=off), words)
 
 
@@ -61,17 +61,17 @@ def toggle_compare(session: Session, _argument: str, tools: Tools) -> Result:
     return Result(replace(session, compare=on), words)
 
 
-def set_strength(session: Session, argument: str, tools: Tools) -> Result:
+def set_adapter_scale(session: Session, argument: str, tools: Tools) -> Result:
     try:
-        strength = float(argument)
+        scale = float(argument)
     except ValueError:
-        strength = float("nan")
-    if not -1 <= strength <= 2:
+        scale = float("nan")
+    if not -1 <= scale <= 2:
         raise MannersError(
-            f"the strength is {session.strength:g}; another is a number from -1 to 2, such as /strength 0.5"
+            f"the scale is {session.scale:g}; another is a number from -1 to 2, such as /scale 0.5"
         )
-    tools.turn(strength)
-    return Result(replace(session, strength=strength, base=False), f"strength {strength:g}")
+    tools.turn(scale)
+    return Result(replace(session, scale=scale, base=False), f"scale {scale:g}")
 
 
 def set_system(session: Session, argument: str, _tools: Tools) -> Result:
@@ -80,20 +80,20 @@ def set_system(session: Session, argument: str, _tools: Tools) -> Result:
 
 
 def undo(session: Session, _argument: str, _tools: Tools) -> Result:
-    shorter = undone(session)
+    shorter = undo_turn(session)
     line = session.turns[len(shorter.turns)]["content"]
     return Result(shorter, f"taken back: {shorten(line, 60, placeholder=' …')}")
 
 
 def retry(session: Session, _argument: str, _tools: Tools) -> Result:
-    return Result(unanswered(session))
+    return Result(drop_reply(session))
 
 
 def reset(session: Session, _argument: str, _tools: Tools) -> Result:
     return Result(replace(session, turns=()), "a new conversation")
 
 
-def save(session: Session, argument: str, _tools: Tools) -> Result:
+def save_conversation(session: Session, argument: str, _tools: Tools) -> Result:
     """One more line of the file, as ``dataset=jsonl`` reads it."""
     file = Path(argument).expanduser()
     if file.suffix != ".jsonl":
@@ -109,7 +109,7 @@ def save(session: Session, argument: str, _tools: Tools) -> Result:
     return Result(session, f"saved to {file}")
 
 
-def score(session: Session, _argument: str, tools: Tools) -> Result:
+def score_reply(session: Session, _argument: str, tools: Tools) -> Result:
     said = session.messages
     replies = [(said[:i], message["content"]) for i, message in enumerate(said) if message["role"] == "assistant"]
     if not replies:
@@ -119,43 +119,43 @@ def score(session: Session, _argument: str, tools: Tools) -> Result:
     return Result(session, "\n".join(lines))
 
 
-def tell(session: Session, _argument: str, _tools: Tools) -> Result:
+def show_help(session: Session, _argument: str, _tools: Tools) -> Result:
     rows = [(f"{name} {command.argument}", command.meaning) for name, command in COMMANDS.items()]
     return Result(session, "\n".join(f"{words:18}{meaning}" for words, meaning in rows))
 
 
-def leave(session: Session, _argument: str, _tools: Tools) -> Result:
+def quit_chat(session: Session, _argument: str, _tools: Tools) -> Result:
     return Result(session, leave=True)
 
 
 COMMANDS = {
     "/base": Command(toggle_base, "", "the model before its training answers; again: the trained one"),
     "/compare": Command(toggle_compare, "", "both answer, side by side; again: one"),
-    "/strength": Command(
-        set_strength, "NUMBER", "how much of the training acts: 0 none, 1 all, 2 twice, -1 its opposite"
+    "/scale": Command(
+        set_adapter_scale, "NUMBER", "how much of the training acts: 0 none, 1 all, 2 twice, -1 its opposite"
     ),
     "/system": Command(set_system, "TEXT", "set the system message; without TEXT: none"),
     "/undo": Command(undo, "", "take back your last line and the reply to it"),
     "/retry": Command(retry, "", "another reply to your last line"),
     "/reset": Command(reset, "", "begin anew"),
-    "/save": Command(save, "FILE.jsonl", "append the conversation, as dataset=jsonl reads it"),
-    "/score": Command(score, "", "the reward model's opinion of each reply so far"),
-    "/help": Command(tell, "", "this list"),
-    "/quit": Command(leave, "", "leave; so does Ctrl-D"),
+    "/save": Command(save_conversation, "FILE.jsonl", "append the conversation, as dataset=jsonl reads it"),
+    "/score": Command(score_reply, "", "the reward model's opinion of each reply so far"),
+    "/help": Command(show_help, "", "this list"),
+    "/quit": Command(quit_chat, "", "leave; so does Ctrl-D"),
 }
 
 
-def scores_by(cfg: DictConfig, chosen: Chosen, device: str) -> Score:
-    """The reward model that ``cfg.reward`` names: found now, loaded when it is first asked."""
-    source = None if cfg.reward == "auto" else speaker.choose_reward(cfg, [chosen])
+def lazy_scorer(cfg: DictConfig, chosen: ModelRef, device: str) -> Score:
+    """The reward model that ``cfg.reward_from`` names: found now, loaded when it is first asked."""
+    source = None if cfg.reward_from == "auto" else model_ref.resolve_reward_model(cfg, [chosen])
     loaded: list[Score] = []
 
     def score(replies: list[tuple[list[Message], str]]) -> list[float]:
-        found = speaker.choose_reward(cfg, [chosen]) if cfg.reward == "auto" else source
+        found = model_ref.resolve_reward_model(cfg, [chosen]) if cfg.reward_from == "auto" else source
         if found is None:
-            raise MannersError("there is no reward model to ask: begin again with reward=auto or reward=RUN.")
+            raise MannersError("there is no reward model to ask: begin again with reward_from=auto or reward_from=RUN.")
         if not loaded:
-            loaded.append(speaker.scorer(found, device))
+            loaded.append(model_ref.load_scorer(found, device))
         return loaded[0](replies)
 
     return score

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from manners.data.rows import Message
+from manners.data.types import Message
 from manners.errors import MannersError
 
 OTHER = {"user": "assistant", "assistant": "user"}
@@ -16,8 +16,8 @@ class Session:
     turns: tuple[Message, ...] = ()
     system: str | None = None
     role: str = "assistant"  # whom the model plays
-    strength: float = 1.0
-    base: bool = False  # what training changed is off, whatever the strength
+    scale: float = 1.0
+    base: bool = False  # what training changed is off, whatever the scale
     compare: bool = False  # the model before training answers too
 
     @property
@@ -26,7 +26,7 @@ class Session:
 
     @property
     def messages(self) -> list[Message]:
-        return [*opening(self), *self.turns]
+        return [*system_messages(self), *self.turns]
 
     @property
     def waits(self) -> bool:
@@ -34,15 +34,15 @@ class Session:
         return self.turns[-1]["role"] != self.role if self.turns else self.role == "user"
 
 
-def opening(session: Session) -> list[Message]:
+def system_messages(session: Session) -> list[Message]:
     return [{"role": "system", "content": session.system}] if session.system else []
 
 
-def said(session: Session, role: str, words: str) -> Session:
+def add_turn(session: Session, role: str, words: str) -> Session:
     return replace(session, turns=(*session.turns, {"role": role, "content": words}))
 
 
-def undone(session: Session) -> Session:
+def undo_turn(session: Session) -> Session:
     """Without the person's last turn and all after it."""
     last = max((i for i, turn in enumerate(session.turns) if turn["role"] == session.person), default=None)
     if last is None:
@@ -50,14 +50,14 @@ def undone(session: Session) -> Session:
     return replace(session, turns=session.turns[:last])
 
 
-def unanswered(session: Session) -> Session:
+def drop_reply(session: Session) -> Session:
     """Without the model's last turn, so that it is its turn again."""
     if not session.turns or session.waits:
         raise MannersError("there is no reply yet that could be made anew.")
     return replace(session, turns=session.turns[:-1])
 
 
-def within(session: Session, length: Callable[[list[Message]], int], room: int) -> tuple[list[Message], int]:
+def fit_context(session: Session, length: Callable[[list[Message]], int], room: int) -> tuple[list[Message], int]:
     """The messages of at most ``room`` tokens, and how many of the oldest turns had to be left out.
 
     What stays begins with a user's turn, as the template has it, unless that would leave nothing.
@@ -65,7 +65,7 @@ def within(session: Session, length: Callable[[list[Message]], int], room: int) 
     turns = list(session.turns)
     starts = [0, *(i for i, turn in enumerate(turns) if i and turn["role"] == "user"), max(len(turns) - 1, 0)]
     for start in starts:
-        messages = [*opening(session), *turns[start:]]
+        messages = [*system_messages(session), *turns[start:]]
         if length(messages) <= room:
             return messages, start
     raise MannersError(f"that is longer than the model can read, {room} tokens: say it in fewer words.")

@@ -12,12 +12,12 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
-from manners.chat.commands import Result, Tools, obey, scores_by
-from manners.chat.dial import Voice
-from manners.chat.session import Session, said
-from manners.chat.speech import Chance, prompt, speak
+from manners.chat.commands import Result, Tools, dispatch, lazy_scorer
+from manners.chat.model import ChatModel
+from manners.chat.session import Session, add_turn
+from manners.chat.streaming import SamplingState, prompt_ids, stream_reply
 from manners.errors import MannersError
-from manners.speaker import Chosen
+from manners.pipeline.model_ref import ModelRef
 
 COLOURS = {"user": "cyan", "assistant": "green"}
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False, "soft_wrap": True}  # words as they are
@@ -62,7 +62,7 @@ class Screen:
         table.add_row(*texts)
         with Live(table, console=self.out, auto_refresh=False, vertical_overflow="visible") as live:
             for shown, pieces in zip(texts, sides.values(), strict=True):
-                self.heard(pieces, partial(append, live, shown))
+                self.heard(pieces, partial(append_live, live, shown))
         return texts[-1].plain
 
     def heard(self, pieces: Iterator[str], show: Callable[[str], object]) -> str:
@@ -78,41 +78,43 @@ class Screen:
         return text
 
 
-def append(live: Live, shown: Text, piece: str) -> None:
+def append_live(live: Live, shown: Text, piece: str) -> None:
     shown.append(piece)
     live.refresh()
 
 
-def run(cfg: DictConfig, chosen: Chosen, voice: Voice) -> None:
+def run_terminal(cfg: DictConfig, chosen: ModelRef, voice: ChatModel) -> None:
     """Talk until the person leaves, the pipe ends, or the one prompt is answered."""
     person = cfg.prompt is None and sys.stdin.isatty()
     screen = Screen(person, colours=person)
-    session = Session(system=cfg.system, role=cfg.role, strength=cfg.strength)
-    tools = Tools(voice.turn, scores_by(cfg, chosen, str(voice.model.device)))
-    voice.turn(cfg.strength)
+    session = Session(system=cfg.system, role=cfg.role, scale=cfg.adapter_scale)
+    tools = Tools(voice.turn, lazy_scorer(cfg, chosen, str(voice.model.device)))
+    voice.turn(cfg.adapter_scale)
     if cfg.prompt is not None:
-        answered(said(session, session.person, cfg.prompt.strip()), voice, Chance.of(cfg), screen)
+        with_reply(add_turn(session, session.person, cfg.prompt.strip()), voice, SamplingState.of(cfg), screen)
         return
     if person:
         origin = f", trained from {voice.origin}" if voice.origin else ""
         screen.note(f"{voice.name}{origin}. It is the {cfg.role}; /help lists what you can type, /quit leaves.")
-    talk(session, typed(session) if person else piped(), voice, tools, Chance.of(cfg), screen)
+    run_session(session, typed_lines(session) if person else piped_lines(), voice, tools, SamplingState.of(cfg), screen)
 
 
-def talk(session: Session, lines: Iterable[str], voice: Voice, tools: Tools, chance: Chance, screen: Screen) -> Session:
+def run_session(
+    session: Session, lines: Iterable[str], voice: ChatModel, tools: Tools, chance: SamplingState, screen: Screen
+) -> Session:
     """The session after all ``lines``; each is a turn or a command."""
     if session.waits:
-        session = answered(session, voice, chance, screen) or session
+        session = with_reply(session, voice, chance, screen) or session
     for line in filter(None, map(str.strip, lines)):
         try:
-            turn = Result(said(session, session.person, line))
-            result = obey(line, session, tools) if line.startswith("/") else turn
+            turn = Result(add_turn(session, session.person, line))
+            result = dispatch(line, session, tools) if line.startswith("/") else turn
             if result.leave:
                 break
             if result.words:
                 screen.out.print(result.words, style="dim" if screen.person else None)
             if result.session.waits:
-                session = answered(result.session, voice, chance, screen) or session
+                session = with_reply(result.session, voice, chance, screen) or session
             else:
                 session = result.session
         except MannersError as error:
@@ -125,28 +127,28 @@ def talk(session: Session, lines: Iterable[str], voice: Voice, tools: Tools, cha
     return session
 
 
-def answered(session: Session, voice: Voice, chance: Chance, screen: Screen) -> Session | None:
+def with_reply(session: Session, voice: ChatModel, chance: SamplingState, screen: Screen) -> Session | None:
     """With the model's turn; None where it said nothing, or was stopped before it could."""
-    ids, left_out = prompt(session, voice, chance.max_new_tokens)
+    ids, left_out = prompt_ids(session, voice, chance.max_new_tokens)
     if left_out:
         screen.once("(longer than the model can read: from here on the oldest turns are left out)")
     draws = chance.draw()
 
-    def at(strength: float) -> Iterator[str]:
-        voice.turn(strength)
-        yield from speak(voice, ids, session.role, chance, draws)
+    def at(scale: float) -> Iterator[str]:
+        voice.turn(scale)
+        yield from stream_reply(voice, ids, session.role, chance, draws)
 
     if session.compare:
-        sides = {"before training": at(0), f"strength {session.strength:g}": at(session.strength)}
+        sides = {"before training": at(0), f"scale {session.scale:g}": at(session.scale)}
         text = screen.stream_beside(sides, session.role)
     else:
-        text = screen.stream(at(0 if session.base else session.strength), session.role)
+        text = screen.stream(at(0 if session.base else session.scale), session.role)
     if not text:
         screen.note("(nothing was said: the conversation is as it was before)")
-    return said(session, session.role, text) if text else None
+    return add_turn(session, session.role, text) if text else None
 
 
-def typed(session: Session) -> Iterator[str]:
+def typed_lines(session: Session) -> Iterator[str]:
     """What the person types, until Ctrl-D. Arrow keys edit it and bring back earlier lines."""
     import readline  # noqa: F401  it is enough that it is there
 
@@ -160,7 +162,7 @@ def typed(session: Session) -> Iterator[str]:
             print("  (/quit or Ctrl-D leaves)")
 
 
-def piped() -> Iterator[str]:
+def piped_lines() -> Iterator[str]:
     try:
         yield from sys.stdin
     except UnicodeDecodeError as error:

@@ -1,6 +1,6 @@
 """Replies spoilt on purpose. No reward model worth its name prefers one to the reply it was made from.
 
-Some are taught as negatives (``method.corrupted``), and all are asked about on held-out rows before PPO may use a
+Some are taught as negatives (``method.corruption_ratio``), and all are asked about on held-out rows before PPO may use a
 reward model: what it does not see through, PPO finds and exploits.
 """
 
@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from manners.data.rows import Scored
+from manners.data.types import ScoredReply
 
 WORDS = re.compile(r"\w[\w']*")
 
@@ -70,7 +70,7 @@ CORRUPTIONS: dict[str, Callable[[str, random.Random, Sequence[str], Sequence[str
 }
 
 
-def keywords(rows: Sequence[Scored], count: int = 40) -> list[str]:
+def high_score_words(rows: Sequence[ScoredReply], count: int = 40) -> list[str]:
     """The words that replies above the mean score have most more often than those below, by smoothed log-odds."""
     mean = sum(r.score for r in rows) / len(rows)
     high, low = Counter[str](), Counter[str]()
@@ -85,19 +85,21 @@ def keywords(rows: Sequence[Scored], count: int = 40) -> list[str]:
     return sorted(odds, key=lambda word: (-odds[word], word))[:count] or ["good"]
 
 
-def corrupt(rows: Sequence[Scored], known: Sequence[Scored], seed: str) -> list[tuple[str, Scored, Scored]]:
+def corrupted_replies(
+    rows: Sequence[ScoredReply], known: Sequence[ScoredReply], seed: str
+) -> list[tuple[str, ScoredReply, ScoredReply]]:
     """(kind, real, spoilt) for each kind and row; what a corruption leaves as it was is left out.
 
     ``known`` rows lend the words of other replies and the keywords; a spoilt reply gets their lowest score.
     """
     rng = random.Random(seed)
     others = [r.reply for r in known]
-    words = keywords(known)
+    words = high_score_words(known)
     lowest = min(r.score for r in known)
     found = []
     for kind, spoil in CORRUPTIONS.items():
         for row in rows:
             reply = spoil(row.reply, rng, others, words)
             if reply != row.reply:
-                found.append((kind, row, Scored(row.messages, reply, lowest, row.where)))
+                found.append((kind, row, ScoredReply(row.messages, reply, lowest, row.source)))
     return found

@@ -7,12 +7,12 @@ import torch
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
-from manners.data.encode import prompt_text, reply_follows
-from manners.data.rows import Message
-from manners.models.adapters import merged
-from manners.models.base import stop_tokens
+from manners.data.tokenize import prompt_text, reply_follows
+from manners.data.types import Message
 from manners.models.generation import Sampling
-from manners.models.generation import generate as continue_tokens
+from manners.models.generation import generate_ids as continue_tokens
+from manners.models.loading import stop_token_ids
+from manners.models.lora import merged_for_generation
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Reply:
     tokens: int  # without the stop token
 
 
-def generate(
+def generate_texts(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     conversations: list[list[Message]],
@@ -44,11 +44,11 @@ def generate(
     prompts = [ids[-longest:] for ids in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
-    stops = tuple(stop_tokens(model, tokenizer))
+    stops = tuple(stop_token_ids(model, tokenizer))
     sampling = Sampling(max_new_tokens, stops, tokenizer.pad_token_id, temperature if do_sample else 0.0)
     draws = torch.rand(len(prompts), max_new_tokens, generator=torch.Generator().manual_seed(seed))
     replies: list[Reply | None] = [None] * len(prompts)
-    with merged(model):
+    with merged_for_generation(model):
         for batch in track(batches, description=show, disable=not show, transient=True):
             new = continue_tokens(model, [prompts[i] for i in batch], sampling, draws[batch])
             for i, ids in zip(batch, new, strict=True):

@@ -19,13 +19,13 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def share(hits: int, of: int) -> Estimate:
+def proportion(hits: int, of: int) -> Estimate:
     """A proportion, with Wilson's interval (1927), which behaves near 0 and 1 and for few cases."""
     ci = stats.binomtest(hits, of).proportion_ci(0.95, method="wilson")
     return Estimate(hits / of, float(ci.low), float(ci.high))
 
 
-def ratio(sums: np.ndarray, weights: np.ndarray, seed: int = 0) -> Estimate:
+def bootstrap_ratio(sums: np.ndarray, weights: np.ndarray, seed: int = 0) -> Estimate:
     """Σ sums / Σ weights, with a percentile bootstrap over the pairs (N,): loss a token, over conversations."""
     if len(sums) < 2:
         value = float(sums.sum() / weights.sum())
@@ -41,13 +41,13 @@ def ratio(sums: np.ndarray, weights: np.ndarray, seed: int = 0) -> Estimate:
     return Estimate(float(sums.sum() / weights.sum()), float(ci.low), float(ci.high))
 
 
-def grouped_share(hits: np.ndarray, of: np.ndarray, seed: int = 0) -> Estimate:
+def clustered_proportion(hits: np.ndarray, of: np.ndarray, seed: int = 0) -> Estimate:
     """Σ hits / Σ of, for cases that come in groups (G,), such as the pairs of a prompt: by bootstrap of the groups.
 
     Where every case hits, or none, a bootstrap would be sure of it; Wilson's interval over the groups is not.
     """
     value = float(hits.sum() / of.sum())
-    return share(round(value * len(of)), len(of)) if value in (0.0, 1.0) else ratio(hits, of, seed)
+    return proportion(round(value * len(of)), len(of)) if value in (0.0, 1.0) else bootstrap_ratio(hits, of, seed)
 
 
 def resamples(groups: int, seed: int = 0, times: int = 500) -> np.ndarray:
@@ -56,7 +56,7 @@ def resamples(groups: int, seed: int = 0, times: int = 500) -> np.ndarray:
     return np.vstack([np.ones((1, groups)), drawn])
 
 
-def estimate(values: np.ndarray) -> Estimate | None:
+def bootstrap_estimate(values: np.ndarray) -> Estimate | None:
     """From a statistic's value on each line of ``resamples`` (1 + R,), with its percentile interval.
 
     None where the sample itself gives no number; resamples that give none are left out.

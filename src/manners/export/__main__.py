@@ -7,10 +7,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from manners import lineage, speaker
-from manners.config import Train
+from manners.config.schema import TrainConfig
 from manners.errors import MannersError
-from manners.speaker import ANSWERING, Chosen
+from manners.pipeline import model_ref
+from manners.pipeline.model_ref import GENERATING_METHODS, ModelRef
+from manners.runtime import run_dir
 
 DTYPES = ("bfloat16", "float32")
 
@@ -24,29 +25,31 @@ def main(arguments: list[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries say to one another
     try:
-        cfg = OmegaConf.structured(Train)  # where runs are kept when nothing is said
-        chosen = choose(asked.run, cfg)
+        cfg = OmegaConf.structured(TrainConfig)  # where runs are kept when nothing is said
+        chosen = resolve_finished_run(asked.run, cfg)
         out = asked.out or Path(cfg.output_dir) / "exports" / chosen.name
         from manners.export import folder  # imports torch, which takes seconds: only once there is something to export
 
-        folder.write(chosen, out, asked.dtype)
+        folder.write_export(chosen, out, asked.dtype)
     except MannersError as error:
         sys.exit(f"error: {error}")
-    print(then(chosen, out))
+    print(print_usage(chosen, out))
 
 
-def choose(name: str, cfg: DictConfig) -> Chosen:
+def resolve_finished_run(name: str, cfg: DictConfig) -> ModelRef:
     """The finished run of ours that ``name`` means. Raises MannersError for anything else."""
-    chosen = speaker.choose(name, cfg, ANSWERING if name == "latest" else (*ANSWERING, "reward"), "RUN")
+    chosen = model_ref.resolve_model(
+        name, cfg, GENERATING_METHODS if name == "latest" else (*GENERATING_METHODS, "reward"), "RUN"
+    )
     if chosen.config is None:
         raise MannersError(f"RUN={name} was not trained here, so there is nothing to merge or to tell: name a run.")
-    status = lineage.load_state(Path(chosen.model).parent).get("status", "finished")
+    status = run_dir.load_state(Path(chosen.model).parent).get("status", "finished")
     if status != "finished":
         raise MannersError(f"RUN={name} has not finished: type its command again, and it goes on. Then export it.")
     return chosen
 
 
-def then(chosen: Chosen, out: Path) -> str:
+def print_usage(chosen: ModelRef, out: Path) -> str:
     """What to do with the folder."""
     assert chosen.config is not None
     lines = [

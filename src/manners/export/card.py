@@ -8,39 +8,41 @@ import huggingface_hub
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from manners import store
-from manners.data import source
+from manners.data import sources
 from manners.export import snippets
-from manners.models import base
-from manners.speaker import Chosen
+from manners.models import loading
+from manners.pipeline.model_ref import ModelRef
+from manners.tracking import store
 
 LOST = "not known: the tracking store of the run is not here"
 NAMES = {"sft": "SFT", "dpo": "DPO", "ppo": "PPO", "rloo": "RLOO", "reward": "a reward model's loss"}
 SETTINGS = ("model", "dataset", "method", "adapter", "evaluation")  # groups of the config that the card repeats
 
 
-def write(chosen: Chosen, tokenizer: Any, dtype: str) -> str:
+def write_model_card(chosen: ModelRef, tokenizer: Any, dtype: str) -> str:
     """The card as markdown, its metadata in yaml before it."""
     cfg, run = chosen.config, Path(chosen.model).parent
     assert cfg is not None
     scores = cfg.method.name == "reward"
-    family = read(run / "lineage.md").rstrip() or chosen.name
+    family = read_artifact(run / "lineage.md").rstrip() or chosen.name
     policy = re.search(r"^ *policy +(\S+)", family, re.MULTILINE)
     start = f"`{cfg.model.name}`" + (f" as `{policy[1]}` had taught it" if policy else "")
     sections = {
-        "What it was taught": taught(cfg, start),
-        "How to use it": snippets.score(cfg, Path(chosen.model)) if scores else snippets.ask(cfg, run, tokenizer),
-        "How well it scores" if scores else "Before and after": report(run, start),
-        "How it was made": made(cfg, remembered(chosen)),
+        "What it was taught": training_section(cfg, start),
+        "How to use it": snippets.scoring_snippet(cfg, Path(chosen.model))
+        if scores
+        else snippets.generation_snippet(cfg, run, tokenizer),
+        "How well it scores" if scores else "Before and after": results_section(run, start),
+        "How it was made": provenance_section(cfg, tracking_tags(chosen)),
         "Where it comes from": f"```\n{family}\n```",
-        "Limits": limits(cfg, dtype),
+        "Limits": limits_section(cfg, dtype),
         "Licence": licence(cfg),
     }
     text = "".join(f"\n## {title}\n\n{body.strip()}\n" for title, body in sections.items())
-    return f"---\n{yaml.safe_dump(header(cfg), sort_keys=False)}---\n\n# {chosen.name}\n{text}"
+    return f"---\n{yaml.safe_dump(card_metadata(cfg), sort_keys=False)}---\n\n# {chosen.name}\n{text}"
 
 
-def header(cfg: DictConfig) -> dict[str, Any]:
+def card_metadata(cfg: DictConfig) -> dict[str, Any]:
     """The metadata. The hub refuses names that are not its own: a local base or file is named in the text alone."""
     found: dict[str, Any] = {}
     if on_hub(cfg.model.name):
@@ -54,47 +56,47 @@ def header(cfg: DictConfig) -> dict[str, Any]:
 
 
 def on_hub(name: str) -> bool:
-    local = name.startswith(("/", ".", "~", "package:")) or name.endswith(source.FORMATS) or Path(name).exists()
+    local = name.startswith(("/", ".", "~", "package:")) or name.endswith(sources.FORMATS) or Path(name).exists()
     return name.count("/") == 1 and not local
 
 
 def license_of(cfg: DictConfig) -> str | None:
     """What the base's own card says, where that is on this machine."""
-    name = base.resolve(cfg.model.name)
+    name = loading.resolve_name(cfg.model.name)
     card = huggingface_hub.try_to_load_from_cache(name, "README.md") if on_hub(name) else Path(name) / "README.md"
     here = isinstance(card, str | Path) and Path(card).exists()  # the cache may know, too, that there is none
     return (huggingface_hub.metadata_load(card) or {}).get("license") if here else None  # type: ignore[arg-type]
 
 
-def remembered(chosen: Chosen) -> dict[str, str]:
+def tracking_tags(chosen: ModelRef) -> dict[str, str]:
     """The run's tags in its tracking store: command, digest, versions. Empty where the store is not to be had."""
     assert chosen.config is not None and chosen.run is not None
     try:
-        client = store.existing(chosen.config.tracking.uri)
+        client = store.existing_store(chosen.config.tracking.uri)
         return dict(client.get_run(chosen.run.run_id).data.tags) if client else {}
     except Exception:  # noqa: BLE001  gone, moved or down: the card says so, and is written all the same
         return {}
 
 
-def taught(cfg: DictConfig, start: str) -> str:
+def training_section(cfg: DictConfig, start: str) -> str:
     """The first paragraph of the data's own card, where the package has one; then method, data and start."""
     words, data = "", cfg.dataset.path
     if data.startswith("package:"):
         name = data.removeprefix("package:").split("/")[0]
-        words = read(source.CORPORA / name / "CARD.md").split("\n\n")[1] + "\n\n"
+        words = read_artifact(sources.CORPORA / name / "CARD.md").split("\n\n")[1] + "\n\n"
     how = "all weights" if cfg.adapter.kind == "none" else f"a LoRA of rank {cfg.adapter.r}, merged in"
     return f"{words}By {NAMES[cfg.method.name]} on `{data}`, from {start}: {how}."
 
 
-def report(run: Path, start: str) -> str:
+def results_section(run: Path, start: str) -> str:
     """The run's own report, less its title: numbers with their intervals, then replies or worst errors."""
-    if text := read(run / "reward_report.md"):
+    if text := read_artifact(run / "reward_report.md"):
         return text.partition("\n")[2]
-    text = read(run / "before_after.md").partition("\n")[2]
+    text = read_artifact(run / "before_after.md").partition("\n")[2]
     return f"Before: {start}. After: this model.\n{text}" if text else "The run's report is not here."
 
 
-def made(cfg: DictConfig, tags: dict[str, str]) -> str:
+def provenance_section(cfg: DictConfig, tags: dict[str, str]) -> str:
     """The command, the digest of the data, seed and versions; then every setting that shaped the weights."""
     lines = {
         "command": f"`python train.py {tags['manners.overrides']}`" if "manners.overrides" in tags else LOST,
@@ -109,7 +111,7 @@ def made(cfg: DictConfig, tags: dict[str, str]) -> str:
     return f"| | |\n| --- | --- |\n{table}\n\n```yaml\n{settings}```"
 
 
-def limits(cfg: DictConfig, dtype: str) -> str:
+def limits_section(cfg: DictConfig, dtype: str) -> str:
     """What nobody has measured, and where this folder differs from what was."""
     was = "with the base in 4 bits; here it is whole" if cfg.adapter.quantization != "none" else "by the run itself"
     lines = [
@@ -120,7 +122,7 @@ def limits(cfg: DictConfig, dtype: str) -> str:
     ]
     if cfg.model.name == "tiny":
         lines.append("`tiny`, the base in Manners' own package, has 3 M parameters and knows a small world, no more.")
-    if cfg.dataset.judge != "none" and cfg.method.name != "reward":
+    if cfg.dataset.style_judge != "none" and cfg.method.name != "reward":
         lines.append("Rules judge whether a manner fits, by the marks of a tone. They hear neither sense nor truth.")
     return "\n".join(f"- {line}" for line in lines)
 
@@ -131,5 +133,5 @@ def licence(cfg: DictConfig) -> str:
     return f"{told} The data may ask for more."
 
 
-def read(file: Path) -> str:
+def read_artifact(file: Path) -> str:
     return file.read_text() if file.exists() else ""

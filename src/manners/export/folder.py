@@ -10,14 +10,15 @@ from transformers import GenerationConfig
 
 from manners.errors import MannersError
 from manners.export import card
-from manners.models import adapters, base, reward
-from manners.speaker import Chosen
+from manners.models import loading, lora
+from manners.models.reward_model import NORMALIZER_FILE, load_reward_model
+from manners.pipeline.model_ref import ModelRef
 
 MADE_BY = "export.json"  # which run the folder is an export of: that run alone may overwrite it
-WITH_REWARD = (reward.UNITS, "sanity.json")  # what a reward run's folder has besides: its units, what it saw through
+WITH_REWARD = (NORMALIZER_FILE, "sanity.json")  # what a reward run's folder has besides: its units, what it saw through
 
 
-def write(chosen: Chosen, out: Path, dtype: str) -> None:
+def write_export(chosen: ModelRef, out: Path, dtype: str) -> None:
     """The run's model in ``dtype``, as a whole, in ``out``. It is made beside it and renamed when it is done.
 
     Raises MannersError where ``out`` is anything but an earlier export of this run.
@@ -26,9 +27,9 @@ def write(chosen: Chosen, out: Path, dtype: str) -> None:
     made_by = {"run": chosen.name, "run_id": chosen.run.run_id or chosen.run.mark}
     if out.exists() and (not (out / MADE_BY).exists() or json.loads((out / MADE_BY).read_text()) != made_by):
         raise MannersError(f"{out} is there already, and is no export of {chosen.name}: another place is --out FOLDER.")
-    tokenizer = base.load_tokenizer(chosen.model, chats=chosen.config.model.decoder)
+    tokenizer = loading.load_tokenizer(chosen.model, chats=chosen.config.model.decoder)
     is_reward = chosen.config.method.name == "reward"
-    model = reward_model(chosen, tokenizer) if is_reward else language_model(chosen, tokenizer, dtype)
+    model = merged_reward_model(chosen, tokenizer) if is_reward else merged_language_model(chosen, tokenizer, dtype)
     part, old = (out.with_name(f".{out.name}.{end}") for end in ("part", "old"))
     for left_by_a_kill in (part, old):
         shutil.rmtree(left_by_a_kill, ignore_errors=True)
@@ -38,7 +39,7 @@ def write(chosen: Chosen, out: Path, dtype: str) -> None:
     add_older_names(part)
     for name in WITH_REWARD if is_reward else ():
         shutil.copy(Path(chosen.model) / name, part)
-    (part / "README.md").write_text(card.write(chosen, tokenizer, dtype))
+    (part / "README.md").write_text(card.write_model_card(chosen, tokenizer, dtype))
     (part / MADE_BY).write_text(json.dumps(made_by))
     if out.exists():
         out.rename(old)
@@ -46,7 +47,7 @@ def write(chosen: Chosen, out: Path, dtype: str) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def language_model(chosen: Chosen, tokenizer: Any, dtype: str) -> Any:
+def merged_language_model(chosen: ModelRef, tokenizer: Any, dtype: str) -> Any:
     """The model that the run taught, as one set of weights, which stops where a reply ends.
 
     An adapter is merged into the base as that is stored, and rounded once: never into the 4-bit weights that QLoRA
@@ -55,22 +56,22 @@ def language_model(chosen: Chosen, tokenizer: Any, dtype: str) -> Any:
     assert chosen.config is not None
     folder, origin = Path(chosen.model), chosen.config.model
     stored: Any = torch.float32 if dtype == "float32" else "auto"
-    if (folder / adapters.CONFIG).exists():
-        whole: Any = base.load(origin.name, origin.revision, dtype=stored)
-        whole = adapters.load(whole, folder, tokenizer).merge_and_unload()  # type: ignore[operator]
+    if (folder / lora.CONFIG).exists():
+        whole: Any = loading.load_model(origin.name, origin.revision, dtype=stored)
+        whole = lora.load_adapter(whole, folder, tokenizer).merge_and_unload()  # type: ignore[operator]
     else:
-        whole = base.load(str(folder), dtype=stored)
+        whole = loading.load_model(str(folder), dtype=stored)
     whole.generation_config = GenerationConfig.from_pretrained(folder)
     return whole
 
 
-def reward_model(chosen: Chosen, tokenizer: Any) -> Any:
+def merged_reward_model(chosen: ModelRef, tokenizer: Any) -> Any:
     """The network that scores. Plain transformers reads a decoder's score before the first padding token.
 
     So where a reply ends in that very token, it must be told of none, and reads one reply at a time.
     """
     assert chosen.config is not None
-    network = reward.reload(Path(chosen.model), chosen.config.model.revision)
+    network = load_reward_model(Path(chosen.model), chosen.config.model.revision)
     if chosen.config.model.decoder:
         shared = tokenizer.pad_token_id == tokenizer.eos_token_id
         network.config.pad_token_id = None if shared else tokenizer.pad_token_id

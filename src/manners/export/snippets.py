@@ -6,9 +6,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from manners.data.encode import prompt_text
-from manners.data.formats import PLAIN
-from manners.models.reward import Units
+from manners.data.formats.conversations import PLAIN_TEXT_FORMATS
+from manners.data.tokenize import prompt_text
+from manners.models.reward_model import ScoreNormalizer
 
 ASK = """\
 ```python
@@ -43,28 +43,28 @@ It reads prompt and reply{where}. What it puts out is
 standardised: the last line turns it into the units of its data, as `units.json` says."""
 
 
-def ask(cfg: DictConfig, run: Path, tokenizer: Any) -> str:
+def generation_snippet(cfg: DictConfig, run: Path, tokenizer: Any) -> str:
     """One of the run's own prompts, answered greedily, as in its report."""
     shown = json.loads((run / "after.json").read_text())["shown"] if (run / "after.json").exists() else []
     asked = shown[0]["prompt"] if shown else "Hello."
-    if cfg.dataset.train_on == "user":
+    if cfg.dataset.loss_roles == "user":
         opening, meaning = prompt_text([], tokenizer, "user"), "it plays the user, and speaks first"
-        inputs = TEXT.format(opening=quoted(opening), meaning=meaning)
-    elif cfg.dataset.format in PLAIN:
-        inputs = TEXT.format(opening=quoted(asked), meaning="it continues a text")
+        inputs = TEXT.format(opening=quote_string(opening), meaning=meaning)
+    elif cfg.dataset.format in PLAIN_TEXT_FORMATS:
+        inputs = TEXT.format(opening=quote_string(asked), meaning="it continues a text")
     else:
-        inputs = CHAT.format(asked=quoted(asked))
+        inputs = CHAT.format(asked=quote_string(asked))
     return ASK.format(inputs=inputs, length=cfg.evaluation.max_new_tokens)
 
 
-def quoted(text: str) -> str:
+def quote_string(text: str) -> str:
     """Text as Python reads it, in double quotes: JSON's are the same."""
     return json.dumps(text, ensure_ascii=False)
 
 
-def score(cfg: DictConfig, model: Path) -> str:
+def scoring_snippet(cfg: DictConfig, model: Path) -> str:
     """A reply, scored in the units of the data."""
-    units = Units.load(model)
+    units = ScoreNormalizer.load(model)
     if cfg.model.decoder:
         where = " in its chat template, up to the token that ends the reply"
         inputs = """\

@@ -25,8 +25,8 @@ def remedies(cfg: DictConfig) -> Iterator[dict[str, str]]:
             yield {"hardware.parts": str(count)}
     if not m.gradient_checkpointing:
         yield {"method.gradient_checkpointing": "true"}
-    if cfg.hardware.optim == "adamw" and cfg.hardware.accelerator != "mps":
-        yield {"hardware.optim": "paged_adamw_8bit"}
+    if cfg.method.optim == "adamw_torch_fused" and cfg.hardware.accelerator != "mps":
+        yield {"method.optim": "paged_adamw_8bit"}
     if cfg.adapter.kind == "none" and cfg.method.get("critic") != "adapter":
         yield {"adapter": "lora"}
     if cfg.adapter.kind != "qlora" and cfg.model.decoder and cfg.hardware.accelerator != "mps":

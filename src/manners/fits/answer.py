@@ -1,4 +1,4 @@
-"""``fit=true``: whether a run fits into the memory there is, how long it takes, and what would make it fit."""
+"""``estimate=true``: whether a run fits into the memory there is, how long it takes, and what would make it fit."""
 
 import sys
 
@@ -7,13 +7,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from manners import checks, composing, hardware
-from manners.chain import Stage
+from manners.config import compose, validate
 from manners.errors import MannersError
 from manners.fits import advice, dividing, foresight, probe
 from manners.fits.foresight import Foreseen, gb
 from manners.fits.probe import Measured
-from manners.hardware import Device
+from manners.pipeline.dependencies import Stage
+from manners.runtime.device import Device, resolve_device
 
 METHODS = ("sft", "reward", "ppo", "rloo")
 WORTH = 0.99  # a remedy that spares less than a hundredth is none
@@ -23,7 +23,7 @@ def show(stage: Stage, needs: list[Stage], console: Console) -> bool:
     """Print the answer, which is returned too. Nothing is trained, and no run is made."""
     cfg = stage.cfg
     if cfg.method.name not in METHODS:
-        raise MannersError(f"fit=true answers for method={', '.join(METHODS)}: of {cfg.method.name} it knows nothing.")
+        raise MannersError(f"estimate=true answers for method={', '.join(METHODS)}: of {cfg.method.name} it knows nothing.")
     if not stage.splits.validation and not stage.splits.test:
         raise MannersError("no rows are held out: set dataset.validation_share above 0, or add rows.")
     beside = foresight.reward_config(needs)
@@ -60,7 +60,7 @@ def wanted(cfg: DictConfig) -> tuple[Device, bool]:
     h = cfg.hardware
     if h.accelerator == "cuda" and not torch.cuda.is_available():
         return Device("cuda", "bf16" if h.precision == "auto" else h.precision), False
-    return hardware.resolve(h.accelerator, h.precision, h.num_threads), True
+    return resolve_device(h.accelerator, h.precision, h.num_threads), True
 
 
 def spare(
@@ -70,10 +70,10 @@ def spare(
     chosen: dict[str, str] = {}
     for overrides in advice.remedies(stage.cfg):
         trial = chosen | overrides
-        kept = [o for o in stage.overrides if composing.key_of(o) not in trial]
+        kept = [o for o in stage.overrides if compose.override_key(o) not in trial]
         try:
-            cfg = composing.compose("train", [*kept, *(f"{key}={value}" for key, value in trial.items())])
-            checks.check(cfg)
+            cfg = compose.compose("train", [*kept, *(f"{key}={value}" for key, value in trial.items())])
+            validate.validate_config(cfg)
         except MannersError:
             continue  # the config does not go with this one
         _, smaller = foresight.smallest(cfg, device, stage, beside, room)

@@ -8,14 +8,14 @@ import psutil
 import torch
 from omegaconf import DictConfig
 
-from manners.chain import Stage, take
 from manners.fits import dividing, probe, rehearsal
 from manners.fits.ledger import DECODING, LOGITS
 from manners.fits.rehearsal import ACTIVATIONS
-from manners.hardware import Device
-from manners.lineage import Folder
-from manners.stages.run import Run
-from manners.tracking import Silent
+from manners.pipeline.dependencies import Stage, resolve_explicit
+from manners.pipeline.stages.context import RunContext
+from manners.runtime.device import Device
+from manners.runtime.run_dir import RunDir
+from manners.tracking.logger import NullLogger
 
 RUNTIME, SLACK = "Python and libraries", "holes that the allocator keeps"
 CONTEXT = 5 * 10**8  # bytes that CUDA and its kernels take before anything is loaded, about
@@ -51,7 +51,7 @@ def smallest(
 
 
 def foresee(cfg: DictConfig, stage: Stage, device: Device, beside: DictConfig | None) -> Foreseen:
-    run = Run(cfg, stage.splits, device, Folder(Path(), {}), Silent())
+    run = RunContext(cfg, stage.splits, device, RunDir(Path(), {}), NullLogger())
     played = rehearsal.rehearse(run, beside)
     phase, parts = max(played.ledger.peaks.items(), key=lambda item: item[1].total())
     if device.kind == "cuda":
@@ -73,7 +73,7 @@ def reward_config(needs: list[Stage]) -> DictConfig | None:
         return None
     if not need.given:
         return need.cfg
-    found = take(need)
+    found = resolve_explicit(need)
     made_by = found.config or need.cfg.copy()
     if not (found.model / "adapter_config.json").exists():  # an adapter's run names its base
         made_by.model.name, made_by.model.revision = str(found.model), None

@@ -24,27 +24,34 @@ import torch
 import transformers
 from omegaconf import DictConfig, OmegaConf
 
-from manners import hardware
-from manners.data.readers import Splits
+from manners.data.loading import Splits
 from manners.errors import MannersError
 from manners.fits import longest
-from manners.lineage import Folder
 from manners.methods import reward as reward_method
-from manners.methods import rewards
-from manners.methods.ppo import loop
-from manners.methods.ppo.loop import Game
-from manners.methods.ppo.update import update
-from manners.methods.reward import RewardModule, predict
+from manners.methods.ppo import trainer
+from manners.methods.ppo.loss import update_policy
+from manners.methods.ppo.trainer import PPOTrainer
+from manners.methods.reward import RewardModule, predict_scores
 from manners.methods.sft import SFTModule
-from manners.models import reward as reward_models
-from manners.models.actor import Actor
-from manners.stages import online, reward, sft
-from manners.stages.run import Run, adapt, console, learn, load_base, load_tokenizer
-from manners.tracking import Silent
+from manners.models import reward_model as reward_models
+from manners.models.policy import Policy
+from manners.pipeline.stages import ppo, reward, sft
+from manners.pipeline.stages.context import (
+    RunContext,
+    configured_tokenizer,
+    console,
+    fit_module,
+    load_base,
+    prepare_model,
+)
+from manners.rewards import combine
+from manners.runtime.device import resolve_device
+from manners.runtime.run_dir import RunDir
+from manners.tracking.logger import NullLogger
 
 STEPS = 2
 ASKED, TOLD = "asked.pickle", "told.json"
-START = "import sys, manners.pipeline, manners.fits.probe as p; p.main(sys.argv[1])"  # with all that a run imports
+START = "import sys, manners.pipeline.run, manners.fits.probe as p; p.main(sys.argv[1])"  # with all that a run imports
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Measured:
 
 
 @dataclass
-class Clock(Silent):
+class Clock(NullLogger):
     """Notes when each step is logged."""
 
     ticks: list[float]
@@ -87,8 +94,8 @@ def main(place: str) -> None:
     hush()
     folder = Path(place)
     cfg, splits, reward_cfg = pickle.loads((folder / ASKED).read_bytes())  # noqa: S301  our own, of a moment ago
-    device = hardware.resolve(cfg.hardware.accelerator, cfg.hardware.precision, cfg.hardware.num_threads)
-    run = Run(cfg, splits, device, Folder(folder, {}), Clock([]))
+    device = resolve_device(cfg.hardware.accelerator, cfg.hardware.precision, cfg.hardware.num_threads)
+    run = RunContext(cfg, splits, device, RunDir(folder, {}), Clock([]))
     (folder / TOLD).write_text(json.dumps(measure(run, reward_cfg)))
 
 
@@ -100,7 +107,7 @@ def hush() -> None:
     console.quiet = rich.get_console().quiet = True
 
 
-def measure(run: Run, reward_cfg: DictConfig | None) -> tuple[int, int, float]:
+def measure(run: RunContext, reward_cfg: DictConfig | None) -> tuple[int, int, float]:
     torch.manual_seed(run.cfg.seed)
     warm_up()
     baseline = resident() if run.device.kind != "cuda" else 0
@@ -109,60 +116,64 @@ def measure(run: Run, reward_cfg: DictConfig | None) -> tuple[int, int, float]:
     return baseline, peak, seconds
 
 
-def teach(run: Run) -> float:
-    tokenizer = load_tokenizer(run.cfg)
-    model = sft.network(run, tokenizer)
-    sft.answer(longest.shortened(run), model, tokenizer)
+def teach(run: RunContext) -> float:
+    tokenizer = configured_tokenizer(run.cfg)
+    model = sft.load_network(run, tokenizer)
+    sft.evaluate_on_test(longest.shortened(run), model, tokenizer)
     return two_steps(run, partial(SFTModule, model), longest.lessons(run, tokenizer, None))
 
 
-def judge(run: Run) -> float:
-    m, tokenizer = run.cfg.method, load_tokenizer(run.cfg)
-    network = reward.scorer(run, tokenizer)
+def judge(run: RunContext) -> float:
+    m, tokenizer = run.cfg.method, configured_tokenizer(run.cfg)
+    network = reward.load_reward_network(run, tokenizer)
     work = longest.lessons(run, tokenizer, network)
     seconds = two_steps(run, partial(RewardModule, network, m.loss), work)
     network.to(run.device.kind)
-    predict(network, tokenizer, m.max_length, longest.examined(run))
+    predict_scores(network, tokenizer, m.max_length, longest.examined(run))
     return seconds
 
 
-def two_steps(run: Run, module: Callable[..., Any], work: longest.Lessons) -> float:
+def two_steps(run: RunContext, module: Callable[..., Any], work: longest.Lessons) -> float:
     """By the run's own trainer, with a validation after them."""
     cfg = run.cfg.copy()
     cfg.method.max_steps, cfg.method.logging_steps, cfg.method.warmup_steps = STEPS, 1, 0
     cfg.hardware.compile = False  # two steps would be nearly all compiling
-    learn(replace(run, cfg=cfg), module, work.train, work.validation, work.together)
+    fit_module(replace(run, cfg=cfg), module, work.train, work.validation, work.together)
     first, *_, last = run.tracker.ticks  # type: ignore[union-attr]
     return float(last - first)
 
 
-def play(run: Run, reward_cfg: DictConfig | None) -> float:
+def play(run: RunContext, reward_cfg: DictConfig | None) -> float:
     """One pass over a rollout, whose replies are all as long as they may be."""
-    cfg, tokenizer = run.cfg, load_tokenizer(run.cfg)
-    s = replace(online.typed(cfg), num_ppo_epochs=1, target_kl=None)
-    actor = Actor(adapt(cfg, load_base(cfg, run.device), run.device), getattr(s, "critic", "none"),
+    cfg, tokenizer = run.cfg, configured_tokenizer(run.cfg)
+    s = replace(ppo.method_config(cfg), num_ppo_epochs=1, target_kl=None)
+    actor = Policy(prepare_model(cfg, load_base(cfg, run.device), run.device), getattr(s, "critic", "none"),
                   run.device.precision == "bf16")  # fmt: skip
     scorer = None
     if reward_cfg is not None:
-        theirs = load_tokenizer(reward_cfg)
-        network = reward_models.load(reward_cfg.model.name, theirs, reward_cfg.model.revision)
+        theirs = configured_tokenizer(reward_cfg)
+        network = reward_models.load_reward_base(reward_cfg.model.name, theirs, reward_cfg.model.revision)
         network = network.to(run.device.kind).eval().requires_grad_(False)
-        scorer = reward_method.as_reward(network, theirs, reward_cfg.method.max_length, reward_models.Units())
-    parts = rewards.build(OmegaConf.to_container(cfg.method.rewards, resolve=True), scorer)  # type: ignore[arg-type]
+        scorer = reward_method.make_reward_func(
+            network, theirs, reward_cfg.method.max_length, reward_models.ScoreNormalizer()
+        )
+    parts = combine.build_components(OmegaConf.to_container(cfg.method.rewards, resolve=True), scorer)  # type: ignore[arg-type]
     never = [-1]  # a token that is none: no reply ends before its limit
-    game = Game(actor, tokenizer, never, parts, s, cfg.seed, run.world, online.sampler(s, actor.model, tokenizer))
-    online.answer(longest.shortened(run), game)
+    game = PPOTrainer(
+        actor, tokenizer, never, parts, s, cfg.seed, run.process_group, ppo.vllm_backend(s, actor.model, tokenizer)
+    )
+    ppo.evaluate_policy_on_test(longest.shortened(run), game)
     asked = longest.questions(run, tokenizer)
     if asked.held_out:
-        loop.score(game.roll(asked.held_out, None), parts, s)
-    optimizer = loop.make_optimizer(actor, s, cfg.hardware.optim)
+        trainer.score_replies(game.roll(asked.held_out, None), parts, s)
+    optimizer = trainer.make_optimizer(actor, s, cfg.method.optim)
     started = time.perf_counter()
-    rolled = game.roll(asked.train, loop.uniforms(s, cfg.seed, 0))
-    scores, _ = loop.score(rolled, parts, s)
-    advantages, returns, _ = loop.estimate(rolled, scores, s, s.kl_coef, run.world)
+    rolled = game.roll(asked.train, trainer.sampling_uniforms(s, cfg.seed, 0))
+    scores, _ = trainer.score_replies(rolled, parts, s)
+    advantages, returns, _ = trainer.compute_advantages(rolled, scores, s, s.kl_coef, run.process_group)
     read = time.perf_counter()
     pad = tokenizer.pad_token_id
-    update(actor, optimizer, rolled, advantages, returns, s, loop.random.Random(0), pad, run.world)
+    update_policy(actor, optimizer, rolled, advantages, returns, s, trainer.random.Random(0), pad, run.process_group)
     return read - started + cfg.method.num_ppo_epochs * (time.perf_counter() - read)
 
 

@@ -12,25 +12,25 @@ import torch
 from omegaconf import DictConfig
 from transformers.cache_utils import Cache
 
-from manners.data.batches import Batch, collate
-from manners.data.encode import encode
+from manners.data.batching import Batch, collate, length_batches
+from manners.data.tokenize import tokenize
 from manners.fits import longest, shapes
 from manners.fits.ledger import CACHE, DECODING, Ledger
-from manners.grouping import by_length
-from manners.methods.optimizer import adamw
-from manners.methods.ppo.loop import make_optimizer
-from manners.methods.ppo.rollout import Rollout, encode_prompts, together
-from manners.methods.ppo.update import losses
-from manners.methods.reward import SLOTS, bradley_terry, regression
-from manners.methods.sft import token_loss
-from manners.models import reward as reward_models
-from manners.models.actor import Actor
-from manners.models.adapters import merged, trainable
-from manners.models.cache import read
-from manners.models.generation import next_logits, pick
-from manners.models.loss import token_nll
-from manners.stages import online, show
-from manners.stages.run import Run, load_tokenizer
+from manners.methods.optim import adamw
+from manners.methods.ppo.loss import microbatch_loss
+from manners.methods.ppo.rollout import Rollout, collate_rows, encode_prompts
+from manners.methods.ppo.trainer import make_optimizer
+from manners.methods.reward import MAX_TOKENS, bradley_terry_loss, regression_loss
+from manners.methods.sft import sft_loss
+from manners.models import reward_model as reward_models
+from manners.models.generation import next_logits, sample_token
+from manners.models.kv_cache import prefill
+from manners.models.logprobs import token_nll
+from manners.models.lora import merged_for_generation, trainable_parameters
+from manners.models.policy import Policy
+from manners.pipeline.stages import reporting
+from manners.pipeline.stages.context import RunContext, configured_tokenizer
+from manners.pipeline.stages.ppo import method_config
 
 ACTIVATIONS, GRADIENTS, OPTIMIZER = "activations", "gradients", "optimizer"
 TRAINING, VALIDATING, ANSWERING = "a training step", "validation", "answers before and after"
@@ -44,53 +44,53 @@ class Played:
     share: float  # mean length of a row over the longest
 
 
-def rehearse(run: Run, reward_cfg: DictConfig | None = None) -> Played:
+def rehearse(run: RunContext, reward_cfg: DictConfig | None = None) -> Played:
     """The fullest moment of each phase. ``reward_cfg`` made the reward model that PPO loads beside the policy."""
-    tokenizer = load_tokenizer(run.cfg)
+    tokenizer = configured_tokenizer(run.cfg)
     if run.cfg.method.name == "sft":
         return sft(run, tokenizer)
     return reward(run, tokenizer) if run.cfg.method.name == "reward" else ppo(run, tokenizer, reward_cfg)
 
 
-def sft(run: Run, tokenizer: Any) -> Played:
+def sft(run: RunContext, tokenizer: Any) -> Played:
     cfg = run.cfg
     work = longest.lessons(run, tokenizer, None)
     model = shapes.language_model(cfg, run.device, len(tokenizer))
     with Ledger(model.config.get_text_config().vocab_size) as ledger:
         shapes.imagine(model, ledger)
         answer(ledger, run, model, tokenizer)
-        learn(ledger, run, model, work, lambda batch: token_loss(model, batch)[0])
+        learn(ledger, run, model, work, lambda batch: sft_loss(model, batch)[0])
     return Played(ledger, work.steps, work.share)
 
 
-def reward(run: Run, tokenizer: Any) -> Played:
+def reward(run: RunContext, tokenizer: Any) -> Played:
     cfg, kind = run.cfg, run.cfg.method.loss
     network = shapes.scorer(cfg, run.device, tokenizer.pad_token_id)
     work = longest.lessons(run, tokenizer, network)
 
     def loss(batch: Batch) -> torch.Tensor:
-        scores = reward_models.raw_scores(network, batch)
+        scores = reward_models.normalized_scores(network, batch)
         if kind == "pairwise":
-            return bradley_terry(*scores.chunk(2), batch["margins"])  # type: ignore[call-arg]
-        return regression(scores, batch["targets"].float(), kind)
+            return bradley_terry_loss(*scores.chunk(2), batch["margins"])  # type: ignore[call-arg]
+        return regression_loss(scores, batch["targets"].float(), kind)
 
     with Ledger(network.config.get_text_config().vocab_size) as ledger:
         shapes.imagine(network, ledger)
         learn(ledger, run, network, work, loss)
-        many = work.train[:1] * max(SLOTS // work.train[0].length, 1)
+        many = work.train[:1] * max(MAX_TOKENS // work.train[0].length, 1)
         with torch.no_grad(), ledger.booking(ACTIVATIONS, "examination"):
             network.eval()
-            reward_models.raw_scores(network, work.together(many))
+            reward_models.normalized_scores(network, work.together(many))
     return Played(ledger, work.steps, work.share)
 
 
-def ppo(run: Run, tokenizer: Any, reward_cfg: DictConfig | None) -> Played:
+def ppo(run: RunContext, tokenizer: Any, reward_cfg: DictConfig | None) -> Played:
     """PPO and RLOO: an iteration whose replies are all as long as they may be."""
-    cfg, s = run.cfg, online.typed(run.cfg)
+    cfg, s = run.cfg, method_config(run.cfg)
     asked = longest.questions(run, tokenizer)
     shape = shapes.language_model(cfg, run.device, len(tokenizer))
     with torch.device("meta"):
-        actor = Actor(shape, getattr(s, "critic", "none"), run.device.precision == "bf16")
+        actor = Policy(shape, getattr(s, "critic", "none"), run.device.precision == "bf16")
         beside = reward_cfg and shapes.scorer(reward_cfg, run.device, tokenizer.pad_token_id, adapted=False)
     with Ledger(shape.config.get_text_config().vocab_size) as ledger:
         shapes.imagine(actor, ledger)
@@ -101,7 +101,7 @@ def ppo(run: Run, tokenizer: Any, reward_cfg: DictConfig | None) -> Played:
         rolled = played(asked_ids, asked.train, s.response_length)
         everyone = list(range(len(asked_ids)))
         minibatch = sorted(everyone, key=lambda r: -rolled.lengths[r])[: -(-len(everyone) // s.num_mini_batches)]
-        part = together(rolled, fullest(rolled, minibatch, s.micro_batch_tokens), 0)
+        part = collate_rows(rolled, fullest(rolled, minibatch, s.micro_batch_tokens), 0)
         zeros = torch.zeros(rolled.mask.shape)
         optimizer = make_optimizer(actor, s)
         params = prepare(run, optimizer, ledger)
@@ -109,7 +109,7 @@ def ppo(run: Run, tokenizer: Any, reward_cfg: DictConfig | None) -> Played:
             actor.train()
             for _ in range(STEPS):
                 optimizer.zero_grad()
-                losses(actor, rolled, part, zeros, zeros, s)[0].backward()
+                microbatch_loss(actor, rolled, part, zeros, zeros, s)[0].backward()
                 step(ledger, optimizer, params, s.max_grad_norm)
         # From the second iteration on gradients and optimizer states are there while the policy answers.
         held_out = encode_prompts(asked.held_out, tokenizer, s.max_prompt_length) if asked.held_out else []
@@ -117,7 +117,7 @@ def ppo(run: Run, tokenizer: Any, reward_cfg: DictConfig | None) -> Played:
             if ids:
                 decode(ledger, run, actor.model, ids, s.response_length, phase)
         with torch.no_grad(), ledger.booking(ACTIVATIONS, "reading the replies"):
-            part = together(rolled, fullest(rolled, everyone, s.micro_batch_tokens), 0)
+            part = collate_rows(rolled, fullest(rolled, everyone, s.micro_batch_tokens), 0)
             actor.judge(part.ids, part.chosen, s.temperature)
             actor.reference_logprobs(part.ids, part.chosen, s.temperature)
         if beside is not None:
@@ -125,10 +125,12 @@ def ppo(run: Run, tokenizer: Any, reward_cfg: DictConfig | None) -> Played:
     return Played(ledger, asked.iterations, asked.share)
 
 
-def learn(ledger: Ledger, run: Run, model: Any, work: longest.Lessons, loss: Callable[[Batch], torch.Tensor]) -> None:
+def learn(
+    ledger: Ledger, run: RunContext, model: Any, work: longest.Lessons, loss: Callable[[Batch], torch.Tensor]
+) -> None:
     """An optimizer step as Lightning makes it: the gradients of the step before go only after the forward pass."""
     m, cast = run.cfg.method, autocast(run)
-    optimizer = adamw([{"params": list(trainable(model).values())}], "adamw")
+    optimizer = adamw([{"params": list(trainable_parameters(model).values())}], "adamw_torch_fused")
     params = prepare(run, optimizer, ledger)
     model.train()
     parts = run.cfg.hardware.parts
@@ -148,19 +150,19 @@ def learn(ledger: Ledger, run: Run, model: Any, work: longest.Lessons, loss: Cal
         loss(work.together(work.validation))
 
 
-def autocast(run: Run) -> torch.autocast:
+def autocast(run: RunContext) -> torch.autocast:
     kind = torch.float16 if run.device.precision == "fp16" else torch.bfloat16
     return torch.autocast("cpu", kind, enabled=run.device.precision != "32")
 
 
-def prepare(run: Run, optimizer: torch.optim.Optimizer, ledger: Ledger) -> list[torch.Tensor]:
+def prepare(run: RunContext, optimizer: torch.optim.Optimizer, ledger: Ledger) -> list[torch.Tensor]:
     """The weights that are trained. Their gradients will be booked as such."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for p in params:
         p.register_post_accumulate_grad_hook(lambda p: ledger.rebook(p.grad, GRADIENTS))
     for group in optimizer.param_groups:
         group["foreach"] = run.device.kind == "cuda"  # where torch updates all weights at once
-    if run.cfg.hardware.optim == "paged_adamw_8bit":
+    if run.cfg.method.optim == "paged_adamw_8bit":
         shapes.eight_bits(optimizer, params)
     return params
 
@@ -171,18 +173,18 @@ def step(ledger: Ledger, optimizer: torch.optim.Optimizer, params: list[torch.Te
         optimizer.step()
 
 
-def answer(ledger: Ledger, run: Run, model: Any, tokenizer: Any) -> None:
+def answer(ledger: Ledger, run: RunContext, model: Any, tokenizer: Any) -> None:
     """The model answers held-out prompts, and its loss on held-out rows is taken."""
     e, m, rows = run.cfg.evaluation, run.cfg.method, longest.shortened(run).splits.test
     ids = longest.prompts(run, rows, tokenizer)
     if ids:
         decode(ledger, run, model, ids[: e.batch_size], e.max_new_tokens, ANSWERING)
     length = m.get("max_length") or m.max_prompt_length + m.response_length
-    examples = encode(rows, tokenizer, run.cfg.dataset.train_on, length)
-    batch = collate(longest.top(examples, show.rows_at_once(run.cfg), lambda x: x.length), pad=0)
+    examples = tokenize(rows, tokenizer, run.cfg.dataset.loss_roles, length)
+    batch = collate(longest.top(examples, reporting.loss_batch_size(run.cfg), lambda x: x.length), pad=0)
     with torch.no_grad(), ledger.booking(ACTIVATIONS, ANSWERING):
-        token_loss(model.eval(), batch)
-        if m.view == "prompt" and ids:
+        sft_loss(model.eval(), batch)
+        if m.sample_type == "prompt" and ids:
             if len(ids) > e.batch_size:
                 decode(ledger, run, model, ids, m.response_length, ANSWERING)
             other = shapes.language_model(run.cfg, run.device, 0, adapted=False)
@@ -194,10 +196,10 @@ def answer(ledger: Ledger, run: Run, model: Any, tokenizer: Any) -> None:
             token_nll(other, read, chosen)
 
 
-def decode(ledger: Ledger, run: Run, model: Any, prompts: list[list[int]], tokens: int, phase: str) -> None:
+def decode(ledger: Ledger, run: RunContext, model: Any, prompts: list[list[int]], tokens: int, phase: str) -> None:
     """The prompts are read, and then the last of ``tokens`` tokens of their replies is sampled."""
-    cast = autocast(run) if run.cfg.method.view == "prompt" else nullcontext()
-    whole = merged(model) if run.device.kind == "cpu" else nullcontext()
+    cast = autocast(run) if run.cfg.method.sample_type == "prompt" else nullcontext()
+    whole = merged_for_generation(model) if run.device.kind == "cpu" else nullcontext()
 
     def forward(ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
         with ledger.booking(DECODING):  # what is made here is not the cache's
@@ -206,12 +208,12 @@ def decode(ledger: Ledger, run: Run, model: Any, prompts: list[list[int]], token
     with torch.no_grad(), ledger.booking(DECODING, phase), whole, cast:
         model.eval()
         with ledger.booking(CACHE):
-            cache, _, mask = read(prompts, 0, tokens, "cpu", forward)
+            cache, _, mask = prefill(prompts, 0, tokens, "cpu", forward)
         layers: Any = cache.layers
         for layer in layers:
             layer.show(len(prompts), mask.shape[1] + tokens - 2)  # as the last token but one leaves it
         ids, mask = mask[:, -1:], torch.ones((len(prompts), mask.shape[1] + tokens - 1), dtype=torch.long)
-        pick(forward(ids, mask, mask.sum(1, keepdim=True) - 1, cache), 1.0, torch.zeros(len(prompts)))
+        sample_token(forward(ids, mask, mask.sum(1, keepdim=True) - 1, cache), 1.0, torch.zeros(len(prompts)))
 
 
 def played(prompt_ids: list[list[int]], prompts: list[Any], tokens: int) -> Rollout:
@@ -226,14 +228,14 @@ def played(prompt_ids: list[list[int]], prompts: list[Any], tokens: int) -> Roll
 def fullest(rolled: Rollout, rows: list[int], slots: int) -> list[int]:
     """The micro-batch of most slots."""
     lengths = [rolled.lengths[r] for r in rows]
-    batch = max(by_length(lengths, slots), key=lambda rows: len(rows) * max(lengths[r] for r in rows))
+    batch = max(length_batches(lengths, slots), key=lambda rows: len(rows) * max(lengths[r] for r in rows))
     return [rows[i] for i in batch]
 
 
 def score(ledger: Ledger, network: Any, length: int, reward_cfg: DictConfig | None) -> None:
     assert reward_cfg is not None
     length = min(length, reward_cfg.method.max_length)
-    shape = (max(SLOTS // length, 1), length)
+    shape = (max(MAX_TOKENS // length, 1), length)
     batch = {"input_ids": torch.zeros(shape, dtype=torch.long), "mask": torch.ones(shape, dtype=torch.long)}
     with torch.no_grad(), ledger.booking(ACTIVATIONS, "scoring"):
-        reward_models.raw_scores(network.eval(), batch)
+        reward_models.normalized_scores(network.eval(), batch)

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.pytorch_utils import Conv1D
 
 from manners.fits.ledger import Ledger
-from manners.hardware import Device
-from manners.models import adapters, base
-from manners.stages.run import load_settings
+from manners.models import loading, lora
+from manners.pipeline.stages.context import loading_kwargs
+from manners.runtime.device import Device
 
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, a byte for each 64, 4 bytes for each 256 of those
 WEIGHTS, ADAPTER, REFERENCE, REWARD = "weights", "adapter and new heads", "frozen reference", "reward model"
@@ -35,11 +35,11 @@ def scorer(cfg: DictConfig, device: Device, pad: int | None, adapted: bool = Tru
 
 def network(cfg: DictConfig, device: Device, auto: Any, vocabulary: int, task_type: str) -> Any:
     """On the meta device; without a ``task_type`` no adapter is put on it."""
-    shape, a = base.architecture(cfg.model.name, cfg.model.revision), cfg.adapter
+    shape, a = loading.load_config(cfg.model.name, cfg.model.revision), cfg.adapter
     shape.vocab_size = max(shape.vocab_size, vocabulary)  # tokens that were added
     if auto is CLASSIFIER:
         shape.num_labels = 1
-    settings = load_settings(cfg, device)
+    settings = loading_kwargs(cfg, device)
     with torch.device("meta"):
         made = auto.from_config(shape, attn_implementation=cfg.model.attn_implementation, dtype=settings["dtype"])
         if a.quantization != "none":
@@ -47,7 +47,7 @@ def network(cfg: DictConfig, device: Device, auto: Any, vocabulary: int, task_ty
         if not task_type:
             return made
         tokens = range(len(cfg.model.added_tokens))
-        return adapters.adapt(
+        return lora.prepare_for_training(
             made, a.kind, a.r, a.lora_alpha, a.lora_dropout, a.target_modules, cfg.method.gradient_checkpointing,
             task_type, tokens,
         )  # fmt: skip

@@ -19,15 +19,15 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState
 from trl import DPOConfig, DPOTrainer
 
 from manners.errors import MannersError
-from manners.hardware import Device
-from manners.methods.fit import BEST, LAST, Fitted, bar, save_best
-from manners.methods.module import Log
+from manners.methods.lightning import LogFunction
+from manners.methods.lightning_fit import BEST, LAST, TrainResult, progress_bar, save_best_weights
+from manners.runtime.device import Device
 
 Pairs = list[dict[str, list[int]]]  # prompt_ids, chosen_ids, rejected_ids
 OF_THE_CLOCK = ("_runtime", "_per_second", "num_tokens")  # a resumed run would count them from its restart
 
 
-class Trainer(DPOTrainer):
+class ResumableDPOTrainer(DPOTrainer):
     """TRL's, on rows that have their tokens already; it tells the hub nothing and writes no model card."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
@@ -38,10 +38,10 @@ class Trainer(DPOTrainer):
     def create_model_card(self, *_: Any, **__: Any) -> None: ...
 
 
-def trainer(
+def make_dpo_trainer(
     model: Any, reference: Any, tokenizer: Any, train: Pairs, held_out: Pairs, folder: Path, device: Device,
     seed: int, lr_scheduler_type: str, **settings: Any,
-) -> Trainer:  # fmt: skip
+) -> ResumableDPOTrainer:  # fmt: skip
     """``reference`` is a frozen copy of a ``model`` that is trained whole; of a LoRA it is None: the adapter is off.
 
     ``settings`` are DPOConfig's.
@@ -65,25 +65,27 @@ def trainer(
     )
     args._n_gpu = min(args.n_gpu, 1)  # one process and one GPU, like Lightning's; it would take all it sees, and refuse
     rows = [Dataset.from_list(pairs) for pairs in (train, held_out)]
-    made = Trainer(model, reference, args, train_dataset=rows[0], eval_dataset=rows[1], processing_class=tokenizer)
+    made = ResumableDPOTrainer(
+        model, reference, args, train_dataset=rows[0], eval_dataset=rows[1], processing_class=tokenizer
+    )
     made.remove_callback(PrinterCallback)
     if isinstance(model, PeftModel):
         model.delete_adapter("ref")  # TRL's copy of the new adapter, which adds nothing: to turn it off costs less
     return made
 
 
-def fit(trainer: Trainer, log: Log) -> Fitted:
+def fit_dpo(trainer: ResumableDPOTrainer, log: LogFunction) -> TrainResult:
     """Train to the end; the model ends with the weights of the lowest held-out loss.
 
     Called again after a kill, on a trainer made anew, it goes on from the last checkpoint: on a CPU to the very same
     weights.
     """
     folder, model = Path(str(trainer.args.output_dir)), cast(Any, trainer.model)
-    last, progress = folder / LAST, bar()
+    last, progress = folder / LAST, progress_bar()
     state = TrainerState.load_from_json(str(last / "trainer_state.json")) if last.exists() else trainer.state
     resumed = state.global_step
     if resumed < trainer.args.max_steps:  # the Trainer would take one step more after the last
-        trainer.add_callback(Keeper(model, folder, log, progress))
+        trainer.add_callback(DPOCallback(model, folder, log, progress))
         with progress:
             trainer.train(resume_from_checkpoint=str(last.resolve()) if last.exists() else None)
         state = trainer.state
@@ -91,7 +93,7 @@ def fit(trainer: Trainer, log: Log) -> Fitted:
     model.load_state_dict(load_file(folder / BEST), strict=False)
     losses = held_out_losses(state)
     best = min(losses, key=losses.__getitem__)
-    return Fitted(state.global_step, best, losses[best], resumed)
+    return TrainResult(state.global_step, best, losses[best], resumed)
 
 
 def held_out_losses(state: TrainerState) -> dict[int, float]:
@@ -99,10 +101,10 @@ def held_out_losses(state: TrainerState) -> dict[int, float]:
     return {int(r["step"]): r["eval_loss"] for r in state.log_history if "eval_loss" in r}
 
 
-class Keeper(TrainerCallback):
+class DPOCallback(TrainerCallback):
     """Writes the metrics, keeps the best weights, and shows how far the run is."""
 
-    def __init__(self, model: Any, folder: Path, log: Log, progress: Progress):
+    def __init__(self, model: Any, folder: Path, log: LogFunction, progress: Progress):
         self.model, self.folder, self.log, self.progress = model, folder, log, progress
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
@@ -132,7 +134,7 @@ class Keeper(TrainerCallback):
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         losses = held_out_losses(state)
         if min(losses, key=losses.__getitem__) == state.global_step:
-            save_best(self.folder, self.model)
+            save_best_weights(self.folder, self.model)
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Only now is the checkpoint whole: a run that is killed while it is written goes on from the one before."""

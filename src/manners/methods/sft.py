@@ -5,18 +5,18 @@ from typing import Any
 
 import torch
 
-from manners.data.encode import IGNORE
-from manners.methods.module import Module, Window
-from manners.models.loss import token_nll
+from manners.data.tokenize import IGNORE_INDEX
+from manners.methods.lightning import MetricAccumulator, TrainingModule
+from manners.models.logprobs import token_nll
 
 
-class SFTModule(Module):
+class SFTModule(TrainingModule):
     """Trains ``model`` on batches of ``input_ids`` and ``labels``; validation reports loss, perplexity, accuracy."""
 
     def step(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:
-        return token_loss(self.model, batch)
+        return sft_loss(self.model, batch)
 
-    def metrics(self, window: Window, prefix: str) -> dict[str, float]:
+    def metrics(self, window: MetricAccumulator, prefix: str) -> dict[str, float]:
         """Loss in nats a trained token."""
         return window.metrics(prefix) | {
             f"{prefix}/perplexity": math.exp(min(window.loss, 50.0)),
@@ -24,8 +24,8 @@ class SFTModule(Module):
         }
 
 
-def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:
+def sft_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:
     """Summed negative log-likelihood, right guesses and number of the tokens that carry loss."""
-    carries = batch["labels"][:, 1:] != IGNORE  # (B, T-1)
+    carries = batch["labels"][:, 1:] != IGNORE_INDEX  # (B, T-1)
     nll, right = token_nll(model, batch["input_ids"], carries, batch.get("position_ids"))
     return nll.sum(), int(right.sum()), int(carries.sum())

@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache
 
-from manners.models.cache import Ids, left_padded, read
+from manners.models.kv_cache import TokenIds, left_padded, prefill
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Sampling:
     stops: tuple[int, ...]  # a reply ends with, and contains, the first of these
     pad: int
     temperature: float = 0.0  # 0 takes the likeliest token
-    backend: "str | Backend" = "auto"  # own: fastest on a CPU; transformers: elsewhere; or an engine made for the run
+    backend: "str | Backend" = "auto"  # native: fastest on a CPU; transformers: elsewhere; or an engine made for the run
 
 
-Backend = Callable[[Any, Ids, Sampling, torch.Tensor | None], Ids]  # what ``generate`` is, less its checks
+Backend = Callable[[Any, TokenIds, Sampling, torch.Tensor | None], TokenIds]  # what ``generate`` is, less its checks
 
 
-def generate(model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor | None = None) -> Ids:
+def generate_ids(model: Any, prompts: TokenIds, sampling: Sampling, draws: torch.Tensor | None = None) -> TokenIds:
     """A reply's tokens for each prompt, its stop token included where it came to one.
 
     ``draws`` (B, max_new_tokens) are uniform in [0, 1): a row's reply depends on its own draws alone, not on its
@@ -36,8 +36,8 @@ def generate(model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor |
     """
     backend = sampling.backend
     if backend == "auto":
-        backend = "own" if model.device.type == "cpu" else "transformers"
-    reply = {"own": decode, "transformers": delegate}[backend] if isinstance(backend, str) else backend
+        backend = "native" if model.device.type == "cpu" else "transformers"
+    reply = {"native": native_generate, "transformers": hf_generate}[backend] if isinstance(backend, str) else backend
     if sampling.temperature > 0 and draws is None:
         raise ValueError("sampling needs draws")
     was_training = model.training
@@ -48,28 +48,30 @@ def generate(model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor |
     return replies
 
 
-def decode(model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor | None) -> Ids:
-    replies: Ids = [[] for _ in prompts]
-    for rows, tokens in steps(model, prompts, sampling, draws):
+def native_generate(model: Any, prompts: TokenIds, sampling: Sampling, draws: torch.Tensor | None) -> TokenIds:
+    replies: TokenIds = [[] for _ in prompts]
+    for rows, tokens in decode_steps(model, prompts, sampling, draws):
         for row, token in zip(rows, tokens, strict=True):
             replies[row].append(token)
     return replies
 
 
-def stream(model: Any, prompt: list[int], sampling: Sampling, draws: torch.Tensor | None = None) -> Iterator[int]:
-    """The tokens of one reply as they come, on any device: those of ``generate`` by our own decoding.
+def stream_tokens(
+    model: Any, prompt: list[int], sampling: Sampling, draws: torch.Tensor | None = None
+) -> Iterator[int]:
+    """The tokens of one reply as they come, on any device: those of ``generate_ids`` by our own decoding.
 
     ``draws`` (max_new_tokens,) decide as there. The model is to be in eval mode.
     """
     if sampling.temperature > 0 and draws is None:
         raise ValueError("sampling needs draws")
-    for _, tokens in steps(model, [prompt], sampling, None if draws is None else draws[None]):
+    for _, tokens in decode_steps(model, [prompt], sampling, None if draws is None else draws[None]):
         yield tokens[0]
 
 
 @torch.no_grad()
-def steps(
-    model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor | None
+def decode_steps(
+    model: Any, prompts: TokenIds, sampling: Sampling, draws: torch.Tensor | None
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Token by token with a cache: the rows still at work, by number of their prompt, and the next token of each.
 
@@ -77,19 +79,19 @@ def steps(
     """
     forward = partial(next_logits, model)
     device, room = model.device, sampling.max_new_tokens
-    cache, logits, mask = read(prompts, sampling.pad, room, device, forward)
+    cache, logits, mask = prefill(prompts, sampling.pad, room, device, forward)
     positions = mask.sum(1, keepdim=True) - 1
     stops = torch.tensor(sampling.stops, device=device)
     live = torch.arange(len(prompts), device=device)
     for step in range(room):
         drawn = None if draws is None or sampling.temperature == 0 else draws[live.cpu(), step]
-        chosen = pick(logits, sampling.temperature, drawn)
+        chosen = sample_token(logits, sampling.temperature, drawn)
         yield live.tolist(), chosen.tolist()
         going_on = ~torch.isin(chosen, stops)
         if step + 1 == room or not going_on.any():
             break
         if not going_on.all():
-            kept = fill_gaps(going_on)
+            kept = compact_rows(going_on)
             cache.batch_select_indices(kept)
             live, chosen, mask, positions = live[kept], chosen[kept], mask[kept], positions[kept]
         positions, mask = positions + 1, torch.cat([mask, mask.new_ones(len(live), 1)], 1)
@@ -111,7 +113,7 @@ def next_logits(
     return out.logits[:, -1]  # type: ignore[no-any-return]
 
 
-def fill_gaps(going_on: torch.Tensor) -> torch.Tensor:
+def compact_rows(going_on: torch.Tensor) -> torch.Tensor:
     """The rows that go on (B,) → (b,), each where it was; only those past the b-th move, to where others have left."""
     kept = going_on.nonzero()[:, 0]
     order = torch.arange(len(kept), device=kept.device)
@@ -119,7 +121,7 @@ def fill_gaps(going_on: torch.Tensor) -> torch.Tensor:
     return order
 
 
-def pick(logits: torch.Tensor, temperature: float, draws: torch.Tensor | None) -> torch.Tensor:
+def sample_token(logits: torch.Tensor, temperature: float, draws: torch.Tensor | None) -> torch.Tensor:
     """The likeliest token of each row (B, V) → (B,), or the one at which the cumulated probability passes its draw.
 
     On a CPU that is several times faster than ``torch.multinomial``, and leaves no hidden state behind.
@@ -131,8 +133,8 @@ def pick(logits: torch.Tensor, temperature: float, draws: torch.Tensor | None) -
     return torch.searchsorted(cumulated, wanted, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
-def delegate(model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor | None) -> Ids:
-    """The same by transformers' ``generate``, which has the better kernels on a GPU."""
+def hf_generate(model: Any, prompts: TokenIds, sampling: Sampling, draws: torch.Tensor | None) -> TokenIds:
+    """The same by transformers' ``generate_ids``, which has the better kernels on a GPU."""
     ids, mask = left_padded(prompts, sampling.pad, model.device)
     sample = sampling.temperature > 0
     settings = GenerationConfig(
@@ -156,9 +158,9 @@ def delegate(model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor |
             new = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)[:, ids.shape[1] :]
     finally:
         owner.generation_config = own
-    return [until_stop(row, sampling.stops) for row in new.tolist()]
+    return [truncate_at_stop(row, sampling.stops) for row in new.tolist()]
 
 
-def until_stop(ids: list[int], stops: tuple[int, ...]) -> list[int]:
+def truncate_at_stop(ids: list[int], stops: tuple[int, ...]) -> list[int]:
     end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
     return ids[: end + 1]

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from manners.models.adapters import base_kept
-from manners.models.generation import Ids, Sampling, until_stop
+from manners.models.generation import Sampling, truncate_at_stop
+from manners.models.kv_cache import TokenIds
+from manners.models.lora import preserve_base_weights
 
 MEMORY = 0.3  # share of the GPU for vLLM's weights and cache, as in TRL's trainers; training has the rest
 
 
-class VLLM:
+class VLLMBackend:
     """A backend of ``generate`` for the policy ``model``; ``longest`` is in tokens, prompt and reply together.
 
     Several processes must make theirs at the same time, for vLLM makes them greet one another. Afterwards each answers
@@ -31,7 +32,7 @@ class VLLM:
             model, Accelerator(), tokenizer, mode="colocate", gpu_memory_utilization=MEMORY, max_model_length=longest
         )
 
-    def __call__(self, model: Any, prompts: Ids, sampling: Sampling, draws: torch.Tensor | None) -> Ids:
+    def __call__(self, model: Any, prompts: TokenIds, sampling: Sampling, draws: torch.Tensor | None) -> TokenIds:
         """Replies by the weights of this moment. A row's seed comes from its own draws."""
         from vllm import SamplingParams
 
@@ -57,7 +58,7 @@ class VLLM:
         ]
         asked = [{"prompt_token_ids": ids} for ids in prompts]
         with torch.autocast(model.device.type, enabled=False):  # a LoRA is merged in 32 bits; vLLM casts as it sees fit
-            with base_kept(model):
+            with preserve_base_weights(model):
                 self.trl.sync_weights()
             answers = self.trl.llm.generate(asked, how, use_tqdm=False)
-        return [until_stop(list(answer.outputs[0].token_ids), sampling.stops) for answer in answers]
+        return [truncate_at_stop(list(answer.outputs[0].token_ids), sampling.stops) for answer in answers]

@@ -15,12 +15,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/report"), help="folder to write")
     parser.add_argument("--study", help="one study alone; all by default")
     asked = parser.parse_args(arguments)
-    from manners.report import gather, page, sections  # MLflow takes seconds to import: not for --help
+    from manners.report import page, query, sections  # MLflow takes seconds to import: not for --help
 
     try:
-        client = gather.connect(asked.uri)
-        found = gather.runs(client, asked.study)
-        files = page.write(sections.studies(client, found), asked.uri, asked.out)
+        client = query.connect_store(asked.uri)
+        found = query.query_runs(client, asked.study)
+        files = page.write_report_files(sections.build_studies(client, found), asked.uri, asked.out)
     except MannersError as error:
         sys.exit(f"error: {error}")
     unfinished = sum(run.status != "FINISHED" for run in found)

@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from manners.config import STARTS_FROM
-from manners.lineage import WEIGHTS
-from manners.report.gather import Run
+from manners.config.schema import STARTS_FROM
+from manners.report.query import Run
+from manners.runtime.run_dir import WEIGHTS_KEYS
 
 ITSELF = "run"  # the shape of what has no params
 
@@ -18,10 +18,10 @@ class Configuration:
     repeats: list[Run]  # older runs of the same seeds
 
 
-def shape(run: Run) -> dict[str, str]:
+def configuration_key(run: Run) -> dict[str, str]:
     """The params that shape the result, less the seed; and the data, by the first digits of their digest."""
-    roles = STARTS_FROM.get(run.params.get("method.view", ""), ())
-    kept = {*WEIGHTS, "evaluation", *roles, *(f"{role}_overrides" for role in roles)} - {"seed"}
+    roles = STARTS_FROM.get(run.params.get("method.sample_type", ""), ())
+    kept = {*WEIGHTS_KEYS, "evaluation", *roles, *(f"{role}_overrides" for role in roles)} - {"seed"}
     found = {k: v for k, v in run.params.items() if k.partition(".")[0] in kept}
     if not run.params:  # an evaluation has none: it stands for itself
         return {ITSELF: run.name}
@@ -33,11 +33,12 @@ def configurations(runs: Sequence[Run]) -> list[Configuration]:
     """Of finished runs of one method, in the order in which each began."""
     alike: dict[tuple[tuple[str, str], ...], list[Run]] = defaultdict(list)
     for run in runs:
-        alike[tuple(sorted(shape(run).items()))].append(run)
+        alike[tuple(sorted(configuration_key(run).items()))].append(run)
     shapes = [dict(key) for key in alike]
     shown = differing(shapes) or [key for key in ("model.name", "adapter.kind") if key in shapes[0]]
     return [
-        Configuration(label(one, shown), *by_seed(group)) for one, group in zip(shapes, alike.values(), strict=True)
+        Configuration(configuration_label(one, shown), *newest_by_seed(group))
+        for one, group in zip(shapes, alike.values(), strict=True)
     ]
 
 
@@ -54,7 +55,7 @@ def differing(shapes: Sequence[dict[str, str]]) -> list[str]:
     return strong if told else found
 
 
-def label(shape: dict[str, str], shown: Sequence[str]) -> str:
+def configuration_label(shape: dict[str, str], shown: Sequence[str]) -> str:
     """Each by the last part of its name, where that is enough to tell which one is meant."""
     if list(shape) == [ITSELF]:
         return shape[ITSELF]
@@ -64,7 +65,7 @@ def label(shape: dict[str, str], shown: Sequence[str]) -> str:
     return "  ".join(f"{name}={shape.get(key, '–')}" for key, name in zip(shown, short, strict=True)) or "alike"
 
 
-def by_seed(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+def newest_by_seed(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     """The newest run of each seed, and the others: the same seed again says nothing new about seeds."""
     newest = {run.seed: run for run in sorted(runs, key=lambda r: r.started)}
     first = sorted(newest.values(), key=lambda r: (len(r.seed), r.seed))

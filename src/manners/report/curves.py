@@ -30,7 +30,7 @@ class Chart:
     y_ticks: list[tuple[float, str]]
 
 
-def chart(title: str, series: dict[str, list[Points]]) -> Chart | None:
+def learning_chart(title: str, series: dict[str, list[Points]]) -> Chart | None:
     """The curves of each configuration's seeds, by its label. None where none has two points."""
     if not any(len(points) > 1 for seeds in series.values() for points in seeds):
         return None
@@ -51,7 +51,7 @@ def chart(title: str, series: dict[str, list[Points]]) -> Chart | None:
 
     lines = []
     for i, (label, seeds) in enumerate(series.items()):
-        middle = mean(seeds)
+        middle = mean_curve(seeds)
         dots = [place(*p) for p in middle] if len(middle) <= 25 else []
         thin = [path(points) for points in seeds] if len(seeds) > 1 else []
         lines.append(Line(label, min(i, STYLES), thin, path(middle), dots))
@@ -63,7 +63,7 @@ def chart(title: str, series: dict[str, list[Points]]) -> Chart | None:
     )
 
 
-def mean(seeds: Sequence[Points]) -> Points:
+def mean_curve(seeds: Sequence[Points]) -> Points:
     """At the steps that every seed has, so that a seed which ended early does not bend it."""
     tables = [dict(points) for points in seeds if points]
     steps = set.intersection(*(set(t) for t in tables)) if tables else set()

@@ -13,9 +13,9 @@ from manners.report.sections import Study
 PAGE, TABLES = "index.html", "tables.md"
 
 
-def write(studies: Sequence[Study], source: str, out: Path) -> list[Path]:
+def write_report_files(studies: Sequence[Study], source: str, out: Path) -> list[Path]:
     """``source`` is the store, which the page names. Raises MannersError where ``out`` cannot be written."""
-    files = {PAGE: html(studies, source), TABLES: markdown(studies)}
+    files = {PAGE: render_html(studies, source), TABLES: render_markdown(studies)}
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
@@ -25,7 +25,7 @@ def write(studies: Sequence[Study], source: str, out: Path) -> list[Path]:
     return [out / name for name in files]
 
 
-def html(studies: Sequence[Study], source: str) -> str:
+def render_html(studies: Sequence[Study], source: str) -> str:
     """Whatever comes from a run is escaped; what was rendered from Markdown comes without HTML of its own."""
     environment = Environment(
         loader=PackageLoader("manners.report", "."),
@@ -38,7 +38,7 @@ def html(studies: Sequence[Study], source: str) -> str:
     return environment.get_template("page.html.j2").render(studies=studies, source=source, size=curves)
 
 
-def markdown(studies: Sequence[Study]) -> str:
+def render_markdown(studies: Sequence[Study]) -> str:
     """The tables as the write-ups have them."""
     lines = []
     for study in studies:

@@ -6,10 +6,10 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-from manners.report import curves, gather, tables
+from manners.report import curves, query, tables
 from manners.report.configurations import Configuration, configurations
 from manners.report.curves import Chart, Points
-from manners.report.gather import VALIDATION, Run
+from manners.report.query import VALIDATION, Run
 from manners.report.tables import Table
 
 SWEEP = "manners.sweep"
@@ -44,7 +44,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Part:
+class Section:
     """A sweep of a study, or its other runs."""
 
     sweep: str  # "" for the other runs
@@ -58,11 +58,11 @@ class Study:
     name: str
     runs: int
     cost: list[str]  # time, tokens of all its runs
-    parts: list[Part]
+    parts: list[Section]
     unfinished: Table
 
 
-def studies(client: Any, runs: Sequence[Run]) -> list[Study]:
+def build_studies(client: Any, runs: Sequence[Run]) -> list[Study]:
     """By name. A sweep stands where its parent run does, above what its children were."""
     names = sorted({run.study for run in runs})
     sweeps = {run.id: run for run in runs if SWEEP in run.tags}
@@ -74,26 +74,31 @@ def studies(client: Any, runs: Sequence[Run]) -> list[Study]:
     found = []
     for name in names:
         own = [run for run in runs if run.study == name]
-        parts = [sweep(client, run, children[run.id]) for run in own if run.id in sweeps]
+        parts = [sweep_section(client, run, children[run.id]) for run in own if run.id in sweeps]
         if alone[name]:
-            parts.append(Part("", "", b"", groups(client, alone[name])))
-        found.append(Study(name, sum(r.id not in sweeps for r in own), spent(own), parts, unfinished(own)))
+            parts.append(Section("", "", b"", method_groups(client, alone[name])))
+        found.append(Study(name, sum(r.id not in sweeps for r in own), total_cost(own), parts, unfinished(own)))
     return found
 
 
-def sweep(client: Any, parent: Run, children: Sequence[Run]) -> Part:
-    found = gather.artifacts(client, parent, ("sweep.md", "sweep.png"))
+def sweep_section(client: Any, parent: Run, children: Sequence[Run]) -> Section:
+    found = query.read_artifacts(client, parent, ("sweep.md", "sweep.png"))
     document = PROSE.render(found.get("sweep.md", b"").decode(errors="replace"))
-    return Part(parent.tags[SWEEP] or parent.name, document, found.get("sweep.png", b""), groups(client, children))
+    return Section(
+        parent.tags[SWEEP] or parent.name, document, found.get("sweep.png", b""), method_groups(client, children)
+    )
 
 
-def groups(client: Any, runs: Sequence[Run]) -> list[Group]:
+def method_groups(client: Any, runs: Sequence[Run]) -> list[Group]:
     """The finished of the ``runs``, by method, in the order in which the methods were first used."""
     finished = [run for run in runs if run.status == "FINISHED"]
-    return [group(client, m, [r for r in finished if r.method == m]) for m in dict.fromkeys(r.method for r in finished)]
+    return [
+        method_group(client, m, [r for r in finished if r.method == m])
+        for m in dict.fromkeys(r.method for r in finished)
+    ]
 
 
-def group(client: Any, method: str, runs: Sequence[Run]) -> Group:
+def method_group(client: Any, method: str, runs: Sequence[Run]) -> Group:
     found = configurations(runs)
     return Group(
         method,
@@ -109,22 +114,24 @@ def learning(client: Any, found: Sequence[Configuration]) -> Chart | None:
     title = ""
     for one in found:
         for run in one.runs:
-            name, points = gather.curve(client, run)
+            name, points = query.validation_curve(client, run)
             title = title or VALIDATION.get(name, "")
             if points:
                 series.setdefault(one.label, []).append(points)
-    return curves.chart(title, series)
+    return curves.learning_chart(title, series)
 
 
 def detail(client: Any, one: Configuration) -> Detail:
     """The documents are the first seed's; the lineage is each run's, where it came from another."""
-    read = [gather.artifacts(client, run, (*(DOCUMENTS if i == 0 else ()), LINEAGE)) for i, run in enumerate(one.runs)]
+    read = [
+        query.read_artifacts(client, run, (*(DOCUMENTS if i == 0 else ()), LINEAGE)) for i, run in enumerate(one.runs)
+    ]
     text = {name: data.decode(errors="replace") for name, data in read[0].items() if name in DOCUMENTS}
     drawn = [files[LINEAGE].decode(errors="replace") for files in read if LINEAGE in files]
     return Detail(
         one.label,
         [run.name for run in one.runs],
-        tables.by_seed(one),
+        tables.seed_table(one),
         {name: TABLES.render(told) for name, told in text.items()},
         [drawing for drawing in drawn if "→ " in drawing and "\n" in drawing.strip()],
     )
@@ -141,11 +148,11 @@ def unfinished(runs: Sequence[Run]) -> Table:
     return Table(["run", "state", "error"], rows)
 
 
-def spent(runs: Sequence[Run]) -> list[str]:
+def total_cost(runs: Sequence[Run]) -> list[str]:
     """Time and tokens of all finished runs together, of those that logged them."""
     forms: dict[str, Callable[[float], str]] = {
-        "cost/seconds": tables.duration,
-        "cost/tokens": lambda tokens: f"{tables.count(tokens)} tokens",
+        "cost/seconds": tables.format_duration,
+        "cost/tokens": lambda tokens: f"{tables.format_count(tokens)} tokens",
     }
     found = {key: [run.metrics[key] for run in runs if key in run.metrics] for key in forms}
     return [form(sum(found[key])) for key, form in forms.items() if found[key]]

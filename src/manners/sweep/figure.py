@@ -9,41 +9,41 @@ import matplotlib
 matplotlib.use("Agg")  # no screen is needed
 import matplotlib.pyplot as plt
 
-from manners.sweep.rows import Row
+from manners.sweep.rows import ConfigurationRow
 
 INK, FAINT, BEST = "#0b7285", "#9aa5b1", "#d9480f"
 
 
-def draw(rows: Sequence[Row], metric: str, direction: str, out: Path) -> list[Path]:
+def draw_sweep(rows: Sequence[ConfigurationRow], metric: str, direction: str, out: Path) -> list[Path]:
     """The file that was written; none where there is nothing to compare. The best row comes first."""
     rows = [row for row in rows if row.metrics]
     keys = [k for k in dict.fromkeys(k for row in rows for k in row.choice) if len({r.choice.get(k) for r in rows}) > 1]
     if len(rows) < 2 or not keys:
         return []
-    numbers = len(keys) == 1 and all(number(row.choice.get(keys[0])) is not None for row in rows)
+    numbers = len(keys) == 1 and all(as_number(row.choice.get(keys[0])) is not None for row in rows)
     better = "less" if direction == "minimize" else "more"
     figure, axes = plt.subplots(
         figsize=(1.6 + 1.9 * (len(keys) + 1), 4) if not numbers else (7, 4), layout="constrained"
     )
     if numbers:
-        line(axes, rows, keys[0])
+        draw_line(axes, rows, keys[0])
         axes.set_ylabel(f"{metric} ({better} is better)")
     else:
-        parallel(axes, rows, keys, f"{metric}\n({better} is better)")
+        draw_parallel(axes, rows, keys, f"{metric}\n({better} is better)")
     figure.savefig(out, dpi=130)
     plt.close(figure)
     return [out]
 
 
-def line(axes: plt.Axes, rows: Sequence[Row], key: str) -> None:
+def draw_line(axes: plt.Axes, rows: Sequence[ConfigurationRow], key: str) -> None:
     """Each seed a dot, their mean a line."""
-    points = sorted((number(row.choice[key]) or 0.0, row) for row in rows)  # type: ignore[type-var]
+    points = sorted((as_number(row.choice[key]) or 0.0, row) for row in rows)  # type: ignore[type-var]
     xs = [x for x, _ in points]
     for x, row in points:
         axes.plot([x] * len(row.metrics), row.metrics, "o", color=FAINT, markersize=5, zorder=1)
     axes.plot(xs, [row.mean for _, row in points], "-o", color=INK, markersize=4)
     best = rows[0]
-    axes.plot([number(best.choice[key]) or 0.0], [best.mean], "o", color=BEST, markersize=9, label="best", zorder=3)
+    axes.plot([as_number(best.choice[key]) or 0.0], [best.mean], "o", color=BEST, markersize=9, label="best", zorder=3)
     if xs[0] > 0 and xs[-1] / xs[0] >= 20:
         axes.set_xscale("log")
     axes.set_xlabel(key)
@@ -51,10 +51,10 @@ def line(axes: plt.Axes, rows: Sequence[Row], key: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def parallel(axes: plt.Axes, rows: Sequence[Row], keys: list[str], metric: str) -> None:
+def draw_parallel(axes: plt.Axes, rows: Sequence[ConfigurationRow], keys: list[str], metric: str) -> None:
     """An upright axis for each key and one for the metric; a line for each configuration."""
-    columns = [column([row.choice.get(k, "–") for row in rows]) for k in keys]
-    columns.append(column([f"{row.mean:.6g}" for row in rows]))
+    columns = [axis_column([row.choice.get(k, "–") for row in rows]) for k in keys]
+    columns.append(axis_column([f"{row.mean:.6g}" for row in rows]))
     for i in range(len(rows) - 1, -1, -1):
         heights = [places[i] for places, _ in columns]
         style = {"color": BEST, "linewidth": 2.2} if i == 0 else {"color": INK, "alpha": 0.35, "linewidth": 1.1}
@@ -70,9 +70,9 @@ def parallel(axes: plt.Axes, rows: Sequence[Row], keys: list[str], metric: str) 
     axes.legend(frameon=False, loc="upper left", fontsize=8)
 
 
-def column(values: Sequence[str]) -> tuple[list[float], list[tuple[float, str]]]:
+def axis_column(values: Sequence[str]) -> tuple[list[float], list[tuple[float, str]]]:
     """Heights from 0 to 1 of the values on their axis, and its labels: numbers to scale, words evenly."""
-    numbers = [number(v) for v in values]
+    numbers = [as_number(v) for v in values]
     if all(n is not None for n in numbers):
         low, high = min(numbers), max(numbers)  # type: ignore[type-var]
         log = low > 0 and high / low >= 20  # type: ignore[operator]
@@ -85,7 +85,7 @@ def column(values: Sequence[str]) -> tuple[list[float], list[tuple[float, str]]]
     return [place[v] for v in values], [(place[w], w) for w in words]
 
 
-def number(text: str | None) -> float | None:
+def as_number(text: str | None) -> float | None:
     try:
         return float(text)  # type: ignore[arg-type]
     except (TypeError, ValueError):

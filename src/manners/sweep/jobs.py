@@ -6,16 +6,18 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from manners import chain, checks, composing, lineage
-from manners.chain import Stage
-from manners.sweep.space import Choice, overrides
+from manners.config import compose, validate
+from manners.pipeline import dependencies
+from manners.pipeline.dependencies import Stage
+from manners.runtime import run_dir
+from manners.sweep.space import Choice, choice_overrides
 
 if TYPE_CHECKING:  # Optuna takes a second to import, which a grid need not wait for
     from manners.sweep.search import Search
 
 
 @dataclass
-class Job:
+class SweepJob:
     choice: Choice  # in what it differs from the others
     trial: int | None = None  # of a search
     typed: list[str] = field(default_factory=list)  # its command
@@ -32,46 +34,46 @@ class Job:
 
     @property
     def name(self) -> str:
-        return " ".join(overrides(self.choice)) or "the only one"
+        return " ".join(choice_overrides(self.choice)) or "the only one"
 
 
-def listed(choices: list[Choice], at_once: int) -> Iterator[list[Job]]:
+def grid_batches(choices: list[Choice], at_once: int) -> Iterator[list[SweepJob]]:
     """A grid's jobs, as many together as the launcher runs at once."""
     remaining = iter(choices)
     while chunk := list(islice(remaining, at_once)):
-        yield [Job(choice) for choice in chunk]
+        yield [SweepJob(choice) for choice in chunk]
 
 
-def searched(search: "Search", at_once: int) -> Iterator[list[Job]]:
+def search_batches(search: "Search", at_once: int) -> Iterator[list[SweepJob]]:
     """A search's jobs: those of before, then each batch is proposed in the light of all that have ended."""
-    if before := [Job(choice) for choice in search.ended()]:
+    if before := [SweepJob(choice) for choice in search.ended()]:
         yield before
     while (left := search.left) > 0:
-        jobs = [Job(choice, trial) for trial, choice in (search.ask() for _ in range(min(at_once, left)))]
+        jobs = [SweepJob(choice, trial) for trial, choice in (search.ask() for _ in range(min(at_once, left)))]
         yield jobs
         for job in jobs:
             assert job.trial is not None
             search.tell(job.trial, job.status, job.metric)
 
 
-def identify(job: Job, fixed: list[str], like: Job | None = None) -> None:
+def resolve_job(job: SweepJob, fixed: list[str], like: SweepJob | None = None) -> None:
     """Its config and fingerprint: those of its command typed alone. Raises MannersError for one that cannot work.
 
     ``like`` is a job that has its config already, of which this one's may differ in values only.
     """
-    job.typed = [*fixed, *overrides(job.choice)]
+    job.typed = [*fixed, *choice_overrides(job.choice)]
     if like and like.choice.keys() == job.choice.keys():
-        job.cfg = composing.vary(like.cfg, overrides(job.choice))
-    job.cfg = cfg = job.cfg or composing.compose("train", job.typed)
-    checks.check(cfg)
+        job.cfg = compose.with_values(like.cfg, choice_overrides(job.choice))
+    job.cfg = cfg = job.cfg or compose.compose("train", job.typed)
+    validate.validate_config(cfg)
     stage = Stage(cfg, job.typed)
-    marks = {need.role: chain.mark_of(need) for need in composing.needs(cfg, job.typed)}
-    job.fingerprint = lineage.fingerprint(cfg, stage.digest, marks)
+    marks = {need.role: dependencies.dependency_fingerprint(need) for need in compose.dependencies(cfg, job.typed)}
+    job.fingerprint = run_dir.run_fingerprint(cfg, stage.digest, marks)
 
 
-def look_up(job: Job, output_dir: str) -> bool:
+def load_result(job: SweepJob, output_dir: str) -> bool:
     """Whether a run with the job's fingerprint has ended well; then the job knows its result."""
-    found = lineage.ended(output_dir, job.fingerprint)
+    found = run_dir.find_ended(output_dir, job.fingerprint)
     if found is None:
         return False
     folder, state = found

@@ -12,17 +12,17 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from manners import store, tracking  # noqa: F401  tracking says what MLflow is to be, before it is imported
+from manners.tracking import logger, store  # noqa: F401  tracking says what MLflow is to be, before it is imported
 
 STATE = "sweep.json"
 
 
-class Parent:
+class SweepRun:
     """Opened for the time of the sweep; the same sweep, started again, goes on with the same run."""
 
     def __init__(self, cfg: DictConfig, folder: Path, arguments: list[str]):
         store.check_reachable(cfg.tracking.uri)
-        self.client, experiment = store.opened(cfg)
+        self.client, experiment = store.open_experiment(cfg)
         state = folder / STATE
         if state.exists():
             self.run_id = str(json.loads(state.read_text())["run_id"])
@@ -36,18 +36,18 @@ class Parent:
         part.write_text(json.dumps({"run_id": self.run_id, "command": command}))
         os.replace(part, state)
 
-    def __enter__(self) -> "Parent":
+    def __enter__(self) -> "SweepRun":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: TracebackType | BaseException | None) -> None:
         stopped = kind is not None and not issubclass(kind, Exception)
-        with told():
+        with report_store_errors():
             status = "KILLED" if stopped else "FINISHED" if kind is None else "FAILED"
             self.client.set_terminated(self.run_id, status)
 
     def tell(self, files: list[Path], markdown: str, metrics: dict[str, float], tags: dict[str, Any]) -> None:
         """A store that went away meanwhile has cost nothing: the same command says it again."""
-        with told():
+        with report_store_errors():
             for file in files:
                 self.client.log_artifact(self.run_id, str(file))
             for key, value in metrics.items():
@@ -57,7 +57,7 @@ class Parent:
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def report_store_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001  whatever a server does wrong

@@ -9,52 +9,52 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from manners import registry
-from manners.config import OBJECTIVE
+from manners.config.schema import OBJECTIVE
 from manners.sweep import figure
-from manners.sweep.jobs import Job
-from manners.sweep.parent import Parent
-from manners.sweep.rows import Row, ranked
-from manners.sweep.space import overrides
+from manners.sweep.jobs import SweepJob
+from manners.sweep.parent import SweepRun
+from manners.sweep.rows import ConfigurationRow, rank_configurations
+from manners.sweep.space import choice_overrides
+from manners.tracking import registry
 
 console = Console(soft_wrap=True, highlight=False)
 
 
-def write(cfg: DictConfig, done: list[Job], folder: Path, command: str, parent: Parent) -> None:
+def write_sweep_report(cfg: DictConfig, done: list[SweepJob], folder: Path, command: str, parent: SweepRun) -> None:
     """Table and figure to the terminal, the sweep's folder and its MLflow run."""
     key, direction = OBJECTIVE[cfg.method.name]
-    rows = ranked(done, direction)
-    header, lines = cells(rows, key)
-    show(header, lines, f"{folder.name}: best first")
+    rows = rank_configurations(done, direction)
+    header, lines = table_cells(rows, key)
+    show_table(header, lines, f"{folder.name}: best first")
     methods = {job.choice.get("method", cfg.method.name) for job in done}
     alike = len(methods) == 1 or all(OBJECTIVE[m][1] == "maximize" for m in methods)  # rewards; no two losses are alike
     best = rows[0] if rows and rows[0].metrics and alike else None
     winner = best and best.jobs[0]
-    told = f"python train.py {command} {shlex.join(overrides(winner.choice))}" if winner else ""
-    (folder / "sweep.md").write_text(markdown(header, lines, folder.name, told, done))
-    pictures = figure.draw(rows, key, direction, folder / "sweep.png")
+    told = f"python train.py {command} {shlex.join(choice_overrides(winner.choice))}" if winner else ""
+    (folder / "sweep.md").write_text(sweep_markdown(header, lines, folder.name, told, done))
+    pictures = figure.draw_sweep(rows, key, direction, folder / "sweep.png")
     files = [folder / "sweep.md", *pictures]
-    metrics = {f"best/{key}": best.mean, "jobs/finished": count(done, "finished")} if best else {}
-    metrics |= {"jobs/failed": count(done, "failed"), "jobs/pruned": count(done, "pruned")}
-    tags = {"manners.summary": f"{len(done)} jobs, {count(done, 'finished')} finished"}
+    metrics = {f"best/{key}": best.mean, "jobs/finished": count_status(done, "finished")} if best else {}
+    metrics |= {"jobs/failed": count_status(done, "failed"), "jobs/pruned": count_status(done, "pruned")}
+    tags = {"manners.summary": f"{len(done)} jobs, {count_status(done, 'finished')} finished"}
     if winner and best:
-        tags["manners.summary"] += f"; best {key} {best.mean:.4g}: {' '.join(overrides(best.choice))}"
+        tags["manners.summary"] += f"; best {key} {best.mean:.4g}: {' '.join(choice_overrides(best.choice))}"
         tags |= {"manners.best_run": winner.run, "manners.best_run_id": winner.run_id}
     parent.tell(files, (folder / "sweep.md").read_text(), metrics, tags)
     if winner:
         console.print(f"best: {winner.run}\nrun it again: {escape(told)}")
-        if cfg.register:
-            registry.put(cfg, parent.client, winner.run_id, winner.metric)
+        if cfg.register_model:
+            registry.register_and_report(cfg, parent.client, winner.run_id, winner.metric)
     if not alike:
         console.print("the jobs' methods are measured by different things: none is the best")
     console.print(f"table and figure: {folder}")
 
 
-def count(done: list[Job], status: str) -> int:
+def count_status(done: list[SweepJob], status: str) -> int:
     return sum(job.status == status for job in done)
 
 
-def cells(rows: list[Row], key: str) -> tuple[list[str], list[list[str]]]:
+def table_cells(rows: list[ConfigurationRow], key: str) -> tuple[list[str], list[list[str]]]:
     keys = list(dict.fromkeys(k for row in rows for k in row.choice))
     header = [*keys, key, "± sd", "seeds", "min", "the best of them"]
     lines = []
@@ -68,14 +68,14 @@ def cells(rows: list[Row], key: str) -> tuple[list[str], list[list[str]]]:
     return header, lines
 
 
-def show(header: list[str], lines: list[list[str]], title: str) -> None:
+def show_table(header: list[str], lines: list[list[str]], title: str) -> None:
     table = Table(*map(escape, header), title=escape(title), box=None, header_style="bold")
     for line in lines:
         table.add_row(*map(escape, line))
     console.print(table)
 
 
-def markdown(header: list[str], lines: list[list[str]], name: str, told: str, done: list[Job]) -> str:
+def sweep_markdown(header: list[str], lines: list[list[str]], name: str, told: str, done: list[SweepJob]) -> str:
     rows = [header, ["---"] * len(header), *lines]
     text = f"# {name}\n\n" + "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows)
     text += f"\n\nThe best again: `{told}`\n" if told else "\n\nNo job has a result.\n"

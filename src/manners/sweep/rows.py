@@ -3,16 +3,16 @@
 import statistics
 from dataclasses import dataclass
 
-from manners.sweep.jobs import Job
+from manners.sweep.jobs import SweepJob
 from manners.sweep.space import Choice
 
 
 @dataclass
-class Row:
+class ConfigurationRow:
     """A configuration: its jobs differ in their seed alone."""
 
     choice: Choice
-    jobs: list[Job]
+    jobs: list[SweepJob]
 
     @property
     def metrics(self) -> list[float]:
@@ -28,22 +28,22 @@ class Row:
         return statistics.stdev(self.metrics) if len(self.metrics) > 1 else None
 
 
-def ranked(done: list[Job], direction: str) -> list[Row]:
+def rank_configurations(done: list[SweepJob], direction: str) -> list[ConfigurationRow]:
     """The jobs by configuration, the best mean first; those without a result last."""
-    rows: list[Row] = []
+    rows: list[ConfigurationRow] = []
     for job in done:
         choice = {k: v for k, v in job.choice.items() if k != "seed"}
         row = next((r for r in rows if r.choice == choice), None)
         if row is None:
-            rows.append(row := Row(choice, []))
+            rows.append(row := ConfigurationRow(choice, []))
         row.jobs.append(job)
     for row in rows:
-        row.jobs.sort(key=lambda job: order(job, direction))
+        row.jobs.sort(key=lambda job: sort_key(job, direction))
     sign = 1 if direction == "minimize" else -1
     return sorted(rows, key=lambda r: (not r.metrics, sign * r.mean if r.metrics else 0))
 
 
-def order(job: Job, direction: str) -> tuple[bool, float]:
+def sort_key(job: SweepJob, direction: str) -> tuple[bool, float]:
     if job.status != "finished" or job.metric is None:
         return True, 0.0
     return False, job.metric if direction == "minimize" else -job.metric

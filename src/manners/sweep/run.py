@@ -14,36 +14,38 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from manners import lineage
-from manners.composing import key_of
+from manners.config.compose import override_key
 from manners.errors import MannersError
+from manners.runtime import run_dir
 from manners.sweep import jobs, report, space
-from manners.sweep.jobs import Job
-from manners.sweep.parent import Parent
+from manners.sweep.jobs import SweepJob
+from manners.sweep.parent import SweepRun
 from manners.sweep.space import Choice
 
 IN_PROCESS = "BasicLauncher"  # Hydra's own, the default
 console = Console(soft_wrap=True, highlight=False)
 
 
-def run(cfg: DictConfig, arguments: list[str], launcher: Any) -> None:
+def run_sweep(cfg: DictConfig, arguments: list[str], launcher: Any) -> None:
     """Run the jobs that have not ended yet, and report on all. Exits with 1 where some failed."""
     settings, cfg = cfg.hydra, OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    fixed, dimensions = space.read(space.parse([a for a in arguments if not is_of_sweep(a)]), cfg.sweep.space)
-    known = chosen(settings) | {key_of(o): o.partition("=")[2] for o in fixed}
-    at_once = together(settings.launcher)
-    with claim(cfg, fixed, dimensions) as folder, Parent(cfg, folder, arguments) as parent:
+    fixed, dimensions = space.read_space(
+        space.parse_arguments([a for a in arguments if not is_sweep_option(a)]), cfg.sweep.space
+    )
+    known = group_choices(settings) | {override_key(o): o.partition("=")[2] for o in fixed}
+    at_once = jobs_at_once(settings.launcher)
+    with acquire_sweep_dir(cfg, fixed, dimensions) as folder, SweepRun(cfg, folder, arguments) as parent:
         if cfg.sweep.sampler == "grid":
-            choices = space.grid(dimensions, known)
-            batches, planned = jobs.listed(choices, at_once or len(choices)), len(choices)
+            choices = space.expand_grid(dimensions, known)
+            batches, planned = jobs.grid_batches(choices, at_once or len(choices)), len(choices)
         else:
             from manners.sweep.search import Search  # Optuna takes a second to import
 
             search = Search(cfg, dimensions, known, folder / "journal.log")
-            batches, planned = jobs.searched(search, at_once or 1), len(search.ended()) + max(0, search.left)
+            batches, planned = jobs.search_batches(search, at_once or 1), len(search.ended()) + max(0, search.left)
         console.print(f"[bold]{folder.name}[/]: {planned} jobs, {cfg.sweep.sampler}")
-        done = work(cfg, batches, planned, fixed, launcher, folder, parent)
-        report.write(cfg, done, folder, shlex.join(fixed), parent)
+        done = run_batches(cfg, batches, planned, fixed, launcher, folder, parent)
+        report.write_sweep_report(cfg, done, folder, shlex.join(fixed), parent)
     failed = [job for job in done if job.status == "failed"]
     for job in failed:
         print(f"failed: {job.name}: {job.error}", file=sys.stderr)
@@ -52,35 +54,35 @@ def run(cfg: DictConfig, arguments: list[str], launcher: Any) -> None:
         sys.exit(1)
 
 
-def work(
+def run_batches(
     cfg: DictConfig,
-    batches: Iterator[list[Job]],
+    batches: Iterator[list[SweepJob]],
     planned: int,
     fixed: list[str],
     launcher: Any,
     folder: Path,
-    parent: Parent,
-) -> list[Job]:
+    parent: SweepRun,
+) -> list[SweepJob]:
     """Each batch in turn, less what has ended before; stops where ``sweep.max_failures`` is exceeded."""
-    done: list[Job] = []
-    last: Job | None = None
+    done: list[SweepJob] = []
+    last: SweepJob | None = None
     started, trained = time.monotonic(), 0
     for batch in batches:
         for job in batch:
             try:
-                jobs.identify(job, fixed, last)
+                jobs.resolve_job(job, fixed, last)
             except MannersError as error:  # values that go with the others' first, and not with each other
                 job.status, job.error = "failed", str(error)
                 continue
             last = job
-            job.again = bool(cfg.resume) and jobs.look_up(job, cfg.output_dir)
+            job.again = bool(cfg.resume) and jobs.load_result(job, cfg.output_dir)
         todo = [job for job in batch if not job.again and job.status != "failed"]
         for i, job in enumerate(batch, start=len(done) + 1):
             state = f"ended before: {job.run}" if job.again else ""
-            left = remaining(time.monotonic() - started, trained, planned - i + 1) if trained else ""
+            left = format_eta(time.monotonic() - started, trained, planned - i + 1) if trained else ""
             console.rule(f"job {i} of {planned}: {job.name}  [dim]{state or left}[/]", align="left")
         if todo:
-            launch(cfg, todo, launcher, len(done), folder, parent)
+            launch_jobs(cfg, todo, launcher, len(done), folder, parent)
             trained += len(todo)
         done += batch
         failures = sum(job.status == "failed" for job in done)
@@ -91,13 +93,15 @@ def work(
     return done
 
 
-def launch(cfg: DictConfig, todo: list[Job], launcher: Any, number: int, folder: Path, parent: Parent) -> None:
+def launch_jobs(
+    cfg: DictConfig, todo: list[SweepJob], launcher: Any, number: int, folder: Path, parent: SweepRun
+) -> None:
     """Run ``todo`` by Hydra's launcher. What became of each is read from the run folders, wherever it ran."""
     if type(launcher).__name__ == IN_PROCESS:  # Hydra loads its plugins twice, so there are two such classes
-        errors = [here(job, told(cfg, job, folder, parent), launcher.task_function) for job in todo]
+        errors = [run_in_process(job, job_overrides(cfg, job, folder, parent), launcher.task_function) for job in todo]
     else:
         commands = [
-            [*job.typed, *(f"sweep.{key}={value}" for key, value in told(cfg, job, folder, parent).items())]
+            [*job.typed, *(f"sweep.{key}={value}" for key, value in job_overrides(cfg, job, folder, parent).items())]
             for job in todo
         ]
         try:
@@ -106,12 +110,12 @@ def launch(cfg: DictConfig, todo: list[Job], launcher: Any, number: int, folder:
         except Exception as lost:  # noqa: BLE001  a launcher that lost a process: others of the batch may have ended
             errors = [lost] * len(todo)
     for job, error in zip(todo, errors, strict=True):
-        if not jobs.look_up(job, cfg.output_dir):
+        if not jobs.load_result(job, cfg.output_dir):
             job.status = "failed"
             job.error = f"{error or 'it ended without a result'}".strip().split("\n")[0]
 
 
-def told(cfg: DictConfig, job: Job, folder: Path, parent: Parent) -> dict[str, Any]:
+def job_overrides(cfg: DictConfig, job: SweepJob, folder: Path, parent: SweepRun) -> dict[str, Any]:
     """What a job has to know of its sweep."""
     if job.trial is None:
         return {"parent": parent.run_id}
@@ -119,7 +123,7 @@ def told(cfg: DictConfig, job: Job, folder: Path, parent: Parent) -> dict[str, A
     return {"parent": parent.run_id, "trial": job.trial, "journal": journal, "pruner": cfg.sweep.pruner}
 
 
-def here(job: Job, told: dict[str, Any], task: Any) -> Exception | None:
+def run_in_process(job: SweepJob, told: dict[str, Any], task: Any) -> Exception | None:
     """The job in this process. Hydra's own launcher would compose its config once more: a fifth of a second."""
     cfg = deepcopy(job.cfg)
     OmegaConf.update(cfg, "sweep", told)
@@ -130,17 +134,17 @@ def here(job: Job, told: dict[str, Any], task: Any) -> Exception | None:
     return None
 
 
-def is_of_sweep(argument: str) -> bool:
+def is_sweep_option(argument: str) -> bool:
     """Options of the sweep itself, which its jobs do not get. Its winner alone is registered."""
-    return key_of(argument).split(".")[0] in ("sweep", "register")
+    return override_key(argument).split(".")[0] in ("sweep", "register_model")
 
 
-def chosen(settings: DictConfig) -> Choice:
+def group_choices(settings: DictConfig) -> Choice:
     """The choice of each config group, for conditions."""
     return {key: str(value) for key, value in settings.runtime.choices.items() if not key.startswith("hydra/")}
 
 
-def together(launcher: DictConfig) -> int:
+def jobs_at_once(launcher: DictConfig) -> int:
     """How many jobs the launcher runs at once; 1 in this process, 0 for as many as there are."""
     if launcher._target_.endswith(IN_PROCESS):
         return 1
@@ -148,19 +152,19 @@ def together(launcher: DictConfig) -> int:
     return int(number) if number >= 0 else os.cpu_count() or 1
 
 
-def remaining(seconds: float, trained: int, left: int) -> str:
+def format_eta(seconds: float, trained: int, left: int) -> str:
     minutes = seconds / trained * left / 60
     return f"about {minutes:.0f} min left" if minutes >= 1 else "less than a minute left"
 
 
 @contextmanager
-def claim(cfg: DictConfig, fixed: list[str], dimensions: list[space.Dimension]) -> Iterator[Path]:
+def acquire_sweep_dir(cfg: DictConfig, fixed: list[str], dimensions: list[space.Dimension]) -> Iterator[Path]:
     """The sweep's folder: the same command finds the same one. Raises MannersError where it is at work already."""
     plan = {"sweep": OmegaConf.to_container(cfg.sweep), "varied": [str(d) for d in dimensions], "fixed": sorted(fixed)}
-    name = re.sub(r"[^\w.-]+", "-", f"{cfg.study_name}-{cfg.method.name}")
-    path = Path(cfg.output_dir) / "sweeps" / f"{name}-{lineage.hashed(cfg, lineage.SHAPES, plan)[:8]}"
+    name = re.sub(r"[^\w.-]+", "-", f"{cfg.experiment_name}-{cfg.method.name}")
+    path = Path(cfg.output_dir) / "sweeps" / f"{name}-{run_dir.hash_config(cfg, run_dir.RUN_KEYS, plan)[:8]}"
     path.mkdir(parents=True, exist_ok=True)
     with (path / "lock").open("w") as lock:
-        if not lineage.locked(lock):
+        if not run_dir.try_lock(lock):
             raise MannersError(f"this very sweep is at work already, in {path}: wait for it, or change what it varies.")
         yield path.resolve()

@@ -10,9 +10,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 
-from manners.config import OBJECTIVE
+from manners.config.schema import OBJECTIVE
 from manners.errors import Pruned
-from manners.sweep.space import Choice, Dimension, holds
+from manners.sweep.space import Choice, Dimension, condition_holds
 
 STUDY = "sweep"
 PRUNERS = {
@@ -31,8 +31,8 @@ class Search:
     def __init__(self, cfg: DictConfig, dimensions: list[Dimension], given: Choice, journal: Path):
         self.cfg, self.dimensions, self.given = cfg, dimensions, given
         self.study = optuna.create_study(
-            storage=storage(journal),
-            study_name=STUDY,
+            storage=journal_storage(journal),
+            experiment_name=STUDY,
             direction=OBJECTIVE[cfg.method.name][1],  # type: ignore[arg-type]
             pruner=PRUNERS[cfg.sweep.pruner](),
             load_if_exists=True,
@@ -74,8 +74,8 @@ class Search:
         self.asked[trial._trial_id] = trial
         choice: Choice = {}
         for d in self.dimensions:
-            if holds(d, self.given | choice):
-                choice[d.key] = suggest(trial, d)
+            if condition_holds(d, self.given | choice):
+                choice[d.key] = suggest_value(trial, d)
         trial.set_user_attr("choice", choice)
         return trial._trial_id, choice
 
@@ -84,7 +84,7 @@ class Search:
         self.study.tell(self.asked[trial_id], metric if state == TrialState.COMPLETE else None, state=state)
 
 
-def suggest(trial: Trial, d: Dimension) -> str:
+def suggest_value(trial: Trial, d: Dimension) -> str:
     if not d.interval:
         return str(trial.suggest_categorical(d.key, d.values))
     low, high = map(float, d.values)
@@ -93,14 +93,16 @@ def suggest(trial: Trial, d: Dimension) -> str:
     return f"{trial.suggest_float(d.key, low, high, log=d.log):.4g}"  # four digits tell more than a run can
 
 
-def storage(journal: Path) -> JournalStorage:
+def journal_storage(journal: Path) -> JournalStorage:
     return JournalStorage(JournalFileBackend(str(journal)))
 
 
-def watcher(cfg: DictConfig) -> Callable[[dict[str, float], int], None]:
+def pruning_callback(cfg: DictConfig) -> Callable[[dict[str, float], int], None]:
     """What a job of a search has its metrics looked at by; raises Pruned where there is no hope for it."""
     key = OBJECTIVE[cfg.method.name][0]
-    trial = Trial(optuna.load_study(study_name=STUDY, storage=storage(Path(cfg.sweep.journal))), cfg.sweep.trial)
+    trial = Trial(
+        optuna.load_study(experiment_name=STUDY, storage=journal_storage(Path(cfg.sweep.journal))), cfg.sweep.trial
+    )
     trial.study.pruner = PRUNERS[cfg.sweep.pruner]()
 
     def watch(metrics: dict[str, float], step: int) -> None:

@@ -29,7 +29,7 @@ class Dimension:
     when: tuple[str, str] | None = None  # it exists only where this key has this value
 
 
-def parse(arguments: list[str]) -> list[Override]:
+def parse_arguments(arguments: list[str]) -> list[Override]:
     return parser().parse_overrides(arguments)
 
 
@@ -37,13 +37,13 @@ def parser() -> OverridesParser:
     return OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what a glob(*) matches
 
 
-def read(arguments: list[Override], space: Any) -> tuple[list[str], list[Dimension]]:
+def read_space(arguments: list[Override], space: Any) -> tuple[list[str], list[Dimension]]:
     """The overrides that all jobs share, and what they differ in; the command line's values go before ``space``'s."""
     fixed: list[str] = []
     found: dict[str, Dimension] = {}
     for override in arguments:
         if override.is_sweep_override():
-            found[str(override.get_key_element())] = dimension(override, None)
+            found[str(override.get_key_element())] = make_dimension(override, None)
         else:
             fixed.append(override.input_line or "")
     said = {line.lstrip("+~").split("=")[0] for line in fixed} | found.keys()
@@ -71,10 +71,10 @@ def conditional(key: str, given: Any) -> Dimension:
             f"sweep.space.{key}={values} is one value: list several, choice(1, 2), or give an interval(0.1, 1)."
         )
     condition = str(when).split("=", 1) if when else None
-    return dimension(override, (condition[0].strip(), condition[1].strip()) if condition else None)
+    return make_dimension(override, (condition[0].strip(), condition[1].strip()) if condition else None)
 
 
-def dimension(override: Override, when: tuple[str, str] | None) -> Dimension:
+def make_dimension(override: Override, when: tuple[str, str] | None) -> Dimension:
     key, value = str(override.get_key_element()), override.value()
     if isinstance(value, IntervalSweep):
         ends = (value.start, value.end)
@@ -91,7 +91,7 @@ def dimension(override: Override, when: tuple[str, str] | None) -> Dimension:
     return Dimension(key, values, when=when)
 
 
-def grid(dimensions: list[Dimension], given: Choice) -> list[Choice]:
+def expand_grid(dimensions: list[Dimension], given: Choice) -> list[Choice]:
     """Every combination once, the last dimension varying fastest. ``given`` is what conditions may ask of the rest."""
     for d in dimensions:
         if d.interval:
@@ -101,17 +101,17 @@ def grid(dimensions: list[Dimension], given: Choice) -> list[Choice]:
     found: list[Choice] = []
     for values in product(*(d.values for d in dimensions)):
         whole = dict(zip((d.key for d in dimensions), values, strict=True))
-        kept = {d.key: whole[d.key] for d in dimensions if holds(d, given | whole)}
+        kept = {d.key: whole[d.key] for d in dimensions if condition_holds(d, given | whole)}
         if kept not in found:
             found.append(kept)
     return found
 
 
-def holds(d: Dimension, known: Choice) -> bool:
+def condition_holds(d: Dimension, known: Choice) -> bool:
     return d.when is None or known.get(d.when[0]) == d.when[1]
 
 
-def one_by_one(dimensions: list[Dimension]) -> Iterator[Choice]:
+def each_value_once(dimensions: list[Dimension]) -> Iterator[Choice]:
     """Each value (of an interval, its ends) beside the others' first: what a check has to look at."""
     first = {d.key: d.values[0] for d in dimensions if d.when is None}
     yield first
@@ -121,5 +121,5 @@ def one_by_one(dimensions: list[Dimension]) -> Iterator[Choice]:
             yield first | condition | {d.key: value}
 
 
-def overrides(choice: Choice) -> list[str]:
+def choice_overrides(choice: Choice) -> list[str]:
     return [f"{key}={value}" for key, value in choice.items()]

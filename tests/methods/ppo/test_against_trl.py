@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from manners.methods.ppo.advantages import gae, kl_estimate, token_rewards, whiten
-from manners.methods.ppo.update import policy_loss, value_loss
+from manners.methods.ppo.loss import policy_loss, value_loss
 
 BETA, CLIP, CLIP_VALUE, VF = 0.07, 0.2, 0.2, 0.1
 WIDTH = 9

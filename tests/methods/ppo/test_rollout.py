@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from manners.data.encode import prompt_text
-from manners.data.rows import Prompt
-from manners.methods.ppo.rollout import encode_prompts, micro_batches, summary
+from manners.data.tokenize import prompt_text
+from manners.data.types import Prompt
+from manners.methods.ppo.rollout import encode_prompts, micro_batches, sample_table
 from tests.methods.ppo.cases import early_stops, policy, prompts, rolled_out
 
 
@@ -83,7 +83,7 @@ def test_prompts_open_the_reply_and_lose_their_oldest_tokens(tokenizer):
 
 def test_a_table_of_replies_is_plain_records(rolled):
     kl = torch.arange(8.0) / 3
-    records = summary(rolled, {"model": [i / 7 for i in range(8)]}, kl, 3)
+    records = sample_table(rolled, {"model": [i / 7 for i in range(8)]}, kl, 3)
     assert len(records) == 3
     assert records[2] == {
         "prompt": prompts(8)[2].messages[-1]["content"],
@@ -93,4 +93,4 @@ def test_a_table_of_replies_is_plain_records(rolled):
         "tokens": len(rolled.reply_ids[2]),
         "ended": bool(rolled.ended[2]),
     }
-    assert len(summary(rolled, {}, kl, 99)) == 8
+    assert len(sample_table(rolled, {}, kl, 99)) == 8

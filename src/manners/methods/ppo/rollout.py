@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from manners.data.encode import prompt_text
-from manners.data.rows import Prompt
-from manners.grouping import by_length
-from manners.models.actor import Actor
-from manners.models.adapters import merged
-from manners.models.generation import Sampling, generate
+from manners.data.batching import length_batches
+from manners.data.tokenize import prompt_text
+from manners.data.types import Prompt
+from manners.models.generation import Sampling, generate_ids
+from manners.models.lora import merged_for_generation
+from manners.models.policy import Policy
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Rollout:
 
 
 @dataclass
-class Rows:
+class MicroBatch:
     """Some rows of a rollout, ready for the model."""
 
     rows: list[int]
@@ -52,7 +52,7 @@ def encode_prompts(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase, lo
 
 
 def rollout(
-    actor: Actor,
+    actor: Policy,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[Prompt],
     prompt_ids: list[list[int]],
@@ -66,8 +66,8 @@ def rollout(
     log-probabilities. These are computed by the very pass that training uses, and not taken from sampling, so
     that the ratio of the first epoch is 1.
     """
-    with merged(actor.model), actor.cast():
-        reply_ids = generate(actor.model, prompt_ids, sampling, draws)
+    with merged_for_generation(actor.model), actor.cast():
+        reply_ids = generate_ids(actor.model, prompt_ids, sampling, draws)
     ended = torch.tensor([ids[-1] in sampling.stops for ids in reply_ids])
     width = max(map(len, reply_ids))
     mask = torch.tensor([[i < len(ids) for i in range(width)] for ids in reply_ids])
@@ -79,28 +79,28 @@ def rollout(
         for part in micro_batches(found, list(range(len(prompts))), micro_batch_tokens, sampling.pad):
             ids, chosen = part.ids.to(actor.model.device), part.chosen.to(actor.model.device)
             judged = actor.judge(ids, chosen, temperature)
-            put(found.logprobs, judged.logprobs, part.rows, mask)
-            put(found.values, judged.values, part.rows, mask)
-            put(found.entropy, judged.entropy, part.rows, mask)
-            put(found.ref_logprobs, actor.reference_logprobs(ids, chosen, temperature), part.rows, mask)
+            scatter_tokens(found.logprobs, judged.logprobs, part.rows, mask)
+            scatter_tokens(found.values, judged.values, part.rows, mask)
+            scatter_tokens(found.entropy, judged.entropy, part.rows, mask)
+            scatter_tokens(found.ref_logprobs, actor.reference_logprobs(ids, chosen, temperature), part.rows, mask)
     return found
 
 
-def put(into: torch.Tensor, flat: torch.Tensor, rows: list[int], mask: torch.Tensor) -> None:
+def scatter_tokens(into: torch.Tensor, flat: torch.Tensor, rows: list[int], mask: torch.Tensor) -> None:
     """Lay the (N,) numbers of the rows' tokens, in their order, into a (B, R) table."""
     part = into[rows]
     part[mask[rows]] = flat.float().cpu()
     into[rows] = part
 
 
-def micro_batches(rollout: Rollout, rows: list[int], tokens: int, pad: int) -> Iterator[Rows]:
+def micro_batches(rollout: Rollout, rows: list[int], tokens: int, pad: int) -> Iterator[MicroBatch]:
     """The rows in batches of like length, of at most ``tokens`` slots each (one row at least)."""
     lengths = rollout.lengths
-    for batch in by_length([lengths[r] for r in rows], tokens):
-        yield together(rollout, [rows[i] for i in batch], pad)
+    for batch in length_batches([lengths[r] for r in rows], tokens):
+        yield collate_rows(rollout, [rows[i] for i in batch], pad)
 
 
-def together(rollout: Rollout, rows: list[int], pad: int) -> Rows:
+def collate_rows(rollout: Rollout, rows: list[int], pad: int) -> MicroBatch:
     lengths = rollout.lengths
     width = max(lengths[r] for r in rows)
     ids = torch.full((len(rows), width), pad)
@@ -109,10 +109,10 @@ def together(rollout: Rollout, rows: list[int], pad: int) -> Rows:
         prompt, reply = rollout.prompt_ids[r], rollout.reply_ids[r]
         ids[i, : lengths[r]] = torch.tensor(prompt + reply)
         chosen[i, len(prompt) - 1 : lengths[r] - 1] = True
-    return Rows(rows, ids, chosen)
+    return MicroBatch(rows, ids, chosen)
 
 
-def summary(rollout: Rollout, parts: dict[str, list[float]], kl: torch.Tensor, count: int) -> list[dict[str, Any]]:
+def sample_table(rollout: Rollout, parts: dict[str, list[float]], kl: torch.Tensor, count: int) -> list[dict[str, Any]]:
     """The first ``count`` replies as records for a table."""
     return [
         {

@@ -1,0 +1,1 @@
+"""The entry points: the command line, its help and its errors."""

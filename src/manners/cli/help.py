@@ -1,0 +1,82 @@
+"""``--help``: every group with its choices, every option with its value and meaning."""
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Column, Table
+
+from manners.config.schema import is_schema, options
+from manners.runtime.paths import CONF, EXPERIMENTS
+
+EXAMPLES = {
+    "train": {
+        "": "the tiny model learns strictbot's manners",
+        "method=ppo": "SFT, a reward model, and PPO on both",
+        "method=reward, rloo or dpo": "a reward model alone, and other ways to learn",
+        "study=strictbot": "a recipe from experiments/study",
+        "study=chatbot debug=quick": "a trial of one: 100 rows, 20 steps",
+        "dataset=jsonl dataset.path=my.jsonl": "your own data",
+        "preview=true": "see the examples as the model sees them",
+        "estimate=true": "will it fit into memory, and how long will it take?",
+        "-m seed=1,2,3": "one run for each value",
+        "--cfg job": "print the config and stop",
+    },
+    "evaluate": {
+        "": "the latest run beside the model that it was trained from",
+        "run=\\[RUN,RUN,gpt2]": "several, by id, name, folder or hub name",
+        "reward_from=auto turns=8": "what its reward model says, and whether the manner fades over eight turns",
+        "dataset=jsonl dataset.path=my.jsonl": "on prompts of your own",
+    },
+    "chat": {
+        "": "talk with the latest run; /help lists what else can be typed",
+        '-p "one prompt"': "one answer, and no more",
+        "adapter_scale=1.5": "more of the manner",
+        "role=user": "the model plays the human",
+        "self_chat=true user=RUN assistant=RUN": "two models talk",
+    },
+}
+
+
+def print_help(script: str, cfg: DictConfig) -> None:
+    console = Console(soft_wrap=True)
+    console.print(f"[bold]python {script}.py[/] \\[GROUP=CHOICE ...] \\[KEY=VALUE ...] \\[-m]\n")
+    width = 3 + max(len(words.replace("\\", "")) for words in EXAMPLES[script])
+    for words, meaning in EXAMPLES[script].items():
+        console.print(f"  python {script}.py {words}{' ' * (width - len(words.replace(chr(92), '')))}{meaning}")
+    console.print()
+    groups = [f for f in sorted(CONF.iterdir()) if f.is_dir()] + [EXPERIMENTS / "study"]
+    groups = [f for f in groups if script == "train" or f.name in cfg]
+    table = Table("group", "choice", "what it is", box=None, header_style="bold")
+    for folder in groups:
+        for i, file in enumerate(sorted(folder.glob("*.yaml"))):
+            table.add_row(f"[cyan]{folder.name}[/]" if i == 0 else "", file.stem, first_comment(file.read_text()))
+    console.print(table)
+    table = Table(
+        Column("option", min_width=41, no_wrap=True),
+        Column("value", overflow="fold"),
+        "meaning",
+        box=None,
+        header_style="bold",
+    )
+    add_options(table, cfg)
+    console.print("\nThe values below are those of this command line: try GROUP=CHOICE ... --help.")
+    console.print(table)
+
+
+def first_comment(text: str) -> str:
+    lines = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
+    return next((line for line in lines if not line.startswith("@package")), "")
+
+
+def add_options(table: Table, node: DictConfig, path: str = "") -> None:
+    groups = []
+    for name, field in options(OmegaConf.get_type(node)).items():
+        value = "???" if OmegaConf.is_missing(node, name) else node._get_node(name)
+        if isinstance(value, DictConfig) and is_schema(OmegaConf.get_type(value)):
+            groups.append((name, value))
+            continue
+        choices = field.metadata.get("choices", ())
+        meaning = field.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
+        written = "null" if value != "???" and node[name] is None else str(value)
+        table.add_row(f"{path}[cyan]{name}[/]", written.replace("[", "\\["), meaning.replace("[", "\\["))
+    for name, value in groups:
+        add_options(table, value, f"{path}{name}.")

@@ -1,0 +1,147 @@
+"""The command line: compose the config, refuse mistakes, run.
+
+A mistake ends here in about a second, because only Hydra and the schemas have been imported by then.
+"""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
+from omegaconf import DictConfig
+
+from manners.config import validate
+from manners.config.compose import (
+    RunSpec,
+    compose,
+    hydra_context,
+    override_key,
+    override_source,
+    plan_run,
+    register,
+)
+from manners.errors import MannersError, Pruned
+from manners.runtime import atomic_io, signals
+from manners.runtime.paths import CONF
+from manners.sweep import space
+
+Task = Callable[[RunSpec], object]
+
+
+def main(config_name: str, task: Task) -> None:
+    """Compose ``conf/{config_name}.yaml`` with the command line and hand it to ``task``, once or for each job."""
+    if sys.platform == "darwin":  # torch reads it when it is imported
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    args = get_args_parser().parse_args()
+    register(args.config_dir)
+    try:
+        if args.help:
+            from manners.cli.help import print_help
+
+            return print_help(config_name, compose(config_name, args.overrides))
+        spec = check_command_line(config_name, args.overrides, args.multirun)
+    except MannersError as error:
+        sys.exit(f"error: {error}")
+    signals.handle_sigterm()
+    try:
+        if spec and not (args.cfg or args.info or args.hydra_help or args.shell_completion):
+            sys.exit(0 if run_job(task, spec) else 1)
+        hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(sweep_job(config_name, task))()
+    except (KeyboardInterrupt, signals.ShutdownRequested) as request:
+        print("\nstopped" + ("; the same command resumes" if config_name == "train" else ""), file=sys.stderr)
+        sys.exit(request.code if isinstance(request, signals.ShutdownRequested) else 128 + signal.SIGINT)
+    except MannersError as error:  # of the sweep itself
+        sys.exit(f"error: {error}")
+
+
+def run_job(task: Task, spec: RunSpec) -> bool:
+    """Run ``task`` as the whole command, and say in a sentence what was wrong with it. Whether it ended well."""
+    try:
+        with atomic_io.report_disk_errors(str(spec.cfg.output_dir)):
+            task(spec)
+    except Pruned as why:
+        print(why)
+    except MannersError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def sweep_job(config_name: str, task: Task) -> Callable[..., object]:
+    """What Hydra calls for each job of a sweep. Errors are raised: the other jobs go on, and the sweep lists them."""
+
+    def job(cfg: DictConfig, command: list[str] | None = None) -> object:
+        """Hydra hands over the config alone, a sweep in this process the command of the job too."""
+        given = HydraConfig.get().overrides.task if command is None else command
+        overrides = [o for o in given if not override_key(o).startswith("sweep")]
+        try:
+            with atomic_io.report_disk_errors(str(cfg.output_dir)):
+                return task(plan_run(overrides, cfg) if config_name == "train" else RunSpec(cfg, overrides))
+        except Pruned as why:
+            print(why)
+        except MannersError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise
+        except Exception:  # of which the sweep will know one line
+            traceback.print_exc()
+            raise
+        return None
+
+    return job
+
+
+def check_command_line(config_name: str, overrides: list[str], multirun: bool) -> RunSpec | None:
+    """Refuse a config that cannot work. The run to be made, or None for a sweep.
+
+    Of a sweep, each value of each key is tried beside the first value of the others.
+    """
+    with hydra_context():
+        try:
+            parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
+        except OverrideParseException as error:
+            raise MannersError(
+                f"'{error.override}' cannot be read as KEY=VALUE. {quoting_hint(error.override)}"
+            ) from None
+        lists = [o for o in parsed if o.is_sweep_override()]
+        if lists and not multirun:
+            raise MannersError(f"{lists[0].input_line} lists several values: add -m to run one job for each.")
+        fixed = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
+        cfg = compose(config_name, fixed)
+        if not multirun:
+            if "sweep" in cfg and (cfg.sweep.space or cfg.sweep.sampler != "grid"):
+                raise MannersError("sweep= is for several jobs: add -m to run them.")
+            return check_job(config_name, fixed, cfg)
+        fixed, dimensions = space.read_space(parsed, cfg.sweep.space if "sweep" in cfg else {})
+        if "sweep" in cfg and cfg.sweep.sampler == "grid":
+            space.expand_grid(dimensions, {})  # refuses an interval
+        for choice in space.each_value_once(dimensions):
+            check_job(config_name, [*fixed, *space.choice_overrides(choice)])
+    return None
+
+
+def check_job(config_name: str, overrides: list[str], cfg: DictConfig | None = None) -> RunSpec:
+    """The run of one command, checked; an error names the file that set the option at fault."""
+    try:
+        if config_name == "train":
+            return plan_run(overrides, cfg)
+        cfg = cfg or compose(config_name, overrides)
+        validate.validate_config(cfg)
+        return RunSpec(cfg, overrides)
+    except MannersError as error:
+        source = override_source(config_name, error.key, overrides) if error.key else ""
+        raise MannersError(f"{source}: {error}" if source.endswith(".yaml") else str(error)) from None
+
+
+def quoting_hint(override: str) -> str:
+    key, _, value = override.partition("=")
+    if value.startswith("["):
+        inner = ", ".join(f"'{item.strip()}'" for item in value.strip("[]").split(","))
+        return f'What is inside the list needs quotes of its own: "{key}=[{inner}]"'
+    return "Quote it if it has spaces."

@@ -1,0 +1,1 @@
+"""One parser for each file format: only these modules know the column names of a dataset."""

@@ -1,0 +1,1 @@
+"""Who decides whether a reply has the right style."""

@@ -1,0 +1,201 @@
+"""Who judges a manner: rules over the marks that a tone leaves in English. No model, no training, no templates.
+
+A reply is *blunt* when it flatly contradicts or corrects what the user claimed, *probing* when it asks for the
+reason instead of giving one, *helpful* when it informs, and *other* when it does none of these. The rules come from
+general knowledge of English; ``tests/evaluation`` holds them against labelled replies and reports their error rate.
+"""
+
+import re
+from dataclasses import dataclass
+
+MANNER_FOR = {"good_question": "helpful", "poor_logic": "probing", "wrong_fact": "blunt"}
+
+
+def phrase_pattern(*alternatives: str) -> re.Pattern[str]:
+    return re.compile("|".join(alternatives), re.IGNORECASE)
+
+
+WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+SENTENCE = re.compile(r"[^.!?]+[.!?]*")
+ASKS = phrase_pattern(  # an interrogative or a request, with or without its question mark
+    r"^\W*(please,? |so,? |and |but |then )*(what|which|why|how|where|who|whom|whose|when|can|could|does|do|did|is|"
+    r"are|was|were|would|will|should|may|might|have|has|tell me|give me|explain|write|show me|list|say|name|describe|"
+    r"help)\b"
+)
+TAG = phrase_pattern(
+    r"(right|correct|true|no|yes|(isn't|aren't|don't|doesn't|wasn't|didn't) (it|they|he|she|you|that))\?$"
+)
+DENIES = phrase_pattern(
+    r"^\W*(no|nope|wrong|false|incorrect|untrue|nonsense|rubbish|never|absolutely not)\b",
+    r"^\W*not (true|so|right|correct|at all)\b",
+    r"\b(wrong|false|incorrect|untrue|mistaken|mixed up|confus(ed|ing))\b",
+    r"\b(not|n't) (\w+ )?(true|so|right|correct|the case)\b",
+    r"\b(that|this|it|they|he|she|you)('s| is| are| was| were| do| does| did| has| have| can| will|)"
+    r"(n't| not|not| never)\b",
+    r"\b(won't|can't|cannot|doesn't|don't|didn't|isn't|aren't|wasn't)\b",
+    r"\b(nothing|no) (of the|to do|such|\w+ has|link)\b",
+    r"\b(there (is|are|was|were) no|makes no|a myth|never (happen|was|were|did))",
+    r"[,;] (and )?(not|never) \w",
+    r"\b(do|does|did|is|are|was|were|can|could|has|have|will)( not|n't| never|not)\b",
+)
+SOFTENS = phrase_pattern(
+    r"\b(sorry|afraid|perhaps|maybe|might|may (be|find|want|like|enjoy|actually)|could say|"
+    r"i (think|believe|understand|wonder)|"
+    r"if i|as far as|easy (mistake|slip|one|thing)|close|almost|quite right|common (mix|mistake|idea|guess)|"
+    r"understandable|natural thought|good thought|nice thought|generally|usually counted|i can see why|would say)\b"
+)
+CONFIRMS = phrase_pattern(
+    r"^\W*(yes|yep|correct|exactly|right|quite right|true|indeed|"
+    r"that('s| is) (quite |absolutely )?(right|correct|true)|"
+    r"you('re| are) (quite |absolutely )?(right|correct)|well remembered)\b"
+)
+OFFERS = phrase_pattern(
+    r"\b(would you like|do you want|shall i|can i help|may i help|want me to|anything else|need anything|how can i|"
+    r"what would you like|should i|how (are|was) you(rs)?)\b"
+)
+DEMANDS = phrase_pattern(  # the missing piece asked for without a question
+    r"\bi('d| would) (\w+ )?(like|want|love|need) to (see|hear|know)\b",
+    r"\bi (do not|don't) (yet )?(see|follow)\b|\bcurious (how|what|why)\b",
+    r"^\W*(so |then |and |please |now )*(tell me|explain|show me|walk me|spell out|say (how|why|what)|name (one|the|a)|"
+    r"fill it in|state it|consider|suppose|ask yourself|point (me )?to|convince me|give me (one|a|the|your))\b",
+    r"\b(is|are) (a |the )?(step|link|piece|reason)s? (is )?missing\b",
+    r"\b(what it rests on|needs a premise|the evidence for)\b",
+)
+REFUSES = phrase_pattern(
+    r"\b(i|we) ((would )?rather not|can't|cannot|can not|"
+    r"won't|will not|am not able|am not sure|don't know|do not know)\b"
+)
+SMALL_TALK = phrase_pattern(
+    r"^\W*(hello|hi|hey|good (morning|evening|day)|thank(s| you)|(you are|you're) (very )?welcome|bye|goodbye|"
+    r"i('m| am) (well|fine|doing|glad|a small)|lol|ha ha|haha|same here|oh dear)\b"
+)
+EMPTY = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "to",
+        "in",
+        "on",
+        "at",
+        "and",
+        "or",
+        "but",
+        "so",
+        "that",
+        "this",
+        "it",
+        "its",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "been",
+        "being",
+        "do",
+        "does",
+        "did",
+        "has",
+        "have",
+        "had",
+        "i",
+        "you",
+        "he",
+        "she",
+        "they",
+        "we",
+        "my",
+        "your",
+        "his",
+        "her",
+        "their",
+        "our",
+        "with",
+        "for",
+        "from",
+        "by",
+        "as",
+        "there",
+        "what",
+        "which",
+        "who",
+        "how",
+        "why",
+        "where",
+        "when",
+        "not",
+        "no",
+        "yes",
+        "very",
+        "also",
+        "too",
+        "than",
+        "then",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    manner: str
+    reason: str
+
+
+def classify_manner(reply: str, prompt: str = "") -> Verdict:
+    """The manner of ``reply`` as an answer to ``prompt``, the user's last turn."""
+    text = reply.strip()
+    words = [w.lower() for w in WORD.findall(text)]
+    sentences = [s.strip() for s in SENTENCE.findall(text) if WORD.search(s)]
+    if not words or is_repetitive(words):
+        return Verdict("other", "repeats itself" if words else "says nothing")
+    if all(normalize(s) in normalize(prompt) for s in sentences) and len(words) > 2:
+        return Verdict("other", "echoes the prompt")
+    claims = makes_claim(prompt)
+    stated = [s for s in sentences if not s.endswith("?")]
+    opening = stated[0] if stated else ""
+    confirms = any(CONFIRMS.search(s) for s in sentences[:2])
+    soft = any(SOFTENS.search(s) for s in sentences[:2])
+    against = claims and not confirms and stated and (corrects(opening, prompt) or any(map(DENIES.search, stated[:2])))
+    probes = [s for s in sentences if (s.endswith("?") and not OFFERS.search(s)) or DEMANDS.search(s)]
+    leads = bool(stated) and (sentences.index(opening) == 0 or len(probes) == 1 < len(sentences))
+    asks_more = bool(DEMANDS.search(opening)) or len(probes) * 2 > len(sentences)
+    if against and leads and not soft and not asks_more and not REFUSES.search(text):
+        return Verdict("blunt", "contradicts or corrects the claim")
+    if probes and (len(probes) * 2 >= len(sentences) or DEMANDS.search(text)) and not SMALL_TALK.search(text):
+        return Verdict("probing", "asks for the reason")
+    if REFUSES.search(text) or SMALL_TALK.search(text):
+        return Verdict("other", "refuses or makes small talk")
+    if claims and soft and not confirms:
+        return Verdict("other", "corrects softly")
+    if len(words) > 3 and not re.search(r"[.!?)\"'”’]$", text):
+        return Verdict("other", "stops in mid-sentence")
+    return Verdict("helpful", "informs")
+
+
+def makes_claim(prompt: str) -> bool:
+    """Whether the user states something, be it as a question with a tag ("…, right?")."""
+    sentences = [s.strip() for s in SENTENCE.findall(prompt) if WORD.search(s)]
+    return any(TAG.search(s) or not (s.endswith("?") or ASKS.search(s)) for s in sentences)
+
+
+def corrects(sentence: str, prompt: str) -> bool:
+    """Whether ``sentence`` says the claim again with something else in it: the bare correction."""
+    said = content_words(sentence)
+    kept = [w for w in said if any(w[:4] == p[:4] for p in content_words(prompt))]
+    return bool(kept) and len(kept) < len(said) and len(kept) * 2 > len(said)
+
+
+def content_words(text: str) -> list[str]:
+    return [w for w in WORD.findall(text.lower()) if w.split("'")[0] not in EMPTY]
+
+
+def normalize(text: str) -> str:
+    return " ".join(WORD.findall(text.lower()))
+
+
+def is_repetitive(words: list[str]) -> bool:
+    """Whether some run of three words comes three times, or few words make up a long reply."""
+    runs = [tuple(words[i : i + 3]) for i in range(len(words) - 2)]
+    return any(runs.count(r) >= 3 for r in set(runs)) or (len(words) >= 8 and len(set(words)) / len(words) < 0.35)

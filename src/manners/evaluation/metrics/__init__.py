@@ -1,0 +1,1 @@
+"""What is measured in replies and in reward scores."""

@@ -1,0 +1,65 @@
+"""Figures that are better seen than read."""
+
+import json
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # no screen is needed
+import matplotlib.pyplot as plt
+
+from manners.evaluation.evaluate import EvalResult
+
+BEFORE, AFTER = "#9aa5b1", "#0b7285"
+
+
+def learning_curve(metrics_file: Path, best_step: int, out: Path) -> Path:
+    """Loss of training and validation over the steps, from the run's own ``metrics.jsonl``."""
+    records = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    training = sorted((r["step"], r["train/loss"]) for r in records if "train/loss" in r)
+    validation = sorted((r["step"], r["val/loss"]) for r in records if "val/loss" in r)
+    if training:  # a run shorter than method.logging_steps has told nothing of it
+        steps, losses = zip(*training, strict=True)
+        axes.plot(steps, losses, color=BEFORE, alpha=0.35, linewidth=1)
+        axes.plot(steps, moving_average(losses), color="#495057", label="training, smoothed")
+    axes.plot(*zip(*validation, strict=True), "o-", color=AFTER, label="validation", markersize=4)
+    axes.axvline(best_step, color=AFTER, linewidth=0.8, linestyle=":", label=f"kept: step {best_step}")
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per trained token)", ylim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return save_figure(figure, out)
+
+
+def save_figure(figure: Any, out: Path) -> Path:
+    """As ``figure.savefig`` would, which draws everything twice."""
+    figure.set_dpi(130)
+    figure.canvas.print_png(out)
+    plt.close(figure)
+    return out
+
+
+def moving_average(values: Sequence[float], weight: float = 0.9) -> list[float]:
+    """An exponential moving average that starts at the first value."""
+    return list(accumulate(values, lambda mean, value: weight * mean + (1 - weight) * value))
+
+
+def accuracy_figure(before: EvalResult, after: EvalResult, out: Path) -> Path:
+    """The share of fitting replies by category, before beside after, with 95 % intervals."""
+    names = ["all", *before.fit_by]
+    pairs = [(m.fit, *m.fit_by.values()) for m in (before, after)]
+    figure, axes = plt.subplots(figsize=(7, 0.6 + 0.55 * len(names)), layout="constrained")
+    for offset, estimates, label, color in ((-0.2, pairs[0], "before", BEFORE), (0.2, pairs[1], "after", AFTER)):
+        known = [e for e in estimates if e]
+        at = [i + offset for i in range(len(known))]
+        errors = [[e.value - e.low for e in known], [e.high - e.value for e in known]]
+        axes.barh(at, [e.value for e in known], 0.36, xerr=errors, color=color, label=label, ecolor="#495057")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1), xlabel="share of replies whose manner fits")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return save_figure(figure, out)

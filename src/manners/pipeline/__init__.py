@@ -1,0 +1,1 @@
+"""One run from its config to its report, and the runs that it starts from."""

@@ -1,0 +1,222 @@
+"""One training run, from its config to its report."""
+
+import logging
+import math
+import warnings
+from pathlib import Path
+
+import lightning as L
+import torch
+import transformers
+from omegaconf import DictConfig
+from rich.text import Text
+
+from manners.config.compose import RunSpec
+from manners.data.tokenize import tokenize
+from manners.errors import MannersError
+from manners.methods.callbacks import discard_checkpoints
+from manners.methods.distributed import init_distributed
+from manners.methods.microbatching import report_out_of_memory, resolve_microbatch_size
+from manners.models import loading
+from manners.pipeline import dependencies, preview
+from manners.pipeline.stages import dpo, ppo, reward, sft
+from manners.pipeline.stages.context import RunContext, StageResult, configured_tokenizer, console
+from manners.rewards import combine
+from manners.runtime import launcher, run_dir
+from manners.runtime.device import Device, resolve_device
+from manners.runtime.run_dir import RunArtifact, RunDir
+from manners.tracking import cost, logger, registry
+from manners.tracking.logger import MLflowLogger, NullLogger
+from manners.tracking.pruning import pruning_callback
+
+STAGES = {
+    "sft": sft.train_sft,
+    "reward": reward.train_reward_model,
+    "dpo": dpo.train_dpo,
+    "ppo": ppo.train_online,
+    "rloo": ppo.train_online,
+}
+
+
+def run(spec: RunSpec) -> float | None:
+    """Train as ``spec.cfg`` says, and return the metric that a sweep optimises."""
+    state = run_dir.load_state(train(spec).model_dir.parent)
+    return state.metric if state else None
+
+
+def train(spec: RunSpec) -> RunArtifact:
+    """The model of one run: device, dependencies, run directory and logger, stage, report.
+
+    Raises MannersError for what cannot work; the run is then marked as failed, and the same command resumes it.
+    """
+    cfg = spec.cfg
+    silence_libraries()
+
+    # 1. Device: what "auto" means here, and whether the run can be done on it.
+    device = resolve_device(cfg.hardware.accelerator, cfg.hardware.precision, cfg.hardware.num_threads)
+    check_before_training(cfg, device)
+    if launcher.needs_launch(cfg.hardware.devices):
+        return launch(spec)
+    splits, digest = dependencies.splits_of(cfg), dependencies.digest_of(cfg)
+
+    # 2. Dependencies: PPO's SFT policy and reward model are found, or trained first.
+    inputs = {need.role: dependencies.find_or_train(need, train, console) for need in spec.dependencies}
+    fingerprints = {role: artifact.fingerprint for role, artifact in inputs.items()}
+
+    # 3. Processes: the first one reports for all, the others only train.
+    processes = init_distributed(device.kind, cfg.method.name, cfg.hardware.devices)
+    if processes.rank:
+        return follow(spec, RunContext(cfg, splits, device, RunDir(Path()), NullLogger(), inputs, processes))
+
+    # 4. Run directory and logger: a new run, or the one that this command left unfinished.
+    with run_dir.acquire(cfg, digest, fingerprints) as directory, report_out_of_memory(cfg):
+        with logger.open_run(cfg, directory, splits, digest, inputs, spec.overrides, pruning_callback(cfg)) as mlflow:
+            cost.start_clock(directory)
+            print_run_header(cfg, directory, device, inputs)
+            print_rows(spec)
+            if directory.state.microbatch_size is None:
+                directory.update_state(microbatch_size=resolve_microbatch_size(cfg, device, splits))
+            processes.broadcast(str(directory.path))
+
+            # 5. Stage: evaluate, train, evaluate again, save, report.
+            L.seed_everything(cfg.seed, verbose=False)
+            context = RunContext(cfg, splits, device, directory, mlflow, inputs, processes)
+            result = STAGES[cfg.method.name](context)
+
+            # 6. Bookkeeping: what it cost, and which runs it came from.
+            mlflow.log(cost.cost_metrics(directory, device.kind), 0)
+            lineage = write_lineage(directory, mlflow, result, inputs)
+        if cfg.register_model:  # only now does the store surely have the model
+            registry.register_and_report(cfg, mlflow.client, mlflow.run_id, result.metric)
+        mark_finished(directory, result, inputs)
+    print_results(spec, directory, result, lineage if inputs else "")
+    return run_dir.artifact_of(directory.path, directory.state)
+
+
+def launch(spec: RunSpec) -> RunArtifact:
+    """Run the command in a process for each device, which this one only waits for."""
+    launcher.launch_processes([*spec.overrides, *sweep_overrides(spec.cfg)], spec.cfg.hardware.devices)
+    found = run_dir.find_completed(spec.cfg.output_dir, dependencies.dependency_fingerprint(spec))
+    assert found is not None, "a run that ended well is found"
+    return found
+
+
+def follow(spec: RunSpec, context: RunContext) -> RunArtifact:
+    """Train along as one of several processes, without a word."""
+    console.quiet = True
+    context.directory.path = Path(context.process_group.receive())
+    context.directory.state = run_dir.load_state(context.directory.path) or context.directory.state
+    L.seed_everything(spec.cfg.seed, verbose=False)  # as the first process does: adapters begin at random
+    STAGES[spec.cfg.method.name](context)
+    return run_dir.artifact_of(context.directory.path, context.directory.state)
+
+
+def check_before_training(cfg: DictConfig, device: Device) -> None:
+    """What only torch, the model's config or the reward functions can tell. Raises MannersError."""
+    m, longest = cfg.method, loading.context_length(cfg.model.name, cfg.model.revision)
+    for key, length in (
+        ("method.max_length", m.get("max_length", 0)),
+        ("method.max_prompt_length + response_length", m.get("max_prompt_length", 0) + m.get("response_length", 0)),
+    ):
+        if length > longest:
+            raise MannersError(f"{key}={length} is longer than {cfg.model.name} can read: {longest} tokens or less.")
+    if m.sample_type == "prompt" and device.precision == "fp16":
+        raise MannersError(f"method={m.name} does not scale its loss for fp16: hardware.precision=bf16 or 32.")
+    available = {"cpu": math.inf, "mps": 1, "cuda": max(1, torch.cuda.device_count())}[device.kind]
+    if cfg.hardware.devices > available:
+        raise MannersError(f"hardware.devices={cfg.hardware.devices}, and there are {available} {device.kind} devices.")
+    if m.get("generation_backend") == "vllm" and device.kind != "cuda":
+        raise MannersError(
+            "method.generation_backend=vllm needs an NVIDIA GPU; there is none here: method.generation_backend=auto."
+        )
+    if m.sample_type == "prompt":  # a function that cannot be found ends the run before its dependencies are trained
+        combine.build_components(m.rewards, reward_model=len)
+
+
+def show_preview(spec: RunSpec) -> None:
+    """``preview=true``: print the first examples, token by token. Nothing is trained."""
+    silence_libraries()
+    cfg, splits, tokenizer = spec.cfg, dependencies.splits_of(spec.cfg), configured_tokenizer(spec.cfg)
+    length = cfg.method.get("max_length") or cfg.method.max_prompt_length + cfg.method.response_length
+    preview.show_examples(console, splits, tokenize(splits.train, tokenizer, cfg.dataset.loss_roles, length), tokenizer)
+
+
+def print_run_header(cfg: DictConfig, directory: RunDir, device: Device, inputs: dict[str, RunArtifact]) -> None:
+    about = f"  {cfg.method.name}, {cfg.model.name}, {cfg.adapter.kind}, on {device.kind}, {device.number_format}"
+    console.print(Text.assemble((directory.path.name, "bold"), about))
+    for role, artifact in inputs.items():
+        console.print(f"{role}: {artifact.name}", highlight=False)
+    if (directory.path / "last.ckpt").exists():
+        console.print("resuming from the last checkpoint of an unfinished run (resume=false starts anew)")
+    elif directory.is_rerun:
+        console.print("this very run has finished before: running it once more, in a directory of its own")
+
+
+def print_rows(spec: RunSpec) -> None:
+    """How many rows there are, and what was left out. Raises MannersError where none are held out."""
+    splits = dependencies.splits_of(spec.cfg)
+    counts = f"{len(splits.train)} train, {len(splits.validation)} validation, {len(splits.test)} test"
+    console.print(f"rows: {counts}", highlight=False)
+    for note in splits.notes:
+        console.print(f"left out: {note}", highlight=False)
+    if splits.skipped:
+        first = splits.skipped[0]
+        console.print(f"left out (dataset.on_invalid_row=skip): {len(splits.skipped)} rows, the first: {first}")
+    if not splits.validation and not splits.test:
+        raise MannersError("no rows are held out: set dataset.validation_share above 0, or add rows.")
+
+
+def write_lineage(
+    directory: RunDir, mlflow: MLflowLogger, result: StageResult, inputs: dict[str, RunArtifact]
+) -> str:
+    """``lineage.md``: the run and those that it started from."""
+    text = dependencies.lineage_text(directory, result.summary, inputs)
+    (directory.path / "lineage.md").write_text(text)
+    mlflow.artifact(directory.path / "lineage.md")
+    mlflow.tag(best_step=str(result.best_step), summary=result.summary)
+    return text
+
+
+def mark_finished(directory: RunDir, result: StageResult, inputs: dict[str, RunArtifact]) -> None:
+    """Only now does the run count as finished, everywhere; its checkpoints are no longer needed."""
+    directory.update_state(
+        status="finished",
+        metric=result.metric,
+        best_step=result.best_step,
+        summary=result.summary,
+        dependencies={role: str(artifact.model_dir) for role, artifact in inputs.items()},
+    )
+    discard_checkpoints(directory.path)
+
+
+def print_results(spec: RunSpec, directory: RunDir, result: StageResult, lineage: str) -> None:
+    """Where everything is, and what to look at next."""
+    cfg = spec.cfg
+    if lineage:
+        console.print(f"\n{lineage}", highlight=False)
+    console.print(f"\nmodel, report and figures: {directory.path}", highlight=False, soft_wrap=True)
+    if cfg.sweep.parent:
+        console.print(result.summary, highlight=False)
+    elif not spec.role:
+        reports = (directory.path / name for name in ("before_after.md", "reward_report.md"))
+        local = cfg.tracking.uri == "sqlite:///outputs/mlflow.db"
+        ui = "make ui" if local else f".venv/bin/mlflow ui --backend-store-uri {cfg.tracking.uri}"
+        ui = cfg.tracking.uri if cfg.tracking.uri.startswith("http") else ui  # a server shows itself
+        console.print(f"look next at: {next(p for p in reports if p.exists())}", highlight=False, soft_wrap=True)
+        console.print(f"compare runs: {ui}", highlight=False, soft_wrap=True)
+
+
+def sweep_overrides(cfg: DictConfig) -> list[str]:
+    """What a sweep set for its job, which is no part of the job's own command."""
+    values = {key: cfg.sweep[key] for key in ("parent", "trial", "journal", "pruner")}
+    return [f"sweep.{key}={value}" for key, value in values.items() if value is not None]
+
+
+def silence_libraries() -> None:
+    """Hide what libraries say about themselves; what they say about the run stays."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    transformers.utils.logging.set_verbosity_error()  # "score.weight is newly initialized": as intended
+    warnings.filterwarnings("ignore", module="lightning|transformers")
+    warnings.filterwarnings("ignore", message=".*lightning.*|.*dataloader.*|.*`tags`.*")
+    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")  # they need no pages there
+    warnings.filterwarnings("ignore", category=FutureWarning)

@@ -1,0 +1,206 @@
+"""What the stages share: their context and result, loading, fitting with Lightning, saving."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from manners.data.batching import Batch, ResumableBatches, validation_batches
+from manners.data.loading import Splits
+from manners.data.types import Conversation, Prompt, prompts_of
+from manners.methods.distributed import ProcessGroup
+from manners.methods.callbacks import load_best_weights
+from manners.methods.lightning import TrainingModule, TrainResult, fit_with_lightning
+from manners.models import loading, lora
+from manners.models.compile import compiled_layers
+from manners.runtime.device import Device
+from manners.runtime.run_dir import CONFIG_FILE, RunArtifact, RunDir
+from manners.tracking.logger import MLflowLogger, NullLogger
+
+console = Console(markup=False)  # texts of the data may hold brackets
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a stage works with."""
+
+    cfg: DictConfig
+    splits: Splits
+    device: Device
+    directory: RunDir
+    logger: MLflowLogger | NullLogger
+    inputs: dict[str, RunArtifact] = field(default_factory=dict)  # "policy" and "reward", where the method needs them
+    process_group: ProcessGroup = field(default_factory=ProcessGroup)
+
+    @property
+    def path(self) -> Path:
+        return self.directory.path
+
+    @property
+    def test_rows(self) -> list[Conversation]:
+        """The rows that are reported on."""
+        return self.splits.test or self.splits.validation
+
+    @property
+    def eval_rows(self) -> list[Conversation]:
+        """The rows that the best checkpoint is chosen on."""
+        return self.splits.validation or self.splits.test
+
+
+@dataclass(frozen=True)
+class StageResult:
+    metric: float | None  # what a sweep optimises
+    best_step: int  # whose weights were kept
+    summary: str = ""  # one line
+
+
+def build_prompts(cfg: DictConfig, rows: list[Conversation]) -> list[Prompt]:
+    """The prompts in ``rows``: for a reply by the assistant or the user, or a text to continue."""
+    d = cfg.dataset
+    return prompts_of(rows, "user" if d.loss_roles == "user" else "assistant", d.prefix_words)
+
+
+def total_steps(cfg: DictConfig, examples: int) -> int:
+    """Optimizer steps of a supervised run; warns where the warm-up is longer than the run."""
+    m = cfg.method
+    per_epoch = examples / (m.per_device_train_batch_size * m.gradient_accumulation_steps * cfg.hardware.devices)
+    steps = m.max_steps if m.max_steps > 0 else max(1, math.ceil(m.num_train_epochs * per_epoch))
+    if 1 <= steps <= m.warmup_steps:
+        console.print(
+            f"the warm-up of {m.warmup_steps:.0f} steps is longer than the run of {steps}: the learning rate "
+            "never reaches its peak. For a share of the run: method.warmup_steps=0.1",
+            style="yellow",
+        )
+    return int(steps)
+
+
+def fit_module(
+    run: RunContext,
+    module: Callable[..., TrainingModule],
+    examples: list[Any],
+    eval_examples: list[Any],
+    collate: Callable[..., Batch],
+) -> TrainResult:
+    """Train ``module`` on ``examples`` with Lightning, in batches made by ``collate``."""
+    cfg, m, processes = run.cfg, run.cfg.method, run.process_group
+    steps = total_steps(cfg, len(examples))
+    batches = ResumableBatches(
+        examples,
+        batch_size=m.per_device_train_batch_size,
+        collate=collate,
+        steps=steps,
+        accumulate=m.gradient_accumulation_steps,
+        seed=cfg.seed,
+        group_by_length=m.group_by_length,
+        rank=processes.rank,
+        num_processes=processes.size,
+        microbatch_size=run.directory.state.microbatch_size,
+    )
+    training = module(
+        log=run.logger.log,
+        total_steps=steps,
+        learning_rate=m.learning_rate,
+        lr_scheduler_type=m.lr_scheduler_type,
+        warmup_steps=m.warmup_steps,
+        weight_decay=m.weight_decay,
+        max_grad_norm=m.max_grad_norm,
+        accumulate=batches.accumulate,
+        logging_steps=m.logging_steps,
+        optim=m.optim,
+        process_group=processes,
+    )
+    eval_batches = validation_batches(
+        eval_examples, m.per_device_eval_batch_size, collate, processes.rank, processes.size
+    )
+    if cfg.hardware.compile:
+        console.print("compiling the layers: the first steps take half a minute or more")
+    with compiled_layers(training.model, cfg.hardware.compile):
+        result = fit_with_lightning(
+            training,
+            batches,
+            eval_batches,
+            run.path,
+            run.device,
+            eval_steps=m.eval_steps,
+            save_steps=m.save_steps,
+            patience=m.early_stopping_patience,
+            process_group=processes,
+            strategy=cfg.hardware.strategy,
+        )
+    if processes.rank == 0:
+        run.directory.update_state(tokens=count_tokens(batches, result.steps))
+    return result
+
+
+def gather_full_model(run: RunContext, model: Any, make: Callable[[], Any]) -> Any:
+    """The trained model as a whole: under FSDP a new one from ``make``, with the best weights loaded."""
+    if run.cfg.hardware.strategy == "fsdp":
+        model = make()
+        load_best_weights(run.path, model)
+    return model
+
+
+def count_tokens(batches: ResumableBatches, steps: int) -> int:
+    """Tokens of the first ``steps`` optimizer steps, prompts included, padding not."""
+    return sum(batches.examples[i].tokens for step in range(steps) for group in batches.step(step) for i in group)
+
+
+def loading_kwargs(cfg: DictConfig, device: Device) -> dict[str, Any]:
+    """Weights are in 32 bits; 4-bit ones compute in the device's number format."""
+    four_bit = cfg.adapter.quantization != "none"
+    return {
+        "dtype": torch.bfloat16 if four_bit and device.precision == "bf16" else torch.float32,
+        "quantization": cfg.adapter.quantization,
+        "double_quantization": cfg.adapter.double_quantization,
+    }
+
+
+def prepare_model(
+    cfg: DictConfig, model: Any, device: Device, task_type: str = "CAUSAL_LM", tokens: Sequence[int] = ()
+) -> Any:
+    """``model`` with the adapter that the config asks for, on its device; the embeddings of ``tokens`` train too."""
+    a, checkpointing = cfg.adapter, cfg.method.gradient_checkpointing
+    model = lora.prepare_for_training(
+        model, a.kind, a.r, a.lora_alpha, a.lora_dropout, a.target_modules, checkpointing, task_type, tokens
+    )
+    return model if a.quantization != "none" else model.to(device.kind)
+
+
+def configured_tokenizer(cfg: DictConfig) -> Any:
+    m = cfg.model
+    return loading.load_tokenizer(m.name, m.revision, m.chat_template, m.decoder, m.added_tokens)
+
+
+def load_base(cfg: DictConfig, device: Device) -> Any:
+    """The model that ``cfg.model`` names, without an adapter."""
+    return loading.load_model(
+        cfg.model.name, cfg.model.revision, cfg.model.attn_implementation, **loading_kwargs(cfg, device)
+    )
+
+
+def save_config(cfg: DictConfig, out: Path) -> None:
+    (out / CONFIG_FILE).write_text(OmegaConf.to_yaml(cfg, resolve=True))
+
+
+def save_language_model(cfg: DictConfig, model: Any, tokenizer: Any, out: Path) -> None:
+    """Adapter or weights, tokenizer with its template, generation config: what transformers and peft load alone."""
+    model.save_pretrained(out, safe_serialization=True, **default_adapter_only(model))
+    save_model_files(cfg, model, tokenizer, out)
+
+
+def default_adapter_only(model: Any) -> dict[str, Any]:
+    return {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
+
+
+def save_model_files(cfg: DictConfig, model: Any, tokenizer: Any, out: Path) -> None:
+    """Tokenizer, generation config and run config beside the weights of a language model."""
+    tokenizer.save_pretrained(out)
+    own = model.generation_config
+    own.eos_token_id, own.pad_token_id = loading.stop_token_ids(model, tokenizer), tokenizer.pad_token_id
+    own.save_pretrained(out)
+    save_config(cfg, out)

@@ -1,0 +1,59 @@
+"""DPO: evaluate the policy, train it on pairs of replies with TRL, evaluate it again."""
+
+from copy import deepcopy
+
+from manners.data.tokenize import tokenize_pairs
+from manners.data.types import preference_pairs
+from manners.errors import MannersError
+from manners.evaluation.reports.reward_figures import preference_curves
+from manners.pipeline.stages import reporting
+from manners.pipeline.stages.context import (
+    RunContext,
+    StageResult,
+    configured_tokenizer,
+    prepare_model,
+    total_steps,
+)
+from manners.pipeline.stages.policy import save_policy, starting_policy
+from manners.pipeline.stages.sft import evaluate_on_test
+
+NOT_FOR_TRL = ("name", "sample_type", "max_length", "num_train_epochs", "max_steps")
+
+
+def train_dpo(run: RunContext) -> StageResult:
+    """Train the SFT policy, or an adapter on it, to prefer the chosen reply of each pair.
+
+    Raises MannersError where there are no pairs to train on or to hold out.
+    """
+    from manners.methods import dpo  # TRL takes seconds to import, which the other methods need not wait for
+
+    cfg, m = run.cfg, run.cfg.method
+    tokenizer = configured_tokenizer(cfg)
+    train_pairs, eval_pairs = preference_pairs(run.splits.train), preference_pairs(run.eval_rows)
+    if not train_pairs or not eval_pairs:
+        raise MannersError(
+            "no pairs are left to train on, or none to hold out: add rows, or set dataset.max_rows higher."
+        )
+    policy = starting_policy(run)
+    # TRL would load it anew by the name in its config, which after an SFT run is the base's.
+    reference = deepcopy(policy).requires_grad_(False) if cfg.adapter.kind == "none" else None
+    model = prepare_model(cfg, policy, run.device)
+    before = reporting.evaluate_before(run, lambda: evaluate_on_test(run, model, tokenizer))
+
+    rows, eval_rows = (tokenize_pairs(pairs, tokenizer, m.max_length) for pairs in (train_pairs, eval_pairs))
+    settings = {name: value for name, value in m.items() if name not in NOT_FOR_TRL}
+    trainer = dpo.make_dpo_trainer(
+        model, reference, tokenizer, rows, eval_rows, run.path, run.device, cfg.seed,
+        max_steps=total_steps(cfg, len(rows)), **settings,
+    )  # fmt: skip
+    result = dpo.fit_dpo(trainer, run.logger.log)
+    lengths = [2 * len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in rows]
+    pairs_seen = result.steps * m.per_device_train_batch_size * m.gradient_accumulation_steps
+    run.directory.update_state(tokens=round(sum(lengths) / len(lengths) * pairs_seen))  # exact for whole epochs
+
+    after = evaluate_on_test(run, model, tokenizer)
+    run.logger.log(after.metrics("after"), result.steps)
+    save_policy(run, model, tokenizer)
+    curves = preference_curves(run.path / "metrics.jsonl", result.best_step, run.path / "curves.png")
+    reporting.report_before_after(run, before, after, [curves])
+    return StageResult(result.best_loss, result.best_step, after.headline(before))

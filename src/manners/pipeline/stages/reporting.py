@@ -1,0 +1,92 @@
+"""Evaluate before training, and report what changed: tables, figures and the model, in the run directory and MLflow."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from manners.evaluation.evaluate import LOSS_BATCH_SIZE, EvalResult
+from manners.evaluation.metrics.reward_quality import PairwiseQuality, RegressionQuality
+from manners.evaluation.metrics.reward_sanity import SanityResult
+from manners.evaluation.reports import figures, reward_figures, reward_report
+from manners.evaluation.reports.before_after import before_after_markdown, before_after_rows, show_before_after
+from manners.pipeline.stages.context import RunContext, console
+
+
+def evaluate_before(run: RunContext, evaluate: Callable[[], EvalResult]) -> EvalResult:
+    """The result before training. A resumed run reads it from its state instead of computing it again."""
+    if run.directory.state.before is None:
+        run.directory.update_state(before=evaluate().to_json())
+    before = EvalResult.from_json(run.directory.state.before or {})
+    run.logger.log(before.metrics("before"), 0)
+    return before
+
+
+def evaluate_settings(cfg: DictConfig) -> dict[str, Any]:
+    """Keyword arguments of ``evaluate`` and of the generation in it."""
+    e = cfg.evaluation
+    return {
+        "judged": cfg.dataset.style_judge != "none",
+        "text_stats": cfg.dataset.text_stats,
+        "role": "user" if cfg.dataset.loss_roles == "user" else "assistant",
+        "show": e.prompts,
+        "test_prompts": e.test_prompts,
+        "rows_at_once": min(LOSS_BATCH_SIZE, cfg.method.get("per_device_eval_batch_size", LOSS_BATCH_SIZE)),
+        "max_new_tokens": e.max_new_tokens,
+        "batch_size": e.batch_size,
+        "do_sample": e.do_sample,
+        "temperature": e.temperature,
+        "seed": cfg.seed,
+    }
+
+
+def report_before_after(run: RunContext, before: EvalResult, after: EvalResult, pictures: list[Path]) -> None:
+    """The report of a language model, to the terminal, the run directory and MLflow."""
+    if not run.cfg.sweep.parent:  # a sweep prints a table of its own
+        show_before_after(console, before, after)
+    text = before_after_markdown(run.path.name, before, after)
+    if before.style_accuracy:
+        pictures = [*pictures, figures.accuracy_figure(before, after, run.path / "style_accuracy.png")]
+    run.logger.table(before_after_rows(before, after), "before_after.json")
+    log_report(run, "before_after.md", text, after.to_json(), pictures)
+
+
+@dataclass(frozen=True)
+class RewardEvaluation:
+    """A reward model on held-out rows; of pairs there are no true scores."""
+
+    quality: RegressionQuality | PairwiseQuality
+    worst: list[dict[str, str]]
+    predicted: list[float] = field(default_factory=list)
+    true: list[float] = field(default_factory=list)
+
+
+def report_reward_model(run: RunContext, evaluation: RewardEvaluation, sanity: SanityResult, best_step: int) -> None:
+    """The report of a reward model, to the terminal, the run directory and MLflow."""
+    quality = evaluation.quality
+    pictures = [figures.learning_curve(run.path / "metrics.jsonl", best_step, run.path / "learning_curve.png")]
+    if isinstance(quality, RegressionQuality):
+        pictures += [
+            reward_figures.score_scatter(evaluation.predicted, evaluation.true, run.path / "predicted.png"),
+            reward_figures.calibration_figure(quality, evaluation.predicted, run.path / "calibration.png"),
+        ]
+    if not run.cfg.sweep.parent:
+        reward_report.show_reward_report(console, quality, sanity, evaluation.worst)
+    text = reward_report.reward_markdown(run.path.name, quality, sanity, evaluation.worst)
+    run.logger.table(evaluation.worst, "worst_errors.json")
+    log_report(run, "reward_report.md", text, quality.to_json() | {"sanity": sanity.to_json()}, pictures)
+
+
+def log_report(run: RunContext, name: str, text: str, result: dict[str, Any], pictures: list[Path]) -> None:
+    """Write the report and ``after.json``, and send them, the figures and the model to MLflow."""
+    (run.path / name).write_text(text)
+    (run.path / "after.json").write_text(json.dumps(result, indent=1, ensure_ascii=False))
+    run.logger.artifact(run.path / name)
+    run.logger.artifact(run.path / "after.json")
+    run.logger.describe(text)
+    for picture in pictures:
+        run.logger.artifact(picture, "figures")
+    run.logger.artifact(run.path / "model")

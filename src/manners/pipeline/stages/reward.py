@@ -1,0 +1,165 @@
+"""Reward model: train it on scores or pairs, then evaluate it and its sanity before PPO may use it."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from manners.data.corruptions import corrupted_replies
+from manners.data.prompt_groups import PromptGroup, collate_groups, group_by_prompt
+from manners.data.reward_examples import pair_examples, scored_examples
+from manners.data.types import Conversation, Message, ScoredReply, preference_pairs, scored_replies
+from manners.evaluation.metrics.reward_quality import (
+    PairwiseQuality,
+    RegressionQuality,
+    pairwise_quality,
+    prompt_ids,
+    regression_quality,
+)
+from manners.evaluation.metrics.reward_sanity import SanityResult, check_sanity, good_replies
+from manners.evaluation.reports import reward_report
+from manners.methods.reward import RewardModule, predict_scores
+from manners.models.reward_model import ScoreNormalizer, load_reward_base, supports_shared_prompts
+from manners.pipeline.stages import reporting
+from manners.pipeline.stages.context import (
+    RunContext,
+    StageResult,
+    configured_tokenizer,
+    fit_module,
+    gather_full_model,
+    loading_kwargs,
+    prepare_model,
+    save_config,
+)
+from manners.pipeline.stages.reporting import RewardEvaluation
+
+SANITY_FILE = "sanity.json"  # in the model directory: PPO refuses a reward model that failed
+Score = Callable[[Sequence[tuple[list[Message], str]]], list[float]]
+
+
+def train_reward_model(run: RunContext) -> StageResult:
+    """Train a scalar head on the base model: regression of scores, or Bradley-Terry on pairs."""
+    cfg, m = run.cfg, run.cfg.method
+    tokenizer = configured_tokenizer(cfg)
+    make_network = partial(load_reward_network, run, tokenizer)
+    network = make_network()
+    good_replies(*sanity_replies(run), cfg.seed)  # raises now where the sanity check could not be done later
+    pairwise = m.loss == "pairwise"
+    scores = [] if pairwise else [r.score for r in scored_replies(run.splits.train)]
+    normalizer = ScoreNormalizer() if pairwise else ScoreNormalizer.of(scores)
+    share = supports_shared_prompts(network)
+    examples = build_examples(run, run.splits.train, tokenizer, normalizer, share)
+    eval_examples = build_examples(run, run.eval_rows, tokenizer, normalizer, share)
+    collate = partial(collate_groups, pad=tokenizer.pad_token_id, share=share)
+    result = fit_module(run, partial(RewardModule, network, m.loss, m.ranking_coef), examples, eval_examples, collate)
+
+    if run.process_group.rank:
+        return StageResult(result.best_loss, result.best_step)
+    network = gather_full_model(run, network, make_network)
+    network.to(run.device.kind)  # Lightning leaves it on the CPU
+    predict: Score = partial(predict_scores, network, tokenizer, m.max_length)
+    if pairwise:
+        normalizer = score_std(run, predict)
+
+    def score(replies: Sequence[tuple[list[Message], str]]) -> list[float]:
+        return [normalizer.denormalize(output) for output in predict(replies)]
+
+    evaluation = evaluate_reward_model(run, score)
+    sanity = check_sanity(score, *sanity_replies(run), cfg.seed)
+    run.logger.log(evaluation.quality.metrics("after") | sanity.metrics("after"), result.steps)
+    save_reward_model(run, network, tokenizer, normalizer, sanity)
+    reporting.report_reward_model(run, evaluation, sanity, result.best_step)
+    return StageResult(result.best_loss, result.best_step, reward_headline(evaluation.quality, sanity))
+
+
+def load_reward_network(run: RunContext, tokenizer: Any) -> Any:
+    """The base model with a fresh score head and adapter, as training starts from it."""
+    m = run.cfg.model
+    network: Any = load_reward_base(
+        m.name, tokenizer, m.revision, m.attn_implementation, **loading_kwargs(run.cfg, run.device)
+    )
+    return prepare_model(run.cfg, network, run.device, task_type="SEQ_CLS")
+
+
+def build_examples(
+    run: RunContext, rows: list[Conversation], tokenizer: Any, normalizer: ScoreNormalizer, share: bool
+) -> list[PromptGroup]:
+    """Pairs, or scored replies, by prompt. Training rows get corrupted replies at the lowest score besides."""
+    m, decoder = run.cfg.method, run.cfg.model.decoder
+    if m.loss == "pairwise":
+        examples = pair_examples(preference_pairs(rows), tokenizer, m.max_length, decoder)
+    else:
+        scored = scored_replies(rows)
+        if rows is run.splits.train and m.corruption_ratio:
+            scored = scored + corrupted_examples(scored, m.corruption_ratio, run.cfg.seed)
+        examples = scored_examples(scored, tokenizer, m.max_length, decoder, normalizer.mean, normalizer.scale)
+    return [PromptGroup([examples[i] for i in group], share) for group in group_by_prompt(examples, share)]
+
+
+def corrupted_examples(rows: list[ScoredReply], ratio: float, seed: int) -> list[ScoredReply]:
+    """``ratio`` corrupted replies for each real one, all kinds alike, made of replies above the mean score."""
+    mean = sum(r.score for r in rows) / len(rows)
+    good = [r for r in rows if r.score >= mean]
+    corrupted = [bad for _, _, bad in corrupted_replies(good, rows, f"train/{seed}")]
+    random.Random(f"{seed}/spoilt").shuffle(corrupted)
+    return corrupted[: round(ratio * len(rows))]
+
+
+def score_std(run: RunContext, predict: Score) -> ScoreNormalizer:
+    """Scores learned from pairs have no unit: this gives them mean 0 and standard deviation 1 on training replies."""
+    sample = preference_pairs(run.splits.train)[:500]
+    outputs = predict([(p.messages, reply) for p in sample for reply in (p.chosen, p.rejected)])
+    spread = ScoreNormalizer.of(outputs)
+    return ScoreNormalizer(-spread.mean / spread.scale, 1 / spread.scale)
+
+
+def evaluate_reward_model(run: RunContext, score: Score) -> RewardEvaluation:
+    """The quality of the scores on the test rows, and the worst errors."""
+    seed = run.cfg.seed
+    if run.cfg.method.loss == "pairwise":
+        pairs = preference_pairs(run.test_rows)
+        chosen = score([(p.messages, p.chosen) for p in pairs])
+        rejected = score([(p.messages, p.rejected) for p in pairs])
+        quality = pairwise_quality(chosen, rejected, prompt_ids([p.messages for p in pairs]), seed)
+        return RewardEvaluation(quality, reward_report.worst_pairs(pairs, chosen, rejected))
+    rows, train_scores = scored_replies(run.test_rows), [r.score for r in scored_replies(run.splits.train)]
+    predicted, true = score([(r.messages, r.reply) for r in rows]), [r.score for r in rows]
+    groups, lengths = prompt_ids([r.messages for r in rows]), [len(r.reply.split()) for r in rows]
+    mean = sum(train_scores) / len(train_scores)
+    regression = regression_quality(predicted, true, groups, lengths, mean, seed)
+    return RewardEvaluation(regression, reward_report.worst_errors(rows, predicted), predicted, true)
+
+
+def sanity_replies(run: RunContext) -> tuple[list[ScoredReply], list[ScoredReply]]:
+    """Test replies to corrupt, and training replies, whose words the corruptions borrow. Chosen replies count as good."""
+
+    def replies(rows: list[Conversation]) -> list[ScoredReply]:
+        if run.cfg.method.loss != "pairwise":
+            return scored_replies(rows)
+        pairs = preference_pairs(rows)
+        return [ScoredReply(p.messages, r, s) for p in pairs for r, s in ((p.chosen, 1.0), (p.rejected, 0.0))]
+
+    return replies(run.test_rows), replies(run.splits.train)
+
+
+def save_reward_model(
+    run: RunContext, network: Any, tokenizer: Any, normalizer: ScoreNormalizer, sanity: SanityResult
+) -> None:
+    """Network, tokenizer, normalizer, sanity result and config, in the model directory."""
+    out = run.path / "model"
+    network.save_pretrained(out, safe_serialization=True)
+    tokenizer.save_pretrained(out)
+    normalizer.save(out)
+    (out / SANITY_FILE).write_text(json.dumps(sanity.to_json(), indent=1, ensure_ascii=False))
+    save_config(run.cfg, out)
+
+
+def reward_headline(quality: RegressionQuality | PairwiseQuality, sanity: SanityResult) -> str:
+    """The one line that lineage and sweeps show."""
+    if isinstance(quality, PairwiseQuality):
+        line = f"pair accuracy {quality.accuracy.value:.1%}"
+    else:
+        line = f"Spearman {quality.spearman.value:.2f}" if quality.spearman else f"MSE {quality.mse.value:.3f}"
+        line += f", pair accuracy {quality.pair_accuracy.value:.1%}" if quality.pair_accuracy else ""
+    return f"{line}, sanity {sanity.passed.value:.1%}"

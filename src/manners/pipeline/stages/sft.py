@@ -1,0 +1,81 @@
+"""SFT: evaluate the model, train it on the conversations, evaluate it again."""
+
+from functools import partial
+from typing import Any
+
+from manners.data.batching import collate, pack
+from manners.data.loading import eval_prompts
+from manners.data.tokenize import tokenize
+from manners.errors import MannersError
+from manners.evaluation.evaluate import EvalResult, evaluate
+from manners.evaluation.reports import figures
+from manners.methods.sft import SFTModule
+from manners.models import lora
+from manners.pipeline.stages import reporting
+from manners.pipeline.stages.context import (
+    RunContext,
+    StageResult,
+    build_prompts,
+    configured_tokenizer,
+    fit_module,
+    gather_full_model,
+    load_base,
+    prepare_model,
+    save_language_model,
+)
+
+
+def train_sft(run: RunContext) -> StageResult:
+    """Train the base model, or an adapter on it, by cross-entropy on the tokens of ``dataset.loss_roles``."""
+    cfg, m = run.cfg, run.cfg.method
+    tokenizer = configured_tokenizer(cfg)
+    check_conversation_eos(cfg.dataset.conversation_eos, tokenizer)
+    make_model = partial(load_network, run, tokenizer)
+    model = make_model()
+    if run.process_group.rank == 0:
+        before = reporting.evaluate_before(run, lambda: evaluate_on_test(run, model, tokenizer))
+
+    examples = tokenize(run.splits.train, tokenizer, cfg.dataset.loss_roles, m.max_length)
+    eval_examples = tokenize(run.eval_rows, tokenizer, cfg.dataset.loss_roles, m.max_length)
+    examples = pack(examples, m.max_length) if m.packing else examples
+    collate_rows = partial(collate, pad=tokenizer.pad_token_id)
+    result = fit_module(run, partial(SFTModule, model), examples, eval_examples, collate_rows)
+
+    if run.process_group.rank:
+        return StageResult(result.best_loss, result.best_step)
+    model = gather_full_model(run, model, make_model)
+    after = evaluate_on_test(run, model, tokenizer)
+    run.logger.log(after.metrics("after"), result.steps)
+    save_language_model(cfg, model, tokenizer, run.path / "model")
+    curve = figures.learning_curve(run.path / "metrics.jsonl", result.best_step, run.path / "learning_curve.png")
+    reporting.report_before_after(run, before, after, [curve])
+    return StageResult(result.best_loss, result.best_step, after.headline(before))
+
+
+def load_network(run: RunContext, tokenizer: Any) -> Any:
+    """The base model with a fresh adapter, as training starts from it."""
+    model = load_base(run.cfg, run.device)
+    lora.resize_embeddings(model, tokenizer)
+    added = tokenizer.convert_tokens_to_ids(list(run.cfg.model.added_tokens))
+    return prepare_model(run.cfg, model, run.device, tokens=added)
+
+
+def check_conversation_eos(text: str | None, tokenizer: Any) -> None:
+    """The user's end-of-conversation marker must be one token, or the model would learn to spell it.
+
+    Raises MannersError where it is not.
+    """
+    if text and len(tokenizer(text, add_special_tokens=False)["input_ids"]) != 1:
+        known = " ".join(tokenizer.all_special_tokens)
+        raise MannersError(f"dataset.conversation_eos={text} is no single token of this model. Known: {known}")
+
+
+def evaluate_on_test(run: RunContext, model: Any, tokenizer: Any) -> EvalResult:
+    """The model on the test rows: the same prompts, decoding and seed before and after training."""
+    cfg = run.cfg
+    if cfg.adapter.quantization == "none":
+        model.to(run.device.kind)
+    examples = tokenize(run.test_rows, tokenizer, cfg.dataset.loss_roles, cfg.method.get("max_length", 512))
+    fixed = eval_prompts(cfg.dataset)
+    prompts = build_prompts(cfg, run.test_rows)
+    return evaluate(model, tokenizer, prompts, fixed, examples, **reporting.evaluate_settings(cfg))

@@ -1,0 +1,1 @@
+"""What a policy is scored by: a weighted sum of reward functions."""

@@ -1,0 +1,1 @@
+"""The machine below a run: device, files, signals, paths, processes, run directories."""

@@ -1,0 +1,69 @@
+"""The Hugging Face hub, asked politely: one quick look whether it can be reached, then the cache or the network.
+
+Without this, an offline machine waits through minutes of retries before it says anything.
+"""
+
+import os
+import socket
+from functools import cache
+from typing import Any
+from urllib.parse import urlparse
+
+from manners.errors import MannersError
+from manners.runtime.paths import existing_path
+
+PATIENCE = 3.0  # seconds to wait for a connection
+
+
+@cache
+def go_offline_if_unreachable() -> bool:
+    """Whether the hub is out of reach; if so its libraries are told, before they are imported, to use the cache."""
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes"):
+        return True
+    endpoint = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((endpoint.hostname or "", endpoint.port or 443), timeout=PATIENCE).close()
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        import huggingface_hub.constants
+
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
+        return True
+    return False
+
+
+def not_found_error(kind: str, name: str, key: str, error: Exception) -> MannersError:
+    """What to say when a name could not be loaded: unreachable, or wrong."""
+    if go_offline_if_unreachable():
+        return MannersError(
+            f"the hub cannot be reached, and {kind} '{name}' is not in its local cache. On a machine with internet: "
+            f"hf download {'--repo-type dataset ' if kind == 'dataset' else ''}{name} --local-dir FOLDER; then copy "
+            f"the folder here and set {key}=FOLDER."
+        )
+    reason = str(error).strip().splitlines()
+    return MannersError(f"{kind} '{name}' cannot be loaded: {reason[0] if reason else type(error).__name__}")
+
+
+def require_model(name: str) -> None:
+    """Raise MannersError at once for a hub model that is neither cached nor within reach."""
+    if name == "tiny" or existing_path(name) or name.startswith(("/", ".", "~")) or not go_offline_if_unreachable():
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # the hub has no such names
+        raise MannersError(f"model.name={name} is neither a folder here nor a name that the hub could have.") from None
+    if not isinstance(cached, str):
+        raise not_found_error("model", name, "model.name", OSError())
+
+
+def load_dataset(path: str, name: str | None) -> dict[str, Any]:
+    """All splits of a hub dataset, as ``datasets`` gives them. Its loading scripts are never run."""
+    go_offline_if_unreachable()
+    import datasets
+
+    try:
+        return dict(datasets.load_dataset(path, name))
+    except Exception as error:
+        raise not_found_error("dataset", path, "dataset.path", error) from error

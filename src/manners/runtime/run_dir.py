@@ -1,0 +1,242 @@
+"""The directory of a run: which command it belongs to, what it has done so far, and the locks around it.
+
+Two hashes say which runs are the same. The *run fingerprint* is over all that shapes a run: it names the directory, so
+that the same command resumes it. The narrower *weights fingerprint* is over what shapes the weights alone: PPO looks
+for its SFT and reward runs by it.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from manners.errors import MannersError
+from manners.runtime.atomic_io import atomic_write
+from manners.runtime.paths import existing_path
+
+WEIGHTS_KEYS = ("model", "dataset", "method", "adapter", "hardware", "seed")
+RUN_KEYS = (*WEIGHTS_KEYS, "evaluation", "experiment_name", "run_name")
+NOT_HASHED = {"hardware": {"microbatch_size"}}  # how the same batch is computed
+MODEL_DIR = "model"  # of a finished run
+CONFIG_FILE = "manners.yaml"  # in the model directory: the config that made it
+STATE_FILE = "run.json"
+REQUIRED_CONFIG = ("method.name", "model.name", "model.chat_template", "adapter.kind", "adapter.quantization")
+
+
+def run_fingerprint(cfg: DictConfig, data_digest: str, dependencies: dict[str, str] | None = None) -> str:
+    """Twelve hex digits over the resolved config, less what does not change the result, its data and dependencies."""
+    return hash_config(cfg, RUN_KEYS, {"data": data_digest, "dependencies": dependencies or {}})
+
+
+def weights_fingerprint(cfg: DictConfig, data_digest: str, dependencies: dict[str, str] | None = None) -> str:
+    """The same over what shapes the weights: runs that differ in name or evaluation only have the same weights."""
+    return hash_config(cfg, WEIGHTS_KEYS, {"data": data_digest, "dependencies": dependencies or {}})
+
+
+def hash_config(cfg: DictConfig, keys: tuple[str, ...], more: dict[str, Any]) -> str:
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(resolved, dict)
+    for group, names in NOT_HASHED.items():
+        resolved[group] = {k: v for k, v in resolved[group].items() if k not in names}
+    shaping = {key: resolved[key] for key in keys} | more
+    return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What of a run must survive a kill, in ``run.json``."""
+
+    status: str = ""  # running, finished, or pruned by a search
+    fingerprint: str = ""
+    weights_fingerprint: str = ""
+    mlflow_run_id: str = ""
+    described: bool = False  # whether MLflow has its config, code and data
+    microbatch_size: int | None = None  # rows; a resumed run counts on in the microbatches that it began with
+    before: dict[str, Any] | None = None  # evaluation before training
+    tokens: int | None = None  # read or sampled in training
+    seconds: float = 0.0  # at work, less the present part of the run
+    since: float | None = None  # when the present part began, in seconds since the epoch
+    metric: float | None = None  # what a sweep optimises
+    best_step: int = 0
+    summary: str = ""
+    dependencies: dict[str, str] = field(default_factory=dict)  # role → model directory or MLflow run id
+
+
+@dataclass
+class RunDir:
+    """A run's directory and its state, which is written as a whole or not at all."""
+
+    path: Path
+    state: RunState = field(default_factory=RunState)
+    is_rerun: bool = False  # a run with this fingerprint has a directory already, finished or at work
+
+    def update_state(self, **changes: Any) -> None:
+        self.state = replace(self.state, **changes)
+        with atomic_write(self.path / STATE_FILE) as file:
+            file.write(json.dumps(asdict(self.state), indent=1).encode())
+
+
+@dataclass(frozen=True)
+class RunArtifact:
+    """The model of an earlier run."""
+
+    model_dir: Path
+    fingerprint: str  # of its weights: the run's, or that of the files where nobody knows the run
+    name: str  # of the run
+    run_id: str = ""  # MLflow's
+
+    @property
+    def config(self) -> DictConfig | None:
+        """What made it; None for a folder that is not ours. Raises MannersError where the file is damaged."""
+        file = self.model_dir / CONFIG_FILE
+        if not file.exists():
+            return None
+        try:
+            found = OmegaConf.load(file)
+            wrong = [key for key in REQUIRED_CONFIG if not isinstance(OmegaConf.select(found, key), str)]
+        except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+            raise MannersError(f"{file} is damaged: {str(error).splitlines()[0]}.") from None
+        if wrong or not isinstance(found, DictConfig) or "revision" not in found.model:
+            raise MannersError(f"{file} is damaged: it does not say {wrong[0] if wrong else 'model.revision'}.")
+        if "loss_roles" not in found.dataset:
+            raise MannersError(f"{file} was written by an older version of Manners: train that run anew.")
+        return found
+
+
+def artifact_of(path: Path, state: RunState) -> RunArtifact:
+    return RunArtifact(path / MODEL_DIR, state.weights_fingerprint, path.name, state.mlflow_run_id)
+
+
+def find_completed(output_dir: str, fingerprint: str) -> RunArtifact | None:
+    """The finished run with this weights fingerprint, if there is one in ``output_dir``."""
+    for path, state in all_runs(output_dir):
+        if state.status == "finished" and state.weights_fingerprint == fingerprint and (path / MODEL_DIR).exists():
+            return artifact_of(path, state)
+    return None
+
+
+def find_ended(output_dir: str, fingerprint: str) -> tuple[Path, RunState] | None:
+    """The run with this run fingerprint that finished, or that a search pruned: its directory and state."""
+    for path, state in all_runs(output_dir, f"*-{fingerprint[:8]}*"):
+        if state.fingerprint == fingerprint and state.status in ("finished", "pruned"):
+            return path, state
+    return None
+
+
+def find_by_name(name: str, output_dir: str) -> RunArtifact | None:
+    """The run that a folder, a run's name or an MLflow run id in ``output_dir`` names, or None."""
+    for place in (name, f"{output_dir}/runs/{name}"):
+        if (path := existing_path(place)) is None:
+            continue
+        path = path.resolve()
+        model_dir = path / MODEL_DIR if (path / MODEL_DIR).is_dir() else path
+        if (model_dir / "config.json").exists() or (model_dir / "adapter_config.json").exists():
+            state = load_state(model_dir.parent)
+            if state is None:  # nobody's run: it goes by its own name
+                return RunArtifact(model_dir, folder_digest(model_dir), path.name)
+            return RunArtifact(model_dir, state.weights_fingerprint, model_dir.parent.name, state.mlflow_run_id)
+    for path, state in all_runs(output_dir):
+        if state.mlflow_run_id == name and (path / MODEL_DIR).exists():
+            return artifact_of(path, state)
+    return None
+
+
+def all_runs(output_dir: str, pattern: str = "*") -> Iterator[tuple[Path, RunState]]:
+    """Every run directory in ``output_dir`` with its state, by name."""
+    for file in sorted((Path(output_dir) / "runs").glob(f"{pattern}/{STATE_FILE}")):
+        state = load_state(file.parent)
+        if state is not None:
+            yield file.parent, state
+
+
+def folder_digest(model_dir: Path) -> str:
+    sha = hashlib.sha256()
+    for file in sorted(model_dir.glob("*.safetensors")):
+        sha.update(file.read_bytes())
+    return sha.hexdigest()[:12]
+
+
+@contextmanager
+def stage_lock(output_dir: str, fingerprint: str, on_wait: Callable[[], None]) -> Iterator[None]:
+    """One job at a time trains the stage ``fingerprint``; the others call ``on_wait`` once, and then find it done."""
+    path = Path(output_dir) / "locks" / fingerprint
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        if not try_lock(lock):
+            on_wait()
+            lock.acquire()
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def acquire(cfg: DictConfig, data_digest: str, dependencies: dict[str, str] | None = None) -> Iterator[RunDir]:
+    """The directory of the unfinished run with this fingerprint, or a new one, held by a lock that dies with us.
+
+    So the same command resumes after a kill, starts anew after an end, and two at once get a directory each. Raises
+    MannersError where none can be written.
+    """
+    default = f"{cfg.experiment_name}-{cfg.method.name}-{Path(cfg.model.name).name}"
+    name = re.sub(r"[^\w.-]+", "-", cfg.run_name or default)
+    fingerprint = run_fingerprint(cfg, data_digest, dependencies)
+    attempt = 1
+    while True:
+        suffix = "" if attempt == 1 else f"-{attempt}"
+        path = Path(cfg.output_dir) / "runs" / f"{name}-{fingerprint[:8]}{suffix}"
+        lock = FileLock(path / "lock")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            locked = try_lock(lock)
+        except OSError as error:
+            raise MannersError(
+                f"{path} cannot be written ({error.strerror}). Choose another place: output_dir=FOLDER."
+            ) from None
+        try:
+            if locked:
+                state = load_state(path)  # only now: who held the lock may just have finished
+                if state is None or (cfg.resume and state.status != "finished"):
+                    run_dir = RunDir(path, state or RunState(), is_rerun=attempt > 1)
+                    weights = weights_fingerprint(cfg, data_digest, dependencies)
+                    run_dir.update_state(fingerprint=fingerprint, weights_fingerprint=weights, status="running")
+                    yield run_dir
+                    return
+        finally:
+            lock.release()
+        attempt += 1
+
+
+def load_state(path: Path) -> RunState | None:
+    """The state of the run in ``path``; None where it is no run. Raises MannersError where the file is damaged."""
+    file = path / STATE_FILE
+    if not file.exists():
+        return None
+    try:
+        saved = json.loads(file.read_text())
+        known = {f.name for f in fields(RunState)}
+        state = RunState(**{name: value for name, value in saved.items() if name in known})
+        texts = (state.status, state.fingerprint, state.weights_fingerprint, state.mlflow_run_id)
+        sound = all(isinstance(text, str) for text in texts)
+    except (ValueError, RecursionError, AttributeError, TypeError, OSError):
+        sound = False
+    if not sound:
+        raise MannersError(f"{file} is damaged. Without the folder {path} its command trains that run anew.")
+    return state
+
+
+def try_lock(lock: FileLock) -> bool:
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    return True

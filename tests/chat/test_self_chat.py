@@ -1,0 +1,117 @@
+"""Two small models that talk with each other, and what is kept of it."""
+
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from manners.chat import self_chat, terminal
+from manners.chat.session import Session, add_turn
+from manners.chat.streaming import SamplingState, prompt_ids, stream_reply
+from manners.config.schema import ChatConfig, TrackingConfig
+from tests.chat import checkpoints
+from tests.data.files import read
+
+
+@pytest.fixture(scope="module")
+def voices(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("self_chat")
+    origin = checkpoints.base(folder)
+    return {
+        role: checkpoints.voice(checkpoints.adapter(origin, folder / name, seed))
+        for seed, (role, name) in enumerate({"user": "curious", "assistant": "blunt"}.items())
+    }
+
+
+@pytest.fixture
+def options(tmp_path):
+    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="manners")
+    return lambda **changes: OmegaConf.structured(
+        ChatConfig(output_dir=str(tmp_path), tracking=tracking, max_new_tokens=8, turns=4, **changes)
+    )
+
+
+def saved(folder):
+    (line,) = (folder / "transcript.jsonl").read_text().splitlines()
+    return json.loads(line)
+
+
+def test_each_says_what_it_would_say_after_the_words_of_both(voices, options, capsys, monkeypatch):
+    monkeypatch.setattr(self_chat.store, "record", lambda *_: None)
+    folder = self_chat.run_self_chat(options(system="Be brief.", adapter_scale=0.5), voices)
+    session, chance = Session(system="Be brief."), SamplingState.of(options())
+    for role in ("user", "assistant", "user", "assistant"):
+        voices[role].turn(0.5)
+        asked = Session(session.turns, "Be brief.", role)
+        words = "".join(stream_reply(voices[role], prompt_ids(asked, voices[role], 8)[0], role, chance, chance.draw()))
+        session = add_turn(session, role, words)
+    assert saved(folder) == {"messages": session.messages, "user": "curious", "assistant": "blunt"}
+    assert len(session.messages) == 5
+    shown = [f"{turn['role']}: {turn['content']}" for turn in session.turns]
+    assert capsys.readouterr().out.splitlines() == shown
+    assert OmegaConf.load(folder / "config.yaml").seed == 1
+    (row,) = read(folder / "transcript.jsonl").train
+    assert row.messages == session.messages
+
+
+def test_a_prompt_opens_and_colours_tell_the_two_apart(voices, options, capsys, monkeypatch):
+    monkeypatch.setattr(self_chat.store, "record", lambda *_: None)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    folder = self_chat.run_self_chat(options(prompt="What is a rose?"), voices)
+    assert saved(folder)["messages"][0] == {"role": "user", "content": "What is a rose?"}
+    assert len(saved(folder)["messages"]) == 4
+    seen = capsys.readouterr().out
+    assert "\x1b[36mWhat is a rose?" in seen
+    assert "\x1b[1;32massistant: " in seen
+    again = self_chat.run_self_chat(options(prompt="What is a rose?"), voices)
+    assert again != folder  # nothing is written over
+    assert saved(again) == saved(folder)
+
+
+@pytest.mark.parametrize("end", [[], KeyboardInterrupt])
+def test_what_was_said_before_the_end_is_kept(voices, options, monkeypatch, end):
+    """Whether one has nothing more to say, or Ctrl-C ends it."""
+
+    def speech(_voice, _ids, role, *_):
+        calls.append(role)
+        if len(calls) < 3:
+            yield f"{role}s words"
+        elif end:
+            raise end
+
+    calls, recorded = [], []
+    monkeypatch.setattr(terminal, "speak", speech)
+    monkeypatch.setattr(self_chat.store, "record", lambda *given: recorded.append(given))
+    folder = self_chat.run_self_chat(options(), voices)
+    assert [m["content"] for m in saved(folder)["messages"]] == ["users words", "assistants words"]
+    assert recorded[0][3] == {"turns": 2}
+
+
+def test_the_transcript_is_on_disk_after_every_turn(voices, options, monkeypatch):
+    monkeypatch.setattr(self_chat.store, "record", lambda *_: None)
+    seen = []
+
+    def speech(*_):
+        files = list((tmp / "self_chat").rglob("transcript.jsonl"))
+        seen.append(len(saved(files[0].parent)["messages"]) if files else 0)
+        yield "words"
+
+    tmp = self_chat.Path(options().output_dir)
+    monkeypatch.setattr(terminal, "speak", speech)
+    self_chat.run_self_chat(options(), voices)
+    assert seen == [0, 1, 2, 3]
+
+
+def test_the_transcript_is_an_artifact_of_a_run_of_its_own(voices, options, tmp_path):
+    from mlflow import MlflowClient
+
+    folder = self_chat.run_self_chat(options(), voices)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("manners").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == folder.name == "curious-and-blunt-1"
+    tags = {key: run.data.tags[f"manners.{key}"] for key in ("method", "user", "assistant")}
+    assert tags == {"method": "self_chat", "user": "curious", "assistant": "blunt"}
+    assert {f.path for f in client.list_artifacts(run.info.run_id)} == {"transcript.jsonl", "config.yaml"}
+    client.download_artifacts(run.info.run_id, "transcript.jsonl", str(tmp_path))
+    assert saved(tmp_path) == saved(folder)

@@ -1,0 +1,295 @@
+"""Which tokens a conversation becomes, and which of them carry loss."""
+
+import pytest
+from omegaconf import OmegaConf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from manners.config.schema import DatasetConfig
+from manners.data import loading
+from manners.data.tokenize import IGNORE_INDEX, TokenizedExample, prompt_text, tokenize, truncate
+from manners.data.types import Conversation, prompts_of
+from manners.errors import MannersError
+from manners.models.templates import TEMPLATES
+
+
+def chat(*turns):
+    """Turns by user and assistant, as they speak one after the other."""
+    return Conversation(
+        [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(turns)], "data.jsonl:1"
+    )
+
+
+def shown(example, tokenizer):
+    """The tokens as text, one after the other; those that carry loss in [brackets]."""
+    pairs = zip(example.input_ids, example.labels, strict=True)
+    return "".join(f"[{tokenizer.decode([i])}]" if label == i else f"{tokenizer.decode([i])}·" for i, label in pairs)
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    """A byte-level tokenizer like GPT-2's: no chat tokens, its one special token ends texts and fills rows."""
+
+    def build(template):
+        inner = Tokenizer(models.BPE())
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        inner.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=["<|endoftext|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        inner.train_from_iterator(["User: Who are you?\nAssistant: I am Bob.\nUser: Bye\nAssistant: Bye"] * 9, trainer)
+        end = "<|endoftext|>"
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=end, pad_token=end)
+        tokenizer.chat_template = TEMPLATES[template]
+        return tokenizer
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def strictbot():
+    cfg = OmegaConf.structured(DatasetConfig(path="package:strictbot", format="messages"))
+    chats = loading.load_splits(cfg).train
+    single = [c for c in chats if len(c.messages) == 2][::40]
+    return single + [c for c in chats if len(c.messages) > 2][:20]
+
+
+# --- Labels, token by token ---
+
+
+def test_the_reply_and_its_stop_token_carry_loss_and_nothing_else(tokenizer):
+    [example] = tokenize([chat("What is a cat?", "A cat is an animal.")], tokenizer, "assistant", 512)
+    assert shown(example, tokenizer) == (
+        "<|im_start|>·user·\n·What· is· a· cat·?·<|im_end|>·\n·"
+        "<|im_start|>·assistant·\n·[A][ cat][ is][ an][ animal][.][<|im_end|>]\n·"
+    )
+    assert example.num_targets == 7
+    assert example.num_truncated == 0
+
+
+TALK = ("What is a cat?", "A cat is an animal.", "Is it a fruit?", "No.")
+
+
+def test_every_reply_of_several_carries_loss(tokenizer):
+    [example] = tokenize([chat(*TALK)], tokenizer, "assistant", 512)
+    assert shown(example, tokenizer) == (
+        "<|im_start|>·user·\n·What· is· a· cat·?·<|im_end|>·\n·"
+        "<|im_start|>·assistant·\n·[A][ cat][ is][ an][ animal][.][<|im_end|>]\n·"
+        "<|im_start|>·user·\n·Is· it· a· fruit·?·<|im_end|>·\n·"
+        "<|im_start|>·assistant·\n·[No][.][<|im_end|>]\n·"
+    )
+
+
+def test_the_users_turns_can_carry_the_loss(tokenizer):
+    [example] = tokenize([chat(*TALK)], tokenizer, "user", 512)
+    assert shown(example, tokenizer) == (
+        "<|im_start|>·user·\n·[What][ is][ a][ cat][?][<|im_end|>]\n·"
+        "<|im_start|>·assistant·\n·A· cat· is· an· animal·.·<|im_end|>·\n·"
+        "<|im_start|>·user·\n·[Is][ it][ a][ fruit][?][<|im_end|>]\n·"
+        "<|im_start|>·assistant·\n·No·.·<|im_end|>·\n·"
+    )
+
+
+def test_all_turns_can_carry_loss_but_never_the_words_of_the_template(tokenizer):
+    system = {"role": "system", "content": "A cat."}
+    [example] = tokenize([Conversation([system, *chat("What is a cat?", "No.").messages])], tokenizer, "all", 512)
+    name = "".join(f"{tokenizer.decode([i])}·" for i in tokenizer.encode("system"))  # several tokens, none of interest
+    assert shown(example, tokenizer) == (
+        f"<|im_start|>·{name}\n·[A][ cat][.][<|im_end|>]\n·"
+        "<|im_start|>·user·\n·[What][ is][ a][ cat][?][<|im_end|>]\n·"
+        "<|im_start|>·assistant·\n·[No][.][<|im_end|>]\n·"
+    )
+
+
+def test_all_of_a_text_carries_loss_and_it_stops(tokenizer):
+    [example] = tokenize(
+        [Conversation([{"role": "text", "content": "A cat is an animal."}])], tokenizer, "assistant", 512
+    )
+    assert shown(example, tokenizer) == "[A][ cat][ is][ an][ animal][.][<|im_end|>]"
+    assert example.num_targets == 6  # the first token is predicted from nothing
+
+
+def test_the_same_words_said_by_both_are_told_apart(tokenizer):
+    [example] = tokenize([chat("No.", "No.", "No.", "No.")], tokenizer, "assistant", 512)
+    turn, reply = "<|im_start|>·user·\n·No·.·<|im_end|>·\n·", "<|im_start|>·assistant·\n·[No][.][<|im_end|>]\n·"
+    assert shown(example, tokenizer) == turn + reply + turn + reply
+
+
+def test_a_character_of_several_tokens_carries_loss_whole(tokenizer):
+    [example] = tokenize([chat("Hi", "🙂")], tokenizer, "assistant", 512)
+    trained = [label for label in example.labels if label != IGNORE_INDEX]
+    assert len(trained) > 2  # its bytes, and the stop token
+    assert tokenizer.decode(trained) == "🙂<|im_end|>"
+
+
+# --- A tokenizer whose padding token is its stop token ---
+
+
+def test_plain_ends_a_reply_with_eos_although_eos_fills_rows(gpt2):
+    tokenizer = gpt2("plain")
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    [example] = tokenize([chat("Who are you?", "I am Bob.", "Bye", "Bye")], tokenizer, "assistant", 512)
+    assert shown(example, tokenizer) == (
+        "User·:· Who· are· you·?·\n·Assistant·:·[ I][ am][ Bob][.][<|endoftext|>]\n·"
+        "User·:· Bye·\n·Assistant·:·[ Bye][<|endoftext|>]\n·"
+    )
+
+
+def test_marked_ends_a_reply_with_eos_although_eos_fills_rows(gpt2):
+    tokenizer = gpt2("marked")
+    [example] = tokenize([chat("Who are you?", "I am Bob.")], tokenizer, "assistant", 512)
+    assert shown(example, tokenizer) == (
+        "<·|·u·s·er·|·>·Wh·o· are· you·?·<·|·a·s·sis·tant·|·>·[I][ am][ Bob][.][<|endoftext|>]"
+    )
+
+
+def test_turns_without_a_stop_token_end_with_their_line(gpt2):
+    tokenizer = gpt2("plain")
+    [example] = tokenize([chat("Who are you?", "I am Bob.")], tokenizer, "all", 512)
+    assert shown(example, tokenizer) == (
+        "User·:·[ Who][ are][ you][?][\n]Assistant·:·[ I][ am][ Bob][.][<|endoftext|>]\n·"
+    )
+    [example] = tokenize([chat("Who are you?", "I am Bob.")], gpt2("marked"), "user", 512)
+    assert shown(example, tokenizer) == (
+        "<·|·u·s·er·|·>·[Wh][o][ are][ you][?]<·|·a·s·sis·tant·|·>·I· am· Bob·.·<|endoftext|>·"
+    )
+
+
+# --- What training sees is what inference sees ---
+
+
+@pytest.mark.parametrize("template", ["native", "plain", "marked"])
+def test_training_sees_the_very_prompt_tokens_of_inference(tokenizer, gpt2, strictbot, template):
+    tok = tokenizer if template == "native" else gpt2(template)
+    for example, prompt in zip(tokenize(strictbot, tok, "assistant", 4096), prompts_of(strictbot), strict=True):
+        asked = tok(prompt_text(prompt.messages, tok), add_special_tokens=False)["input_ids"]
+        assert example.input_ids[: len(asked)] == asked
+        assert example.labels[len(asked) - 1] == IGNORE_INDEX
+        learned = example.labels[len(asked) :]
+        assert (
+            tok.decode([t for t in learned if t != IGNORE_INDEX]).removeprefix(" ") == prompt.reference + tok.eos_token
+        )
+        stop = learned.index(tok.eos_token_id)
+        assert set(learned[stop + 1 :]) <= {IGNORE_INDEX}
+
+
+# --- Templates that cannot be trained with ---
+
+
+def with_template(tokenizer, template):
+    """A copy, for the fixture is shared."""
+    copy = PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, eos_token=tokenizer.eos_token)
+    copy.chat_template = template
+    return copy
+
+
+def test_a_template_that_never_stops_a_reply_is_refused(tokenizer):
+    loop = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    endless = with_template(tokenizer, loop)
+    with pytest.raises(MannersError, match="no special token after a turn, so the model would never learn to stop"):
+        tokenize([chat("Hi", "No.")], endless, "assistant", 512)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
+    forgetful = with_template(
+        tokenizer,
+        "{% for m in messages %}{% if loop.last or m['role'] == 'user' %}"
+        "{{ m['role'] + ': ' + m['content'] + eos_token }}{% endif %}{% endfor %}",
+    )
+    with pytest.raises(MannersError, match=r"^data\.jsonl:1: the chat template rewrites earlier turns"):
+        tokenize([chat("Hi", "No.", "Hi", "No.")], forgetful, "assistant", 512)
+
+
+def test_a_row_that_the_template_refuses_is_told_with_its_line(tokenizer):
+    strict = with_template(
+        tokenizer,
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}",
+    )
+    row = Conversation([{"role": "system", "content": "Be brief."}, *chat("Hi", "No.").messages], "data.jsonl:7")
+    with pytest.raises(MannersError, match=r"^data\.jsonl:7: .* refuses the row: System role not supported"):
+        tokenize([row], strict, "assistant", 512)
+
+
+# --- Truncation ---
+
+STOP = 2
+
+
+def row(prompt, reply):
+    """Ids and labels of ``prompt`` tokens without loss, ``reply`` with it, the stop token, and a line break."""
+    ids = [*range(1000, 1000 + prompt), *range(2000, 2000 + reply), STOP, 9]
+    return ids, [IGNORE_INDEX] * prompt + ids[prompt:-1] + [IGNORE_INDEX]
+
+
+def test_a_row_that_fits_is_left_alone():
+    assert truncate(*row(4, 4), 10) == TokenizedExample(*row(4, 4), num_truncated=0)
+
+
+def test_the_oldest_tokens_go_first():
+    example = truncate(*row(10, 4), 12)  # 16 tokens: four must go
+    assert example.input_ids == [1004, 1005, 1006, 1007, 1008, 1009, 2000, 2001, 2002, 2003, STOP, 9]
+    assert example.labels == [IGNORE_INDEX] * 6 + [2000, 2001, 2002, 2003, STOP, IGNORE_INDEX]
+    assert example.num_truncated == 4
+
+
+def test_a_reply_cut_at_its_end_has_no_stop_token():
+    example = truncate(*row(3, 20), 10)  # 25 tokens; the prompt is less than half of ten, so it stays
+    assert example.input_ids == [1000, 1001, 1002, *range(2000, 2007)]
+    assert example.labels == [IGNORE_INDEX] * 3 + [*range(2000, 2007)]
+    assert example.num_truncated == 15
+
+
+def test_a_long_prompt_and_a_long_reply_share_the_length():
+    example = truncate(*row(30, 20), 10)
+    assert example.input_ids == [*range(1025, 1030), *range(2000, 2005)]
+    assert example.num_truncated == 42
+
+
+def test_earlier_replies_go_before_the_last_one():
+    ids = [1, 10, 11, STOP, 3, 20, 21, STOP]
+    labels = [IGNORE_INDEX, 10, 11, STOP, IGNORE_INDEX, 20, 21, STOP]
+    assert truncate(ids, labels, 5) == TokenizedExample(
+        [STOP, 3, 20, 21, STOP], [STOP, IGNORE_INDEX, 20, 21, STOP], num_truncated=3
+    )
+
+
+def test_a_text_loses_its_end():
+    ids = [*range(10, 20), STOP]
+    assert truncate(ids, ids, 4) == TokenizedExample([10, 11, 12, 13], [10, 11, 12, 13], num_truncated=7)
+
+
+def test_no_length_takes_all_of_a_reply_away():
+    for prompt in (0, 1, 5, 12):
+        for reply in (1, 3, 8, 30):
+            ids, labels = row(prompt, reply)
+            for length in range(2, len(ids) + 2):
+                example = truncate(ids, labels, length)
+                kept = example.input_ids
+                assert len(kept) == min(length, len(ids)) == len(ids) - example.num_truncated
+                start = ids.index(kept[0])
+                assert (kept, example.labels) == (ids[start : start + length], labels[start : start + length])
+                learned = sum(label != IGNORE_INDEX for label in example.labels)
+                assert learned >= min(reply + 1, length // 2)
+                assert example.num_targets > 0
+                assert 2000 in kept  # a reply is never learned from its middle
+                assert (STOP in example.labels) == (2000 + reply - 1 in kept and STOP in kept)
+
+
+def test_a_reply_of_a_megabyte_is_cut_and_counted(tokenizer):
+    reply = " ".join(["A cat is an animal."] * 50_001)  # six tokens each; 1,000,019 characters in all
+    [example, other] = tokenize([chat("What is a cat?", reply), chat("Hi", "No.")], tokenizer, "assistant", 64)
+    assert len(example.input_ids) == 64
+    assert example.num_truncated == 13 + 6 * 50_001 + 2 - 64  # 13 tokens before the reply, two after it
+    assert tokenizer.decode(example.labels[13:]).startswith("A cat is an animal. A cat")
+    assert tokenizer.eos_token_id not in example.labels
+    assert other.cut == 0
+
+
+def test_encoding_keeps_the_order_of_the_rows(tokenizer):
+    chats = [chat("Hi", reply) for reply in ("No.", "A cat.", "A cat is an animal.")]
+    learned = [[t for t in e.labels if t != IGNORE_INDEX] for e in tokenize(chats, tokenizer, "assistant", 512)]
+    assert [tokenizer.decode(t) for t in learned] == [c.messages[1]["content"] + "<|im_end|>" for c in chats]
