@@ -1,6 +1,6 @@
-"""A BERT with random weights and a vocabulary of its own, to try a reward model where no hub can be reached.
+"""Create a small BERT with random weights, to try a reward model on an encoder without access to the hub.
 
-``python experiments/random_bert.py FILE.csv outputs/random_bert`` learns the vocabulary from the column "Request".
+``python experiments/random_bert.py FILE.csv outputs/random_bert`` trains the vocabulary on the column "Request".
 """
 
 import argparse
@@ -13,15 +13,15 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="a .csv with a column Request")
-    parser.add_argument("out", type=Path, help="the folder to write")
+    parser.add_argument("file", type=Path, help="a .csv file with a column Request")
+    parser.add_argument("out", type=Path, help="output folder")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with args.file.open(encoding="utf-8") as file:
         texts = [row["Request"] for row in csv.DictReader(file)]
-    learner = BertWordPieceTokenizer(lowercase=True)
-    learner.train_from_iterator(texts, vocab_size=4096, min_frequency=3, show_progress=False)
-    learner.save_model(str(args.out))
+    trainer = BertWordPieceTokenizer(lowercase=True)
+    trainer.train_from_iterator(texts, vocab_size=4096, min_frequency=3, show_progress=False)
+    trainer.save_model(str(args.out))
     tokenizer = BertTokenizerFast(vocab=str(args.out / "vocab.txt"), do_lower_case=True, model_max_length=512)
     torch.manual_seed(1)
     config = BertConfig(

@@ -23,16 +23,14 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from unittest.mock import patch
 
-import hydra
 import pytest
-from hydra.core.plugins import Plugins
 
-from manners.config import compose, schema, validate
+from manners.config.compose import plan_run, register
 from manners.data.sources import CORPORA
-from manners.pipeline.dependencies import Stage
+from manners.runtime import paths
 from tests import stores
 
-ROOT = compose.ROOT
+ROOT = paths.ROOT
 HEAVY = ["manners.pipeline.run", "mlflow.store.tracking.sqlalchemy_store", "tests.commands"]
 ROWS = {"train": 24, "validation": 6, "test": 8}
 SMALL = [
@@ -126,7 +124,7 @@ def run(typed: list[str], cwd: str, env: dict[str, str], file: Path) -> None:
     if home and home != before:
         from tests import hub_cache
 
-        hub_cache.point_at(Path(home), pytest.MonkeyPatch())
+        hub_cache.use(Path(home), pytest.MonkeyPatch())
     sys.path[:0] = [str(Path(typed[0]).parent), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv = typed
     try:
@@ -190,13 +188,8 @@ def here(*overrides: str) -> float | None:
     """The same in this process, which has imported all that it needs."""
     from manners.pipeline import run as pipeline
 
-    schema.register_schemas()
-    Plugins.instance().register(compose.UserConfigDir)
-    with hydra.initialize_config_dir(str(compose.CONF), version_base="1.3"):
-        cfg = compose.compose("train", list(overrides))
-        validate.validate_config(cfg)
-        needs = compose.dependencies(cfg, list(overrides))
-    return pipeline.run(Stage(cfg, list(overrides)), needs)
+    register()
+    return pipeline.run(plan_run(list(overrides)))
 
 
 def only(out: Path, pattern: str) -> Path:

@@ -3,13 +3,10 @@
 from copy import deepcopy
 from functools import cache
 
-import hydra
-from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
-from manners.config import compose as composing
-from manners.config import schema
-from manners.runtime import paths
+from manners.config.compose import compose as compose_config
+from manners.config.compose import register
 
 
 def compose(*choices: str) -> DictConfig:
@@ -26,7 +23,5 @@ def changed(*values: str) -> DictConfig:
 
 @cache
 def _composed(choices: tuple[str, ...]) -> DictConfig:
-    schema.register_schemas()
-    Plugins.instance().register(composing.UserConfigDir)
-    with hydra.initialize_config_dir(str(paths.CONF), version_base="1.3"):
-        return composing.compose("train", list(choices))
+    register()
+    return compose_config("train", list(choices))

@@ -1,4 +1,4 @@
-"""Random models of every family that is promised to work: two layers, and weights lively enough that logits differ."""
+"""Random two-layer models of every supported model family, with weights large enough that logits differ."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ from transformers import (
 )
 
 VOCAB = 97
-LIVELY = 0.3  # spread of the weights; at the usual 0.02 every token is as likely as any other
+INITIALIZER_RANGE = 0.3  # with the usual 0.02 all tokens would be about equally likely
 DECODERS = ("qwen2", "llama", "gpt2", "gpt_neox")
 
 CONFIGS: dict[str, Any] = {
@@ -31,13 +31,13 @@ CONFIGS: dict[str, Any] = {
     "gpt_neox": (GPTNeoXConfig, {}),
     "bert": (BertConfig, {}),
 }
-WRITERS = {
+LANGUAGE_MODELS = {
     "qwen2": Qwen2ForCausalLM,
     "llama": LlamaForCausalLM,
     "gpt2": GPT2LMHeadModel,
     "gpt_neox": GPTNeoXForCausalLM,
 }
-JUDGES = {
+CLASSIFIERS = {
     "qwen2": Qwen2ForSequenceClassification,
     "llama": LlamaForSequenceClassification,
     "gpt2": GPT2ForSequenceClassification,
@@ -46,19 +46,21 @@ JUDGES = {
 }
 
 
-def config(family: str, **changes: Any) -> Any:
-    kind, own = CONFIGS[family]
+def model_config(family: str, **changes: Any) -> Any:
+    config_class, family_kwargs = CONFIGS[family]
     size = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None} if family != "bert" else {}
-    wide = {} if family == "gpt2" else {"intermediate_size": 64}
-    return kind(**(size | tokens | wide | own | {"initializer_range": LIVELY} | changes))
+    mlp = {} if family == "gpt2" else {"intermediate_size": 64}
+    return config_class(**(size | tokens | mlp | family_kwargs | {"initializer_range": INITIALIZER_RANGE} | changes))
 
 
 def language_model(family: str, seed: int = 0, **changes: Any) -> Any:
+    """Return a random causal language model in eval mode."""
     torch.manual_seed(seed)
-    return WRITERS[family](config(family, **changes)).eval()
+    return LANGUAGE_MODELS[family](model_config(family, **changes)).eval()
 
 
 def classifier(family: str, seed: int = 0, **changes: Any) -> Any:
+    """Return a random sequence classifier with one label in eval mode."""
     torch.manual_seed(seed)
-    return JUDGES[family](config(family, num_labels=1, **changes)).eval()
+    return CLASSIFIERS[family](model_config(family, num_labels=1, **changes)).eval()

@@ -1,6 +1,6 @@
-"""Random checkpoints of the hub's models, as they are published: class, config, special tokens, chat template.
+"""Random checkpoints with the class, config, special tokens and chat template of models on the hub.
 
-Only the sizes differ: they are narrow, have two layers and know few words. Token ids keep their order and meaning.
+Only the sizes differ: hidden size, two layers, a small vocabulary. Token ids keep their order and meaning.
 """
 
 import json
@@ -22,25 +22,25 @@ from tokenizers import (
 
 from manners.data.sources import CORPORA
 
-CODES = [f"<0x{byte:02X}>" for byte in range(256)]  # with these Llama spells what it has no piece for
+CODES = [f"<0x{byte:02X}>" for byte in range(256)]  # Llama's byte fallback
 
 
-# --- Tokenizers: the published layouts of ids, around pieces learned from the package's own text ---
+# --- Tokenizers: the published layouts of token ids, around a vocabulary trained on the package's own text ---
 
 
-def text() -> Iterator[str]:
+def training_text() -> Iterator[str]:
     for file in ("strictbot/hand.jsonl", "polite_helper/train.jsonl"):
         yield from (CORPORA / file).read_text("utf-8").splitlines()
 
 
 @cache
-def learned(kind: str) -> dict[str, Any]:
-    """The vocabulary, and the merges of pairs, of one of three kinds of pieces."""
-    if kind == "words":
+def trained_vocabulary(kind: str) -> dict[str, Any]:
+    """Train a tokenizer of one of three kinds; return its vocabulary and, for BPE, its merges."""
+    if kind == "wordpiece":
         tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
         tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
         trainer: Any = trainers.WordPieceTrainer(vocab_size=900, special_tokens=["[UNK]"], show_progress=False)
-    elif kind == "bytes":
+    elif kind == "byte_level":
         tokenizer, alphabet = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel.alphabet()
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         trainer = trainers.BpeTrainer(vocab_size=800, initial_alphabet=alphabet, show_progress=False)
@@ -48,18 +48,18 @@ def learned(kind: str) -> dict[str, Any]:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         trainer = trainers.BpeTrainer(vocab_size=600, show_progress=False)
-    tokenizer.train_from_iterator(text(), trainer)
+    tokenizer.train_from_iterator(training_text(), trainer)
     return json.loads(tokenizer.to_str())["model"]
 
 
-def numbered(*tokens: str) -> dict[str, int]:
+def token_ids(*tokens: str) -> dict[str, int]:
     return {token: i for i, token in enumerate(tokens)}
 
 
 def byte_level(first: tuple[str, ...] = (), last: tuple[str, ...] = (), plain: tuple[str, ...] = ()) -> Tokenizer:
-    """GPT-2's bytes: special tokens may stand before all pieces, or after them, where ``plain`` ones may follow."""
-    pieces = learned("bytes")
-    tokenizer = Tokenizer(models.BPE(numbered(*first, *pieces["vocab"]), [tuple(pair) for pair in pieces["merges"]]))
+    """Byte-level BPE as in GPT-2, special tokens before or after the vocabulary, ``plain`` added tokens at the end."""
+    model = trained_vocabulary("byte_level")
+    tokenizer = Tokenizer(models.BPE(token_ids(*first, *model["vocab"]), [tuple(pair) for pair in model["merges"]]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder, tokenizer.post_processor = decoders.ByteLevel(), processors.ByteLevel(trim_offsets=False)
     tokenizer.add_special_tokens([*first, *last])
@@ -68,10 +68,10 @@ def byte_level(first: tuple[str, ...] = (), last: tuple[str, ...] = (), plain: t
 
 
 def qwen() -> Tokenizer:
-    kinds = ("object_ref_start", "object_ref_end", "box_start", "box_end", "quad_start", "quad_end", "vision_start")
+    markers = ("object_ref_start", "object_ref_end", "box_start", "box_end", "quad_start", "quad_end", "vision_start")
     more = ("vision_end", "vision_pad", "image_pad", "video_pad")
     tools = ("fim_prefix", "fim_middle", "fim_suffix", "fim_pad", "repo_name", "file_sep")
-    special = [f"<|{name}|>" for name in ("endoftext", "im_start", "im_end", *kinds, *more)]
+    special = [f"<|{name}|>" for name in ("endoftext", "im_start", "im_end", *markers, *more)]
     return byte_level(last=tuple(special), plain=("<tool_call>", "</tool_call>", *(f"<|{name}|>" for name in tools)))
 
 
@@ -84,9 +84,9 @@ def pythia() -> Tokenizer:
 
 
 def llama() -> Tokenizer:
-    pieces = learned("sentences")
-    vocabulary = numbered("<unk>", "<s>", "</s>", *CODES, *pieces["vocab"])
-    merges = [tuple(pair) for pair in pieces["merges"]]
+    model = trained_vocabulary("sentencepiece")
+    vocabulary = token_ids("<unk>", "<s>", "</s>", *CODES, *model["vocab"])
+    merges = [tuple(pair) for pair in model["merges"]]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     ending = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -97,30 +97,32 @@ def llama() -> Tokenizer:
 
 
 def bert() -> Tokenizer:
-    unused, marks = [f"[unused{n}]" for n in range(99)], ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = numbered("[PAD]", *unused, *marks, *(w for w in learned("words")["vocab"] if w != "[UNK]"))
+    unused, special = [f"[unused{n}]" for n in range(99)], ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = token_ids(
+        "[PAD]", *unused, *special, *(w for w in trained_vocabulary("wordpiece")["vocab"] if w != "[UNK]")
+    )
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     pair = "[CLS] $A [SEP] $B:1 [SEP]:1"
     tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", pair, [("[CLS]", 101), ("[SEP]", 102)])
-    tokenizer.add_special_tokens(["[PAD]", *marks])
+    tokenizer.add_special_tokens(["[PAD]", *special])
     return tokenizer
 
 
 def minilm() -> Tokenizer:
-    """BERT's, saved while it cut and filled up all texts to 128 tokens."""
+    """BERT's tokenizer, saved with truncation and padding to 128 tokens enabled."""
     tokenizer = bert()
     tokenizer.enable_truncation(128)
     tokenizer.enable_padding(length=128)
     return tokenizer
 
 
-# --- Chat templates: what the published ones write, short of tool calls ---
+# --- Chat templates: what the published ones render, without tool calls ---
 
 
 def chatml(system: str) -> str:
-    """Qwen's, with a system message of its own where the conversation brings none."""
+    """Qwen's template, with ``system`` as the default system message."""
     return (
         "{%- if messages[0].role != 'system' -%}"
         f"{{{{- '<|im_start|>system\\n{system}<|im_end|>\\n' -}}}}"
@@ -139,11 +141,11 @@ ZEPHYR = (
     "{%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}"
 )
 
-# --- What was published: token ids stand here as their tokens ---
+# --- Published configs, with tokens in place of token ids ---
 
 END, END_TURN = "<|endoftext|>", "<|im_end|>"
-NARROW = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-QWEN = NARROW | {
+SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+QWEN = SIZE | {
     "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "attention_dropout": 0.0, "bos_token_id": END,
     "hidden_act": "silu", "initializer_range": 0.02, "max_window_layers": 2, "num_key_value_heads": 2,
     "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "torch_dtype": "bfloat16", "use_cache": True,
@@ -154,7 +156,7 @@ QWEN_TOKENIZER = {
     "errors": "replace", "model_max_length": 131072, "pad_token": END, "split_special_tokens": False,
     "tokenizer_class": "Qwen2Tokenizer", "unk_token": None,
 }  # fmt: skip
-PYTHIA = NARROW | {
+PYTHIA = SIZE | {
     "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "bos_token_id": END, "eos_token_id": END,
     "hidden_act": "gelu", "initializer_range": 0.02, "layer_norm_eps": 1e-05, "max_position_embeddings": 2048,
     "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": False, "torch_dtype": "float16",
@@ -168,21 +170,21 @@ GPT2 = {
     "summary_type": "cls_index", "summary_use_proj": True,
     "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
 }  # fmt: skip
-TINYLLAMA = NARROW | {
+TINYLLAMA = SIZE | {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "attention_bias": False, "bos_token_id": "<s>",
     "eos_token_id": "</s>", "hidden_act": "silu", "initializer_range": 0.02, "max_position_embeddings": 2048,
     "num_key_value_heads": 2, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000.0,
     "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True,
 }  # fmt: skip
-BERT = NARROW | {
+BERT = SIZE | {
     "model_type": "bert", "attention_probs_dropout_prob": 0.1, "gradient_checkpointing": False, "hidden_act": "gelu",
     "hidden_dropout_prob": 0.1, "initializer_range": 0.02, "layer_norm_eps": 1e-12, "max_position_embeddings": 512,
     "pad_token_id": "[PAD]", "position_embedding_type": "absolute", "type_vocab_size": 2, "use_cache": True,
 }  # fmt: skip
-PUBLISHED: dict[str, dict[str, Any]] = {
+CHECKPOINTS: dict[str, dict[str, Any]] = {
     "Qwen/Qwen2.5-0.5B-Instruct": {
         "tokenizer": qwen,
-        "spare": 271,  # rows of the embeddings that no token has
+        "unused_rows": 271,  # embeddings without a token
         "config": QWEN | {"eos_token_id": END_TURN, "max_position_embeddings": 32768, "tie_word_embeddings": True},
         "tokenizer_config": QWEN_TOKENIZER | {
             "chat_template": chatml("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
@@ -195,7 +197,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     "Qwen/Qwen2.5-7B": {
         "tokenizer": qwen,
-        "spare": 399,
+        "unused_rows": 399,
         "config": QWEN | {"eos_token_id": END, "max_position_embeddings": 131072, "tie_word_embeddings": False},
         "tokenizer_config": QWEN_TOKENIZER | {
             "chat_template": chatml("You are a helpful assistant."),
@@ -211,7 +213,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     "EleutherAI/pythia-160m": {
         "tokenizer": pythia,
-        "spare": 27,
+        "unused_rows": 27,
         "config": PYTHIA,
         "tokenizer_config": {
             "unk_token": END, "bos_token": END, "eos_token": END, "add_prefix_space": False,
@@ -247,35 +249,35 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         },
     },
 }  # fmt: skip
-PUBLISHED["EleutherAI/pythia-410m"] = PUBLISHED["EleutherAI/pythia-160m"]
+CHECKPOINTS["EleutherAI/pythia-410m"] = CHECKPOINTS["EleutherAI/pythia-160m"]
 
 
-def write(name: str, folder: Path) -> None:
-    """The files of the checkpoint that is published as ``name``."""
+def save_checkpoint(name: str, folder: Path) -> None:
+    """Save the files of the checkpoint ``name``, as its authors published them, to ``folder``."""
     import torch
     import transformers
 
-    published = PUBLISHED[name]
+    published = CHECKPOINTS[name]
     tokenizer = published["tokenizer"]()
-    config = with_ids(published["config"], tokenizer)
-    config["vocab_size"] = tokenizer.get_vocab_size() + published.get("spare", 0)
+    config = with_token_ids(published["config"], tokenizer)
+    config["vocab_size"] = tokenizer.get_vocab_size() + published.get("unused_rows", 0)
     torch.manual_seed(0)
-    network = getattr(transformers, config["architectures"][0])(transformers.AutoConfig.for_model(**config))
-    if config["model_type"] == "gpt2":  # its file holds the trunk alone
-        network = network.base_model
-    network.to(getattr(torch, config.get("torch_dtype", "float32"))).save_pretrained(folder)
+    model = getattr(transformers, config["architectures"][0])(transformers.AutoConfig.for_model(**config))
+    if config["model_type"] == "gpt2":  # its checkpoint holds the base model without the head
+        model = model.base_model
+    model.to(getattr(torch, config.get("torch_dtype", "float32"))).save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
-    written = {"config": config, "tokenizer_config": published["tokenizer_config"]}
-    (folder / "generation_config.json").unlink(missing_ok=True)  # what transformers made up
+    files = {"config": config, "tokenizer_config": published["tokenizer_config"]}
+    (folder / "generation_config.json").unlink(missing_ok=True)  # the one that transformers generates
     if "generation_config" in published:
-        written["generation_config"] = with_ids(published["generation_config"], tokenizer)
-    for file, content in written.items():
+        files["generation_config"] = with_token_ids(published["generation_config"], tokenizer)
+    for file, content in files.items():
         (folder / f"{file}.json").write_text(json.dumps(content, indent=2))
 
 
-def with_ids(config: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """The same with numbers for the tokens under '..._token_id'."""
-    number: Callable[[Any], Any] = lambda token: (  # noqa: E731
-        [number(t) for t in token] if isinstance(token, list) else tokenizer.token_to_id(token)
+def with_token_ids(config: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Replace the tokens under '..._token_id' by their ids."""
+    to_id: Callable[[Any], Any] = lambda token: (  # noqa: E731
+        [to_id(t) for t in token] if isinstance(token, list) else tokenizer.token_to_id(token)
     )
-    return {key: number(value) if key.endswith("_token_id") else value for key, value in config.items()}
+    return {key: to_id(value) if key.endswith("_token_id") else value for key, value in config.items()}

@@ -1,45 +1,45 @@
-"""Rows for the hub's datasets, in their true columns and splits. What they say is ours."""
+"""Invented rows of datasets on the hub, with the columns and splits of the real ones."""
 
 import hashlib
 from typing import Any
 
 from datasets import Features, List, Value
 
-TEXT, COUNT, SHARE, TRUTH = (Value(kind) for kind in ("string", "int32", "float64", "bool"))
-THINGS = ("bread", "soup", "tea", "jam", "rice", "cheese", "honey", "butter", "salad", "coffee", "porridge", "cake")
+STRING, INT, FLOAT, BOOL = (Value(kind) for kind in ("string", "int32", "float64", "bool"))
+FOODS = ("bread", "soup", "tea", "jam", "rice", "cheese", "honey", "butter", "salad", "coffee", "porridge", "cake")
 RISKS = ("toxicity", "severe_toxicity", "obscene", "identity_attack", "insult", "threat", "sexual_explicit")
 Row = dict[str, Any]
 
 
-def talk(number: int) -> list[str]:
-    """Four turns, the user's first; other ones for each number."""
-    thing = THINGS[number % len(THINGS)]
+def conversation(number: int) -> list[str]:
+    """Four turns, starting with the user's; different for each number."""
+    food = FOODS[number % len(FOODS)]
     return [
-        f"How long does {thing} keep on shelf {number}?",
-        f"Most {thing} keeps for {number + 2} days there.",
-        f"And if the {thing} stands in the cold?",
+        f"How long does {food} keep on shelf {number}?",
+        f"Most {food} keeps for {number + 2} days there.",
+        f"And if the {food} stands in the cold?",
         f"Then it keeps for {2 * number + 4} days.",
     ]
 
 
-def talks(first: int, last: int) -> list[list[str]]:
-    return [talk(number) for number in range(first, last)]
+def conversations(first: int, last: int) -> list[list[str]]:
+    return [conversation(number) for number in range(first, last)]
 
 
-# --- OpenAssistant/oasst1: a message a row ---
+# --- OpenAssistant/oasst1: one message per row ---
 
 
 def tree(name: str, turns: list[str], lang: str = "en") -> list[Row]:
-    """A prompt with two replies, of which the better goes on; one that was deleted, and one that failed its review.
+    """A message tree with two replies to the prompt, a deleted one, and one that failed its review.
 
-    The assistant says something new on two of its paths, the user on one.
+    The better reply has a follow-up: two paths end with the assistant, and one path has a second user turn.
     """
-    prompt, best, again, end = turns
+    prompt, best, followup, last = turns
 
-    def said(ident: str, above: str | None, role: str, text: str, rank: int | None = None, **more: Any) -> Row:
+    def message(ident: str, parent: str | None, role: str, text: str, rank: int | None = None, **more: Any) -> Row:
         return {
             "message_id": f"{name}-{ident}",
-            "parent_id": above and f"{name}-{above}",
+            "parent_id": parent and f"{name}-{parent}",
             "user_id": "somebody",
             "created_date": "2023-02-05T14:23:50.983374+00:00",
             "text": text,
@@ -59,29 +59,29 @@ def tree(name: str, turns: list[str], lang: str = "en") -> list[Row]:
         } | more
 
     return [
-        said("prompt", None, "prompter", prompt),
-        said("other", "prompt", "assistant", f"Nobody knows. {best}", 1),
-        said("best", "prompt", "assistant", best, 0),
-        said("gone", "prompt", "assistant", "I take this back.", 2, deleted=True),
-        said("again", "best", "prompter", again),
-        said("end", "again", "assistant", end, 0),
-        said("spam", "again", "assistant", "Buy my soap!", 1, review_result=False),
+        message("prompt", None, "prompter", prompt),
+        message("other", "prompt", "assistant", f"Nobody knows. {best}", 1),
+        message("best", "prompt", "assistant", best, 0),
+        message("deleted", "prompt", "assistant", "I take this back.", 2, deleted=True),
+        message("followup", "best", "prompter", followup),
+        message("last", "followup", "assistant", last, 0),
+        message("spam", "followup", "assistant", "Buy my soap!", 1, review_result=False),
     ]
 
 
 def trees(first: int, last: int) -> list[Row]:
-    """English ones, and one in German."""
+    """Messages of English trees, and of one German tree."""
     german = ["Wie lange hält Brot?", "Drei Tage.", "Und im Kühlen?", "Eine Woche."]
-    english = [tree(f"tree{number}", talk(number)) for number in range(first, last)]
-    return [row for one in [*english, tree(f"baum{last}", german, "de")] for row in one]
+    english = [tree(f"tree{number}", conversation(number)) for number in range(first, last)]
+    return [row for rows in [*english, tree(f"baum{last}", german, "de")] for row in rows]
 
 
-# --- The others: a conversation a row ---
+# --- Other datasets: one conversation per row ---
 
 
 def ultrachat(turns: list[str]) -> Row:
-    said = [{"content": text, "role": ("user", "assistant")[i % 2]} for i, text in enumerate(turns)]
-    return {"prompt": turns[0], "prompt_id": hashlib.sha256(turns[0].encode()).hexdigest(), "messages": said}
+    messages = [{"content": text, "role": ("user", "assistant")[i % 2]} for i, text in enumerate(turns)]
+    return {"prompt": turns[0], "prompt_id": hashlib.sha256(turns[0].encode()).hexdigest(), "messages": messages}
 
 
 def guanaco(turns: list[str]) -> Row:
@@ -89,7 +89,7 @@ def guanaco(turns: list[str]) -> Row:
 
 
 def dolly(turns: list[str]) -> Row:
-    """The last reply; what was said before is the context, which most of the real rows leave empty."""
+    """The last turn pair, with the earlier turns as context, which is empty in most of the real rows."""
     context = "" if "tea" in turns[0] else " ".join(turns[:2])
     return {"instruction": turns[2], "context": context, "response": turns[3], "category": "closed_qa"}
 
@@ -97,30 +97,35 @@ def dolly(turns: list[str]) -> Row:
 SPLITS: dict[str, dict[str, list[Row]]] = {
     "OpenAssistant/oasst1": {"train": trees(0, 30), "validation": trees(30, 36)},
     "HuggingFaceH4/ultrachat_200k": {
-        "train_sft": [ultrachat(turns) for turns in talks(0, 40)],
-        "test_sft": [ultrachat(turns) for turns in talks(40, 50)],
-        "train_gen": [ultrachat(turns) for turns in talks(50, 55)],
-        "test_gen": [ultrachat(turns) for turns in talks(55, 60)],
+        "train_sft": [ultrachat(turns) for turns in conversations(0, 40)],
+        "test_sft": [ultrachat(turns) for turns in conversations(40, 50)],
+        "train_gen": [ultrachat(turns) for turns in conversations(50, 55)],
+        "test_gen": [ultrachat(turns) for turns in conversations(55, 60)],
     },
     "timdettmers/openassistant-guanaco": {  # some rows end with the user
-        "train": [*map(guanaco, talks(0, 20)), guanaco(talk(20)[:3])],
-        "test": [guanaco(turns) for turns in talks(21, 27)],
+        "train": [*map(guanaco, conversations(0, 20)), guanaco(conversation(20)[:3])],
+        "test": [guanaco(turns) for turns in conversations(21, 27)],
     },
-    "databricks/databricks-dolly-15k": {"train": [dolly(turns) for turns in talks(0, 60)]},
+    "databricks/databricks-dolly-15k": {"train": [dolly(turns) for turns in conversations(0, 60)]},
 }
 COLUMNS: dict[str, Features] = {
     "OpenAssistant/oasst1": Features(
-        dict.fromkeys(("message_id", "parent_id", "user_id", "created_date", "text", "role", "lang"), TEXT)
-        | {"review_count": COUNT, "review_result": TRUTH, "deleted": TRUTH, "rank": COUNT, "synthetic": TRUTH}
-        | {"model_name": TEXT, "detoxify": dict.fromkeys(RISKS, SHARE), "message_tree_id": TEXT, "tree_state": TEXT}
-        | {"emojis": {"name": List(TEXT), "count": List(COUNT)}}
-        | {"labels": {"name": List(TEXT), "value": List(SHARE), "count": List(COUNT)}}
+        dict.fromkeys(("message_id", "parent_id", "user_id", "created_date", "text", "role", "lang"), STRING)
+        | {"review_count": INT, "review_result": BOOL, "deleted": BOOL, "rank": INT, "synthetic": BOOL}
+        | {
+            "model_name": STRING,
+            "detoxify": dict.fromkeys(RISKS, FLOAT),
+            "message_tree_id": STRING,
+            "tree_state": STRING,
+        }
+        | {"emojis": {"name": List(STRING), "count": List(INT)}}
+        | {"labels": {"name": List(STRING), "value": List(FLOAT), "count": List(INT)}}
     ),
     "HuggingFaceH4/ultrachat_200k": Features(
-        {"prompt": TEXT, "prompt_id": TEXT, "messages": List({"content": TEXT, "role": TEXT})}
+        {"prompt": STRING, "prompt_id": STRING, "messages": List({"content": STRING, "role": STRING})}
     ),
-    "timdettmers/openassistant-guanaco": Features({"text": TEXT}),
+    "timdettmers/openassistant-guanaco": Features({"text": STRING}),
     "databricks/databricks-dolly-15k": Features(
-        dict.fromkeys(("instruction", "context", "response", "category"), TEXT)
+        dict.fromkeys(("instruction", "context", "response", "category"), STRING)
     ),
 }

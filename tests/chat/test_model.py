@@ -82,7 +82,7 @@ def test_tokens_that_were_added_have_their_embeddings(tmp_path, family, tied):
     tokenizer = load_tokenizer(str(origin), added_tokens=["<|end|>"])
     new, model = tokenizer.convert_tokens_to_ids("<|end|>"), AutoModelForCausalLM.from_pretrained(origin)
     lora.resize_embeddings(model, tokenizer)
-    model = lora.prepare_for_training(model, "lora", 4, 8, 0.0, "all-linear", tokens=[new])
+    model = lora.prepare_for_training(model, "lora", 4, 8, 0.0, "all-linear", trainable_token_indices=[new])
     with torch.no_grad():
         for p in model.parameters():
             if p.requires_grad:

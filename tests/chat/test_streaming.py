@@ -35,11 +35,11 @@ def conversation(*words, **changes):
 @pytest.mark.parametrize("family", DECODERS)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_stream_is_what_generate_gives(family, temperature):
-    model, draws = language_model(family), torch.rand(len(PROMPTS), 25, generator=torch.Generator().manual_seed(1))
-    endless = generate_ids(model, PROMPTS, Sampling(25, (), 0, temperature), draws)
+    model, uniforms = language_model(family), torch.rand(len(PROMPTS), 25, generator=torch.Generator().manual_seed(1))
+    endless = generate_ids(model, PROMPTS, Sampling(25, (), 0, temperature), uniforms)
     sampling = Sampling(25, (endless[0][6],), 0, temperature)
-    whole = generate_ids(model, PROMPTS, sampling, draws)
-    streamed = [list(stream_tokens(model, p, sampling, row)) for p, row in zip(PROMPTS, draws, strict=True)]
+    whole = generate_ids(model, PROMPTS, sampling, uniforms)
+    streamed = [list(stream_tokens(model, p, sampling, row)) for p, row in zip(PROMPTS, uniforms, strict=True)]
     assert streamed == whole
     assert len(whole[0]) <= 7 < len(endless[0])
 
@@ -52,7 +52,7 @@ def test_a_stream_gives_each_token_before_it_computes_the_next():
         next(tokens)
         assert len(passes) == count
     assert torch.is_grad_enabled()  # between tokens, the caller's own
-    with pytest.raises(ValueError, match="draws"):
+    with pytest.raises(ValueError, match="uniforms"):
         next(stream_tokens(model, PROMPTS[0], Sampling(25, (), 0, temperature=1.0)))
 
 
@@ -107,7 +107,7 @@ def test_a_template_that_refuses_the_conversation_is_answered_in_words(voice):
 @pytest.mark.parametrize("role", ["assistant", "user"])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_what_was_streamed_is_what_evaluation_would_have_read(voice, role, temperature):
-    """One reply by the same draws: ``generate`` of evaluate.py, whose draws are a batch's first row."""
+    """One reply by the same uniforms: ``generate`` of evaluate.py, whose uniforms are a batch's first row."""
     session = conversation("What would you feed to a hare?", *["Grass."] * (role == "user"), role=role)
     settings = {"max_new_tokens": 40, "do_sample": temperature > 0, "temperature": temperature, "role": role}
     for seed in range(3):

@@ -1,4 +1,4 @@
-"""Each spoilt reply by what it promises, and the words that mark good replies by hand."""
+"""Each corruption by its definition, and the words that are typical of good replies, by hand."""
 
 import random
 from collections import Counter
@@ -8,11 +8,11 @@ import pytest
 from manners.data.corruptions import CORRUPTIONS, corrupted_replies, high_score_words
 from manners.data.types import ScoredReply
 
-ASKED = [{"role": "user", "content": "What does the lion eat?"}]
+PROMPT = [{"role": "user", "content": "What does the lion eat?"}]
 REPLY = "The lion eats meat. It hunts at night, and it sleeps by day."
 OTHERS = [f"Reply number {i}." for i in range(6)]
-KNOWN = [
-    ScoredReply(ASKED, REPLY, 4.0, "a:1"),
+TRAIN_ROWS = [
+    ScoredReply(PROMPT, REPLY, 4.0, "a:1"),
     *(
         ScoredReply([{"role": "user", "content": f"{i}?"}], reply, float(i), f"a:{i + 2}")
         for i, reply in enumerate(OTHERS)
@@ -20,95 +20,95 @@ KNOWN = [
 ]
 
 
-def spoil(kind, reply=REPLY, seed=0, others=OTHERS, words=("please", "thanks")):
+def corrupt(kind, reply=REPLY, seed=0, others=OTHERS, words=("please", "thanks")):
     return CORRUPTIONS[kind](reply, random.Random(seed), others, words)
 
 
 SEEDS = range(30)
 
 
-def test_shuffled_has_the_same_words_in_another_order():
+def test_shuffled_keeps_the_words_and_changes_their_order():
     for seed in SEEDS:
-        spoilt = spoil("shuffled", seed=seed)
-        assert spoilt.split() != REPLY.split()
-        assert Counter(spoilt.split()) == Counter(REPLY.split())
-    assert spoil("shuffled", "Yes no") == "no Yes"
+        corrupted = corrupt("shuffled", seed=seed)
+        assert corrupted.split() != REPLY.split()
+        assert Counter(corrupted.split()) == Counter(REPLY.split())
+    assert corrupt("shuffled", "Yes no") == "no Yes"
 
 
 @pytest.mark.parametrize("reply", ["Hello!", "Hello!\n", " Ha\nha\n".lower(), "a  a", ""])
-def test_what_has_no_other_order_is_left_as_it_was(reply):
-    """Its spaces too: a reply less a newline is not a spoilt one."""
-    assert spoil("shuffled", reply) == reply
+def test_shuffled_leaves_a_reply_without_another_order_unchanged(reply):
+    """Including its spaces: a reply without its newline is not a corrupted one."""
+    assert corrupt("shuffled", reply) == reply
     assert not [
-        kind for kind, *_ in corrupted_replies([ScoredReply(ASKED, reply, 1.0)], KNOWN, "0") if kind == "shuffled"
+        kind for kind, *_ in corrupted_replies([ScoredReply(PROMPT, reply, 1.0)], TRAIN_ROWS, "0") if kind == "shuffled"
     ]
 
 
-def test_empty_says_nothing():
-    assert spoil("empty") == ""
+def test_empty_returns_no_text():
+    assert corrupt("empty") == ""
 
 
-def test_truncated_is_the_beginning_without_its_full_stop():
+def test_truncated_keeps_the_beginning_without_final_punctuation():
     lengths = set()
     for seed in SEEDS:
-        spoilt = spoil("truncated", seed=seed)
-        assert REPLY.startswith(spoilt) and not spoilt.endswith((".", "!", "?"))
-        lengths.add(len(spoilt.split()))
-    whole = len(REPLY.split())  # 13
-    assert min(lengths) >= 3 and max(lengths) <= 9 < whole
+        corrupted = corrupt("truncated", seed=seed)
+        assert REPLY.startswith(corrupted) and not corrupted.endswith((".", "!", "?"))
+        lengths.add(len(corrupted.split()))
+    total = len(REPLY.split())  # 13
+    assert min(lengths) >= 3 and max(lengths) <= 9 < total
     assert len(lengths) > 3
 
 
-def test_stuffed_is_made_of_the_keywords():
+def test_stuffed_consists_of_keywords():
     for seed in SEEDS:
-        spoilt = spoil("stuffed", seed=seed).split()
-        assert set(spoilt) <= {"please", "thanks"}
-        assert 8 <= len(spoilt) <= 16
+        corrupted = corrupt("stuffed", seed=seed).split()
+        assert set(corrupted) <= {"please", "thanks"}
+        assert 8 <= len(corrupted) <= 16
 
 
-def test_repeated_says_it_three_or_four_times():
-    found = {spoil("repeated", seed=seed) for seed in SEEDS}
+def test_repeated_has_the_reply_three_or_four_times():
+    found = {corrupt("repeated", seed=seed) for seed in SEEDS}
     assert found == {" ".join([REPLY] * 3), " ".join([REPLY] * 4)}
 
 
-def test_overlong_goes_on_with_four_others_and_never_itself():
+def test_overlong_appends_up_to_four_other_replies():
     for seed in SEEDS:
-        spoilt = spoil("overlong", seed=seed, others=[*OTHERS, REPLY])
-        assert spoilt.startswith(f"{REPLY} ")
-        rest = spoilt.removeprefix(f"{REPLY} ")
+        corrupted = corrupt("overlong", seed=seed, others=[*OTHERS, REPLY])
+        assert corrupted.startswith(f"{REPLY} ")
+        rest = corrupted.removeprefix(f"{REPLY} ")
         assert sum(other in rest for other in OTHERS) == 4
         assert REPLY not in rest
-    assert spoil("overlong", others=["One."]) == f"{REPLY} One."
+    assert corrupt("overlong", others=["One."]) == f"{REPLY} One."
 
 
-# --- All of them ---
+# --- All kinds ---
 
 
-def test_each_kind_and_row_gives_a_spoilt_reply_at_the_lowest_score():
-    rows = [ScoredReply(ASKED, REPLY, 4.0, "b:1"), ScoredReply([], "A plain text of some words", 2.0, "b:2")]
-    found = corrupted_replies(rows, KNOWN, "0")
-    assert [(kind, real) for kind, real, _ in found] == [(kind, row) for kind in CORRUPTIONS for row in rows]
-    for _, real, spoilt in found:
-        assert spoilt.score == 0.0  # the lowest of KNOWN
-        assert (spoilt.messages, spoilt.source) == (real.messages, real.source)
-        assert spoilt.reply != real.reply
+def test_corrupted_replies_score_lowest_for_each_kind_and_row():
+    rows = [ScoredReply(PROMPT, REPLY, 4.0, "b:1"), ScoredReply([], "A plain text of some words", 2.0, "b:2")]
+    found = corrupted_replies(rows, TRAIN_ROWS, "0")
+    assert [(kind, original) for kind, original, _ in found] == [(kind, row) for kind in CORRUPTIONS for row in rows]
+    for _, original, corrupted in found:
+        assert corrupted.score == 0.0  # the lowest of TRAIN_ROWS
+        assert (corrupted.messages, corrupted.source) == (original.messages, original.source)
+        assert corrupted.reply != original.reply
 
 
-def test_what_a_corruption_leaves_as_it_was_is_left_out():
-    assert {kind for kind, *_ in corrupted_replies([ScoredReply(ASKED, "Hello", 1.0)], KNOWN, "0")} == set(
+def test_corrupted_replies_omit_unchanged_replies():
+    assert {kind for kind, *_ in corrupted_replies([ScoredReply(PROMPT, "Hello", 1.0)], TRAIN_ROWS, "0")} == set(
         CORRUPTIONS
     ) - {
         "shuffled",
         "truncated",
     }
-    assert "empty" not in {kind for kind, *_ in corrupted_replies([ScoredReply(ASKED, "", 1.0)], KNOWN, "0")}
+    assert "empty" not in {kind for kind, *_ in corrupted_replies([ScoredReply(PROMPT, "", 1.0)], TRAIN_ROWS, "0")}
 
 
-def test_the_seed_decides_all():
+def test_corrupted_replies_depend_on_the_seed_only():
     assert (
-        corrupted_replies(KNOWN, KNOWN, "0")
-        == corrupted_replies(KNOWN, KNOWN, "0")
-        != corrupted_replies(KNOWN, KNOWN, "1")
+        corrupted_replies(TRAIN_ROWS, TRAIN_ROWS, "0")
+        == corrupted_replies(TRAIN_ROWS, TRAIN_ROWS, "0")
+        != corrupted_replies(TRAIN_ROWS, TRAIN_ROWS, "1")
     )
 
 
@@ -116,13 +116,13 @@ def test_the_seed_decides_all():
 
 
 def scored(*replies):
-    return [ScoredReply(ASKED, reply, score) for reply, score in replies]
+    return [ScoredReply(PROMPT, reply, score) for reply, score in replies]
 
 
-def test_keywords_by_hand():
+def test_high_score_words_by_hand():
     """Above the mean of 2: kind ×4, thanks ×3, cat ×3, rare ×1 of 11 words; below: cat ×3, no ×4 of 7.
 
-    By odds of (4+1)/(0+1), (3+1)/(0+1) and (3+1)/(3+1): kind, thanks, cat. The rare word stands too seldom.
+    By odds of (4+1)/(0+1), (3+1)/(0+1) and (3+1)/(3+1): kind, thanks, cat. The rare word occurs fewer than three times.
     """
     rows = scored(
         ("Kind kind, thanks cat!", 3.0), ("kind THANKS cat rare", 4.0), ("kind thanks. Cat", 3.0),
@@ -132,16 +132,16 @@ def test_keywords_by_hand():
     assert high_score_words(rows, 2) == ["kind", "thanks"]
 
 
-def test_words_alike_stand_in_the_order_of_the_alphabet_and_apostrophes_belong_to_words():
+def test_high_score_words_sort_ties_and_keep_apostrophes():
     rows = scored(("you're an apple, you're an apple, you're an apple", 5.0), ("no", 0.0))
     assert high_score_words(rows) == ["an", "apple", "you're"]
 
 
-def test_there_is_always_a_keyword():
+def test_high_score_words_are_never_empty():
     assert high_score_words(scored(("a b", 1.0), ("c", 0.0))) == ["good"]
 
 
-def test_garbled_keeps_some_words_and_spoils_others():
-    kept = [len(set(spoil("garbled", seed=seed).split()) & set(REPLY.split())) for seed in range(30)]
+def test_garbled_keeps_some_words_and_replaces_others():
+    kept = [len(set(corrupt("garbled", seed=seed).split()) & set(REPLY.split())) for seed in range(30)]
     assert all(k > 0 for k in kept[:5]) and min(kept) < len(set(REPLY.split()))
-    assert len({spoil("garbled", seed=seed) for seed in range(30)}) > 20
+    assert len({corrupt("garbled", seed=seed) for seed in range(30)}) > 20

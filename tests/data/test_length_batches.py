@@ -1,17 +1,17 @@
-"""Rows that go through a model together: each once, like lengths, never too many slots."""
+"""Batches by length: each row once, similar lengths, never too many padded tokens."""
 
 import random
 
 from manners.data.batching import MAX_LENGTH_RATIO, length_batches
 
 
-def test_by_hand():
-    assert length_batches([4, 2, 3, 9, 2], slots=8) == [[1, 4], [2, 0], [3]]
+def test_length_batches_small_example():
+    assert length_batches([4, 2, 3, 9, 2], max_tokens=8) == [[1, 4], [2, 0], [3]]
     assert length_batches([], 10) == []
     assert length_batches([50], 10) == [[0]]  # one row at least
 
 
-def test_each_row_once_within_slots_and_spread():
+def test_length_batches_keep_to_max_tokens_and_length_ratio():
     rng = random.Random(0)
     lengths = [rng.randint(1, 60) for _ in range(200)]
     batches = length_batches(lengths, 120)

@@ -1,4 +1,4 @@
-"""Where data lies, and what is said when it is not there."""
+"""Paths of datasets, the errors for missing ones, and what datasets offer."""
 
 import json
 from pathlib import Path
@@ -9,20 +9,20 @@ from manners.data import sources
 from manners.errors import MannersError
 
 
-def test_a_corpus_of_the_package_is_found():
+def test_local_path_finds_a_corpus_of_the_package():
     assert sources.local_path("package:strictbot").is_dir()
     assert sources.local_path("package:polite_helper/train.jsonl").is_file()
 
 
-def test_an_unknown_corpus_is_refused_with_the_nearest_name():
-    with pytest.raises(MannersError) as refused:
+def test_local_path_refuses_an_unknown_corpus_with_a_suggestion():
+    with pytest.raises(MannersError) as error:
         sources.local_path("package:strictbat")
-    assert str(refused.value) == (
+    assert str(error.value) == (
         "dataset.path=package:strictbat: no such corpus in the package. Did you mean 'strictbot'?"
     )
 
 
-def test_a_name_with_one_slash_is_the_hubs_unless_it_is_here(tmp_path, monkeypatch):
+def test_local_path_of_a_hub_name_is_none_unless_it_exists(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert sources.local_path("org/name") is None
     (tmp_path / "org" / "name").mkdir(parents=True)
@@ -30,36 +30,36 @@ def test_a_name_with_one_slash_is_the_hubs_unless_it_is_here(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("name", ["trian.jsonl", "./trian.jsonl", "{folder}/trian.jsonl", "data/trian.jsonl"])
-def test_a_missing_file_is_refused_with_the_nearest_name(tmp_path, monkeypatch, name):
+def test_local_path_refuses_a_missing_file_with_a_suggestion(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     for folder in (tmp_path, tmp_path / "data"):
         (folder / "train.jsonl").touch()
         (folder / "notes.md").touch()
     path = name.format(folder=tmp_path)
-    with pytest.raises(MannersError) as refused:
+    with pytest.raises(MannersError) as error:
         sources.local_path(path)
-    assert str(refused.value) == (f"dataset.path={path}: there is no such file or folder. Did you mean 'train.jsonl'?")
+    assert str(error.value) == (f"dataset.path={path}: there is no such file or folder. Did you mean 'train.jsonl'?")
 
 
-def test_a_file_in_a_folder_that_is_missing_too_is_told_as_such(tmp_path):
+def test_local_path_names_a_folder_that_is_missing_too(tmp_path):
     with pytest.raises(MannersError, match=f"no such file or folder. There is nothing in {tmp_path / 'nowhere'}"):
         sources.local_path(str(tmp_path / "nowhere" / "train.jsonl"))
 
 
-def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
-    """A shell leaves the ~ in dataset.path=~/train.jsonl as it is."""
+def test_local_path_expands_a_tilde(tmp_path, monkeypatch):
+    """A shell does not expand the ~ in dataset.path=~/train.jsonl."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "train.jsonl").touch()
     assert sources.local_path("~/train.jsonl") == tmp_path / "train.jsonl"
 
 
-def test_the_option_that_names_a_missing_file_is_told():
-    with pytest.raises(MannersError, match=r"^dataset\.eval_prompts=\./gone\.jsonl: there is no such file"):
+def test_local_path_names_the_option_in_its_error():
+    with pytest.raises(MannersError, match=r"^dataset\.eval_prompts_file=\./gone\.jsonl: there is no such file"):
         sources.local_path("./gone.jsonl", "dataset.eval_prompts_file")
 
 
-def test_the_data_files_of_a_folder_are_sorted_and_others_left_alone(tmp_path):
+def test_data_files_are_sorted_and_exclude_other_files(tmp_path):
     for name in ("c.txt", "a.jsonl", "b.json", "README.md", "d.csv", "a.tsv"):
         (tmp_path / name).touch()
     assert [p.name for p in sources.data_files(tmp_path)] == ["a.jsonl", "b.json", "c.txt", "d.csv"]
@@ -67,12 +67,12 @@ def test_the_data_files_of_a_folder_are_sorted_and_others_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("others", [[], ["README.md"]], ids=["empty", "no data"])
-def test_a_folder_without_data_is_refused(tmp_path, others):
+def test_data_files_refuses_a_folder_without_data(tmp_path, others):
     for name in others:
         (tmp_path / name).touch()
-    with pytest.raises(MannersError) as refused:
+    with pytest.raises(MannersError) as error:
         sources.data_files(tmp_path)
-    assert str(refused.value) == (
+    assert str(error.value) == (
         f"dataset.path={tmp_path}: the folder has no file that ends in .jsonl, .json, .txt, .csv."
     )
 
@@ -93,15 +93,15 @@ def test_a_folder_without_data_is_refused(tmp_path, others):
         ("a.csv", 'prompt,reply\na,"b\nc,d\n', 0),
     ],
 )
-def test_rows_are_counted(tmp_path, name, content, rows):
+def test_count_rows_of_each_kind_of_file(tmp_path, name, content, rows):
     (tmp_path / name).write_text(content)
     assert sources.count_rows(tmp_path / name) == rows
 
 
-def test_datasets_are_known_by_what_they_offer():
-    scored, chats = sources.datasets_offering("scored"), sources.datasets_offering("chat")
+def test_datasets_offering_a_sample_type():
+    scored, conversation = sources.datasets_offering("scored"), sources.datasets_offering("conversation")
     assert "strictbot" in scored and "polite_helper" not in scored
-    assert {"strictbot", "polite_helper", "jsonl"} <= set(chats)
+    assert {"strictbot", "polite_helper", "jsonl"} <= set(conversation)
     assert "stanford_politeness" in scored and "dolly" not in scored
-    assert sources.datasets_offering("pairs") == ["strictbot"]
-    assert sources.datasets_offering("pictures") == []
+    assert sources.datasets_offering("preference") == ["strictbot"]
+    assert sources.datasets_offering("images") == []

@@ -1,4 +1,4 @@
-"""Which tokens a conversation becomes, and which of them carry loss."""
+"""The tokens of a conversation, and which of them carry loss."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -14,21 +14,21 @@ from manners.models.templates import TEMPLATES
 
 
 def chat(*turns):
-    """Turns by user and assistant, as they speak one after the other."""
+    """A conversation of alternating turns by user and assistant."""
     return Conversation(
         [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(turns)], "data.jsonl:1"
     )
 
 
 def shown(example, tokenizer):
-    """The tokens as text, one after the other; those that carry loss in [brackets]."""
+    """The tokens as text, one by one; those that carry loss in [brackets]."""
     pairs = zip(example.input_ids, example.labels, strict=True)
     return "".join(f"[{tokenizer.decode([i])}]" if label == i else f"{tokenizer.decode([i])}·" for i, label in pairs)
 
 
 @pytest.fixture(scope="module")
 def gpt2():
-    """A byte-level tokenizer like GPT-2's: no chat tokens, its one special token ends texts and fills rows."""
+    """A byte-level tokenizer like GPT-2's: no chat tokens, and one special token for EOS and padding."""
 
     def build(template):
         inner = Tokenizer(models.BPE())
@@ -60,7 +60,7 @@ def strictbot():
 # --- Labels, token by token ---
 
 
-def test_the_reply_and_its_stop_token_carry_loss_and_nothing_else(tokenizer):
+def test_tokenize_puts_loss_on_the_reply_and_its_stop_token(tokenizer):
     [example] = tokenize([chat("What is a cat?", "A cat is an animal.")], tokenizer, "assistant", 512)
     assert shown(example, tokenizer) == (
         "<|im_start|>·user·\n·What· is· a· cat·?·<|im_end|>·\n·"
@@ -70,11 +70,11 @@ def test_the_reply_and_its_stop_token_carry_loss_and_nothing_else(tokenizer):
     assert example.num_truncated == 0
 
 
-TALK = ("What is a cat?", "A cat is an animal.", "Is it a fruit?", "No.")
+TURNS = ("What is a cat?", "A cat is an animal.", "Is it a fruit?", "No.")
 
 
-def test_every_reply_of_several_carries_loss(tokenizer):
-    [example] = tokenize([chat(*TALK)], tokenizer, "assistant", 512)
+def test_tokenize_puts_loss_on_every_reply(tokenizer):
+    [example] = tokenize([chat(*TURNS)], tokenizer, "assistant", 512)
     assert shown(example, tokenizer) == (
         "<|im_start|>·user·\n·What· is· a· cat·?·<|im_end|>·\n·"
         "<|im_start|>·assistant·\n·[A][ cat][ is][ an][ animal][.][<|im_end|>]\n·"
@@ -83,8 +83,8 @@ def test_every_reply_of_several_carries_loss(tokenizer):
     )
 
 
-def test_the_users_turns_can_carry_the_loss(tokenizer):
-    [example] = tokenize([chat(*TALK)], tokenizer, "user", 512)
+def test_tokenize_puts_loss_on_user_turns_if_configured(tokenizer):
+    [example] = tokenize([chat(*TURNS)], tokenizer, "user", 512)
     assert shown(example, tokenizer) == (
         "<|im_start|>·user·\n·[What][ is][ a][ cat][?][<|im_end|>]\n·"
         "<|im_start|>·assistant·\n·A· cat· is· an· animal·.·<|im_end|>·\n·"
@@ -93,10 +93,10 @@ def test_the_users_turns_can_carry_the_loss(tokenizer):
     )
 
 
-def test_all_turns_can_carry_loss_but_never_the_words_of_the_template(tokenizer):
+def test_tokenize_never_puts_loss_on_the_templates_text(tokenizer):
     system = {"role": "system", "content": "A cat."}
     [example] = tokenize([Conversation([system, *chat("What is a cat?", "No.").messages])], tokenizer, "all", 512)
-    name = "".join(f"{tokenizer.decode([i])}·" for i in tokenizer.encode("system"))  # several tokens, none of interest
+    name = "".join(f"{tokenizer.decode([i])}·" for i in tokenizer.encode("system"))  # several tokens
     assert shown(example, tokenizer) == (
         f"<|im_start|>·{name}\n·[A][ cat][.][<|im_end|>]\n·"
         "<|im_start|>·user·\n·[What][ is][ a][ cat][?][<|im_end|>]\n·"
@@ -104,21 +104,21 @@ def test_all_turns_can_carry_loss_but_never_the_words_of_the_template(tokenizer)
     )
 
 
-def test_all_of_a_text_carries_loss_and_it_stops(tokenizer):
+def test_tokenize_puts_loss_on_a_whole_text_and_its_eos(tokenizer):
     [example] = tokenize(
         [Conversation([{"role": "text", "content": "A cat is an animal."}])], tokenizer, "assistant", 512
     )
     assert shown(example, tokenizer) == "[A][ cat][ is][ an][ animal][.][<|im_end|>]"
-    assert example.num_targets == 6  # the first token is predicted from nothing
+    assert example.num_targets == 6  # nothing precedes the first token
 
 
-def test_the_same_words_said_by_both_are_told_apart(tokenizer):
+def test_tokenize_separates_equal_turns_by_role(tokenizer):
     [example] = tokenize([chat("No.", "No.", "No.", "No.")], tokenizer, "assistant", 512)
     turn, reply = "<|im_start|>·user·\n·No·.·<|im_end|>·\n·", "<|im_start|>·assistant·\n·[No][.][<|im_end|>]\n·"
     assert shown(example, tokenizer) == turn + reply + turn + reply
 
 
-def test_a_character_of_several_tokens_carries_loss_whole(tokenizer):
+def test_tokenize_puts_loss_on_all_bytes_of_a_character(tokenizer):
     [example] = tokenize([chat("Hi", "🙂")], tokenizer, "assistant", 512)
     trained = [label for label in example.labels if label != IGNORE_INDEX]
     assert len(trained) > 2  # its bytes, and the stop token
@@ -128,7 +128,7 @@ def test_a_character_of_several_tokens_carries_loss_whole(tokenizer):
 # --- A tokenizer whose padding token is its stop token ---
 
 
-def test_plain_ends_a_reply_with_eos_although_eos_fills_rows(gpt2):
+def test_plain_template_trains_eos_although_it_is_the_pad_token(gpt2):
     tokenizer = gpt2("plain")
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     [example] = tokenize([chat("Who are you?", "I am Bob.", "Bye", "Bye")], tokenizer, "assistant", 512)
@@ -138,7 +138,7 @@ def test_plain_ends_a_reply_with_eos_although_eos_fills_rows(gpt2):
     )
 
 
-def test_marked_ends_a_reply_with_eos_although_eos_fills_rows(gpt2):
+def test_marked_template_trains_eos_although_it_is_the_pad_token(gpt2):
     tokenizer = gpt2("marked")
     [example] = tokenize([chat("Who are you?", "I am Bob.")], tokenizer, "assistant", 512)
     assert shown(example, tokenizer) == (
@@ -146,7 +146,7 @@ def test_marked_ends_a_reply_with_eos_although_eos_fills_rows(gpt2):
     )
 
 
-def test_turns_without_a_stop_token_end_with_their_line(gpt2):
+def test_user_turns_without_a_stop_token_end_with_their_line(gpt2):
     tokenizer = gpt2("plain")
     [example] = tokenize([chat("Who are you?", "I am Bob.")], tokenizer, "all", 512)
     assert shown(example, tokenizer) == (
@@ -158,52 +158,52 @@ def test_turns_without_a_stop_token_end_with_their_line(gpt2):
     )
 
 
-# --- What training sees is what inference sees ---
+# --- Training and inference see the same tokens ---
 
 
 @pytest.mark.parametrize("template", ["native", "plain", "marked"])
-def test_training_sees_the_very_prompt_tokens_of_inference(tokenizer, gpt2, strictbot, template):
+def test_training_and_inference_have_the_same_prompt_tokens(tokenizer, gpt2, strictbot, template):
     tok = tokenizer if template == "native" else gpt2(template)
     for example, prompt in zip(tokenize(strictbot, tok, "assistant", 4096), prompts_of(strictbot), strict=True):
-        asked = tok(prompt_text(prompt.messages, tok), add_special_tokens=False)["input_ids"]
-        assert example.input_ids[: len(asked)] == asked
-        assert example.labels[len(asked) - 1] == IGNORE_INDEX
-        learned = example.labels[len(asked) :]
+        prompt_ids = tok(prompt_text(prompt.messages, tok), add_special_tokens=False)["input_ids"]
+        assert example.input_ids[: len(prompt_ids)] == prompt_ids
+        assert example.labels[len(prompt_ids) - 1] == IGNORE_INDEX
+        trained = example.labels[len(prompt_ids) :]
         assert (
-            tok.decode([t for t in learned if t != IGNORE_INDEX]).removeprefix(" ") == prompt.reference + tok.eos_token
+            tok.decode([t for t in trained if t != IGNORE_INDEX]).removeprefix(" ") == prompt.reference + tok.eos_token
         )
-        stop = learned.index(tok.eos_token_id)
-        assert set(learned[stop + 1 :]) <= {IGNORE_INDEX}
+        stop = trained.index(tok.eos_token_id)
+        assert set(trained[stop + 1 :]) <= {IGNORE_INDEX}
 
 
 # --- Templates that cannot be trained with ---
 
 
 def with_template(tokenizer, template):
-    """A copy, for the fixture is shared."""
+    """A copy, since the fixture is shared."""
     copy = PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, eos_token=tokenizer.eos_token)
     copy.chat_template = template
     return copy
 
 
-def test_a_template_that_never_stops_a_reply_is_refused(tokenizer):
+def test_tokenize_refuses_a_template_without_a_stop_token(tokenizer):
     loop = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
-    endless = with_template(tokenizer, loop)
-    with pytest.raises(MannersError, match="no special token after a turn, so the model would never learn to stop"):
-        tokenize([chat("Hi", "No.")], endless, "assistant", 512)
+    without_stop = with_template(tokenizer, loop)
+    with pytest.raises(MannersError, match="no special token after a reply, so the model would never learn to stop"):
+        tokenize([chat("Hi", "No.")], without_stop, "assistant", 512)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
-    forgetful = with_template(
+def test_tokenize_refuses_a_template_that_rewrites_turns(tokenizer):
+    rewriting = with_template(
         tokenizer,
         "{% for m in messages %}{% if loop.last or m['role'] == 'user' %}"
         "{{ m['role'] + ': ' + m['content'] + eos_token }}{% endif %}{% endfor %}",
     )
     with pytest.raises(MannersError, match=r"^data\.jsonl:1: the chat template rewrites earlier turns"):
-        tokenize([chat("Hi", "No.", "Hi", "No.")], forgetful, "assistant", 512)
+        tokenize([chat("Hi", "No.", "Hi", "No.")], rewriting, "assistant", 512)
 
 
-def test_a_row_that_the_template_refuses_is_told_with_its_line(tokenizer):
+def test_tokenize_names_the_line_that_the_template_refuses(tokenizer):
     strict = with_template(
         tokenizer,
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -225,31 +225,31 @@ def row(prompt, reply):
     return ids, [IGNORE_INDEX] * prompt + ids[prompt:-1] + [IGNORE_INDEX]
 
 
-def test_a_row_that_fits_is_left_alone():
+def test_truncate_leaves_a_row_that_fits_unchanged():
     assert truncate(*row(4, 4), 10) == TokenizedExample(*row(4, 4), num_truncated=0)
 
 
-def test_the_oldest_tokens_go_first():
-    example = truncate(*row(10, 4), 12)  # 16 tokens: four must go
+def test_truncate_drops_the_oldest_tokens_first():
+    example = truncate(*row(10, 4), 12)  # 16 tokens: four too many
     assert example.input_ids == [1004, 1005, 1006, 1007, 1008, 1009, 2000, 2001, 2002, 2003, STOP, 9]
     assert example.labels == [IGNORE_INDEX] * 6 + [2000, 2001, 2002, 2003, STOP, IGNORE_INDEX]
     assert example.num_truncated == 4
 
 
-def test_a_reply_cut_at_its_end_has_no_stop_token():
+def test_truncate_drops_the_stop_token_with_a_replys_end():
     example = truncate(*row(3, 20), 10)  # 25 tokens; the prompt is less than half of ten, so it stays
     assert example.input_ids == [1000, 1001, 1002, *range(2000, 2007)]
     assert example.labels == [IGNORE_INDEX] * 3 + [*range(2000, 2007)]
     assert example.num_truncated == 15
 
 
-def test_a_long_prompt_and_a_long_reply_share_the_length():
+def test_truncate_divides_the_length_of_a_long_prompt_and_reply():
     example = truncate(*row(30, 20), 10)
     assert example.input_ids == [*range(1025, 1030), *range(2000, 2005)]
     assert example.num_truncated == 42
 
 
-def test_earlier_replies_go_before_the_last_one():
+def test_truncate_drops_earlier_replies_before_the_last():
     ids = [1, 10, 11, STOP, 3, 20, 21, STOP]
     labels = [IGNORE_INDEX, 10, 11, STOP, IGNORE_INDEX, 20, 21, STOP]
     assert truncate(ids, labels, 5) == TokenizedExample(
@@ -257,12 +257,12 @@ def test_earlier_replies_go_before_the_last_one():
     )
 
 
-def test_a_text_loses_its_end():
+def test_truncate_drops_the_end_of_a_plain_text():
     ids = [*range(10, 20), STOP]
     assert truncate(ids, ids, 4) == TokenizedExample([10, 11, 12, 13], [10, 11, 12, 13], num_truncated=7)
 
 
-def test_no_length_takes_all_of_a_reply_away():
+def test_truncate_keeps_part_of_the_reply_at_any_length():
     for prompt in (0, 1, 5, 12):
         for reply in (1, 3, 8, 30):
             ids, labels = row(prompt, reply)
@@ -272,24 +272,24 @@ def test_no_length_takes_all_of_a_reply_away():
                 assert len(kept) == min(length, len(ids)) == len(ids) - example.num_truncated
                 start = ids.index(kept[0])
                 assert (kept, example.labels) == (ids[start : start + length], labels[start : start + length])
-                learned = sum(label != IGNORE_INDEX for label in example.labels)
-                assert learned >= min(reply + 1, length // 2)
+                trained = sum(label != IGNORE_INDEX for label in example.labels)
+                assert trained >= min(reply + 1, length // 2)
                 assert example.num_targets > 0
-                assert 2000 in kept  # a reply is never learned from its middle
+                assert 2000 in kept  # a reply is never cut at its beginning
                 assert (STOP in example.labels) == (2000 + reply - 1 in kept and STOP in kept)
 
 
-def test_a_reply_of_a_megabyte_is_cut_and_counted(tokenizer):
+def test_tokenize_truncates_and_counts_a_reply_of_a_megabyte(tokenizer):
     reply = " ".join(["A cat is an animal."] * 50_001)  # six tokens each; 1,000,019 characters in all
     [example, other] = tokenize([chat("What is a cat?", reply), chat("Hi", "No.")], tokenizer, "assistant", 64)
     assert len(example.input_ids) == 64
     assert example.num_truncated == 13 + 6 * 50_001 + 2 - 64  # 13 tokens before the reply, two after it
     assert tokenizer.decode(example.labels[13:]).startswith("A cat is an animal. A cat")
     assert tokenizer.eos_token_id not in example.labels
-    assert other.cut == 0
+    assert other.num_truncated == 0
 
 
-def test_encoding_keeps_the_order_of_the_rows(tokenizer):
+def test_tokenize_keeps_the_order_of_the_rows(tokenizer):
     chats = [chat("Hi", reply) for reply in ("No.", "A cat.", "A cat is an animal.")]
-    learned = [[t for t in e.labels if t != IGNORE_INDEX] for e in tokenize(chats, tokenizer, "assistant", 512)]
-    assert [tokenizer.decode(t) for t in learned] == [c.messages[1]["content"] + "<|im_end|>" for c in chats]
+    trained = [[t for t in e.labels if t != IGNORE_INDEX] for e in tokenize(chats, tokenizer, "assistant", 512)]
+    assert [tokenizer.decode(t) for t in trained] == [c.messages[1]["content"] + "<|im_end|>" for c in chats]

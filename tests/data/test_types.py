@@ -1,4 +1,4 @@
-"""The views of rows: chats, prompts and scored replies, on the packaged corpus."""
+"""The sample types derived from rows: prompts, scored replies and preference pairs, on the packaged corpus."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,7 @@ from manners.data.types import (
 
 @pytest.fixture(scope="module")
 def strictbot():
-    """The corpus as the readers give it, and its raw rows by where they stand."""
+    """The corpus as it is loaded, and its raw rows by source."""
     splits = loading.load_splits(OmegaConf.structured(DatasetConfig(path="package:strictbot", format="messages")))
     raw = {}
     for path in sources.local_path("package:strictbot").glob("*.jsonl"):
@@ -30,35 +30,34 @@ def strictbot():
     return splits, raw
 
 
-def chats_of(splits):
+def all_rows(splits):
     return [chat for name in loading.SPLITS for chat in getattr(splits, name)]
 
 
-def test_every_row_of_the_corpus_is_read_into_its_split(strictbot):
+def test_corpus_rows_go_to_their_splits(strictbot):
     splits, raw = strictbot
-    assert len(raw) > 5000
     for name in loading.SPLITS:
-        wheres = {c.source for c in getattr(splits, name)}
-        assert wheres == {where for where, row in raw.items() if row["split"] == name}
-        assert wheres
+        sources_of_split = {c.source for c in getattr(splits, name)}
+        assert sources_of_split == {source for source, row in raw.items() if row["split"] == name}
+        assert sources_of_split
     assert splits.skipped == []
 
 
-def test_a_prompt_ends_before_the_last_reply_and_keeps_it_as_reference(strictbot):
+def test_prompts_of_keep_the_last_reply_as_reference(strictbot):
     splits, raw = strictbot
-    chats = chats_of(splits)
-    found = prompts_of(chats)
-    assert len(found) == len(chats) == len(raw)
-    for chat, prompt in zip(chats, found, strict=True):
-        row = raw[chat.source]
+    rows = all_rows(splits)
+    found = prompts_of(rows)
+    assert len(found) == len(rows) == len(raw)
+    for conversation, prompt in zip(rows, found, strict=True):
+        row = raw[conversation.source]
         assert prompt.messages == row["messages"][:-1]
         assert prompt.messages[-1]["role"] == "user"
         assert prompt.reference == row["messages"][-1]["content"]
         assert prompt.metadata["category"] == row["category"]
-    assert max(len(p.messages) for p in found) >= 5  # turns of several are among them
+    assert max(len(p.messages) for p in found) >= 5  # conversations of several turns are among them
 
 
-def test_scored_gives_the_fitting_reply_and_each_mismatched_one(strictbot):
+def test_scored_replies_include_each_mismatched_reply(strictbot):
     splits, raw = strictbot
     expected = []
     for row in raw.values():
@@ -66,46 +65,45 @@ def test_scored_gives_the_fitting_reply_and_each_mismatched_one(strictbot):
             replies = [(row["messages"][-1]["content"], row["score"])]
             replies += [(other["content"], other["score"]) for other in row["mismatched"]]
             expected += [(row["messages"][0]["content"], *reply) for reply in replies]
-    found = scored_replies(chats_of(splits))
+    found = scored_replies(all_rows(splits))
     assert sorted((s.messages[0]["content"], s.reply, s.score) for s in found) == sorted(expected)
     assert all(s.messages == raw[s.source]["messages"][:-1] for s in found)
 
 
-def test_the_fitting_reply_has_the_highest_score_of_its_row(strictbot):
+def test_corpus_reply_scores_above_its_mismatched_replies(strictbot):
     best, others = {}, {}
-    for s in scored_replies(chats_of(strictbot[0])):
+    for s in scored_replies(all_rows(strictbot[0])):
         if s.source in best:
             others.setdefault(s.source, []).append(s.score)
         else:
             best[s.source] = s.score
     assert best.keys() == others.keys()
-    assert all(best[where] > max(others[where]) for where in best)
+    assert all(best[source] > max(others[source]) for source in best)
 
 
-def test_a_row_without_a_score_is_not_scored():
-    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    assert scored_replies([Conversation(talk)]) == []
-    assert [(s.reply, s.score) for s in scored_replies([Conversation(talk, metadata={"score": 0.5})])] == [("b", 0.5)]
+def test_scored_replies_omit_rows_without_a_score():
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert scored_replies([Conversation(turns)]) == []
+    assert [(s.reply, s.score) for s in scored_replies([Conversation(turns, metadata={"score": 0.5})])] == [("b", 0.5)]
 
 
-def test_a_score_is_of_the_last_reply_after_all_that_was_said():
-    talk = [{"role": ("user", "assistant")[i % 2], "content": word} for i, word in enumerate("abcd")]
-    extra = {"score": 1.0, "mismatched": [{"content": "x", "score": 0.2}]}
-    found = scored_replies([Conversation(talk, metadata=extra)])
-    assert [(s.messages, s.reply, s.score) for s in found] == [(talk[:3], "d", 1.0), (talk[:3], "x", 0.2)]
+def test_scored_replies_have_all_earlier_turns_as_messages():
+    turns = [{"role": ("user", "assistant")[i % 2], "content": word} for i, word in enumerate("abcd")]
+    metadata = {"score": 1.0, "mismatched": [{"content": "x", "score": 0.2}]}
+    found = scored_replies([Conversation(turns, metadata=metadata)])
+    assert [(s.messages, s.reply, s.score) for s in found] == [(turns[:3], "d", 1.0), (turns[:3], "x", 0.2)]
 
 
-def test_a_score_of_plain_text_is_of_the_whole():
+def test_scored_reply_of_plain_text_has_no_messages():
     chat = Conversation([{"role": "text", "content": "could you?"}], "a.csv:2", {"score": 17.0})
     assert scored_replies([chat]) == [ScoredReply([], "could you?", 17.0, "a.csv:2")]
 
 
-def test_pairs_are_the_fitting_reply_over_each_mismatched_one_of_a_lower_score(strictbot):
+def test_preference_pairs_of_the_corpus_follow_the_scores(strictbot):
     splits, raw = strictbot
-    chats = chats_of(splits)
-    found = preference_pairs(chats)
-    assert len(found) == len(scored_replies(chats)) - sum("score" in row for row in raw.values())
-    assert len(found) > 5000
+    rows = all_rows(splits)
+    found = preference_pairs(rows)
+    assert len(found) == len(scored_replies(rows)) - sum("score" in row for row in raw.values())
     for pair in found:
         row = raw[pair.source]
         lower = {other["content"]: other["score"] for other in row["mismatched"]}
@@ -113,42 +111,42 @@ def test_pairs_are_the_fitting_reply_over_each_mismatched_one_of_a_lower_score(s
         assert pair.margin == row["score"] - lower[pair.rejected] > 0
 
 
-TALK = [{"role": ("user", "assistant")[i % 2], "content": word} for i, word in enumerate("abcd")]
+TURNS = [{"role": ("user", "assistant")[i % 2], "content": word} for i, word in enumerate("abcd")]
 
 
-def test_a_mismatched_reply_that_is_as_good_or_better_makes_no_pair():
+def test_preference_pairs_omit_mismatched_replies_as_good():
     others = [{"content": c, "score": s} for c, s in (("x", 0.2), ("y", 0.5), ("z", 0.9))]
-    assert preference_pairs([Conversation(TALK, "a:1", {"score": 0.5, "mismatched": others})]) == [
-        PreferencePair(TALK[:3], "d", "x", 0.3, "a:1")
+    assert preference_pairs([Conversation(TURNS, "a:1", {"score": 0.5, "mismatched": others})]) == [
+        PreferencePair(TURNS[:3], "d", "x", 0.3, "a:1")
     ]
     assert (
         preference_pairs(
             [
-                Conversation(TALK, metadata={"mismatched": others}),
-                Conversation(TALK, metadata={"score": 1.0}),
-                Conversation(TALK),
+                Conversation(TURNS, metadata={"mismatched": others}),
+                Conversation(TURNS, metadata={"score": 1.0}),
+                Conversation(TURNS),
             ]
         )
         == []
     )
 
 
-def test_a_rejected_reply_makes_a_pair_whose_margin_may_be_untold():
-    untold, told = (
-        Conversation(TALK, "a:1", {"rejected": "x"}),
-        Conversation(TALK, "a:2", {"rejected": "x", "margin": 2.0}),
+def test_preference_pairs_without_a_margin_default_to_zero():
+    without_margin, with_margin = (
+        Conversation(TURNS, "a:1", {"rejected": "x"}),
+        Conversation(TURNS, "a:2", {"rejected": "x", "margin": 2.0}),
     )
-    assert preference_pairs([untold, told]) == [
-        PreferencePair(TALK[:3], "d", "x", 0.0, "a:1"),
-        PreferencePair(TALK[:3], "d", "x", 2.0, "a:2"),
+    assert preference_pairs([without_margin, with_margin]) == [
+        PreferencePair(TURNS[:3], "d", "x", 0.0, "a:1"),
+        PreferencePair(TURNS[:3], "d", "x", 2.0, "a:2"),
     ]
     text = Conversation([{"role": "text", "content": "a"}], metadata={"rejected": "x"})
     assert preference_pairs([text]) == [PreferencePair([], "a", "x")]
 
 
-def test_the_digest_covers_what_reward_models_learn_from_and_no_other_field():
+def test_data_digest_covers_reward_fields_and_no_other():
     other = {"content": "x", "score": 0.2}
-    extras = [
+    metadata = [
         {},
         {"score": 0.5},
         {"score": 0.6},
@@ -159,44 +157,44 @@ def test_the_digest_covers_what_reward_models_learn_from_and_no_other_field():
         {"rejected": "y"},
         {"rejected": "y", "margin": 1.0},
     ]
-    digests = [data_digest([Conversation(TALK, metadata=extra)]) for extra in extras]
-    assert len(set(digests)) == len(extras)
-    assert [data_digest([Conversation(TALK, metadata=extra | {"id": 7})]) for extra in extras] == digests
+    digests = [data_digest([Conversation(TURNS, metadata=m)]) for m in metadata]
+    assert len(set(digests)) == len(metadata)
+    assert [data_digest([Conversation(TURNS, metadata=m | {"id": 7})]) for m in metadata] == digests
 
 
-def test_the_digest_tells_whose_score_it_is():
-    one, two = Conversation(TALK[:2], metadata={"score": 1.0}), Conversation(TALK[:2], metadata={"score": 0.0})
+def test_data_digest_depends_on_which_row_has_the_score():
+    one, two = Conversation(TURNS[:2], metadata={"score": 1.0}), Conversation(TURNS[:2], metadata={"score": 0.0})
     assert data_digest([one, two]) != data_digest([two, one])
 
 
-def test_text_and_lone_replies_wait_for_no_answer():
+def test_prompts_of_plain_text_or_no_reply_is_empty():
     assert (
         prompts_of([Conversation([{"role": "text", "content": "a"}]), Conversation([{"role": "user", "content": "a"}])])
         == []
     )
 
 
-def test_a_prompt_leaves_out_what_follows_the_last_reply():
-    talk = [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"))]
-    [prompt] = prompts_of([Conversation(talk)])
-    assert (prompt.messages, prompt.reference) == (talk[:1], "b")
+def test_prompts_of_ignore_turns_after_the_last_reply():
+    turns = [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+    [prompt] = prompts_of([Conversation(turns)])
+    assert (prompt.messages, prompt.reference) == (turns[:1], "b")
 
 
-def test_the_digest_tells_any_change_of_the_rows(strictbot):
-    chats = strictbot[0].validation
-    assert data_digest(chats) == data_digest(list(chats))
-    changed = [dict(m) for m in chats[-1].messages]
+def test_data_digest_changes_with_any_change_of_the_rows(strictbot):
+    rows = strictbot[0].validation
+    assert data_digest(rows) == data_digest(list(rows))
+    changed = [dict(m) for m in rows[-1].messages]
     changed[-1]["content"] += "!"
     others = [
-        [*chats[:-1], replace(chats[-1], messages=changed)],
-        chats[:-1],
-        [*chats, chats[-1]],
-        [chats[1], chats[0], *chats[2:]],
+        [*rows[:-1], replace(rows[-1], messages=changed)],
+        rows[:-1],
+        [*rows, rows[-1]],
+        [rows[1], rows[0], *rows[2:]],
     ]
-    assert len({data_digest(c) for c in [chats, *others]}) == 5
+    assert len({data_digest(c) for c in [rows, *others]}) == 5
 
 
-def test_the_digest_is_of_what_is_learned_not_of_where_it_stands():
-    talk = [{"role": "user", "content": "a"}, {"content": "b", "role": "assistant"}]
+def test_data_digest_ignores_source_and_key_order():
+    turns = [{"role": "user", "content": "a"}, {"content": "b", "role": "assistant"}]
     moved = Conversation([{"content": "a", "role": "user"}, {"role": "assistant", "content": "b"}], "other.jsonl:9")
-    assert data_digest([Conversation(talk, "data.jsonl:1")]) == data_digest([moved])
+    assert data_digest([Conversation(turns, "data.jsonl:1")]) == data_digest([moved])

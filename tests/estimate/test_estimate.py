@@ -239,9 +239,9 @@ def test_a_run_reads_its_rows_in_the_fewest_parts_that_fit(monkeypatch):
 
 
 def test_everything_that_reads_rows_reads_fewer():
-    given = ("method.batch_size=48", "method.micro_batch_tokens=2048", "evaluation.batch_size=64")
+    given = ("method.batch_size=48", "method.microbatch_tokens=2048", "evaluation.batch_size=64")
     lean = dividing.apart(compose("method=ppo", *given), 16)
-    assert (lean.method.micro_batch_tokens, lean.evaluation.batch_size) == (dividing.FEWEST, 4)
+    assert (lean.method.microbatch_tokens, lean.evaluation.batch_size) == (dividing.FEWEST, 4)
     assert lean.method.batch_size == 48  # the optimizer's is the experiment's
     lean = dividing.apart(changed("method.per_device_eval_batch_size=24"), 16)
     assert (lean.method.per_device_eval_batch_size, lean.method.per_device_train_batch_size) == (1, 16)

@@ -88,7 +88,7 @@ def test_tokens_that_were_added_keep_their_trained_rows(tmp_path, tokenizer):
     more.add_special_tokens({"extra_special_tokens": ["<|user|>"]})
     whole = loading.load_model(name)
     lora.resize_embeddings(whole, more)
-    run, model = finished(tmp_path, cfg), lively(whole, tokens=[len(tokenizer)])
+    run, model = finished(tmp_path, cfg), lively(whole, trainable_token_indices=[len(tokenizer)])
     save_language_model(cfg, model, more, run / "model")
     out = export(run, "--dtype", "float32")
     ids = torch.tensor([[5, len(tokenizer), 9]])

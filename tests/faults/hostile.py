@@ -1,4 +1,4 @@
-"""Good inputs of every kind, and what may befall them: seeded, so that each case can be had again by its number."""
+"""Valid files of every format, and random damage to them: seeded, so that each case can be reproduced by its number."""
 
 import csv
 import io
@@ -51,40 +51,43 @@ FLAT = [
 ]
 GUANACO = {"text": "### Human: 2 + 2?### Assistant: 4."}
 DOLLY = {"instruction": "2 + 2?", "context": "", "response": "4."}
-POLITE = [
+POLITENESS_LINES = [
     "Community,Id,Request,Score1,Score2,Score3,Score4,Score5,TurkId1,TurkId2,TurkId3,TurkId4,TurkId5,Normalized Score",
     *(f"wiki,{i},Could you &#44 please {i}?,{10 + i},12,13,14,15,a,b,c,d,e,0.5" for i in range(4)),
 ]
 ROWS: dict[str, list[Any]] = {name: [row for row, _ in pairs] for name, pairs in FORMATS.items()} | {
     "scored": [SCORED],
-    "pairs": [{"prompt": "2 + 2?", "chosen": "4.", "rejected": "5.", "margin": 1.0}],
-    "talk": [{"messages": [user("a"), assistant("b"), user("c"), assistant("d")], "split": "test", "id": "x"}],
+    "preference_pairs": [{"prompt": "2 + 2?", "chosen": "4.", "rejected": "5.", "margin": 1.0}],
+    "conversation": [{"messages": [user("a"), assistant("b"), user("c"), assistant("d")], "split": "test", "id": "x"}],
     "tree": [TREE],
     "flat": FLAT,
     "guanaco": [GUANACO],
     "dolly": [DOLLY],
 }
-KINDS = [*((name, ".jsonl") for name in ROWS), *((name, ".json") for name in ("messages", "scored", "tree", "alpaca"))]
-KINDS += [("scored", ".csv"), ("alpaca", ".csv"), ("polite", ".csv"), ("text", ".txt")]
+FILE_KINDS = [
+    *((name, ".jsonl") for name in ROWS),
+    *((name, ".json") for name in ("messages", "scored", "tree", "alpaca")),
+]
+FILE_KINDS += [("scored", ".csv"), ("alpaca", ".csv"), ("politeness", ".csv"), ("text", ".txt")]
 
 
-def file(pick: random.Random) -> tuple[str, str, bytes]:
-    """A format, a suffix, and the bytes of a file of some rows to which something has happened."""
-    name, suffix = KINDS[pick.randrange(len(KINDS))]
-    damage = pick.choice(["rows", "rows", "bytes"])
-    if name == "polite":
-        data = "\n".join(POLITE).encode()
-        return name, suffix, of_bytes(data, pick)
+def damaged_file(rng: random.Random) -> tuple[str, str, bytes]:
+    """The name of its rows, a suffix, and the bytes of a file whose rows or bytes are damaged."""
+    name, suffix = FILE_KINDS[rng.randrange(len(FILE_KINDS))]
+    damage = rng.choice(["rows", "rows", "bytes"])
+    if name == "politeness":
+        data = "\n".join(POLITENESS_LINES).encode()
+        return name, suffix, damage_bytes(data, rng)
     rows = [json.loads(json.dumps(row)) for row in ROWS[name] * (1 if name in ("tree", "flat") else 3)]
     if damage == "rows":
-        for _ in range(pick.randint(1, 2)):
-            at = pick.randrange(len(rows))
-            rows[at] = of_row(rows[at], pick)
-    data = written(rows, suffix)
-    return name, suffix, data if damage == "rows" else of_bytes(data, pick)
+        for _ in range(rng.randint(1, 2)):
+            at = rng.randrange(len(rows))
+            rows[at] = damage_row(rows[at], rng)
+    data = serialize(rows, suffix)
+    return name, suffix, data if damage == "rows" else damage_bytes(data, rng)
 
 
-def written(rows: list[Any], suffix: str) -> bytes:
+def serialize(rows: list[Any], suffix: str) -> bytes:
     if suffix == ".json":
         return json.dumps(rows).encode()
     if suffix == ".txt":
@@ -101,47 +104,47 @@ def written(rows: list[Any], suffix: str) -> bytes:
     return out.getvalue().encode("utf-8", "surrogatepass")
 
 
-def of_row(row: Any, pick: random.Random) -> Any:
-    """A field dropped, renamed, added, or of another type, at any depth."""
-    if pick.random() < 0.05:
-        return pick.choice(VALUES)
-    places = [(node, key) for node, key in walk(row)]
-    if not places:
-        return pick.choice(VALUES)
-    node, key = places[pick.randrange(len(places))]
-    what = pick.choice(["drop", "rename", "value", "value", "value", "add"])
-    if what == "value" or isinstance(node, list):
-        node[key] = pick.choice(VALUES)
-    elif what == "drop":
+def damage_row(row: Any, rng: random.Random) -> Any:
+    """Drop, rename, add or retype a field of a row, at any depth."""
+    if rng.random() < 0.05:
+        return rng.choice(VALUES)
+    positions = all_positions(row)
+    if not positions:
+        return rng.choice(VALUES)
+    node, key = positions[rng.randrange(len(positions))]
+    damage = rng.choice(["drop", "rename", "value", "value", "value", "add"])
+    if damage == "value" or isinstance(node, list):
+        node[key] = rng.choice(VALUES)
+    elif damage == "drop":
         del node[key]
-    elif what == "rename":
-        node[pick.choice(STRINGS)] = node.pop(key)
+    elif damage == "rename":
+        node[rng.choice(STRINGS)] = node.pop(key)
     else:
-        node[pick.choice(["score", "split", "margin", "rejected", "mismatched", "chosen", "text", "prompt"])] = (
-            pick.choice(VALUES)
+        node[rng.choice(["score", "split", "margin", "rejected", "mismatched", "chosen", "text", "prompt"])] = (
+            rng.choice(VALUES)
         )
     return row
 
 
-def walk(node: Any) -> list[tuple[Any, Any]]:
+def all_positions(node: Any) -> list[tuple[Any, Any]]:
     keys = list(node) if isinstance(node, dict) else list(range(len(node))) if isinstance(node, list) else []
-    return [place for key in keys for place in [(node, key), *walk(node[key])]]
+    return [position for key in keys for position in [(node, key), *all_positions(node[key])]]
 
 
-def of_bytes(data: bytes, pick: random.Random) -> bytes:
-    """Bits flipped, a piece cut out or repeated, strange bytes put in, or the end torn off."""
+def damage_bytes(data: bytes, rng: random.Random) -> bytes:
+    """Flip bits, cut out or repeat a piece, insert foreign bytes, or cut off the end."""
     raw = bytearray(data)
-    at = pick.randrange(len(raw))
-    what = pick.choice(["flip", "flip", "cut", "repeat", "insert", "tear"])
-    if what == "flip":
-        for _ in range(pick.randint(1, 8)):
-            raw[pick.randrange(len(raw))] ^= 1 << pick.randrange(8)
-    elif what == "cut":
-        del raw[at : at + pick.randint(1, 40)]
-    elif what == "repeat":
-        raw[at:at] = raw[at : at + pick.randint(1, 40)]
-    elif what == "insert":
-        raw[at:at] = pick.choice([b"\x00", b"\xff\xfe", b"\xe9", b"\r", b"\n", b'"', b"\xed\xa0\x80", b"\x1b[2J"])
+    at = rng.randrange(len(raw))
+    damage = rng.choice(["flip", "flip", "cut", "repeat", "insert", "truncate"])
+    if damage == "flip":
+        for _ in range(rng.randint(1, 8)):
+            raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+    elif damage == "cut":
+        del raw[at : at + rng.randint(1, 40)]
+    elif damage == "repeat":
+        raw[at:at] = raw[at : at + rng.randint(1, 40)]
+    elif damage == "insert":
+        raw[at:at] = rng.choice([b"\x00", b"\xff\xfe", b"\xe9", b"\r", b"\n", b'"', b"\xed\xa0\x80", b"\x1b[2J"])
     else:
         del raw[at:]
     return bytes(raw)

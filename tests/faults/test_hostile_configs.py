@@ -19,7 +19,7 @@ from manners.pipeline import model_ref
 from manners.runtime import hub, run_dir
 from tests.configs import changed
 from tests.faults import hostile
-from tests.faults.test_hostile_data import told
+from tests.faults.test_hostile_data import check_printable
 
 RECIPE = """\
 # @package _global_
@@ -72,10 +72,10 @@ def composed(number, folder, patch):
     else:
         recipe = RECIPE.encode()
         if pick.random() < 0.5:
-            damaged = hostile.of_row(yaml.safe_load(recipe), pick)
+            damaged = hostile.damage_row(yaml.safe_load(recipe), pick)
             recipe = b"# @package _global_\n" + json.dumps(damaged).encode()
         else:
-            recipe = hostile.of_bytes(recipe, pick)
+            recipe = hostile.damage_bytes(recipe, pick)
         (folder / "study").mkdir(exist_ok=True)
         (folder / "study" / "mine.yaml").write_bytes(recipe)
         patch.setattr(compose, "EXPERIMENTS", folder)
@@ -120,9 +120,9 @@ def opened(number, folder, patch):
     files = sorted(p for p in run.rglob("*") if p.is_file() and p.name != "tokenizer.json")
     file = pick.choice(files)
     if file.suffix == ".json" and pick.random() < 0.5:
-        file.write_text(json.dumps(hostile.of_row(json.loads(file.read_text()), pick)))
+        file.write_text(json.dumps(hostile.damage_row(json.loads(file.read_text()), pick)))
     else:
-        file.write_bytes(hostile.of_bytes(file.read_bytes(), pick))
+        file.write_bytes(hostile.damage_bytes(file.read_bytes(), pick))
     cfg = changed(f"output_dir={out}", f"tracking.uri=sqlite:///{out}/mlflow.db")
     try:
         model_ref.load_model_ref(model_ref.resolve_model(pick.choice(["mine", "latest"]), cfg), "cpu")
@@ -167,7 +167,7 @@ def test_it_works_or_is_refused_in_a_sentence(what, count, folder, good, monkeyp
             what(number, folder, monkeypatch)
             outcomes["taken"] += 1
         except MannersError as error:
-            told(error)
+            check_printable(error)
             outcomes["refused"] += 1
         except Exception as error:  # noqa: BLE001  all of them are listed
             lost[number] = f"{type(error).__name__}: {str(error)[:300]}"

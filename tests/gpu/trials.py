@@ -11,7 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from manners.data.batching import ResumableBatches, collate, validation_batches
 from manners.data.tokenize import IGNORE_INDEX, TokenizedExample
 from manners.methods.distributed import SINGLE_PROCESS
-from manners.methods.lightning_fit import fit_with_lightning
+from manners.methods.lightning import fit_with_lightning
 from manners.methods.ppo.trainer import PPOTrainer, train_ppo
 from manners.models import loading
 from manners.models.lora import prepare_for_training
@@ -64,7 +64,7 @@ def sft(model: Any, device: Device, folder: Path, steps: int, rows: int = 8, len
     rates = sorted(found["train/tokens_per_second"] for found in trained)
     return {
         "first loss": trained[0]["train/loss"],
-        "last loss": logged[-1]["val/loss"],
+        "last loss": logged[-1]["eval/loss"],
         "tokens/s": rates[len(rates) // 2],
         "peak GB": peak(),
     }

@@ -1,4 +1,4 @@
-"""Two devices, here two processes on a CPU, do what one does with the same batch, and go on after a kill."""
+"""Two devices, here two processes on a CPU, do what one does with the same batch, and resume after a kill."""
 
 import json
 from pathlib import Path
@@ -8,48 +8,49 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen2ForCausalLM
 
-from manners.data.batching import ResumableBatches, collate, shard, validation_batches
+from manners.data.batching import ResumableBatches, collate, local_batch, validation_batches
 from manners.data.tokenize import TokenizedExample
 from tests import commands
-from tests.methods import dealt
-from tests.methods.dealt import CASES, ROWS, SIZE, play
-from tests.methods.test_sft import examples, together
+from tests.methods import distributed_cases
+from tests.methods.distributed_cases import BATCH_SIZE, CASES, ROWS, train_case
+from tests.methods.test_sft import collate_rows, examples
 
 
-def batches(rank: int, processes: int = 2) -> ResumableBatches:
-    return ResumableBatches(examples(13), 4 // processes, together, 8, 2, 3, True, rank, processes)
+def batches(rank: int, num_processes: int = 2) -> ResumableBatches:
+    return ResumableBatches(examples(13), 4 // num_processes, collate_rows, 8, 2, 3, True, rank, num_processes)
 
 
-def test_a_batch_is_dealt_out_once_and_every_process_knows_its_whole_weight():
+def test_processes_split_each_batch_and_know_its_targets():
     one, first, second = list(batches(0, 1)), list(batches(0)), list(batches(1))
     assert len(one) == len(first) == len(second) == 16
-    for whole, a, b in zip(one, first, second, strict=True):
-        assert whole["step_num_targets"] == a["step_num_targets"] == b["step_num_targets"]
-        assert whole["tokens"] == a["tokens"] + b["tokens"]
-        rows = [[t for t in row.tolist() if t] for part in (a, b) if "idle" not in part for row in part["input_ids"]]
-        assert sorted(rows) == sorted([t for t in row.tolist() if t] for row in whole["input_ids"])
-    assert [i for i, b in enumerate(second) if "idle" in b] == [
-        i for i, whole in enumerate(one) if len(whole["input_ids"]) == 1
-    ]
+    for full, a, b in zip(one, first, second, strict=True):
+        assert full["step_num_targets"] == a["step_num_targets"] == b["step_num_targets"]
+        assert full["tokens"] == a["tokens"] + b["tokens"]
+        own = [part for part in (a, b) if "is_filler" not in part]
+        rows = [[t for t in row.tolist() if t] for part in own for row in part["input_ids"]]
+        assert sorted(rows) == sorted([t for t in row.tolist() if t] for row in full["input_ids"])
+    with_filler = [i for i, batch in enumerate(second) if "is_filler" in batch]
+    assert with_filler == [i for i, full in enumerate(one) if len(full["input_ids"]) == 1]
 
 
-def test_neighbours_in_length_go_to_different_processes():
+def test_local_batch_gives_neighbours_in_length_to_different_processes():
     rows = [TokenizedExample([1] * n, [1] * n) for n in (3, 4, 8, 9)]
-    shapes = [shard(rows, together, rank, 2)["input_ids"].shape for rank in (0, 1)]
+    shapes = [local_batch(rows, collate_rows, rank, 2)["input_ids"].shape for rank in (0, 1)]
     assert shapes == [(2, 8), (2, 9)]
 
 
-def test_a_process_with_no_row_of_its_own_computes_for_nothing():
-    (batch,) = validation_batches([TokenizedExample([5, 6, 7], [5, 6, 7])], 1, together, rank=2, processes=3)
-    assert batch["idle"] and batch["tokens"] == 0
-    assert torch.equal(batch["input_ids"], collate([TokenizedExample([5, 6, 7], [5, 6, 7])], 0)["input_ids"])
+def test_process_without_a_row_gets_a_filler_that_counts_nothing():
+    example = TokenizedExample([5, 6, 7], [5, 6, 7])
+    (batch,) = validation_batches([example], 1, collate_rows, rank=2, num_processes=3)
+    assert batch["is_filler"] and batch["tokens"] == 0
+    assert torch.equal(batch["input_ids"], collate([example], 0)["input_ids"])
 
 
 @pytest.fixture(scope="module")
-def played(tokenizer, tmp_path_factory):
-    """A folder with what one process makes of each case, and another with what two make of it.
+def trained(tokenizer, tmp_path_factory):
+    """A folder with each case trained by one process, and another with it trained by two.
 
-    Of the two, "whole-fsdp" is cut off on the way and goes on.
+    Of the two, "full-fsdp" is killed on the way and resumes.
     """
     from transformers import Qwen2Config
 
@@ -61,41 +62,41 @@ def played(tokenizer, tmp_path_factory):
     model, one, two = (tmp_path_factory.mktemp(name) for name in ("model", "one", "two"))
     Qwen2ForCausalLM(config).save_pretrained(model)
     for name in CASES:
-        play(model, one / name, name)
-    commands.two(Path(dealt.__file__), str(model), str(two))
+        train_case(model, one / name, name)
+    commands.two(Path(distributed_cases.__file__), str(model), str(two))
     return one, two
 
 
 def metrics(file):
-    """By step and name, less those of the clock and of the padding, which depends on how rows are dealt out."""
-    said = [(step, name, value) for step, found in json.loads(file.read_text()) for name, value in found.items()]
-    return {(step, name): value for step, name, value in said if "second" not in name and "fill" not in name}
+    """By step and name, without timings and padding, which depends on how rows are split."""
+    logged = [(step, name, value) for step, values in json.loads(file.read_text()) for name, value in values.items()]
+    return {(step, name): value for step, name, value in logged if "second" not in name and "padding" not in name}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_end_in_the_weights_of_one(played, name):
-    """So the mean is over the tokens of all: a mean of the processes' means would differ in the first step already."""
-    one, two = (load_file(folder / f"{name}.safetensors") for folder in played)
+def test_two_processes_train_the_weights_of_one(trained, name):
+    """So the mean is over the targets of both: a mean of the processes' means would differ in the first step already."""
+    one, two = (load_file(folder / f"{name}.safetensors") for folder in trained)
     assert one.keys() == two.keys()
     for key, weight in one.items():
         assert torch.allclose(two[key], weight, atol=1e-4), key
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_and_in_its_metrics(played, name):
-    one, two = (metrics(folder / f"{name}.json") for folder in played)
-    assert {n for _, n in one} >= {"val/loss", "train/loss", "train/grad_norm", "train/tokens_seen"}
+def test_two_processes_log_the_metrics_of_one(trained, name):
+    one, two = (metrics(folder / f"{name}.json") for folder in trained)
+    assert {n for _, n in one} >= {"eval/loss", "train/loss", "train/grad_norm", "train/tokens_seen"}
     assert one == {key: pytest.approx(value, rel=1e-3) for key, value in two.items()}
     assert one[2, "train/tokens_seen"] == two[2, "train/tokens_seen"]
 
 
-def test_a_cut_off_run_of_two_ends_in_the_very_same_weights_where_each_has_a_dropout_of_its_own(played):
-    _, two = played
-    whole, cut = (load_file(two / f"{name}.safetensors") for name in ("dropout", "dropout-cut"))
+def test_two_killed_processes_resume_exactly_with_own_dropout(trained):
+    _, two = trained
+    uninterrupted, killed = (load_file(two / f"{name}.safetensors") for name in ("dropout", "dropout-killed"))
     without = load_file(two / "lora-ddp.safetensors")
-    assert all(torch.equal(whole[key], cut[key]) for key in whole)
-    assert any(not torch.allclose(whole[key], without[key], atol=1e-3) for key in whole)
+    assert all(torch.equal(uninterrupted[key], killed[key]) for key in uninterrupted)
+    assert any(not torch.allclose(uninterrupted[key], without[key], atol=1e-3) for key in uninterrupted)
 
 
-def test_the_cases_leave_a_process_idle():
-    assert ROWS["train"] % SIZE == 1 and ROWS["validation"] % SIZE == 1
+def test_cases_include_a_filler_batch():
+    assert ROWS["train"] % BATCH_SIZE == 1 and ROWS["validation"] % BATCH_SIZE == 1

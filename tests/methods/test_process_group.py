@@ -1,4 +1,4 @@
-"""Two processes do what one does: the loop to the same weights, and the command with one run that says all once."""
+"""Two processes do what one does: PPO trains the same weights, and the command makes one run that reports once."""
 
 import subprocess
 import sys
@@ -45,7 +45,7 @@ def model_folder(tokenizer, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def played(model_folder, tmp_path_factory):
+def trained(model_folder, tmp_path_factory):
     """By one process and by two."""
     alone, two = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("two")
     found = {}
@@ -55,8 +55,8 @@ def played(model_folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_processes_end_in_the_weights_of_one(played, name):
-    alone, two, found = played
+def test_two_processes_end_in_the_weights_of_one(trained, name):
+    alone, two, found = trained
     one, first, second = load_file(alone / f"{name}0"), load_file(two / f"{name}0"), load_file(two / f"{name}1")
     assert found[name]["policy/approxkl_avg"] > 0  # it did move
     for key, weight in one.items():
@@ -64,16 +64,16 @@ def test_two_processes_end_in_the_weights_of_one(played, name):
         assert torch.allclose(first[key], weight, atol=1e-4), key
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused():
+def test_batch_that_processes_cannot_divide_is_refused():
     from tests.methods.ppo.cases import ppo, rloo
 
     check_batch_divides(rloo(batch_size=8, num_generations=4), ProcessGroup(0, 2))
     for settings, size in ((ppo(batch_size=8), 3), (rloo(batch_size=8, num_generations=4), 4)):
-        with pytest.raises(MannersError, match=f"batch_size=8 cannot be shared out among {size} processes"):
+        with pytest.raises(MannersError, match=f"batch_size=8 cannot be divided among {size} processes"):
             check_batch_divides(settings, ProcessGroup(0, size))
 
 
-def test_what_trains_in_one_process_says_so(monkeypatch):
+def test_dpo_refuses_several_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(MannersError, match="method=dpo trains in one process"):
         init_distributed("cpu", "dpo")
@@ -100,7 +100,7 @@ def commanded(alone, request):
     return out, request.param, launched(*command, f"run_name={request.param}", launcher=LAUNCHERS[request.param])
 
 
-def test_two_processes_make_one_run(commanded):
+def test_command_in_two_processes_makes_one_run(commanded):
     out, name, said = commanded
     assert said.count("model, report and figures:") == 1
     client, runs = tracked(out)
@@ -114,7 +114,7 @@ def test_two_processes_make_one_run(commanded):
     assert {"before_after.md", "curves.png", "lineage.md"} <= {p.name for p in folder.iterdir()}
 
 
-def test_and_in_it_the_model_that_one_process_makes(commanded):
+def test_command_in_two_processes_trains_the_model_of_one(commanded):
     out, name, _ = commanded
     one, two = (load_file(only(out, f"{n}*") / "model" / "adapter_model.safetensors") for n in ("alone", name))
     assert one.keys() == two.keys()
@@ -122,24 +122,22 @@ def test_and_in_it_the_model_that_one_process_makes(commanded):
         assert torch.allclose(two[key], weight, atol=1e-3), key
 
 
-def test_a_launcher_that_starts_one_process_where_several_were_asked_for_is_told_on():
+def test_accelerate_that_starts_one_of_several_is_refused():
     """accelerate without --multi_gpu, on a CPU."""
-    code = "from manners.methods.distributed import join; join('cpu', 'ppo')"
+    code = "from manners.methods.distributed import init_distributed as f; f('cpu', 'ppo')"
     command = [sys.executable, *ACCELERATE, "--cpu", "--no_python", sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode and "torchrun --nproc-per-node N train.py" in done.stderr
 
 
-def test_a_launcher_that_was_asked_for_one_process_may_start_it(monkeypatch):
+def test_accelerate_may_start_one_process_as_asked(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert init_distributed("cpu", "ppo").size == 1
 
 
-def test_stages_that_are_not_there_yet_are_not_trained_by_two(tmp_path, monkeypatch):
+def test_missing_dependency_is_not_trained_by_two_processes(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(MannersError) as caught:
         here(*COMMAND, *strictbot(tmp_path), f"output_dir={tmp_path / 'out'}")
-    assert str(caught.value).startswith(
-        "the policy run is not there yet. Train it first, in one process: python train."
-    )
+    assert str(caught.value).startswith("there is no policy run yet. Train it first, in one process: python train.")
     assert not (tmp_path / "out").exists()

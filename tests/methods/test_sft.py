@@ -1,6 +1,5 @@
 """The loss, the schedule and the gradient of supervised fine-tuning, against independent computations."""
 
-import math
 from functools import partial
 
 import pytest
@@ -10,28 +9,27 @@ import torch.nn.functional as F
 from manners.data.batching import ResumableBatches, collate, validation_batches
 from manners.data.tokenize import IGNORE_INDEX, TokenizedExample
 from manners.errors import MannersError
-from manners.methods.lightning import schedule
-from manners.methods.lightning_fit import fit_with_lightning
+from manners.methods.lightning import fit_with_lightning
 from manners.methods.sft import SFTModule, sft_loss
 from manners.models.lora import prepare_for_training, trainable_parameters
 from manners.runtime.device import Device
 
 CPU = Device("cpu", "32")
-together = partial(collate, pad=0)
+collate_rows = partial(collate, pad=0)
 
 
 def examples(count=12, vocab=300):
-    """Random conversations of varied length; the first half of each is context."""
+    """Random conversations of various lengths; the first half of each is context."""
     g = torch.Generator().manual_seed(7)
-    found = []
+    rows = []
     for _ in range(count):
         n = int(torch.randint(6, 20, (1,), generator=g))
         ids = torch.randint(5, vocab, (n,), generator=g).tolist()
-        found.append(TokenizedExample(ids, [IGNORE_INDEX] * (n // 2) + ids[n // 2 :]))
-    return found
+        rows.append(TokenizedExample(ids, [IGNORE_INDEX] * (n // 2) + ids[n // 2 :]))
+    return rows
 
 
-def module(model, total=8, log=lambda metrics, step: None, **changes):
+def module(model, total=8, log=lambda metrics, step: None, kind=SFTModule, **changes):
     settings = {
         "learning_rate": 1e-2,
         "lr_scheduler_type": "cosine",
@@ -41,78 +39,69 @@ def module(model, total=8, log=lambda metrics, step: None, **changes):
         "accumulate": 1,
         "logging_steps": 1,
     }
-    return SFTModule(model, log, total, **(settings | changes))
+    return kind(model, log, total, **(settings | changes))
 
 
-def run(model, folder, steps=8, size=4, accumulate=1, rows=None, eval_steps=3, save_steps=2, patience=0, parts=1,
-        **changes):  # fmt: skip
+def run(model, folder, steps=8, batch_size=4, accumulate=1, rows=None, eval_steps=3, save_steps=2, patience=0,
+        microbatch_size=None, **changes):  # fmt: skip
+    """Train ``model``; the result, and the module that was trained."""
     rows = rows or examples()
     folder.mkdir(exist_ok=True)
-    batches = ResumableBatches(rows, size, together, steps, accumulate, seed=3, by_length=True, parts=parts)
-    m = module(model, total=steps, accumulate=batches.accumulate, **changes)
-    return fit_with_lightning(
-        m, batches, validation_batches(rows[:4], 2, together), folder, CPU, eval_steps, save_steps, patience
-    ), m
+    batches = ResumableBatches(
+        rows, batch_size, collate_rows, steps, accumulate, seed=3, group_by_length=True, microbatch_size=microbatch_size
+    )
+    trained = module(model, total=steps, accumulate=batches.accumulate, **changes)
+    eval_batches = validation_batches(rows[:4], 2, collate_rows)
+    return fit_with_lightning(trained, batches, eval_batches, folder, CPU, eval_steps, save_steps, patience), trained
 
 
 def weights(model):
     return {name: p.detach().clone() for name, p in trainable_parameters(model).items()}
 
 
-def test_the_loss_is_that_of_the_full_logits_on_the_trained_tokens(small_qwen2):
+def test_sft_loss_equals_nll_of_full_logits(small_qwen2):
     batch = collate(examples(5), pad=0)
-    nll, correct, trained = sft_loss(small_qwen2, batch)
+    nll, num_correct, num_targets = sft_loss(small_qwen2, batch)
     logits = small_qwen2(batch["input_ids"]).logits[:, :-1]
     targets = batch["labels"][:, 1:]
-    by_hand = [
+    expected = [
         -F.log_softmax(logits[b, t].double(), -1)[targets[b, t]]
         for b in range(targets.shape[0])
         for t in range(targets.shape[1])
         if targets[b, t] != IGNORE_INDEX
     ]
-    assert trained == len(by_hand)
-    assert nll.item() == pytest.approx(float(sum(by_hand)), rel=1e-5)
-    assert 0 <= correct <= trained
+    assert num_targets == len(expected)
+    assert nll.item() == pytest.approx(float(sum(expected)), rel=1e-5)
+    assert 0 <= num_correct <= num_targets
 
 
-def test_padding_changes_no_loss(small_qwen2):
+def test_sft_loss_ignores_padding(small_qwen2):
     short, long = sorted(examples(), key=lambda e: len(e.input_ids))[:: len(examples()) - 1]
-    alone = sft_loss(small_qwen2, collate([short], 0))[0] + sft_loss(small_qwen2, collate([long], 0))[0]
-    together = sft_loss(small_qwen2, collate([short, long], pad=short.input_ids[-1]))[0]  # padded with a real token
-    assert together.item() == pytest.approx(alone.item(), rel=1e-5)
+    separate = sft_loss(small_qwen2, collate([short], 0))[0] + sft_loss(small_qwen2, collate([long], 0))[0]
+    padded = sft_loss(small_qwen2, collate([short, long], pad=short.input_ids[-1]))[0]  # padded with a real token
+    assert padded.item() == pytest.approx(separate.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("size", "accumulate", "parts"), [(6, 1, 1), (3, 2, 1), (2, 3, 1), (1, 6, 1), (6, 1, 3), (6, 1, 4), (3, 2, 2)]
+    ("batch_size", "accumulate", "microbatch_size"),
+    [(6, 1, None), (3, 2, None), (2, 3, None), (1, 6, None), (6, 1, 2), (6, 1, 4), (3, 2, 2)],
 )
-def test_one_step_is_the_same_whatever_the_micro_batch(small_qwen2, tmp_path, size, accumulate, parts):
-    """Six rows with unequal numbers of trained tokens: a mean of means would differ."""
+def test_optimizer_step_is_independent_of_microbatch(small_qwen2, tmp_path, batch_size, accumulate, microbatch_size):
+    """Six rows with unequal numbers of target tokens: a mean of the microbatches' means would differ."""
     rows = examples(6)
     before = weights(small_qwen2)
-    how = {"size": size, "accumulate": accumulate, "parts": parts}
-    run(small_qwen2, tmp_path / "a", steps=1, rows=rows, max_grad_norm=0.0, **how)
-    nll = {name: p - before[name] for name, p in weights(small_qwen2).items()}
+    split = {"batch_size": batch_size, "accumulate": accumulate, "microbatch_size": microbatch_size}
+    run(small_qwen2, tmp_path / "a", steps=1, rows=rows, max_grad_norm=0.0, **split)
+    update = {name: p - before[name] for name, p in weights(small_qwen2).items()}
     torch.manual_seed(0)
     reference = type(small_qwen2)(small_qwen2.config)
     reference.load_state_dict(before, strict=False)
     optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-2 / 3, weight_decay=0.0)  # the first warm-up step
-    loss, _, trained = sft_loss(reference, collate(rows, 0))
-    (loss / trained).backward()
+    loss, _, num_targets = sft_loss(reference, collate(rows, 0))
+    (loss / num_targets).backward()
     optimizer.step()
     for name, p in trainable_parameters(reference).items():
-        assert torch.allclose(p - before[name], nll[name], atol=2e-5), name
-
-
-def test_the_schedule_rises_then_falls_to_zero():
-    cosine, linear = schedule("cosine", 4, 104), schedule("linear", 4, 104)
-    assert [cosine(s) for s in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    assert cosine(4) == linear(4) == 1.0
-    assert cosine(54) == pytest.approx(0.5)  # half-way
-    assert cosine(29) == pytest.approx(0.5 + 0.5 * math.cos(math.pi / 4))
-    assert linear(29) == pytest.approx(0.75)
-    assert cosine(104) == pytest.approx(0.0)
-    assert linear(104) == pytest.approx(0.0)
-    assert schedule("constant", 0, 10)(9) == 1.0
+        assert torch.allclose(p - before[name], update[name], atol=2e-5), name
 
 
 def test_weight_decay_spares_norms_and_biases(small_qwen2):
@@ -121,14 +110,13 @@ def test_weight_decay_spares_norms_and_biases(small_qwen2):
     assert decays == {0.1: {2}, 0.0: {1}}
 
 
-def test_gradients_are_clipped_and_the_norm_before_is_logged(small_qwen2, tmp_path):
+def test_logged_gradient_norm_is_from_before_clipping(small_qwen2, tmp_path):
     logged = []
     run(small_qwen2, tmp_path / "a", steps=1, log=lambda m, s: logged.append(m), max_grad_norm=1e-9, learning_rate=1.0)
-    norm = next(m["train/grad_norm"] for m in logged if "train/grad_norm" in m)
-    assert norm > 1e-3  # the norm itself, not the clipped one
+    assert next(m["train/grad_norm"] for m in logged if "train/grad_norm" in m) > 1e-3
 
 
-def test_lora_trains_every_linear_layer_and_starts_as_the_base(small_qwen2):
+def test_lora_adapts_every_linear_layer_and_starts_as_the_base(small_qwen2):
     ids = torch.arange(5, 25)[None]
     before = small_qwen2(ids).logits
     model = prepare_for_training(small_qwen2, "lora", 4, 8, 0.0, "all-linear")
@@ -140,36 +128,41 @@ def test_lora_trains_every_linear_layer_and_starts_as_the_base(small_qwen2):
 
 def test_gradient_checkpointing_changes_no_gradient(small_qwen2):
     batch = collate(examples(4), 0)
-    found = []
+    gradients = []
     for checkpointing in (False, True):
         model = prepare_for_training(
             small_qwen2, "none", 1, 1, 0.0, "all-linear", gradient_checkpointing=checkpointing
         ).train()
         model.zero_grad()
         sft_loss(model, batch)[0].backward()
-        found.append({n: p.grad.clone() for n, p in model.named_parameters()})
-    assert all(torch.allclose(found[0][n], found[1][n], atol=1e-6) for n in found[0])
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters()})
+    assert all(torch.allclose(gradients[0][n], gradients[1][n], atol=1e-6) for n in gradients[0])
     assert model.is_gradient_checkpointing
 
 
-def test_the_best_weights_are_kept_not_the_last(small_qwen2, tmp_path):
-    """A learning rate that ruins the model: the best validation is an early one."""
-    fitted, m = run(small_qwen2, tmp_path / "a", steps=12, learning_rate=3.0, lr_scheduler_type="constant")
-    assert fitted.best_step < fitted.steps == 12
-    m.eval()
-    sums = [sft_loss(m.model, b) for b in validation_batches(examples()[:4], 2, together)]
+def test_fit_keeps_the_best_weights_not_the_last(small_qwen2, tmp_path):
+    """With a learning rate that ruins the model, an early validation is the best."""
+    result, trained = run(small_qwen2, tmp_path / "a", steps=12, learning_rate=3.0, lr_scheduler_type="constant")
+    assert result.best_step < result.steps == 12
+    trained.eval()
+    sums = [sft_loss(trained.model, b) for b in validation_batches(examples()[:4], 2, collate_rows)]
     loss = sum(float(s[0]) for s in sums) / sum(s[2] for s in sums)
-    assert loss == pytest.approx(fitted.best_loss, rel=1e-4)
+    assert loss == pytest.approx(result.best_loss, rel=1e-4)
 
 
-def test_early_stopping_ends_a_run_that_no_longer_improves(small_qwen2, tmp_path):
-    fitted, _ = run(
-        small_qwen2, tmp_path / "a", steps=60, learning_rate=3.0, lr_scheduler_type="constant", eval_steps=2, patience=2
-    )
-    assert fitted.steps < 60
+def test_early_stopping_ends_a_run_without_improvement(small_qwen2, tmp_path):
+    logged = {}
+    result, _ = run(
+        small_qwen2, tmp_path / "a", steps=60, learning_rate=3.0, lr_scheduler_type="constant", eval_steps=2, patience=2,
+        log=lambda m, s: logged.update({s: m["eval/loss"]} if "eval/loss" in m else {}),
+    )  # fmt: skip
+    losses = list(logged.values())
+    without_improvement = [i - losses.index(min(losses[: i + 1])) for i in range(len(losses))]
+    assert without_improvement.index(2) == len(losses) - 1  # it ends at the second in a row, and not before
+    assert result.steps == list(logged)[-1] < 60
 
 
-def test_a_gradient_that_is_no_number_stops_the_run(small_qwen2, tmp_path):
+def test_fit_raises_on_a_gradient_that_is_not_finite(small_qwen2, tmp_path):
     with torch.no_grad():
         small_qwen2.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
     with pytest.raises(MannersError, match="step 0"):

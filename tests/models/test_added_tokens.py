@@ -1,29 +1,31 @@
-"""Turn marks as tokens of their own: their embeddings train and come back with the adapter."""
+"""model.added_tokens: role markers as single tokens, whose embeddings are trained and saved with the adapter."""
 
 import torch
 
 from manners.models import lora
 from manners.models.loading import load_model, load_tokenizer
 
-MARKS = ["<|user|>", "<|assistant|>"]
+MARKERS = ["<|user|>", "<|assistant|>"]
 
 
-def grown(tokenizer):
+def resized_model(tokenizer):
     model = load_model("tiny")
     lora.resize_embeddings(model, tokenizer)
     return model
 
 
-def test_each_mark_is_one_token_and_plain_text_without():
-    plain, added = load_tokenizer("tiny", chat_template="marked"), load_tokenizer("tiny", None, "marked", True, MARKS)
-    assert [len(added(m, add_special_tokens=False)["input_ids"]) for m in MARKS] == [1, 1]
-    assert all(len(plain(m, add_special_tokens=False)["input_ids"]) > 1 for m in MARKS)
+def test_load_tokenizer_makes_each_added_token_one_id():
+    plain, added = load_tokenizer("tiny", chat_template="marked"), load_tokenizer("tiny", None, "marked", True, MARKERS)
+    assert [len(added(m, add_special_tokens=False)["input_ids"]) for m in MARKERS] == [1, 1]
+    assert all(len(plain(m, add_special_tokens=False)["input_ids"]) > 1 for m in MARKERS)
 
 
-def test_the_other_rows_stay_and_only_the_marks_rows_and_the_lora_train(tmp_path):
-    tokenizer = load_tokenizer("tiny", None, "marked", True, MARKS)
-    ids = tokenizer.convert_tokens_to_ids(MARKS)
-    model = lora.prepare_for_training(grown(tokenizer), "lora", 4, 8, 0.0, "all-linear", tokens=ids)
+def test_only_added_embeddings_and_lora_train_and_reload(tmp_path):
+    tokenizer = load_tokenizer("tiny", None, "marked", True, MARKERS)
+    ids = tokenizer.convert_tokens_to_ids(MARKERS)
+    model = lora.prepare_for_training(
+        resized_model(tokenizer), "lora", 4, 8, 0.0, "all-linear", trainable_token_indices=ids
+    )
     batch = tokenizer("<|user|>Hello.<|assistant|>Good day.", return_tensors="pt")["input_ids"]
     before = model(batch).logits.detach()
     optimizer = torch.optim.AdamW(lora.trainable_parameters(model).values(), lr=1e-2)
@@ -36,11 +38,11 @@ def test_the_other_rows_stay_and_only_the_marks_rows_and_the_lora_train(tmp_path
     assert not torch.allclose(before, after, atol=1e-3)
 
     with torch.no_grad():
-        rows = model.get_input_embeddings()(torch.arange(len(tokenizer)))
-        start = grown(tokenizer).get_input_embeddings().weight
-    changed = (rows - start).abs().sum(1).nonzero().flatten().tolist()
+        embeddings = model.get_input_embeddings()(torch.arange(len(tokenizer)))
+        initial = resized_model(tokenizer).get_input_embeddings().weight
+    changed = (embeddings - initial).abs().sum(1).nonzero().flatten().tolist()
     assert set(changed) <= set(ids) and changed
 
     model.save_pretrained(tmp_path, safe_serialization=True)
-    again = lora.load_adapter(load_model("tiny"), tmp_path, tokenizer)
-    assert torch.allclose(again(batch).logits, after, atol=1e-5)
+    reloaded = lora.load_adapter(load_model("tiny"), tmp_path, tokenizer)
+    assert torch.allclose(reloaded(batch).logits, after, atol=1e-5)

@@ -1,4 +1,4 @@
-"""hardware.compile: the same losses and gradients as written, in every family, and nothing of it left afterwards."""
+"""hardware.compile: losses and gradients equal those of eager layers in every family, and nothing stays compiled."""
 
 import shutil
 
@@ -14,56 +14,57 @@ from tests import families
 
 if not shutil.which("g++"):
     pytest.skip("torch.compile needs a C++ compiler", allow_module_level=True)
-ROWS = [(3, 17), (2, 40), (1, 9)]  # rows, tokens: a batch of one row, too
+SHAPES = [(3, 17), (2, 40), (1, 9)]  # rows, tokens; including a batch of one row
 
 
-def gradients(model, seed=0):
-    """Of the loss on batches of several shapes, by parameter."""
-    generator = torch.Generator().manual_seed(seed)
-    for shape in ROWS:
+def loss_gradients(model):
+    """Gradients by parameter, accumulated over batches of several shapes."""
+    generator = torch.Generator().manual_seed(0)
+    for shape in SHAPES:
         ids = torch.randint(0, families.VOCAB, shape, generator=generator)
-        chosen = torch.rand(shape[0], shape[1] - 1, generator=generator) < 0.7
-        token_nll(model, ids, chosen)[0].sum().backward()
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        loss_mask = torch.rand(shape[0], shape[1] - 1, generator=generator) < 0.7
+        token_nll(model, ids, loss_mask)[0].sum().backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
-    return found
+    return gradients
 
 
-def calls_compiled(model):
+def num_compiled(model):
     return sum(m._compiled_call_impl is not None for m in model.modules())
 
 
 @pytest.mark.parametrize(
-    "family, kind, sparing",
+    "family, kind, checkpointing",
     [*((family, "none", False) for family in families.DECODERS), ("qwen2", "lora", False), ("qwen2", "none", True)],
 )
-def test_gradients_are_those_of_the_layers_as_written(family, kind, sparing):
-    model = lora.prepare_for_training(families.language_model(family), kind, 4, 8, 0.0, "all-linear", sparing).train()
+def test_compiled_layers_give_the_gradients_of_eager_layers(family, kind, checkpointing):
+    model = families.language_model(family)
+    model = lora.prepare_for_training(model, kind, 4, 8, 0.0, "all-linear", checkpointing).train()
     disable_dropout(model)
     for name, p in model.named_parameters():
-        if "lora_B" in name:  # at 0, as it begins, A would have no gradient
+        if "lora_B" in name:  # with the initial B of zeros, A has no gradient
             torch.nn.init.normal_(p, std=0.1)
-    names, plain = list(model.state_dict()), gradients(model)
+    names, eager = list(model.state_dict()), loss_gradients(model)
     with compiled_layers(model, True):
-        assert calls_compiled(model) == 2  # both layers
+        assert num_compiled(model) == 2  # both layers
         assert list(model.state_dict()) == names
-        fast = gradients(model)
-    assert calls_compiled(model) == 0
-    assert plain.keys() == fast.keys() and plain
-    for name, expected in plain.items():
-        off = (fast[name] - expected).abs().max() / expected.abs().max()  # what rounding does, in 32 bits, is 1e-5
-        assert off < 1e-4, name
+        compiled = loss_gradients(model)
+    assert num_compiled(model) == 0
+    assert eager.keys() == compiled.keys() and eager
+    for name, expected in eager.items():
+        error = (compiled[name] - expected).abs().max() / expected.abs().max()  # float32 rounding is about 1e-5
+        assert error < 1e-4, name
 
 
-def test_nothing_is_compiled_unless_it_is_wanted():
+def test_compiled_layers_does_nothing_when_disabled():
     model = families.language_model("qwen2")
     with compiled_layers(model, False):
-        assert calls_compiled(model) == 0
+        assert num_compiled(model) == 0
 
 
-def test_a_model_without_layers_that_are_known_is_refused():
+def test_compiled_layers_refuses_a_model_without_known_layers():
     with (
-        pytest.raises(MannersError, match="layers of a Linear are not known"),
+        pytest.raises(MannersError, match="Linear has no layers that can be compiled"),
         compiled_layers(torch.nn.Linear(2, 2), True),
     ):
         pass

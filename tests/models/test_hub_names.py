@@ -1,4 +1,4 @@
-"""Every model and dataset of conf/ that is on the hub, by its real name, from a cache as a download leaves it."""
+"""Every model and dataset of conf/ that is on the hub, by its real name, from a cache as downloads leave it."""
 
 import subprocess
 import sys
@@ -19,16 +19,16 @@ from manners.runtime.paths import CONF
 from tests import hub_cache, hub_models, hub_rows
 from tests.configs import compose
 
-CHOICES = {
+CONFIGS = {
     group: {file.stem: yaml.safe_load(file.read_text()) or {} for file in sorted((CONF / group).glob("*.yaml"))}
     for group in ("model", "dataset")
 }
-MODELS = {name: chosen for name, chosen in CHOICES["model"].items() if chosen["name"] != "tiny"}
-PATHS = {name: chosen.get("path", "") for name, chosen in CHOICES["dataset"].items()}
+MODELS = {name: config for name, config in CONFIGS["model"].items() if config["name"] != "tiny"}
+PATHS = {name: config.get("path", "") for name, config in CONFIGS["dataset"].items()}
 DATASETS = {name: path for name, path in PATHS.items() if "/" in path and not path.startswith("package:")}
-DECODERS = [name for name, chosen in MODELS.items() if chosen.get("decoder", True)]
+DECODERS = [name for name, config in MODELS.items() if config.get("decoder", True)]
 ENCODERS = [name for name in MODELS if name not in DECODERS]
-CHAT = Conversation([
+CONVERSATION = Conversation([
     {"role": "user", "content": "Hello?\n  Anybody?"},
     {"role": "assistant", "content": "Nobody."},
     {"role": "user", "content": "Why?"},
@@ -39,24 +39,24 @@ CHAT = Conversation([
 @pytest.fixture(scope="module", autouse=True)
 def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
-    hub_cache.lay_out(home, *hub_models.PUBLISHED, *hub_rows.SPLITS)
+    hub_cache.create(home, *hub_models.CHECKPOINTS, *hub_rows.SPLITS)
     with pytest.MonkeyPatch.context() as patch:
-        hub_cache.point_at(home, patch)
+        hub_cache.use(home, patch)
         yield home
 
 
-def test_none_is_left_out():
-    assert {chosen["name"] for chosen in MODELS.values()} == hub_models.PUBLISHED.keys()
+def test_hub_cache_covers_every_hub_name_in_conf():
+    assert {config["name"] for config in MODELS.values()} == hub_models.CHECKPOINTS.keys()
     assert set(DATASETS.values()) == hub_rows.SPLITS.keys()
 
 
 # --- Models ---
 
 
-def tokenizer_of(name):
-    chosen = MODELS[name]
+def load_tokenizer(name):
+    config = MODELS[name]
     return loading.load_tokenizer(
-        chosen["name"], chat_template=chosen.get("chat_template", "auto"), chats=chosen.get("decoder", True)
+        config["name"], None, config.get("chat_template", "auto"), require_template=config.get("decoder", True)
     )
 
 
@@ -73,7 +73,7 @@ Why?<|im_end|>
 """
 PLAIN = "User: Hello?\n  Anybody?\nAssistant: Nobody.<|endoftext|>\nUser: Why?\nAssistant:"
 ZEPHYR = "<|user|>\nHello?\n  Anybody?</s>\n<|assistant|>\nNobody.</s>\n<|user|>\nWhy?</s>\n<|assistant|>\n"
-# What the model is given to answer, what carries loss after it, at which tokens it stops, and what fills rows.
+# Prompt, reply that carries loss, stop tokens, padding token.
 EXPECTED = {
     "qwen0.5b": (
         CHATML.format(system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
@@ -95,172 +95,175 @@ EXPECTED = {
 CLASSES = {"qwen": "Qwen2", "gpt2": "GPT2", "pythia": "GPTNeoX", "tinyllama": "Llama", "bert": "Bert", "minilm": "Bert"}
 
 
-def true_class(name):
-    return next(kind for start, kind in CLASSES.items() if name.startswith(start))
+def class_prefix(name):
+    return next(prefix for start, prefix in CLASSES.items() if name.startswith(start))
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_model_loads_as_what_it_is(name):
-    model, tokenizer = loading.load_model(MODELS[name]["name"]), tokenizer_of(name)
-    assert type(model).__name__ in (f"{true_class(name)}ForCausalLM", f"{true_class(name)}LMHeadModel")
+def test_load_model_picks_the_checkpoints_class(name):
+    model, tokenizer = loading.load_model(MODELS[name]["name"]), load_tokenizer(name)
+    assert type(model).__name__ in (f"{class_prefix(name)}ForCausalLM", f"{class_prefix(name)}LMHeadModel")
     rows = model.get_input_embeddings().num_embeddings
-    lora.resize_embeddings(model, tokenizer)  # Qwen's and Pythia's have more rows than tokens: none are added or taken
+    lora.resize_embeddings(model, tokenizer)  # no change, though Qwen and Pythia have more embeddings than tokens
     assert model.get_input_embeddings().num_embeddings == rows == model.config.vocab_size >= len(tokenizer)
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_reply_and_its_stop_token_carry_loss(name):
-    asked, answered, _, _ = EXPECTED[name]
-    tokenizer = tokenizer_of(name)
-    assert prompt_text(CHAT.messages[:3], tokenizer) == asked
-    [example] = tokenize([CHAT], tokenizer, "assistant", 512)
-    assert tokenizer.decode(example.input_ids) == asked + answered + "\n"
-    runs = groupby(example.labels, key=lambda label: label != IGNORE_INDEX)
-    learned = [tokenizer.decode(list(run)) for carries, run in runs if carries]
-    assert learned == [answered.replace("It is late.", "Nobody."), answered]
+def test_replies_and_their_stop_tokens_carry_loss(name):
+    prompt, reply, _, _ = EXPECTED[name]
+    tokenizer = load_tokenizer(name)
+    assert prompt_text(CONVERSATION.messages[:3], tokenizer) == prompt
+    [example] = tokenize([CONVERSATION], tokenizer, "assistant", 512)
+    assert tokenizer.decode(example.input_ids) == prompt + reply + "\n"
+    label_runs = groupby(example.labels, key=lambda label: label != IGNORE_INDEX)
+    trained = [tokenizer.decode(list(run)) for has_loss, run in label_runs if has_loss]
+    assert trained == [reply.replace("It is late.", "Nobody."), reply]
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_reply_ends_where_training_ends_it(name):
-    """A model that says the stop token and nothing else has said nothing, and has ended."""
-    _, answered, stops, pad = EXPECTED[name]
-    model, tokenizer = loading.load_model(MODELS[name]["name"]), tokenizer_of(name)
-    assert set(tokenizer.convert_ids_to_tokens(loading.stop_token_ids(model, tokenizer))) == stops
-    assert tokenizer.pad_token == pad
-    [stop] = [token for token in stops if answered.endswith(token)]
-    ask = lambda: generate_texts(model, tokenizer, [CHAT.messages[:3]], max_new_tokens=3)[0]  # noqa: E731
-    assert ask().tokens == 3 and not ask().ended  # random weights ramble
+def test_generation_stops_at_the_token_that_training_teaches(name):
+    """A reply of the stop token alone is empty, and has ended."""
+    _, trained_reply, stop_tokens, pad_token = EXPECTED[name]
+    model, tokenizer = loading.load_model(MODELS[name]["name"]), load_tokenizer(name)
+    assert set(tokenizer.convert_ids_to_tokens(loading.stop_token_ids(model, tokenizer))) == stop_tokens
+    assert tokenizer.pad_token == pad_token
+    [stop] = [token for token in stop_tokens if trained_reply.endswith(token)]
+    reply = lambda: generate_texts(model, tokenizer, [CONVERSATION.messages[:3]], max_new_tokens=3)[0]  # noqa: E731
+    assert reply().tokens == 3 and not reply().ended  # random weights do not stop
     end = torch.tensor([tokenizer.convert_tokens_to_ids(stop)])
     model.get_output_embeddings().register_forward_hook(lambda *args: args[-1].index_fill(-1, end, 1e4))
-    assert (ask().text, ask().ended, ask().tokens) == ("", True, 0)
+    assert (reply().text, reply().ended, reply().tokens) == ("", True, 0)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_an_encoder_reads_prompt_and_reply_as_a_pair(name):
-    tokenizer = tokenizer_of(name)
-    network = reward_model.load_reward_base(MODELS[name]["name"], tokenizer)
-    assert type(network).__name__ == f"{true_class(name)}ForSequenceClassification"
-    asked = "why " * 200  # MiniLM's tokenizer was saved while it cut all texts to 128 tokens, and filled them up to it
-    [short, long] = reward_examples([([{"role": "user", "content": text}], "Late.") for text in ("Why?", asked)],
+def test_encoder_gets_prompt_and_reply_as_a_pair(name):
+    tokenizer = load_tokenizer(name)
+    model = reward_model.load_reward_base(MODELS[name]["name"], tokenizer)
+    assert type(model).__name__ == f"{class_prefix(name)}ForSequenceClassification"
+    long_prompt = "why " * 200  # MiniLM's tokenizer was saved with truncation and padding to 128 tokens
+    [short, long] = reward_examples([([{"role": "user", "content": text}], "Late.") for text in ("Why?", long_prompt)],
                                  tokenizer, 512, decoder=False)  # fmt: skip
-    words = tokenizer.convert_ids_to_tokens(short.input_ids)
-    assert (words[0], words[-1], words.count("[SEP]")) == ("[CLS]", "[SEP]", 2)
+    tokens = tokenizer.convert_ids_to_tokens(short.input_ids)
+    assert (tokens[0], tokens[-1], tokens.count("[SEP]")) == ("[CLS]", "[SEP]", 2)
     assert [short.input_ids[0], short.input_ids[-1]] == [101, 102] and tokenizer.pad_token_id == 0
-    middle = words.index("[SEP]") + 1
-    assert short.segments == [0] * middle + [1] * (len(words) - middle)
+    prompt_length = tokens.index("[SEP]") + 1
+    assert short.token_type_ids == [0] * prompt_length + [1] * (len(tokens) - prompt_length)
     assert tokenizer.decode(short.input_ids, skip_special_tokens=True) == "why? late."
     assert len(long.input_ids) > 200 and 0 not in long.input_ids
 
 
-def test_a_model_that_is_not_in_the_cache_says_how_to_get_it():
-    with pytest.raises(MannersError) as caught:
+def test_uncached_model_error_names_the_download_command():
+    with pytest.raises(MannersError) as error:
         loading.load_model("EleutherAI/pythia-70m")
-    assert "model 'EleutherAI/pythia-70m' is not in its local cache" in str(caught.value)
-    assert "hf download EleutherAI/pythia-70m --local-dir FOLDER" in str(caught.value)
-    assert "model.name=FOLDER" in str(caught.value)
+    assert "model 'EleutherAI/pythia-70m' is not in its local cache" in str(error.value)
+    assert "hf download EleutherAI/pythia-70m --local-dir FOLDER" in str(error.value)
+    assert "model.name=FOLDER" in str(error.value)
 
 
 # --- Datasets ---
 
 
-def rows_of(name, *more):
-    splits = load_splits(compose(f"dataset={name}", *more).dataset)
+def splits_and_sizes(name, *overrides):
+    splits = load_splits(compose(f"dataset={name}", *overrides).dataset)
     return splits, [len(getattr(splits, split)) for split in ("train", "validation", "test")]
 
 
-def said(chat):
-    """Who speaks, by the first letter, and what the last turn says."""
-    return "".join(m["role"][0] for m in chat.messages), chat.messages[-1]["content"]
+def roles_and_last(conversation):
+    """The initials of the roles, and the text of the last turn."""
+    messages = conversation.messages
+    return "".join(m["role"][0] for m in messages), messages[-1]["content"]
 
 
-def test_oasst1_is_read_tree_by_tree():
-    """Each English tree has two conversations for the assistant; what else it has is counted."""
-    splits, sizes = rows_of("oasst1")
+def test_oasst1_has_two_conversations_per_english_tree():
+    """The other messages are counted in the notes."""
+    splits, sizes = splits_and_sizes("oasst1")
     assert sizes == [2 * 30, 2 * 6, 0]
-    assert [said(chat) for chat in splits.train[:2]] == [
+    assert [roles_and_last(conversation) for conversation in splits.train[:2]] == [
         ("uaua", "Then it keeps for 4 days."),
         ("ua", "Nobody knows. Most bread keeps for 2 days there."),
     ]
-    assert [chat.masked_turns for chat in splits.train[:2]] == [(), ()]
+    assert [conversation.masked_turns for conversation in splits.train[:2]] == [(), ()]
     assert splits.validation[0].messages[0]["content"] == "How long does honey keep on shelf 30?"
     assert splits.notes == [
         "36 messages: deleted",
-        "36 messages: not reviewed well",
-        "12 messages: below one that was left out",
+        "36 messages: failed the review",
+        "12 messages: below an excluded message",
         "2 messages: language de",
     ]
 
 
-def test_oasst1_teaches_its_users_and_when_they_stop():
-    splits, sizes = rows_of("oasst1_user")
+def test_oasst1_user_ends_conversations_with_eos():
+    splits, sizes = splits_and_sizes("oasst1_user")
     assert sizes == [30, 6, 0]
-    assert said(splits.train[0]) == ("uauau", "<|endoftext|>")
+    assert roles_and_last(splits.train[0]) == ("uauau", "<|endoftext|>")
 
 
-def test_ultrachat_is_read_from_the_splits_for_sft():
-    splits, sizes = rows_of("ultrachat")
+def test_ultrachat_reads_the_sft_splits():
+    splits, sizes = splits_and_sizes("ultrachat")
     assert sizes == [40, 0, 10]
-    assert said(splits.train[39]) == ("uaua", "Then it keeps for 82 days.")
-    assert said(splits.test[0]) == ("uaua", "Then it keeps for 84 days.")
+    assert roles_and_last(splits.train[39]) == ("uaua", "Then it keeps for 82 days.")
+    assert roles_and_last(splits.test[0]) == ("uaua", "Then it keeps for 84 days.")
 
 
-def test_ultrachats_other_splits_may_be_named():
-    splits, sizes = rows_of("ultrachat", "dataset.splits=[train_gen]")
+def test_ultrachat_reads_splits_that_are_named():
+    splits, sizes = splits_and_sizes("ultrachat", "dataset.splits=[train_gen]")
     assert sum(sizes) == 5
     assert splits.train[0].source == "HuggingFaceH4/ultrachat_200k train_gen[0]"
 
 
-def test_guanaco_is_told_by_its_marks():
-    splits, sizes = rows_of("guanaco")
+def test_guanaco_format_is_detected():
+    splits, sizes = splits_and_sizes("guanaco")
     assert sizes == [21, 0, 6]
-    assert said(splits.train[0]) == ("uaua", "Then it keeps for 4 days.")
-    assert said(splits.train[20]) == ("uau", "And if the salad stands in the cold?")
+    assert roles_and_last(splits.train[0]) == ("uaua", "Then it keeps for 4 days.")
+    assert roles_and_last(splits.train[20]) == ("uau", "And if the salad stands in the cold?")
 
 
-def test_dolly_has_one_split_which_is_dealt_by_a_hash():
-    splits, sizes = rows_of("dolly")
+def test_dolly_is_split_by_hash():
+    splits, sizes = splits_and_sizes("dolly")
     assert sum(sizes) == 60 and min(sizes) > 0
-    chats = {chat.source: said(chat)[0] + chat.messages[0]["content"] for chat in splits.train}
-    assert chats["databricks/databricks-dolly-15k train[2]"] == "uaAnd if the tea stands in the cold?"
+    first_turns = {c.source: roles_and_last(c)[0] + c.messages[0]["content"] for c in splits.train}
+    assert first_turns["databricks/databricks-dolly-15k train[2]"] == "uaAnd if the tea stands in the cold?"
 
 
 @pytest.mark.parametrize(
-    ("name", "asked", "near"), [("ultrachat", "train_stf", "train_sft"), ("oasst1", "validate", "validation")]
+    ("name", "split", "suggestion"), [("ultrachat", "train_stf", "train_sft"), ("oasst1", "validate", "validation")]
 )
-def test_a_split_that_is_not_there_is_refused_with_the_nearest(name, asked, near):
-    with pytest.raises(MannersError) as caught:
-        rows_of(name, f"dataset.splits=[{asked}]")
-    assert str(caught.value) == f"dataset.splits: {DATASETS[name]} has no {asked}. Did you mean '{near}'?"
+def test_unknown_split_error_suggests_the_nearest(name, split, suggestion):
+    with pytest.raises(MannersError) as error:
+        splits_and_sizes(name, f"dataset.splits=[{split}]")
+    assert str(error.value) == f"dataset.splits: {DATASETS[name]} has no {split}. Did you mean '{suggestion}'?"
 
 
-def test_a_dataset_that_is_not_in_the_cache_says_how_to_get_it():
-    with pytest.raises(MannersError) as caught:
-        rows_of("jsonl", "dataset.path=OpenAssistant/oasst2")
-    assert "dataset 'OpenAssistant/oasst2' is not in its local cache" in str(caught.value)
-    assert "hf download --repo-type dataset OpenAssistant/oasst2 --local-dir FOLDER" in str(caught.value)
-    assert "dataset.path=FOLDER" in str(caught.value)
+def test_uncached_dataset_error_names_the_download_command():
+    with pytest.raises(MannersError) as error:
+        splits_and_sizes("jsonl", "dataset.path=OpenAssistant/oasst2")
+    assert "dataset 'OpenAssistant/oasst2' is not in its local cache" in str(error.value)
+    assert "hf download --repo-type dataset OpenAssistant/oasst2 --local-dir FOLDER" in str(error.value)
+    assert "dataset.path=FOLDER" in str(error.value)
 
 
-def test_a_process_of_its_own_finds_a_dataset_and_a_model_by_hf_home_alone():
-    """The hub's libraries settle where their cache is when they are imported."""
+def test_new_process_finds_the_cache_by_hf_home_alone():
+    """The hub's libraries read where their cache is when they are imported."""
     code = """
-from manners import hub
-from manners.models.base import load, load_tokenizer
+from manners.models.loading import load_model, load_tokenizer
+from manners.runtime import hub
 name = "Qwen/Qwen2.5-0.5B-Instruct"
-print(*hub.load_dataset("OpenAssistant/oasst1", None), type(load(name)).__name__, load_tokenizer(name).eos_token)
+print(*hub.load_dataset("OpenAssistant/oasst1", None), type(load_model(name)).__name__, load_tokenizer(name).eos_token)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)  # point_at has set HF_HOME
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)  # hub_cache.use has set HF_HOME
     assert done.stdout.split() == ["train", "validation", "Qwen2ForCausalLM", "<|im_end|>"], done.stderr
 
 
-def test_a_folder_of_parquet_is_read_as_the_hub_would_read_it(tmp_path):
-    """What `hf download --repo-type dataset` leaves: the advice for a machine without internet."""
+def test_folder_of_parquet_files_is_read_by_split(tmp_path):
+    """What `hf download --repo-type dataset` leaves: our advice for a machine without internet."""
     import datasets
 
     (tmp_path / "data").mkdir()
     for split, count in (("train", 5), ("test", 2)):
-        talks = [[{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "Yes."}] for i in range(count)]
-        rows = [{"messages": talk} for talk in talks]
+        conversations = [
+            [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "Yes."}] for i in range(count)
+        ]
+        rows = [{"messages": messages} for messages in conversations]
         datasets.Dataset.from_list(rows).to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
     splits = load_splits(compose("dataset=jsonl", f"dataset.path={tmp_path}", "dataset.max_rows=3").dataset)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (3, 0, 2)

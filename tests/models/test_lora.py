@@ -1,4 +1,4 @@
-"""One combined adapter on the base says what the merged first adapter and the second on top of it say together."""
+"""A combined adapter on the base gives the logits of the merged first adapter with the second on top."""
 
 import copy
 
@@ -8,13 +8,14 @@ from peft import LoraConfig, PeftModel
 
 from manners.models.loading import load_model
 from manners.models.lora import prepare_for_training, save_combined_adapter, trainable_parameters
+from manners.models.policy import Policy
 from tests.families import VOCAB, language_model
 
 IDS = torch.arange(2, 42)[None] % VOCAB
 
 
-def trained(model, r, alpha, targets, seed):
-    """An adapter that does something: fresh ones have a B of zeros."""
+def with_random_lora(model, r, alpha, targets, seed):
+    """Add an adapter with random weights: a new one's B is zero."""
     model = prepare_for_training(model, "lora", r, alpha, 0.0, targets)
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -23,75 +24,76 @@ def trained(model, r, alpha, targets, seed):
     return model.eval()
 
 
+def save_base_and_first_adapter(folder, family="qwen2", targets="all-linear"):
+    """Save a base and an adapter on it; return the base, and the base with the adapter merged."""
+    base = language_model(family)
+    base.save_pretrained(folder / "base")
+    with_random_lora(load_model(str(folder / "base")), 3, 5, targets, seed=1).save_pretrained(folder / "first")
+    merged = PeftModel.from_pretrained(load_model(str(folder / "base")), str(folder / "first")).merge_and_unload()
+    return base, merged
+
+
+def load_combined(folder):
+    return PeftModel.from_pretrained(load_model(str(folder / "base")), str(folder / "out")).eval()
+
+
 def logits(model):
     with torch.no_grad():
         return model(IDS).logits
 
 
-FUSED = {"gpt2": ("c_attn", "c_fc"), "gpt_neox": ("query_key_value", "dense_h_to_4h")}
+MODULES = {"gpt2": ("c_attn", "c_fc"), "gpt_neox": ("query_key_value", "dense_h_to_4h")}
 TARGETS = [
     ("all-linear", "all-linear"),
     ("all-linear", ["{0}"]),
     (["{0}"], ["{0}", "{1}"]),
     (["{0}"], ["{1}"]),
-    (r".*\.{0}", r".*\.{1}"),  # peft takes text for a pattern that fits the whole name
+    (r".*\.{0}", r".*\.{1}"),  # peft matches a string as a pattern against the full module name
 ]
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("first, second", TARGETS)
-def test_a_combined_adapter_is_the_merged_one_and_the_one_on_top(tmp_path, family, first, second):
-    named = FUSED.get(family, ("q_proj", "down_proj"))
-    first, second = (t.format(*named) if isinstance(t, str) else [m.format(*named) for m in t]
+def test_combined_adapter_equals_merged_plus_second(tmp_path, family, first, second):
+    modules = MODULES.get(family, ("q_proj", "down_proj"))
+    first, second = (t.format(*modules) if isinstance(t, str) else [m.format(*modules) for m in t]
                      for t in (first, second))  # fmt: skip
-    base = language_model(family)
-    base.save_pretrained(tmp_path / "base")
-    earlier = trained(load_model(str(tmp_path / "base")), 3, 5, first, seed=1)
-    earlier.save_pretrained(tmp_path / "earlier")
-    merged = PeftModel.from_pretrained(load_model(str(tmp_path / "base")), str(tmp_path / "earlier")).merge_and_unload()
-    between = logits(merged)
-    policy = trained(merged, 4, 16, second, seed=2)
-    wanted = logits(policy)
-    save_combined_adapter(policy, tmp_path / "earlier", tmp_path / "out")
-    found = PeftModel.from_pretrained(load_model(str(tmp_path / "base")), str(tmp_path / "out")).eval()
-    assert (logits(base) - between).abs().max() > 0.1 and (between - wanted).abs().max() > 0.1
-    assert torch.allclose(logits(found), wanted, atol=1e-3)
+    base, merged = save_base_and_first_adapter(tmp_path, family, first)
+    merged_logits = logits(merged)
+    policy = with_random_lora(merged, 4, 16, second, seed=2)
+    expected = logits(policy)
+    save_combined_adapter(policy, tmp_path / "first", tmp_path / "out")
+    assert (logits(base) - merged_logits).abs().max() > 0.1 and (merged_logits - expected).abs().max() > 0.1
+    assert torch.allclose(logits(load_combined(tmp_path)), expected, atol=1e-3)
     config = LoraConfig.from_pretrained(str(tmp_path / "out"))
     assert (config.r, config.lora_alpha) == (7, 7)
     assert config.base_model_name_or_path == str(tmp_path / "base")
 
 
-def test_the_critic_is_not_saved_with_the_policy(tmp_path):
-    from manners.models.policy import Policy
-
-    base = language_model("qwen2")
-    base.save_pretrained(tmp_path / "base")
-    trained(load_model(str(tmp_path / "base")), 3, 5, "all-linear", seed=1).save_pretrained(tmp_path / "earlier")
-    merged = PeftModel.from_pretrained(load_model(str(tmp_path / "base")), str(tmp_path / "earlier")).merge_and_unload()
-    policy = trained(merged, 4, 16, "all-linear", seed=2)
-    wanted = logits(policy)
-    actor = Policy(policy, "adapter")
-    save_combined_adapter(actor.model, tmp_path / "earlier", tmp_path / "out")
+def test_save_combined_adapter_leaves_the_critic_out(tmp_path):
+    _, merged = save_base_and_first_adapter(tmp_path)
+    model = with_random_lora(merged, 4, 16, "all-linear", seed=2)
+    expected = logits(model)
+    policy = Policy(model, "adapter")
+    save_combined_adapter(policy.model, tmp_path / "first", tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").iterdir() if p.is_dir()] == []
-    found = PeftModel.from_pretrained(load_model(str(tmp_path / "base")), str(tmp_path / "out")).eval()
-    assert torch.allclose(logits(found), wanted, atol=1e-3)
+    assert torch.allclose(logits(load_combined(tmp_path)), expected, atol=1e-3)
 
 
-def test_the_policy_in_memory_is_left_as_it_is(tmp_path):
-    base = language_model("qwen2")
-    base.save_pretrained(tmp_path / "base")
-    trained(load_model(str(tmp_path / "base")), 3, 5, "all-linear", seed=1).save_pretrained(tmp_path / "earlier")
-    policy = trained(copy.deepcopy(base), 4, 16, "all-linear", seed=2)
-    before = logits(policy)
-    save_combined_adapter(policy, tmp_path / "earlier", tmp_path / "out")
+def test_save_combined_adapter_leaves_the_policy_unchanged(tmp_path):
+    base, _ = save_base_and_first_adapter(tmp_path)
+    policy = with_random_lora(copy.deepcopy(base), 4, 16, ["q_proj"], seed=2)
+    before, modules = logits(policy), [name for name, _ in policy.named_modules()]
+    save_combined_adapter(policy, tmp_path / "first", tmp_path / "out")
     assert torch.equal(logits(policy), before)
     assert policy.peft_config["default"].r == 4
+    assert [name for name, _ in policy.named_modules()] == modules
 
 
 @pytest.mark.parametrize("kind", ["none", "lora"])
-def test_after_a_merge_all_weights_train_or_the_new_adapter_alone(kind):
-    """A merged adapter leaves its base frozen: full fine-tuning on top of it would train nothing."""
-    merged = trained(language_model("qwen2"), 3, 5, "all-linear", seed=1).merge_and_unload()
+def test_prepare_for_training_unfreezes_a_merged_base(kind):
+    """``merge_and_unload`` leaves the base frozen: full fine-tuning on top of it would train nothing."""
+    merged = with_random_lora(language_model("qwen2"), 3, 5, "all-linear", seed=1).merge_and_unload()
     names = trainable_parameters(prepare_for_training(merged, kind, 4, 16, 0.0, "all-linear"))
     assert names and all(("lora_" in name) == (kind == "lora") for name in names)
     assert kind == "lora" or names.keys() == dict(merged.named_parameters()).keys()

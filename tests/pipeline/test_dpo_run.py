@@ -25,7 +25,10 @@ DPO = [
 ]
 IDS = torch.arange(5, 45)[None]
 ADAPTER = "model/adapter_model.safetensors"
-EVERY_STEP = {"loss", "grad_norm", "learning_rate", "rewards/margins", "rewards/accuracies", "rewards/chosen"}
+EVERY_STEP = {
+    f"train/{name}"
+    for name in ("loss", "grad_norm", "learning_rate", "rewards/margins", "rewards/accuracies", "rewards/chosen")
+}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,7 @@ def check_metrics(out, folder):
     """TRL's names, each step once, in the file and in MLflow."""
     client, runs = tracked(out)
     logged = runs[folder.name].data.metrics.keys()
-    assert logged >= EVERY_STEP | {"eval_loss", "eval_rewards/accuracies", "before/loss", "after/loss"}
+    assert logged >= EVERY_STEP | {"eval/loss", "eval/rewards/accuracies", "before/loss", "after/loss"}
     for name in logged:
         group = name.split("/")[0].split("_")[0]
         once = {"before": [0], "cost": [0], "after": [STEPS], "eval": [3, 6, 8]}

@@ -84,8 +84,8 @@ def test_two_processes_make_one_run_and_the_model_that_one_makes(tmp_path, metho
     assert set(runs) == {p.name for p in (out / "runs").iterdir()}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     one, two = only(out, "one*"), only(out, "two*")
-    history = client.get_metric_history(runs[two.name].info.run_id, "val/loss")
-    assert [m.step for m in history] == [r["step"] for r in records(two / "metrics.jsonl") if "val/loss" in r] == [3, 6]
+    history = client.get_metric_history(runs[two.name].info.run_id, "eval/loss")
+    assert [m.step for m in history] == [r["step"] for r in records(two / "metrics.jsonl") if "eval/loss" in r] == [3, 6]
     (file,) = (one / "model").glob("*.safetensors")
     weights, theirs = load_file(file), load_file(two / "model" / file.name)
     assert weights.keys() == theirs.keys()

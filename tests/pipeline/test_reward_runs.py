@@ -17,7 +17,7 @@ from manners.models import loading, reward_model
 from manners.models.reward_model import ScoreNormalizer
 from tests.commands import ONLINE, SMALL, Command, artifacts, here, kill_once, only, records, strictbot, tracked, train
 from tests.data.formats.test_politeness import corpus, line
-from tests.hub_cache import place
+from tests.hub_cache import create_snapshot
 
 REPORT = {"reward_report.md", "after.json", "learning_curve.png", "lineage.md", "model"}
 CHAT = [{"role": "user", "content": "What does the lion eat?"}]
@@ -41,7 +41,7 @@ def plain_scores(folder, network=AutoModelForSequenceClassification):
 
 
 def our_scores(folder):
-    tokenizer = loading.load_tokenizer(str(folder), chats=False)
+    tokenizer = loading.load_tokenizer(str(folder), require_template=False)
     return predict_scores(reward_model.load_reward_model(folder), tokenizer, 512, [(CHAT, reply) for reply in REPLIES])
 
 
@@ -73,9 +73,9 @@ def test_a_reward_run_is_examined_and_reported(losses, loss):
     assert ("pairs" in report if loss == "pairwise" else "mean squared error" in report) and "shuffled" in report
     client, runs = tracked(losses)
     run = runs[folder.name]
-    assert run.info.status == "FINISHED" and {"train/loss", "val/loss"} <= run.data.metrics.keys()
+    assert run.info.status == "FINISHED" and {"train/loss", "eval/loss"} <= run.data.metrics.keys()
     have = artifacts(client, run.info.run_id)
-    assert {"reward_report.md", "worst_errors.json", "model/sanity.json", "model/units.json"} <= have
+    assert {"reward_report.md", "worst_errors.json", "model/sanity.json", "model/normalizer.json"} <= have
     assert {f"figures/{name}" for name in pictures} <= have
 
 
@@ -108,7 +108,7 @@ def hub(tmp_path_factory):
     config = BertConfig(vocab_size=len(vocabulary), initializer_range=0.2, num_labels=2, **size)
     BertForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    place(home, "google-bert/bert-base-uncased", folder)
+    create_snapshot(home, "google-bert/bert-base-uncased", folder)
     return {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(home / "hub")}
 
 
@@ -157,10 +157,10 @@ def test_a_reward_run_that_was_killed_ends_in_the_same_bytes(bert, hub, polite):
     kill_once(Command(*alone, **hub), bert, "cut*", "train/loss", 5)
     train(*alone, **hub)
     whole, cut = only(bert, "manners-reward-*"), only(bert, "cut*")
-    for name in ("model.safetensors", "units.json", "sanity.json"):
+    for name in ("model.safetensors", "normalizer.json", "sanity.json"):
         assert (whole / "model" / name).read_bytes() == (cut / "model" / name).read_bytes()
     client, runs = tracked(bert)
-    for name, last in (("train/loss", 60), ("val/loss", 60)):
+    for name, last in (("train/loss", 60), ("eval/loss", 60)):
         every = 1 if name == "train/loss" else 10
         steps = list(range(every, last + 1, every))
         history = client.get_metric_history(runs[cut.name].info.run_id, name)

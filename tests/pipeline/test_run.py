@@ -52,7 +52,7 @@ def test_its_model_is_the_champion_of_its_study(finished, tracked):
     client, run = tracked
     version = client.get_model_version_by_alias("manners", "champion")
     assert version.run_id == run.info.run_id
-    loss = min(m.value for m in client.get_metric_history(run.info.run_id, "val/loss"))
+    loss = min(m.value for m in client.get_metric_history(run.info.run_id, "eval/loss"))
     assert float(version.tags["metric"]) == pytest.approx(loss)
     assert f"registered as models:/manners/1, the new champion: the first, with {loss:.4g}" in finished[1]
 
@@ -79,7 +79,7 @@ def test_the_run_folder_is_complete(finished):
     assert expected <= names
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [s["step"] for s in steps if "train/loss" in s] == list(range(1, 13))
-    assert [s["step"] for s in steps if "val/loss" in s] == [4, 8, 12]
+    assert [s["step"] for s in steps if "eval/loss" in s] == [4, 8, 12]
 
 
 def test_mlflow_holds_config_code_versions_and_data(tracked):
@@ -96,10 +96,10 @@ def test_mlflow_holds_config_code_versions_and_data(tracked):
 
 def test_mlflow_holds_every_step_of_every_metric(tracked):
     client, run = tracked
-    for name in ("loss", "perplexity", "token_accuracy", "grad_norm", "learning_rate", "tokens_per_second", "fill"):
+    for name in ("loss", "perplexity", "token_accuracy", "grad_norm", "learning_rate", "tokens_per_second", "non_padding_fraction"):
         history = client.get_metric_history(run.info.run_id, f"train/{name}")
         assert [m.step for m in history] == list(range(1, 13)), name
-    assert {"before/loss", "after/loss", "before/fit", "after/fit", "val/loss"} <= run.data.metrics.keys()
+    assert {"before/loss", "after/loss", "before/fit", "after/fit", "eval/loss"} <= run.data.metrics.keys()
 
 
 def test_mlflow_holds_tables_figures_and_the_model(tracked):
@@ -155,7 +155,7 @@ def test_compiled_layers_learn_what_those_as_written_do(tmp_path):
     said = train(tmp_path / "fast", "adapter=none", "hardware.compile=true")
     assert "compiling the layers" in said
     plain, fast = (
-        [r["val/loss"] for r in commands.records(only_run(tmp_path / kind) / "metrics.jsonl") if "val/loss" in r]
+        [r["eval/loss"] for r in commands.records(only_run(tmp_path / kind) / "metrics.jsonl") if "eval/loss" in r]
         for kind in ("plain", "fast")
     )
     assert len(plain) == 3 and fast == pytest.approx(plain, rel=1e-3)

@@ -40,7 +40,7 @@ def make(folder: Path) -> str:
         for key, value in metrics.items():
             client.log_metric(made, key, value)
         for step, loss in steps:
-            client.log_metric(made, "val/loss", loss, step=step)
+            client.log_metric(made, "eval/loss", loss, step=step)
         for file, data in (files or {}).items():
             (folder / file).write_bytes(data if isinstance(data, bytes) else data.encode())
             client.log_artifact(made, str(folder / file))

@@ -25,7 +25,7 @@ def test_a_sweep_is_one_run_with_its_jobs_nested_under_it_and_is_not_run_twice(t
     children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert len(children) == 2 and {r.info.status for r in runs} == {"FINISHED"}
     best = min(json.loads(f.read_text())["metric"] for f in (out / "runs").glob("*/run.json"))
-    assert parent.data.metrics["best/val/loss"] == best
+    assert parent.data.metrics["best/eval/loss"] == best
     assert "run it again: python train.py" in first
     again = train(*search)
     assert again.count("ended before") == 2

@@ -21,7 +21,7 @@ from manners.sweep.run import run_sweep
 from manners.sweep.search import pruning_callback
 from tests.commands import strictbot
 
-METRIC = "val/loss"
+METRIC = "eval/loss"
 
 
 class Pretends:
@@ -110,7 +110,7 @@ def test_a_grid_runs_each_job_once_and_the_parent_carries_the_table(sweep):
     assert len(first.ran) == 4
     folder = next((sweep.out / "sweeps").iterdir())
     table = (folder / "sweep.md").read_text().splitlines()
-    assert table[2] == "| method.learning_rate | val/loss | ± sd | seeds | min | the best of them |"
+    assert table[2] == "| method.learning_rate | eval/loss | ± sd | seeds | min | the best of them |"
     # Means over seeds 1 and 2 of 1.1 and 1.2, and of the same + 1; deviation √(2 · 0.05²) = 0.0707.
     assert table[4:6] == [
         "| 0.002 | 1.15 | 0.0707 | 2 of 2 | 1.0 | so so |",
@@ -122,7 +122,7 @@ def test_a_grid_runs_each_job_once_and_the_parent_carries_the_table(sweep):
     (parent,) = client.search_runs(["1"])
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["manners.sweep"] == folder.name
-    assert parent.data.metrics["best/val/loss"] == pytest.approx(1.15)
+    assert parent.data.metrics["best/eval/loss"] == pytest.approx(1.15)
     assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {"sweep.md", "sweep.png"}
 
 

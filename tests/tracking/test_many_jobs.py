@@ -7,7 +7,7 @@ import sys
 
 from manners.runtime.paths import ROOT
 
-JOBS, STEPS, NAMES = 8, 60, ("train/loss", "train/rate", "val/loss", "ppo/kl", "ppo/reward")
+JOBS, STEPS, NAMES = 8, 60, ("train/loss", "train/rate", "eval/loss", "ppo/kl", "ppo/reward")
 
 # All that a job does with the store, and no training. They are forked from a process that has imported all but opened
 # nothing: so they are eight processes with a connection each, at the cost of one import of MLflow.

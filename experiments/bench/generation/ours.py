@@ -9,8 +9,8 @@ from manners.models.generation import Sampling, generate_ids
 def reply(model: torch.nn.Module, prompts: task.Ids, stops: list[int], seed: int | None) -> task.Ids:
     if seed is None:
         return generate_ids(model, prompts, Sampling(task.NEW_TOKENS, tuple(stops), task.PAD))
-    draws = torch.rand(len(prompts), task.NEW_TOKENS, generator=torch.Generator().manual_seed(seed))
-    return generate_ids(model, prompts, Sampling(task.NEW_TOKENS, tuple(stops), task.PAD, temperature=1.0), draws)
+    uniforms = torch.rand(len(prompts), task.NEW_TOKENS, generator=torch.Generator().manual_seed(seed))
+    return generate_ids(model, prompts, Sampling(task.NEW_TOKENS, tuple(stops), task.PAD, temperature=1.0), uniforms)
 
 
 def main() -> None:

@@ -52,11 +52,11 @@ def arguments() -> argparse.Namespace:
 class GivenTokens(PPOTrainer):
     """The game with prompts that are token ids already, as the peer gets them, in ``extra["ids"]``."""
 
-    def roll(self, prompts: list[Prompt], draws: torch.Tensor | None) -> Rollout:
+    def roll(self, prompts: list[Prompt], uniforms: torch.Tensor | None) -> Rollout:
         s, pad = self.settings, self.tokenizer.pad_token_id
         sampling = Sampling(s.response_length, tuple(self.stops), pad, s.temperature, s.generation)
         ids = [p.metadata["ids"] for p in prompts]
-        return rollout(self.actor, self.tokenizer, prompts, ids, sampling, draws, s.micro_batch_tokens)
+        return rollout(self.actor, self.tokenizer, prompts, ids, sampling, uniforms, s.microbatch_tokens)
 
 
 class Reward:
@@ -83,7 +83,7 @@ def settings() -> PPOConfig:
         lr_scheduler_type="constant",
         num_ppo_epochs=args.epochs,
         num_mini_batches=args.minibatches,
-        micro_batch_tokens=384,  # of 128 to 2048 the fastest on one core: less padding, and its caches hold them
+        microbatch_tokens=384,  # of 128 to 2048 the fastest on one core: less padding, and its caches hold them
         critic=args.critic,
         kl_coef=args.kl_coef,
         kl_estimator="k1",

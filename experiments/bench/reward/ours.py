@@ -16,7 +16,8 @@ from transformers import AutoModelForSequenceClassification
 from manners.data.batching import ResumableBatches
 from manners.data.prompt_groups import PromptGroup, collate_groups
 from manners.data.reward_examples import RewardExample
-from manners.methods.lightning_fit import discard_checkpoints, fit_with_lightning
+from manners.methods.callbacks import discard_checkpoints
+from manners.methods.lightning import fit_with_lightning
 from manners.methods.reward import RewardModule
 from manners.models import loading
 from manners.runtime.device import Device
@@ -46,8 +47,8 @@ def passages(taken: list[Row], in_pairs: bool) -> list[RewardExample]:
 
 def train(network: Any, pad: int, taken: list[Row], args: Any, folder: Path) -> tuple[Clock, int]:
     """One pass over the rows with the package's defaults, but for what all sides agree on."""
-    families, slots = [PromptGroup([passage], share=False) for passage in passages(taken, args.pairs)], []
-    together = partial(collate_groups, pad=pad, share=False)
+    families, slots = [PromptGroup([passage], share_prompt=False) for passage in passages(taken, args.pairs)], []
+    together = partial(collate_groups, pad=pad, share_prompt=False)
 
     def counted(found: list[PromptGroup]) -> dict:
         batch = together(found)
@@ -80,7 +81,7 @@ def train(network: Any, pad: int, taken: list[Row], args: Any, folder: Path) -> 
 def main() -> None:
     args = arguments("Our reward model.", "--apart")
     warm, taken, held_out = rows(args)
-    tokenizer = loading.load_tokenizer(str(args.model), chats=False)
+    tokenizer = loading.load_tokenizer(str(args.model), require_template=False)
     network = AutoModelForSequenceClassification.from_pretrained(args.model)  # the package's own would draw a new head
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
         train(network, tokenizer.pad_token_id, warm, args, Path(folder))

@@ -53,11 +53,11 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     settings = DatasetConfig(
-        path=args.requests, format="politeness", views=["scored"], validation_share=0.0, test_share=0.0
+        path=args.requests, format="politeness", sample_types=["scored"], validation_share=0.0, test_share=0.0
     )
     rows = scored_replies(load_splits(OmegaConf.structured(settings)).train)
     tokenizer = save_models([row.reply for row in rows], args.out)
-    units = ScoreNormalizer.of([row.score for row in rows])
+    units = ScoreNormalizer.from_scores([row.score for row in rows])
     passages = scored_examples(rows, tokenizer, 512, False, units.mean, units.scale)
     random.Random("requests").shuffle(passages)
     lines = [json.dumps({"input_ids": p.input_ids, "score": p.target}) + "\n" for p in passages]

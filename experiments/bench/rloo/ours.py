@@ -22,11 +22,11 @@ from manners.rewards.combine import RewardComponent
 class GivenTokens(PPOTrainer):
     """The game with prompts that are token ids already, in ``extra["ids"]``."""
 
-    def roll(self, prompts: list[Prompt], draws: torch.Tensor | None) -> Rollout:
+    def roll(self, prompts: list[Prompt], uniforms: torch.Tensor | None) -> Rollout:
         s, pad = self.settings, self.tokenizer.pad_token_id
         sampling = Sampling(s.response_length, tuple(self.stops), pad, s.temperature)
         ids = [p.metadata["ids"] for p in prompts]
-        return rollout(self.actor, self.tokenizer, prompts, ids, sampling, draws, s.micro_batch_tokens)
+        return rollout(self.actor, self.tokenizer, prompts, ids, sampling, uniforms, s.microbatch_tokens)
 
 
 def settings(iterations: int, epochs: int) -> RLOOConfig:

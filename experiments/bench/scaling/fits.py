@@ -40,7 +40,7 @@ SIZES = {  # as their config.json has it: hidden size, layers, heads, of keys an
 }
 ROWS = ["dataset=jsonl", "dataset.sample_types=[chat,prompt]", "method.max_length=512"]
 SFT = ["method=sft", "method.per_device_train_batch_size=1", "method.per_device_eval_batch_size=1"]
-PPO = ["method=ppo", "method.batch_size=16", "method.response_length=128", "method.micro_batch_tokens=1024"]
+PPO = ["method=ppo", "method.batch_size=16", "method.response_length=128", "method.microbatch_tokens=1024"]
 WAYS = {
     "SFT, all weights": [*SFT, "adapter=none"],
     "SFT, LoRA": [*SFT, "adapter=lora"],

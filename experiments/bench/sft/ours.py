@@ -14,7 +14,8 @@ from task import CLIP, RATE, Clock, Row, arguments, loss, rows, say
 
 from manners.data.batching import ResumableBatches, collate
 from manners.data.tokenize import TokenizedExample
-from manners.methods.lightning_fit import discard_checkpoints, fit_with_lightning
+from manners.methods.callbacks import discard_checkpoints
+from manners.methods.lightning import fit_with_lightning
 from manners.methods.sft import SFTModule
 from manners.models import loading, lora
 from manners.models.compile import compiled_layers

@@ -10,7 +10,7 @@ import task
 
 from manners.config import schema
 from manners.config.compose import compose
-from manners.methods.lightning_fit import fit_with_lightning
+from manners.methods.lightning import fit_with_lightning
 from manners.runtime import run_dir
 from manners.runtime.device import Device
 from manners.runtime.paths import CONF
@@ -53,7 +53,7 @@ def main() -> None:
             def turn(on: bool) -> None:
                 while len(sent) < len(written):
                     time.sleep(0.002)
-                made.write = write if on else NullLogger().log
+                made.log_metrics = write if on else NullLogger().log
 
             tracker.outbox._send_metrics, made.turn = counted, turn
             fit_with_lightning(made, batches, batches[:1], folder.path, Device("cpu", "32"), 10**6, 10**6, 0)

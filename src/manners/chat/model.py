@@ -61,7 +61,7 @@ def load_chat_model(chosen: ModelRef, device: str, key: str = "run") -> ChatMode
 
     own_tokenizer = not adapter or (folder / "tokenizer_config.json").exists()
     try:
-        tokenizer = loading.load_tokenizer(chosen.model if own_tokenizer else origin, None, chats=False)
+        tokenizer = loading.load_tokenizer(chosen.model if own_tokenizer else origin, None, require_template=False)
         model = load_origin() if adapter else load_base_model(chosen.model, None, False, device)
     except MannersError as error:  # it names the option of a training
         raise MannersError(str(error).replace("model.name=", f"{key}=")) from None

@@ -61,7 +61,7 @@ def context_length(voice: ChatModel) -> int:
 
 
 def stream_reply(
-    voice: ChatModel, ids: list[int], role: str, chance: SamplingState, draws: torch.Tensor
+    voice: ChatModel, ids: list[int], role: str, chance: SamplingState, uniforms: torch.Tensor
 ) -> Iterator[str]:
     """The next turn, by ``role``, after the prompt ``ids``, in pieces. At the scale that the voice is set to."""
     tokenizer = voice.tokenizer
@@ -69,7 +69,7 @@ def stream_reply(
     stops = tuple(stop_token_ids(voice.model, tokenizer))
     sampling = Sampling(limit, stops, tokenizer.pad_token_id, chance.temperature)
     end = reply_follows(tokenizer) if role == "user" else ""  # a plain template ends a user's turn in no other way
-    yield from text_pieces(stream_tokens(voice.model, ids, sampling, draws), tokenizer, end)
+    yield from text_pieces(stream_tokens(voice.model, ids, sampling, uniforms), tokenizer, end)
 
 
 def text_pieces(tokens: Iterable[int], tokenizer: Any, end: str = "") -> Iterator[str]:

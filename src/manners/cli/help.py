@@ -5,18 +5,19 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from manners.config.schema import is_schema, options
-from manners.runtime.paths import CONF, EXPERIMENTS
+from manners.runtime.paths import CONF
 
 EXAMPLES = {
     "train": {
-        "": "the tiny model learns strictbot's manners",
-        "method=ppo": "SFT, a reward model, and PPO on both",
-        "method=reward, rloo or dpo": "a reward model alone, and other ways to learn",
-        "study=strictbot": "a recipe from experiments/study",
-        "study=chatbot debug=quick": "a trial of one: 100 rows, 20 steps",
+        "": "SFT of the tiny model on strictbot",
+        "method=ppo": "PPO, after the SFT policy and the reward model that it needs",
+        "method=reward, rloo or dpo": "a reward model alone, or another method",
+        "experiment=strictbot": "a recipe from conf/experiment",
+        "experiment=chatbot debug=quick": "a short trial of one: 100 rows, 20 steps",
+        "--config-dir DIR experiment=mine": "your own recipe, in DIR/experiment/mine.yaml",
         "dataset=jsonl dataset.path=my.jsonl": "your own data",
-        "preview=true": "see the examples as the model sees them",
-        "estimate=true": "will it fit into memory, and how long will it take?",
+        "preview=true": "print examples as the model sees them",
+        "estimate=true": "peak memory, time, and what would make it fit",
         "-m seed=1,2,3": "one run for each value",
         "--cfg job": "print the config and stop",
     },
@@ -43,7 +44,7 @@ def print_help(script: str, cfg: DictConfig) -> None:
     for words, meaning in EXAMPLES[script].items():
         console.print(f"  python {script}.py {words}{' ' * (width - len(words.replace(chr(92), '')))}{meaning}")
     console.print()
-    groups = [f for f in sorted(CONF.iterdir()) if f.is_dir()] + [EXPERIMENTS / "study"]
+    groups = [f for f in sorted(CONF.iterdir()) if f.is_dir()]
     groups = [f for f in groups if script == "train" or f.name in cfg]
     table = Table("group", "choice", "what it is", box=None, header_style="bold")
     for folder in groups:

@@ -77,13 +77,11 @@ def run_job(task: Task, spec: RunSpec) -> bool:
 def sweep_job(config_name: str, task: Task) -> Callable[..., object]:
     """What Hydra calls for each job of a sweep. Errors are raised: the other jobs go on, and the sweep lists them."""
 
-    def job(cfg: DictConfig, command: list[str] | None = None) -> object:
-        """Hydra hands over the config alone, a sweep in this process the command of the job too."""
-        given = HydraConfig.get().overrides.task if command is None else command
-        overrides = [o for o in given if not override_key(o).startswith("sweep")]
+    def job(cfg: DictConfig, spec: RunSpec | None = None) -> object:
+        """Hydra hands over the config alone; a sweep in this process has planned the run already."""
         try:
             with atomic_io.report_disk_errors(str(cfg.output_dir)):
-                return task(plan_run(overrides, cfg) if config_name == "train" else RunSpec(cfg, overrides))
+                return task(spec or planned(cfg))
         except Pruned as why:
             print(why)
         except MannersError as error:
@@ -93,6 +91,10 @@ def sweep_job(config_name: str, task: Task) -> Callable[..., object]:
             traceback.print_exc()
             raise
         return None
+
+    def planned(cfg: DictConfig) -> RunSpec:
+        overrides = [o for o in HydraConfig.get().overrides.task if not override_key(o).startswith("sweep")]
+        return plan_run(overrides, cfg) if config_name == "train" else RunSpec(cfg, overrides)
 
     return job
 

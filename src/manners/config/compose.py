@@ -1,4 +1,4 @@
-"""From a command line to configs that can run, or to a sentence that names the key, the file and the nearest valid name.
+"""From a command line to configs that can run, or to a sentence that names key, file and nearest valid name.
 
 ``plan_run`` composes a command once, and once more for each run that it starts from: PPO's SFT policy and reward model
 are commands of their own.
@@ -93,7 +93,9 @@ def plan_dependencies(cfg: DictConfig, overrides: list[str]) -> list[RunSpec]:
             continue
         own = list(cfg[f"{role}_run_overrides"])
         replaced = RUN_ONLY_KEYS | {override_key(o) for o in own}
-        kept = [o for o in overrides if override_key(o) not in replaced and override_key(o).split(".")[0] not in replaced]
+        kept = [
+            o for o in overrides if override_key(o) not in replaced and override_key(o).split(".")[0] not in replaced
+        ]
         command = [*kept, f"method={DEPENDENCY_METHOD[role]}", *own]
         try:
             dependency = compose("train", command)
@@ -221,9 +223,9 @@ def unknown_key(node: DictConfig, node_schema: type, path: str = "") -> str:
         if key not in known:
             return f"{path}{key}"
         child = node._get_node(key)
-        if isinstance(child, DictConfig) and schema.is_schema(OmegaConf.get_type(child)):
-            if found := unknown_key(child, OmegaConf.get_type(child), f"{path}{key}."):
-                return found
+        is_group = isinstance(child, DictConfig) and schema.is_schema(OmegaConf.get_type(child))
+        if is_group and (found := unknown_key(child, OmegaConf.get_type(child), f"{path}{key}.")):
+            return found
     return ""
 
 

@@ -7,44 +7,67 @@ import sys
 import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from manners.config.schema import STARTS_FROM, is_schema, options
 from manners.data import sources
 from manners.errors import MannersError, did_you_mean
-from manners.runtime import launcher
 
+FLAGS = ("deleted", "synthetic", "unreviewed")  # OpenAssistant's messages that are left out by default
 COUNTABLE = 50_000_000  # bytes: a larger file is counted when it is read, not while the user waits
 
 
 def validate_config(cfg: DictConfig) -> None:
     """Raise MannersError for the first thing in ``cfg`` that makes no sense, with the override that mends it."""
-    require_values(cfg)
-    check_choices(cfg)
+    for key in sorted(OmegaConf.missing_keys(cfg)):
+        raise MannersError(f"{key} has no value, and there is no default: set {key}=VALUE.")
+    check_values(cfg)
     if "method" not in cfg:  # evaluate.py and chat.py open what was trained
-        validate_saved_model_config(cfg)
+        check_saved_model_config(cfg)
         return
-    check_ranges(cfg)
     check_method(cfg)
+    check_steps(cfg)
     check_start(cfg)
     check_online_rl(cfg)
     check_adapter(cfg)
-    check_compile(cfg)
-    launcher.check_processes(cfg)
+    check_hardware(cfg)
     check_data(cfg)
 
 
-def validate_saved_model_config(cfg: DictConfig) -> None:
-    least = {"turns": 0, "chats": 1, "max_new_tokens": 1, "evaluation.max_new_tokens": 1, "evaluation.batch_size": 1}
-    for key, minimum in least.items():
-        value = OmegaConf.select(cfg, key)
-        if value is not None and value < minimum:
-            raise MannersError(f"{key}={value} must be at least {minimum}.", key)
+def check_values(node: DictConfig, path: str = "") -> None:
+    """Hold every value against the choices and the range of its option. Raises MannersError."""
+    for name, field in options(OmegaConf.get_type(node)).items():
+        key, value = path + name, node[name]
+        if isinstance(value, DictConfig) and is_schema(OmegaConf.get_type(value)):
+            check_values(value, f"{key}.")
+        choices = field.metadata.get("choices", ())
+        if choices and value not in choices:
+            raise MannersError(f"{key}={value} is not a choice. {did_you_mean(str(value), choices)}", key)
+        if isinstance(value, int | float) and (limits := range_of(field)) and not in_range(value, field):
+            raise MannersError(f"{key}={value} must be {limits}.", key)
+
+
+def in_range(value: float, field: Any) -> bool:
+    """Whether a number is finite and within the limits of its option; nan compares with nothing."""
+    m = field.metadata
+    above = value >= m["ge"] if m["ge"] is not None else m["gt"] is None or value > m["gt"]
+    below = value <= m["le"] if m["le"] is not None else m["lt"] is None or value < m["lt"]
+    return bool(above and below and value < math.inf)
+
+
+def range_of(field: Any) -> str:
+    """The limits of an option in words; empty where it has none."""
+    m = field.metadata
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    return " and ".join(f"{word} {m[name]:g}" for name, word in words.items() if m.get(name) is not None)
+
+
+def check_saved_model_config(cfg: DictConfig) -> None:
+    """evaluate.py and chat.py. Raises MannersError."""
     if cfg.hardware.devices != 1:
         raise MannersError(f"hardware.devices={cfg.hardware.devices}: here one process opens a model; leave it at 1.")
-    if "adapter_scale" in cfg and not -1 <= cfg.adapter_scale <= 2:
-        raise MannersError(f"adapter_scale={cfg.adapter_scale} must be from -1 to 2: 0 is the base, 1 the model as trained.")
     if "temperature" in cfg and cfg.do_sample and cfg.temperature <= 0:
         raise MannersError("temperature must be above 0 to sample; do_sample=false is greedy.")
     if "lm_eval" in cfg and cfg.lm_eval and find_spec("lm_eval") is None:
@@ -52,23 +75,6 @@ def validate_saved_model_config(cfg: DictConfig) -> None:
         raise MannersError(f"lm_eval: it is an extra, and not installed here: {install}")
     if cfg.get("dataset") and not OmegaConf.is_missing(cfg.dataset, "path"):
         sources.local_path(cfg.dataset.path)  # a path to nothing is answered at once
-
-
-def require_values(cfg: DictConfig) -> None:
-    for key in sorted(OmegaConf.missing_keys(cfg)):
-        raise MannersError(f"{key} has no value, and there is no default: set {key}=VALUE.")
-
-
-def check_choices(node: DictConfig, path: str = "") -> None:
-    for name, field in options(OmegaConf.get_type(node)).items():
-        value = node[name] if not OmegaConf.is_missing(node, name) else None
-        choices = field.metadata.get("choices", ())
-        if choices and value not in choices:
-            raise MannersError(
-                f"{path}{name}={value} is not a choice. {did_you_mean(str(value), choices)}", path + name
-            )
-        if isinstance(value, DictConfig) and is_schema(OmegaConf.get_type(value)):
-            check_choices(value, f"{path}{name}.")
 
 
 def check_method(cfg: DictConfig) -> None:
@@ -86,7 +92,8 @@ def check_method(cfg: DictConfig) -> None:
         )
     if cfg.method.sample_type == "prompt" and cfg.dataset.loss_roles == "user":
         raise MannersError(
-            f"method={cfg.method.name} answers as the assistant: dataset.loss_roles=user is for SFT.", "dataset.loss_roles"
+            f"method={cfg.method.name} answers as the assistant: dataset.loss_roles=user is for SFT.",
+            "dataset.loss_roles",
         )
     if cfg.model.added_tokens and cfg.method.name != "sft":
         raise MannersError(
@@ -141,14 +148,16 @@ def check_vllm(cfg: DictConfig) -> None:
         )
     if find_spec("vllm") is None or find_spec("trl") is None:
         raise MannersError(
-            "method.generation_backend=vllm: vLLM is not installed here. It wants other versions than conf/constraints.txt "
-            "has, so give it an environment of its own: python3 -m venv outputs/vllm && outputs/vllm/bin/pip install "
-            "--editable '.[vllm]'; then outputs/vllm/bin/python train.py ... Without it: method.generation_backend=auto."
+            "method.generation_backend=vllm: vLLM is not installed here. It needs other versions than "
+            "conf/constraints.txt has, so give it an environment of its own: python3 -m venv outputs/vllm && "
+            "outputs/vllm/bin/pip install "
+            "--editable '.[vllm]'; then outputs/vllm/bin/python train.py ... Without it: "
+            "method.generation_backend=auto."
         )
     if cfg.adapter.quantization != "none":
         raise MannersError(
-            "method.generation_backend=vllm would merge the adapter into 4-bit weights, and sample from another policy than "
-            "the one that trains (peft#2321): adapter=lora, or method.generation_backend=auto."
+            "method.generation_backend=vllm would merge the adapter into 4-bit weights, and sample from "
+            "another policy than the one that trains (peft#2321): adapter=lora, or method.generation_backend=auto."
         )
 
 
@@ -156,7 +165,9 @@ def check_rewards(cfg: DictConfig) -> None:
     """Each part of the reward must be one that can be made; whether its function exists is seen before training."""
     parts = cfg.method.rewards
     if not isinstance(parts, DictConfig) or not parts:
-        raise MannersError(f"method.rewards={parts} names no part: +method.rewards.NAME={{_target_:MODULE.FUNCTION}}.")
+        raise MannersError(
+            f"method.rewards={parts} names no component: +method.rewards.NAME={{_target_:MODULE.FUNCTION}}."
+        )
     for name, part in ((str(name), part) for name, part in parts.items()):
         if not isinstance(part, DictConfig):
             raise MannersError(
@@ -228,97 +239,68 @@ def check_data(cfg: DictConfig) -> None:
         )
 
 
-# The least that a method's option may be, where the method has it.
-AT_LEAST = {
-    "learning_rate": 0,
-    "value_learning_rate": 0,
-    "warmup_steps": 0,
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "max_length": 8,
-    "eval_steps": 1,
-    "save_steps": 1,
-    "logging_steps": 1,
-    "weight_decay": 0,
-    "max_grad_norm": 0,
-    "early_stopping_patience": 0,
-    "ranking_coef": 0,
-    "corruption_ratio": 0,
-    "beta": 0.001,
-    "total_episodes": 1,
-    "batch_size": 1,
-    "num_generations": 2,
-    "response_length": 1,
-    "max_prompt_length": 8,
-    "micro_batch_tokens": 1,
-    "num_ppo_epochs": 1,
-    "num_mini_batches": 1,
-    "temperature": 0.01,
-    "cliprange": 0,
-    "cliprange_value": 0,
-    "vf_coef": 0,
-    "entropy_coef": 0,
-    "kl_coef": 0,
-    "kl_target": 0.01,
-    "kl_horizon": 1,
-    "target_kl": 0,
-    "reward_clip": 0,
-    "missing_eos_penalty": 0,
-    "gamma": 0,
-    "lam": 0,
-    "min_sanity_accuracy": 0,
-    "num_eval_prompts": 0,
-    "log_samples_steps": 1,
-    "log_samples": 1,
-}
-KEPT = ("deleted", "synthetic", "unreviewed")  # messages of OpenAssistant that are left out by default
-
-
-def check_ranges(cfg: DictConfig) -> None:
-    m, a, d = cfg.method, cfg.adapter, cfg.dataset
-    at_least = {f"method.{name}": (m[name], least) for name, least in AT_LEAST.items() if name in m}
-    at_least |= {
-        "adapter.r": (a.r, 1),
-        "evaluation.prompts": (cfg.evaluation.prompts, 0),
-        "evaluation.test_prompts": (cfg.evaluation.test_prompts, 0),
-        "evaluation.max_new_tokens": (cfg.evaluation.max_new_tokens, 1),
-        "evaluation.batch_size": (cfg.evaluation.batch_size, 1),
-    }
-    for key, (value, least) in at_least.items():
-        if value is not None and not least <= value < math.inf:  # nan compares with nothing, and is refused too
-            raise MannersError(f"{key}={value} must be at least {least}.", key)
-    shares = {
-        "adapter.lora_dropout": a.lora_dropout,
-        "dataset.validation_share": d.validation_share,
-        "dataset.test_share": d.test_share,
-    }
-    for key, value in shares.items():
-        if not 0 <= value < 1:
-            raise MannersError(f"{key}={value} must be from 0 up to, but not including, 1.", key)
-    if d.min_score_quantile is not None and not 0 <= d.min_score_quantile < 1:
-        raise MannersError(f"dataset.min_score_quantile={d.min_score_quantile} is a quantile: from 0 up to 1.", "dataset.min_score_quantile")
-    if d.prefix_words < 0:
-        raise MannersError(f"dataset.prefix_words={d.prefix_words} must be at least 0.", "dataset.prefix_words")
-    for word in d.keep_flagged:
-        if word not in KEPT:
-            raise MannersError(f"dataset.keep_flagged={list(d.keep_flagged)}: {did_you_mean(word, KEPT)}", "dataset.keep_flagged")
+def check_steps(cfg: DictConfig) -> None:
+    """Something to train on, for some steps, and a temperature to sample at. Raises MannersError."""
+    m, d = cfg.method, cfg.dataset
+    for flag in d.keep_flagged:
+        if flag not in FLAGS:
+            key = "dataset.keep_flagged"
+            raise MannersError(f"{key}={list(d.keep_flagged)}: {did_you_mean(flag, FLAGS)}", key)
     if d.conversation_eos is not None and d.loss_roles == "assistant":
         raise MannersError(
-            "dataset.conversation_eos is said by the user, whose turns carry no loss: dataset.loss_roles=user.",
+            "dataset.conversation_eos is a turn of the user, whose turns carry no loss: dataset.loss_roles=user.",
             "dataset.conversation_eos",
         )
     if d.validation_share + d.test_share >= 1:
         raise MannersError("dataset.validation_share and dataset.test_share leave nothing to train on.")
-    if cfg.hardware.num_threads is not None and cfg.hardware.num_threads < 1:
-        raise MannersError(f"hardware.num_threads={cfg.hardware.num_threads} must be at least 1, or null.")
-    if cfg.hardware.parts != "auto" and not (type(cfg.hardware.parts) is int and cfg.hardware.parts >= 1):
-        raise MannersError(f"hardware.parts={cfg.hardware.parts} must be auto, or a number from 1 up.")
-    if d.max_rows is not None and d.max_rows < 1:
-        raise MannersError(f"dataset.max_rows={d.max_rows} must be at least 1, or null for all rows.")
-    if "max_steps" in m and m.max_steps < -1:
-        raise MannersError(f"method.max_steps={m.max_steps} must be above 0, or -1 to train for the epochs.")
     if "max_steps" in m and (m.max_steps == 0 or (m.max_steps < 0 and m.num_train_epochs <= 0)):
         raise MannersError("there is nothing to train: set method.num_train_epochs or method.max_steps above 0.")
     if cfg.evaluation.do_sample and cfg.evaluation.temperature <= 0:
         raise MannersError("evaluation.temperature must be above 0 to sample; evaluation.do_sample=false is greedy.")
+
+
+def check_hardware(cfg: DictConfig) -> None:
+    """Devices, strategy, microbatches and compilation. Devices are not counted yet. Raises MannersError."""
+    h, name = cfg.hardware, cfg.method.name
+    size = h.microbatch_size
+    if size != "auto" and not (type(size) is int and size >= 1):
+        raise MannersError(f"hardware.microbatch_size={size} must be auto, or a number of at least 1.")
+    if size != "auto" and cfg.method.sample_type == "prompt":
+        raise MannersError(
+            f"hardware.microbatch_size is for supervised methods and DPO: method={name} splits its batches by "
+            "method.microbatch_tokens.",
+            "hardware.microbatch_size",
+        )
+    if size != "auto" and name == "dpo" and cfg.method.per_device_train_batch_size % size:
+        batch = cfg.method.per_device_train_batch_size
+        raise MannersError(
+            f"hardware.microbatch_size={size} must divide method.per_device_train_batch_size={batch}: TRL takes the "
+            "mean over microbatches, so they must be of one size."
+        )
+    if h.devices > 1 and cfg.method.sample_type == "prompt":
+        raise MannersError(
+            f"hardware.devices={h.devices} is for SFT and reward models. method={name} is started by a launcher: "
+            f"torchrun --nproc-per-node {h.devices} train.py method={name} (on GPUs also accelerate launch), with "
+            "hardware.devices=1."
+        )
+    if h.devices > 1 and name not in ("sft", "reward"):
+        raise MannersError(f"method={name} trains in one process: hardware.devices=1.")
+    if h.strategy == "fsdp":
+        check_fsdp(cfg)
+    check_compile(cfg)
+
+
+def check_fsdp(cfg: DictConfig) -> None:
+    """What cannot be sharded. Raises MannersError."""
+    h = cfg.hardware
+    if h.devices == 1:
+        raise MannersError("FSDP shards a model over devices: set hardware.devices to 2 or more, or hardware=auto.")
+    if cfg.adapter.quantization != "none":
+        raise MannersError(
+            f"FSDP cannot shard weights in {cfg.adapter.quantization} (lightning#20855): hardware=ddp, which gives "
+            "each device all of them, or adapter=lora."
+        )
+    if h.precision == "fp16":
+        raise MannersError("FSDP does not scale its loss for fp16: hardware.precision=bf16 or 32.")
+    if cfg.method.optim != "adamw_torch_fused":
+        raise MannersError("bitsandbytes' optimizer cannot read the shards of FSDP: method.optim=adamw_torch_fused.")

@@ -1,1 +1,4 @@
-"""Raw data → rows → tensors. Only ``formats`` knows a dataset's field names, only ``encode`` applies chat templates."""
+"""Raw rows → samples → tensors; see README.md.
+
+Only ``formats`` knows a dataset's column names, only ``tokenize`` applies chat templates for training.
+"""

@@ -1,4 +1,4 @@
-"""Which rows go through a model together."""
+"""Examples → batches: by length, in a reproducible order that a restart continues, padded or packed."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -8,126 +8,147 @@ import torch
 
 from manners.data.tokenize import IGNORE_INDEX, TokenizedExample
 
+Batch = dict[str, torch.Tensor]
 MAX_LENGTH_RATIO = 2.0  # the longest row of a batch over its shortest: padding then stays below half
+SORT_WINDOW = 50  # batches whose examples are sorted together: rows of like length meet, and the order stays random
 
 
-def length_batches(lengths: Sequence[int], slots: int) -> list[list[int]]:
-    """Row numbers in batches of like length, each of at most ``slots`` padded tokens (one row at least)."""
+def length_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Row indices in batches of similar length, each of at most ``max_tokens`` padded tokens, but one row at least."""
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda r: lengths[r]):
-        last = batches[-1] if batches else []
-        fits = last and (len(last) + 1) * lengths[row] <= slots and lengths[row] <= MAX_LENGTH_RATIO * lengths[last[0]]
-        batches = batches if fits else [*batches, []]
+        length, last = lengths[row], batches[-1] if batches else []
+        joins = last and (len(last) + 1) * length <= max_tokens and length <= MAX_LENGTH_RATIO * lengths[last[0]]
+        batches = batches if joins else [*batches, []]
         batches[-1].append(row)
     return batches
 
 
-Batch = dict[str, torch.Tensor]
-SORT_WINDOW = 50  # batches whose examples are sorted together: like lengths meet, and the order stays random
-
-
 class ResumableBatches:
-    """The micro-batches of a whole run, epoch after epoch, as one list: a restart needs to know one position.
+    """All microbatches of a run, epoch after epoch, as one sequence: to resume takes one position.
 
-    ``len`` is ``steps * accumulate * parts``. Each epoch has an order of its own; an optimizer step may span two.
-    An example says its ``length`` in tokens and how many of its items are ``trained``; ``collate`` makes a batch of
-    several.
-
-    Of ``processes`` each deals itself its ``shard`` of every micro-batch, which has ``size`` rows for each of them.
-    Where memory is short it reads them in so many ``parts``, and accumulates over as many more: a step is the same.
+    An optimizer step is made of ``accumulate`` batches of ``batch_size`` rows on each of ``num_processes`` devices.
+    Where memory is short, each batch is split into microbatches of at most ``microbatch_size`` rows per device, and the
+    gradient is accumulated over all of them: the optimizer steps stay the same. Each epoch has its own order, and an
+    optimizer step may span two epochs. An example has its ``length`` in tokens and the ``num_targets`` that carry loss.
     """
 
     def __init__(
         self,
         examples: list[Any],
-        size: int,
+        batch_size: int,
         collate: Callable[[list[Any]], Batch],
         steps: int,
         accumulate: int,
         seed: int,
-        by_length: bool,
+        group_by_length: bool,
         rank: int = 0,
-        processes: int = 1,
-        parts: int = 1,
+        num_processes: int = 1,
+        microbatch_size: int | None = None,
     ):
-        self.examples, self.collate, self.accumulate = examples, collate, accumulate * parts
-        self.rank, self.processes, self.parts, size = rank, processes, parts, size * processes
-        per_epoch = -(-len(examples) // size)
-        epochs = -(-steps * accumulate // per_epoch)
-        groups = [g for epoch in range(epochs) for g in epoch_order(examples, size, f"{seed}/{epoch}", by_length)]
-        self.groups = groups[: steps * accumulate]
-        self.position = 0  # micro-batches already given out, in parts
+        self.examples, self.batch_size, self.collate = examples, batch_size, collate
+        self.rank, self.num_processes, self.accumulate_batches = rank, num_processes, accumulate
+        global_size = batch_size * num_processes
+        epochs = -(-steps * accumulate // -(-len(examples) // global_size))
+        batches = [
+            batch
+            for epoch in range(epochs)
+            for batch in epoch_batches(examples, global_size, f"{seed}/{epoch}", group_by_length)
+        ]
+        self.batches = batches[: steps * accumulate]
+        self.position = 0  # microbatches that were given out
+        self.set_microbatch_size(microbatch_size or batch_size)
+
+    def set_microbatch_size(self, rows: int) -> None:
+        """Split each batch into microbatches of at most ``rows`` rows per device, as even as can be."""
+        self.microbatch_size = rows
+        self.num_microbatches = -(-self.batch_size // rows)
+
+    @property
+    def accumulate(self) -> int:
+        """Microbatches in an optimizer step."""
+        return self.accumulate_batches * self.num_microbatches
 
     def __len__(self) -> int:
-        return len(self.groups) * self.parts
+        return len(self.batches) * self.num_microbatches
 
     def step(self, number: int) -> list[list[int]]:
-        """The micro-batches of an optimizer step, whole, as lists of example indices."""
-        micro = self.accumulate // self.parts
-        return self.groups[number * micro : (number + 1) * micro]
+        """The batches of optimizer step ``number``, as lists of example indices."""
+        return self.batches[number * self.accumulate_batches : (number + 1) * self.accumulate_batches]
 
     def __iter__(self) -> Iterator[Batch]:
         while self.position < len(self):
             step = self.step(self.position // self.accumulate)
-            micro, part = divmod(self.position, self.parts)
-            rows = [self.examples[i] for i in self.groups[micro]]
-            batch = shard(rows, self.collate, self.rank, self.processes, part, self.parts)
-            # The loss of an optimizer step is a mean over all its tokens, however they fall into micro-batches and
-            # onto devices.
-            batch["step_num_targets"] = torch.tensor(sum(self.examples[i].num_targets for group in step for i in group))
+            batch, part = divmod(self.position, self.num_microbatches)
+            rows = [self.examples[i] for i in self.batches[batch]]
+            microbatch = local_batch(rows, self.collate, self.rank, self.num_processes, part, self.num_microbatches)
+            # The loss of an optimizer step is a mean over all its targets, however they are spread over microbatches
+            # and devices.
+            num_targets = sum(self.examples[i].num_targets for indices in step for i in indices)
+            microbatch["step_num_targets"] = torch.tensor(num_targets)
             self.position += 1
-            yield batch
+            yield microbatch
 
     def state_dict(self) -> dict[str, Any]:
-        return {"position": self.position}
+        return {"position": self.position, "num_microbatches": self.num_microbatches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.position = state["position"]
+        """Continue at the position of ``state``, which between two batches may be that of another microbatch size."""
+        self.position = state["position"] * self.num_microbatches // state["num_microbatches"]
 
 
 def validation_batches(
-    examples: list[Any], size: int, collate: Callable[[list[Any]], Batch], rank: int = 0, processes: int = 1
+    examples: list[Any],
+    batch_size: int,
+    collate: Callable[[list[Any]], Batch],
+    rank: int = 0,
+    num_processes: int = 1,
 ) -> list[Batch]:
-    """Every example once, sorted by length: for validation, where the order does not matter."""
-    near, size = sorted(examples, key=lambda e: e.length), size * processes
-    return [shard(near[i : i + size], collate, rank, processes) for i in range(0, len(near), size)]
+    """Every example once, sorted by length, in batches of ``batch_size`` rows per device."""
+    by_length, size = sorted(examples, key=lambda e: e.length), batch_size * num_processes
+    return [local_batch(by_length[i : i + size], collate, rank, num_processes) for i in range(0, len(by_length), size)]
 
 
-def shard(
-    rows: list[Any], collate: Callable[[list[Any]], Batch], rank: int, processes: int, part: int = 0, parts: int = 1
+def local_batch(
+    rows: list[Any],
+    collate: Callable[[list[Any]], Batch],
+    rank: int,
+    num_processes: int,
+    part: int = 0,
+    num_parts: int = 1,
 ) -> Batch:
-    """A process's rows of a micro-batch: every so-many-eth, so that neighbours in length are dealt out evenly.
+    """Microbatch ``part`` of the rows of a batch that belong to process ``rank``.
 
-    Of those it is one of so many ``parts``, in which neighbours stay together. Where there are too few rows, some get
-    a row that is another's, ``idle``: they must compute when the others do, since weights and gradients are exchanged
-    on the way, and it counts for nothing.
+    A process takes every ``num_processes``-th row, so that lengths are spread evenly. Where it has no row left, it gets
+    another's as a filler (``is_filler``), which counts for nothing: every process must compute at the same time, since
+    gradients and sharded weights are exchanged on the way.
     """
-    own = rows[rank::processes]
-    size = -(-len(own) // parts)
+    own = rows[rank::num_processes]
+    size = -(-len(own) // num_parts)
     own = own[part * size : (part + 1) * size]
     batch = collate(own or rows[:1])
-    return batch if own else batch | {"idle": torch.tensor(True), "tokens": torch.tensor(0)}
+    return batch if own else batch | {"is_filler": torch.tensor(True), "tokens": torch.tensor(0)}
 
 
-def epoch_order(examples: list[Any], size: int, seed: str, by_length: bool) -> list[list[int]]:
-    """An epoch's micro-batches as lists of example indices."""
+def epoch_batches(examples: list[Any], batch_size: int, seed: str, group_by_length: bool) -> list[list[int]]:
+    """The batches of one epoch as lists of example indices."""
     rng = random.Random(seed)
     indices = list(range(len(examples)))
     rng.shuffle(indices)
-    window = SORT_WINDOW * size if by_length else size
-    groups = []
+    window = SORT_WINDOW * batch_size if group_by_length else batch_size
+    batches = []
     for start in range(0, len(indices), window):
-        near = indices[start : start + window]
-        if by_length:
-            near.sort(key=lambda i: examples[i].length)
-        groups += [near[i : i + size] for i in range(0, len(near), size)]
-    if by_length:
-        rng.shuffle(groups)
-    return groups
+        chunk = indices[start : start + window]
+        if group_by_length:
+            chunk.sort(key=lambda i: examples[i].length)
+        batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
+    if group_by_length:
+        rng.shuffle(batches)
+    return batches
 
 
 def collate(examples: list[TokenizedExample], pad: int) -> Batch:
-    """Right-padded ``input_ids``, ``labels`` and, for packed rows, ``position_ids``: each (B, T)."""
+    """Right-padded ``input_ids``, ``labels`` and, for packed rows, ``position_ids``: (B, T) each."""
     length = max(len(e.input_ids) for e in examples)
     ids = torch.full((len(examples), length), pad)
     labels = torch.full((len(examples), length), IGNORE_INDEX)
@@ -138,28 +159,28 @@ def collate(examples: list[TokenizedExample], pad: int) -> Batch:
         labels[row, :n] = torch.tensor(example.labels)
         if example.position_ids:
             positions[row, :n] = torch.tensor(example.position_ids)
-            positions[row, n:] = torch.arange(length - n)  # the padding is a sequence of its own
+            positions[row, n:] = torch.arange(length - n)  # the padding is a sequence by itself
     batch = {"input_ids": ids, "labels": labels, "tokens": torch.tensor(sum(len(e.input_ids) for e in examples))}
     return batch | ({"position_ids": positions} if any(e.position_ids for e in examples) else {})
 
 
 def pack(examples: list[TokenizedExample], max_length: int) -> list[TokenizedExample]:
-    """Several examples in a row of at most ``max_length`` tokens, longest first into the first row with room.
+    """Several examples in a row of at most ``max_length`` tokens, the longest first, each into the first row it fits.
 
-    Positions begin anew with each example: without an attention mask and without a cache transformers then keeps
-    the examples apart. The first token of each carries no loss, for it would be predicted from its neighbour.
+    Positions restart at 0 with each example: without an attention mask and a cache, transformers then lets each example
+    attend to itself alone. The first token of each carries no loss, since it would be predicted from its neighbour.
     """
     rows: list[list[TokenizedExample]] = []
-    room: list[int] = []
+    free: list[int] = []
     for example in sorted(examples, key=lambda e: -len(e.input_ids)):
-        need = len(example.input_ids)
-        row = next((i for i, left in enumerate(room) if left >= need), None)
+        length = len(example.input_ids)
+        row = next((i for i, tokens in enumerate(free) if tokens >= length), None)
         if row is None:
-            rows.append([example])
-            room.append(max_length - need)
-        else:
-            rows[row].append(example)
-            room[row] -= need
+            rows.append([])
+            free.append(max_length)
+            row = -1
+        rows[row].append(example)
+        free[row] -= length
     return [
         TokenizedExample(
             input_ids=[t for e in row for t in e.input_ids],

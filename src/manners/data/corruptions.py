@@ -1,7 +1,7 @@
-"""Replies spoilt on purpose. No reward model worth its name prefers one to the reply it was made from.
+"""Replies corrupted on purpose: a sound reward model prefers none of them to the reply that it was made from.
 
-Some are taught as negatives (``method.corruption_ratio``), and all are asked about on held-out rows before PPO may use a
-reward model: what it does not see through, PPO finds and exploits.
+Some are trained on as negatives (``method.corruption_ratio``), and all are scored on held-out rows before PPO may use
+a reward model: a policy learns to exploit the corruptions that the reward model does not recognise.
 """
 
 import math
@@ -26,41 +26,43 @@ def shuffled(reply: str, rng: random.Random, _others: Sequence[str], _keywords: 
 
 
 def empty(_reply: str, _rng: random.Random, _others: Sequence[str], _keywords: Sequence[str]) -> str:
+    """No text at all."""
     return ""
 
 
 def truncated(reply: str, rng: random.Random, _others: Sequence[str], _keywords: Sequence[str]) -> str:
-    """The first half, give or take, cut within a sentence."""
+    """The first 30 to 70 percent of the words, without final punctuation."""
     words = reply.split()
     return " ".join(words[: max(1, int(len(words) * rng.uniform(0.3, 0.7)))]).rstrip(".!?")
 
 
 def stuffed(_reply: str, rng: random.Random, _others: Sequence[str], keywords: Sequence[str]) -> str:
-    """The words that mark good replies, strung together."""
+    """Words that are typical of good replies, in random order."""
     return " ".join(rng.choices(keywords, k=rng.randint(8, 16)))
 
 
 def repeated(reply: str, rng: random.Random, _others: Sequence[str], _keywords: Sequence[str]) -> str:
+    """The reply three or four times."""
     return " ".join([reply] * rng.randint(3, 4))
 
 
 def overlong(reply: str, rng: random.Random, others: Sequence[str], _keywords: Sequence[str]) -> str:
-    """The reply, and then four others."""
+    """The reply followed by up to four other replies."""
     more = [other for other in rng.sample(others, min(5, len(others))) if other != reply]
     return " ".join([reply, *more[:4]])
 
 
 def garbled(reply: str, rng: random.Random, others: Sequence[str], _keywords: Sequence[str]) -> str:
-    """Some words lost to those of another reply, some cut or run together: what a policy says that has come loose."""
-    strange = rng.choice(others).split()
+    """Some words replaced by those of another reply, some cut or run together, like a collapsed policy."""
+    foreign_words = rng.choice(others).split()
     words = reply.split()
     for i in range(len(words)):
-        roll = rng.random()
-        if roll < 0.25:
-            words[i] = rng.choice(strange)
-        elif roll < 0.4:
-            words[i] = words[i][: rng.randint(1, 3)] + rng.choice(strange).lower()
-        elif roll < 0.5:
+        draw = rng.random()
+        if draw < 0.25:
+            words[i] = rng.choice(foreign_words)
+        elif draw < 0.4:
+            words[i] = words[i][: rng.randint(1, 3)] + rng.choice(foreign_words).lower()
+        elif draw < 0.5:
             words[i] += words[i - 1].lower()
     return " ".join(words)
 
@@ -71,35 +73,35 @@ CORRUPTIONS: dict[str, Callable[[str, random.Random, Sequence[str], Sequence[str
 
 
 def high_score_words(rows: Sequence[ScoredReply], count: int = 40) -> list[str]:
-    """The words that replies above the mean score have most more often than those below, by smoothed log-odds."""
+    """The words most typical of replies at or above the mean score against those below, by smoothed log-odds."""
     mean = sum(r.score for r in rows) / len(rows)
     high, low = Counter[str](), Counter[str]()
     for row in rows:
         (high if row.score >= mean else low).update(w.lower() for w in WORDS.findall(row.reply))
     total_high, total_low = sum(high.values()), sum(low.values())
-    odds = {
+    log_odds = {
         word: math.log((n + 1) / (total_high + 1)) - math.log((low[word] + 1) / (total_low + 1))
         for word, n in high.items()
         if n >= 3
     }
-    return sorted(odds, key=lambda word: (-odds[word], word))[:count] or ["good"]
+    return sorted(log_odds, key=lambda word: (-log_odds[word], word))[:count] or ["good"]
 
 
 def corrupted_replies(
-    rows: Sequence[ScoredReply], known: Sequence[ScoredReply], seed: str
+    rows: Sequence[ScoredReply], train_rows: Sequence[ScoredReply], seed: str
 ) -> list[tuple[str, ScoredReply, ScoredReply]]:
-    """(kind, real, spoilt) for each kind and row; what a corruption leaves as it was is left out.
+    """(kind, original, corrupted) for each kind and row, without those that the corruption leaves unchanged.
 
-    ``known`` rows lend the words of other replies and the keywords; a spoilt reply gets their lowest score.
+    The words of other replies and the keywords come from ``train_rows``; a corrupted reply gets their lowest score.
     """
     rng = random.Random(seed)
-    others = [r.reply for r in known]
-    words = high_score_words(known)
-    lowest = min(r.score for r in known)
-    found = []
-    for kind, spoil in CORRUPTIONS.items():
+    others = [r.reply for r in train_rows]
+    keywords = high_score_words(train_rows)
+    lowest = min(r.score for r in train_rows)
+    corrupted = []
+    for kind, corrupt in CORRUPTIONS.items():
         for row in rows:
-            reply = spoil(row.reply, rng, others, words)
+            reply = corrupt(row.reply, rng, others, keywords)
             if reply != row.reply:
-                found.append((kind, row, ScoredReply(row.messages, reply, lowest, row.source)))
-    return found
+                corrupted.append((kind, row, ScoredReply(row.messages, reply, lowest, row.source)))
+    return corrupted

@@ -1,8 +1,8 @@
 """Several replies to one prompt in one row, so that a reward model reads the prompt once.
 
-The row is the prompt and then each reply. A reply sees the prompt and itself, and its positions go on where the
-prompt's end: so its hidden states are those of a row of its own, for about half the tokens where a prompt has five
-replies. For decoders whose attention takes a mask (sdpa); others get a row for each reply.
+The row is the prompt followed by each reply. A reply attends to the prompt and to itself, and its positions continue
+those of the prompt, so its hidden states equal those of a row of its own, for about half the tokens if a prompt has
+five replies. For decoders whose attention takes a mask (sdpa); other models get one row for each reply.
 """
 
 from collections.abc import Sequence
@@ -13,78 +13,92 @@ import torch
 from manners.data.batching import Batch
 from manners.data.reward_examples import RewardExample, collate_examples
 
-MAX_REPLIES_PER_ROW = 8  # replies in a row: attention grows with the square of its length
+MAX_REPLIES_PER_ROW = 8  # attention grows with the square of a row's length
 
 
 @dataclass(frozen=True)
 class PromptGroup:
-    """Passages that begin with the same prompt: what a reward model learns from one row of the data."""
+    """Examples with the same prompt: one item of a reward model's training set."""
 
-    passages: list[RewardExample]
-    share: bool = True  # whether they stand in one row
+    examples: list[RewardExample]
+    share_prompt: bool = True  # whether the examples share one row
 
     @property
     def length(self) -> int:
-        """Tokens of their row, or of the longest of their rows."""
-        return self.tokens if self.share else max(len(p.input_ids) for p in group_rows(self))
+        """Tokens of the group's row, or of the longest of its rows."""
+        return self.tokens if self.share_prompt else max(len(e.input_ids) for e in self.replies)
 
     @property
     def tokens(self) -> int:
-        prompt = self.passages[0].prompt if self.share else 0  # what they have in common is read once
-        return prompt + sum(len(p.input_ids) - prompt for p in group_rows(self))
+        """Tokens that the model reads; a shared prompt counts once."""
+        shared = self.examples[0].prompt_length if self.share_prompt else 0
+        return shared + sum(len(e.input_ids) - shared for e in self.replies)
 
     @property
     def num_targets(self) -> int:
-        return len(self.passages)
+        """Scores, or pairs, that carry loss."""
+        return len(self.examples)
+
+    @property
+    def replies(self) -> list[RewardExample]:
+        """Every reply of the group: each example; of pairs, each chosen one followed by its rejected one."""
+        return [reply for e in self.examples for reply in ((e, e.rejected) if e.rejected else (e,))]
 
 
-def group_rows(family: PromptGroup) -> list[RewardExample]:
-    """The replies of its row; of pairs, each chosen one and then the rejected."""
-    return [p for one in family.passages for p in ((one, one.rejected) if one.rejected else (one,))]
+def group_by_prompt(examples: Sequence[RewardExample], share_prompt: bool) -> list[list[int]]:
+    """Indices of examples with the same prompt, at most ``MAX_REPLIES_PER_ROW`` replies a group.
 
-
-def group_by_prompt(passages: Sequence[RewardExample], share: bool) -> list[list[int]]:
-    """Indices of the examples that share a prompt, at most ``MAX_REPLIES_PER_ROW`` each; without ``share``, each alone."""
-    found: dict[tuple[int, ...], list[list[int]]] = {}
-    for i, p in enumerate(passages):
-        key = tuple(p.input_ids[: p.prompt]) if share and p.prompt else (-1, i)  # plain texts have no prompt to share
-        groups = found.setdefault(key, [[]])
-        if len(groups[-1]) * (2 if p.rejected else 1) >= MAX_REPLIES_PER_ROW:
+    Without ``share_prompt`` each example is a group of its own.
+    """
+    by_prompt: dict[tuple[int, ...], list[list[int]]] = {}
+    for i, e in enumerate(examples):
+        # A plain text has no prompt to share: no token id is -1, so its key is unique.
+        key = tuple(e.input_ids[: e.prompt_length]) if share_prompt and e.prompt_length else (-1, i)
+        groups = by_prompt.setdefault(key, [[]])
+        if len(groups[-1]) * (2 if e.rejected else 1) >= MAX_REPLIES_PER_ROW:
             groups.append([])
         groups[-1].append(i)
-    return [group for groups in found.values() for group in groups]
+    return [group for groups in by_prompt.values() for group in groups]
 
 
-def collate_groups(found: list[PromptGroup], pad: int, share: bool) -> Batch:
-    """A row for each family, right-padded: ``input_ids``, ``position_ids`` (R, T), ``allowed`` (R, 1, T, T), and in
-    ``ends`` (N, 2) the row and the last token of each reply, as ``collate_examples`` would have them.
+def collate_groups(groups: list[PromptGroup], pad: int, share_prompt: bool) -> Batch:
+    """A right-padded row for each group, with N replies in all.
+
+    ``input_ids`` and ``position_ids`` (B, T); ``attention_mask_4d`` (B, 1, T, T), True where attention is allowed;
+    ``reply_ends`` (N, 2), the row and last token of each reply, in the order of ``collate_examples``; and ``targets``
+    (N,) or ``margins`` (N/2,). Without ``share_prompt``, or if no group has a second reply, as ``collate_examples``.
     """
-    flat = [p for family in found for p in family.passages]
-    rows = [group_rows(family) for family in found]
-    if not share or all(len(row) == 1 for row in rows):
-        return collate_examples(flat, pad)
-    length = max(family.length for family in found)
-    ids = torch.full((len(rows), length), pad)
-    positions = torch.zeros((len(rows), length), dtype=torch.long)
-    kin = torch.full((len(rows), length), -1)  # 0 the prompt, 1, 2, ... the replies, -1 the padding
-    ends = []
+    examples = [e for group in groups for e in group.examples]
+    rows = [group.replies for group in groups]
+    if not share_prompt or all(len(row) == 1 for row in rows):
+        return collate_examples(examples, pad)
+    length = max(group.length for group in groups)
+    input_ids = torch.full((len(rows), length), pad)
+    position_ids = torch.zeros((len(rows), length), dtype=torch.long)
+    segment = torch.full((len(rows), length), -1)  # 0 is the prompt, 1, 2, ... the replies, -1 the padding
+    reply_ends = []
     for r, row in enumerate(rows):
-        start = prompt = row[0].prompt
-        ids[r, :start] = torch.tensor(row[0].input_ids[:start])
-        positions[r, :start], kin[r, :start] = torch.arange(start), 0
-        for k, passage in enumerate(row, start=1):
-            reply = torch.tensor(passage.input_ids[prompt:])
+        start = prompt_length = row[0].prompt_length
+        input_ids[r, :start] = torch.tensor(row[0].input_ids[:start])
+        position_ids[r, :start], segment[r, :start] = torch.arange(start), 0
+        for k, example in enumerate(row, start=1):
+            reply = torch.tensor(example.input_ids[prompt_length:])
             end = start + len(reply)
-            ids[r, start:end], kin[r, start:end] = reply, k
-            positions[r, start:end] = torch.arange(prompt, prompt + len(reply))
-            ends.append((r, end - 1))
+            input_ids[r, start:end], segment[r, start:end] = reply, k
+            position_ids[r, start:end] = torch.arange(prompt_length, prompt_length + len(reply))
+            reply_ends.append((r, end - 1))
             start = end
-    same = kin[:, :, None] == kin[:, None, :]  # (R, T, T)
-    allowed = (same | (kin[:, None, :] == 0)) & torch.ones(length, length, dtype=torch.bool).tril()
-    paired = flat[0].rejected is not None
-    last = torch.tensor([*ends[0::2], *ends[1::2]] if paired else ends)  # (N, 2)
-    batch = {"input_ids": ids, "position_ids": positions, "allowed": allowed[:, None], "ends": last}
-    batch |= {"tokens": (kin >= 0).sum()}
+    same_segment = segment[:, :, None] == segment[:, None, :]  # (B, T, T)
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    attention_mask = (same_segment | (segment[:, None, :] == 0)) & causal
+    paired = examples[0].rejected is not None
+    batch = {
+        "input_ids": input_ids,
+        "position_ids": position_ids,
+        "attention_mask_4d": attention_mask[:, None],
+        "reply_ends": torch.tensor([*reply_ends[0::2], *reply_ends[1::2]] if paired else reply_ends),
+        "tokens": (segment >= 0).sum(),
+    }
     if paired:
-        return batch | {"margins": torch.tensor([p.margin for p in flat])}
-    return batch | {"targets": torch.tensor([p.target for p in flat])}
+        return batch | {"margins": torch.tensor([e.margin for e in examples])}
+    return batch | {"targets": torch.tensor([e.target for e in examples])}

@@ -1,7 +1,7 @@
-"""Scored replies and pairs of replies → token ids for a reward model.
+"""Scored replies and preference pairs → token ids for a reward model.
 
-A decoder reads the conversation as its chat template renders it, up to and with the stop token of the reply. An
-encoder reads prompt and reply as a pair of segments. What is too long loses the oldest of the prompt, never the
+A decoder reads the conversation as its chat template renders it, up to and including the stop token of the reply. An
+encoder reads prompt and reply as a pair of segments. Truncation drops the oldest tokens of the prompt and keeps the
 reply; only a reply that is longer than the limit by itself loses its end.
 """
 
@@ -21,33 +21,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RewardExample:
-    """What a reward model reads, and what it should say: a score, or that it is better than ``rejected``."""
+    """The input of a reward model with its target: a score, or being better than ``rejected``."""
 
     input_ids: list[int]  # (T,)
-    segments: list[int] | None = None  # (T,) 0 for the prompt, 1 for the reply: encoders only
-    num_truncated: int = 0  # tokens that truncation took away
-    prompt: int = 0  # tokens before the reply, which other replies may share: decoders only
-    target: float = 0.0  # the score, standardised
+    token_type_ids: list[int] | None = None  # (T,) 0 for the prompt, 1 for the reply: encoders only
+    num_truncated: int = 0  # tokens dropped by truncation
+    prompt_length: int = 0  # tokens before the reply, which other replies may share: decoders only
+    target: float = 0.0  # the standardised score
     rejected: "RewardExample | None" = None
-    margin: float = 0.0  # by how much, in Bradley-Terry's units
+    margin: float = 0.0  # added to the difference that the Bradley-Terry loss asks for
 
     @property
     def length(self) -> int:
+        """Tokens of the row, or of the longer row of a pair."""
         return max(len(self.input_ids), len(self.rejected.input_ids) if self.rejected else 0)
 
     @property
     def num_targets(self) -> int:
+        """An example, or a pair, is one term of the loss."""
         return 1
 
 
 def reward_examples(
     replies: Sequence[tuple[list[Message], str]], tokenizer: "PreTrainedTokenizerBase", max_length: int, decoder: bool
 ) -> list[RewardExample]:
-    """One Passage for each (conversation, reply); an empty conversation leaves plain text, as an opening does."""
+    """One example for each (messages, reply), in order.
+
+    Without messages, or after the beginning of a plain text, the reply is read as plain text.
+    """
     if not replies:
         return []
-    chats = [with_reply(messages, reply).messages for messages, reply in replies]
-    replies = [(chat[:-1], chat[-1]["content"]) for chat in chats]
+    conversations = [with_reply(messages, reply).messages for messages, reply in replies]
+    replies = [(messages[:-1], messages[-1]["content"]) for messages in conversations]
     return (decoder_examples if decoder else encoder_examples)(replies, tokenizer, max_length)
 
 
@@ -59,14 +64,15 @@ def scored_examples(
     mean: float,
     scale: float,
 ) -> list[RewardExample]:
-    """Passages whose targets are ``(score - mean) / scale``."""
-    read = reward_examples([(r.messages, r.reply) for r in rows], tokenizer, max_length, decoder)
-    return [replace(p, target=(r.score - mean) / scale) for p, r in zip(read, rows, strict=True)]
+    """One example for each scored reply, with the target ``(score - mean) / scale``."""
+    examples = reward_examples([(r.messages, r.reply) for r in rows], tokenizer, max_length, decoder)
+    return [replace(e, target=(r.score - mean) / scale) for e, r in zip(examples, rows, strict=True)]
 
 
 def pair_examples(
     rows: Sequence[PreferencePair], tokenizer: "PreTrainedTokenizerBase", max_length: int, decoder: bool
 ) -> list[RewardExample]:
+    """One example for each pair: the chosen reply, with the rejected one and the margin."""
     chosen = reward_examples([(r.messages, r.chosen) for r in rows], tokenizer, max_length, decoder)
     rejected = reward_examples([(r.messages, r.rejected) for r in rows], tokenizer, max_length, decoder)
     return [
@@ -78,56 +84,60 @@ def pair_examples(
 def decoder_examples(
     replies: Sequence[tuple[list[Message], str]], tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> list[RewardExample]:
-    found = []
+    """Each conversation as the chat template renders it, up to and including the reply's stop token."""
+    examples = []
     for example in tokenize((with_reply(*r) for r in replies), tokenizer, "assistant", UNLIMITED):
         prompt, reply = split_prompt_reply(example)
-        too_many = max(len(prompt) + len(reply) - max_length, 0)
-        kept = prompt[too_many:]
-        found.append(RewardExample((kept + reply)[:max_length], num_truncated=too_many, prompt=len(kept)))
-    return found
+        num_truncated = max(len(prompt) + len(reply) - max_length, 0)
+        kept = prompt[num_truncated:]
+        input_ids = (kept + reply)[:max_length]
+        examples.append(RewardExample(input_ids, num_truncated=num_truncated, prompt_length=len(kept)))
+    return examples
 
 
 def encoder_examples(
     replies: Sequence[tuple[list[Message], str]], tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> list[RewardExample]:
-    """``[CLS] prompt [SEP] reply [SEP]``, or ``[CLS] text [SEP]``, whatever the tokenizer's own marks are.
+    """``[CLS] prompt [SEP] reply [SEP]``, or ``[CLS] text [SEP]``, with the tokenizer's own special tokens.
 
-    The tokenizer cuts, between tokens: a text cut within a word and read again would have other tokens.
+    The tokenizer truncates, between tokens: a text cut within a word and tokenized again would have other tokens.
     """
-    found, side = [], tokenizer.truncation_side
+    examples, truncation_side = [], tokenizer.truncation_side
     for messages, reply in replies:
         prompt = "\n".join(m["content"] for m in messages)
-        asked, answered = (len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in (prompt, reply))
-        room = max_length - answered - tokenizer.num_special_tokens_to_add(pair=bool(messages))  # for the prompt
-        tokenizer.truncation_side = "left" if room > 0 else "right"
-        texts = ([prompt if room > 0 else ""], [reply]) if messages else ([reply],)
-        which = "only_second" if messages and room <= 0 else "only_first"
-        read: Any = tokenizer(*texts, truncation=which, max_length=max_length)  # lists: it would drop a lone "" unseen
-        ids = read["input_ids"][0]
-        segments = read["token_type_ids"][0] if "token_type_ids" in read else [0] * len(ids)
-        found.append(RewardExample(ids, segments, max(asked - room, 0)))
-    tokenizer.truncation_side = side
-    return found
+        prompt_length, reply_length = (
+            len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (prompt, reply)
+        )
+        max_prompt = max_length - reply_length - tokenizer.num_special_tokens_to_add(pair=bool(messages))
+        tokenizer.truncation_side = "left" if max_prompt > 0 else "right"
+        texts = ([prompt if max_prompt > 0 else ""], [reply]) if messages else ([reply],)
+        truncation = "only_second" if messages and max_prompt <= 0 else "only_first"
+        # Lists, since the tokenizer would silently drop a prompt of "" that is not in a list.
+        encoded: Any = tokenizer(*texts, truncation=truncation, max_length=max_length)
+        input_ids = encoded["input_ids"][0]
+        token_type_ids = encoded["token_type_ids"][0] if "token_type_ids" in encoded else [0] * len(input_ids)
+        examples.append(RewardExample(input_ids, token_type_ids, max(prompt_length - max_prompt, 0)))
+    tokenizer.truncation_side = truncation_side
+    return examples
 
 
-def collate_examples(passages: list[RewardExample], pad: int) -> Batch:
-    """``input_ids``, ``mask`` and for encoders ``segments``: (B, T) each, right-padded; ``targets`` (B,).
+def collate_examples(examples: list[RewardExample], pad: int) -> Batch:
+    """``input_ids``, ``attention_mask`` and for encoders ``token_type_ids``: (B, T), right-padded; ``targets`` (B,).
 
-    Of pairs, the rejected follow the chosen: 2B rows, and ``margins`` (B,) in place of ``targets``.
+    For pairs, the rejected replies follow the chosen ones, (2B, T), with ``margins`` (B,) instead of ``targets``.
     """
-    rejected = [p.rejected for p in passages if p.rejected]
-    rows = [*passages, *rejected]
-    length = max(len(p.input_ids) for p in rows)
-    ids = torch.full((len(rows), length), pad)
-    mask = torch.zeros((len(rows), length), dtype=torch.long)
-    segments = torch.zeros((len(rows), length), dtype=torch.long)
-    for i, p in enumerate(rows):
-        n = len(p.input_ids)
-        ids[i, :n], mask[i, :n] = torch.tensor(p.input_ids), 1
-        if p.segments:
-            segments[i, :n] = torch.tensor(p.segments)
-    batch = {"input_ids": ids, "mask": mask, "tokens": mask.sum()}
-    batch |= {"segments": segments} if rows[0].segments else {}
+    rejected = [e.rejected for e in examples if e.rejected]
+    rows = [*examples, *rejected]
+    shape = (len(rows), max(len(row.input_ids) for row in rows))
+    input_ids = torch.full(shape, pad)
+    attention_mask, token_type_ids = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    for i, row in enumerate(rows):
+        n = len(row.input_ids)
+        input_ids[i, :n], attention_mask[i, :n] = torch.tensor(row.input_ids), 1
+        if row.token_type_ids:
+            token_type_ids[i, :n] = torch.tensor(row.token_type_ids)
+    batch = {"input_ids": input_ids, "attention_mask": attention_mask, "tokens": attention_mask.sum()}
+    batch |= {"token_type_ids": token_type_ids} if rows[0].token_type_ids else {}
     if rejected:
-        return batch | {"margins": torch.tensor([p.margin for p in passages])}
-    return batch | {"targets": torch.tensor([p.target for p in passages])}
+        return batch | {"margins": torch.tensor([e.margin for e in examples])}
+    return batch | {"targets": torch.tensor([e.target for e in examples])}

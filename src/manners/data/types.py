@@ -1,9 +1,15 @@
-"""What a dataset is made of, whatever its file looked like.
+"""The sample types: what a dataset is made of, whatever its file looked like.
 
-A ``Conversation`` is learned from by SFT; a ``ScoredReply`` and a ``PreferencePair`` by reward models, the latter by
-DPO too; a ``Prompt`` is a conversation that waits for a reply (PPO, evaluation). Messages are dicts with ``role`` and
-``content``, as ``apply_chat_template`` takes them. Plain text without roles is a conversation of one message with the
-role ``text``.
+| ``sample_type`` | class | used by |
+| --- | --- | --- |
+| ``conversation`` | ``Conversation`` | SFT |
+| ``scored`` | ``ScoredReply`` | reward models (regression) |
+| ``preference`` | ``PreferencePair`` | reward models (Bradley-Terry), DPO |
+| ``prompt`` | ``Prompt``, a conversation that ends before the reply | PPO, RLOO, evaluation |
+
+Every row is loaded as a ``Conversation``; the functions here derive the other types from its messages and metadata.
+Messages are dicts with ``role`` and ``content``, as ``apply_chat_template`` takes them. Plain text without roles is a
+conversation of one message with the role ``text``.
 """
 
 import hashlib
@@ -15,20 +21,20 @@ from typing import Any
 
 Message = dict[str, str]
 ROLES = ("system", "user", "assistant")
-REWARD_FIELDS = ("score", "mismatched", "rejected", "margin")  # the extra fields that reward models learn from
+REWARD_FIELDS = ("score", "mismatched", "rejected", "margin")  # the metadata that reward models and DPO train on
 
 
 @dataclass(frozen=True)
 class Conversation:
     messages: list[Message]
     source: str = ""  # "train.jsonl:17", for messages about this row
-    metadata: dict[str, Any] = field(default_factory=dict)  # the row's other fields: category, subject, ...
-    masked_turns: tuple[int, ...] = ()  # turns that carry no loss, whoever speaks: another row has them already
+    metadata: dict[str, Any] = field(default_factory=dict)  # the row's other fields: category, subject, score, ...
+    masked_turns: tuple[int, ...] = ()  # turns without loss whatever their role: they carry loss in another row
 
 
 @dataclass(frozen=True)
 class ScoredReply:
-    messages: list[Message]  # up to and with the turn that is answered; [] where the reply is a plain text
+    messages: list[Message]  # up to and including the turn that is answered; [] if the reply is a plain text
     reply: str
     score: float  # in the dataset's own units
     source: str = ""
@@ -36,94 +42,92 @@ class ScoredReply:
 
 @dataclass(frozen=True)
 class PreferencePair:
-    messages: list[Message]  # up to and with the turn that is answered; [] where the replies are plain texts
+    messages: list[Message]  # up to and including the turn that is answered; [] if the replies are plain texts
     chosen: str
     rejected: str
-    margin: float = 0.0  # by how much the chosen reply is better, in the dataset's own units; 0.0 where it does not say
+    margin: float = 0.0  # by how much the chosen reply is better, in the dataset's own units; 0.0 if unknown
     source: str = ""
 
 
 @dataclass(frozen=True)
 class Prompt:
     messages: list[Message]  # ends with the turn to answer
-    reference: str | None = None  # the reply that the data holds, where it holds one
+    reference: str | None = None  # the dataset's own reply, if it has one
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def prompts_of(chats: Iterable[Conversation], role: str = "assistant", words: int = 0) -> list[Prompt]:
-    """What waits for a turn by ``role``: a conversation up to its last reply, or up to each turn by the user.
+def prompts_of(conversations: Iterable[Conversation], role: str = "assistant", prefix_words: int = 0) -> list[Prompt]:
+    """The prompts in conversations: up to the last reply for the assistant, up to each turn for the user.
 
-    The user's first turn answers nothing. Plain text has nobody to answer: its first ``words``, where there are some
-    and more follow, wait to be continued.
+    Masked turns and end-of-conversation markers give no prompt for the user. A plain text gives its first
+    ``prefix_words`` words to be continued, if more words follow; without ``prefix_words`` it gives no prompt.
     """
-    found = []
-    for chat in chats:
-        if chat.messages[0]["role"] == "text":
-            found += prefix_prompt(chat, words)
+    prompts = []
+    for conversation in conversations:
+        messages = conversation.messages
+        if messages[0]["role"] == "text":
+            prompts += prefix_prompt(conversation, prefix_words)
             continue
-        turns = [i for i, m in enumerate(chat.messages) if m["role"] == role]
+        turns = [i for i, message in enumerate(messages) if message["role"] == role]
         if role == "user":
-            turns = [i for i in turns if i not in chat.masked_turns and not is_conversation_eos(chat, i)]
+            excluded = {*conversation.masked_turns, conversation.metadata.get("conversation_eos_turn")}
+            turns = [i for i in turns if i not in excluded]
         else:
             turns = [i for i in turns[-1:] if i > 0]
-        found += [Prompt(chat.messages[:i], chat.messages[i]["content"], chat.metadata) for i in turns]
-    return found
+        prompts += [Prompt(messages[:i], messages[i]["content"], conversation.metadata) for i in turns]
+    return prompts
 
 
-def prefix_prompt(chat: Conversation, words: int) -> list[Prompt]:
-    text = chat.messages[0]["content"]
-    first = re.match(rf"\s*(?:\S+\s+){{{words}}}", text) if words else None
-    if not first:
+def prefix_prompt(conversation: Conversation, prefix_words: int) -> list[Prompt]:
+    """The first words of a plain text as a prompt, with the rest as its reference; none if nothing follows them."""
+    text = conversation.messages[0]["content"]
+    prefix = re.match(rf"\s*(?:\S+\s+){{{prefix_words}}}", text) if prefix_words else None
+    if not prefix:
         return []
-    return [Prompt([{"role": "text", "content": first[0].rstrip()}], text[first.end() :], chat.metadata)]
+    return [Prompt([{"role": "text", "content": prefix[0].rstrip()}], text[prefix.end() :], conversation.metadata)]
 
 
-def is_conversation_eos(chat: Conversation, i: int) -> bool:
-    """Whether turn ``i`` only says that the conversation is over."""
-    return chat.metadata.get("ends") == i
-
-
-def scored_replies(chats: Iterable[Conversation]) -> list[ScoredReply]:
-    """The last reply of each row that has a ``score``, and its ``mismatched`` replies with theirs."""
-    found = []
-    for chat in chats:
-        if "score" not in chat.metadata:
+def scored_replies(conversations: Iterable[Conversation]) -> list[ScoredReply]:
+    """The last reply of each row with a ``score``, followed by the row's ``mismatched`` replies with their scores."""
+    samples = []
+    for conversation in conversations:
+        if "score" not in conversation.metadata:
             continue
-        context, reply = split_last_reply(chat)
-        found.append(ScoredReply(context, reply, chat.metadata["score"], chat.source))
-        for other in chat.metadata.get("mismatched", []):
-            found.append(ScoredReply(context, other["content"], other["score"], chat.source))
-    return found
+        context, reply = split_last_reply(conversation)
+        samples.append(ScoredReply(context, reply, conversation.metadata["score"], conversation.source))
+        for other in conversation.metadata.get("mismatched", []):
+            samples.append(ScoredReply(context, other["content"], other["score"], conversation.source))
+    return samples
 
 
-def preference_pairs(chats: Iterable[Conversation]) -> list[PreferencePair]:
-    """The last reply of each row over its ``rejected`` one, and over each ``mismatched`` one of a lower score."""
-    found = []
-    for chat in chats:
-        context, reply = split_last_reply(chat)
-        if "rejected" in chat.metadata:
-            margin = chat.metadata.get("margin", 0.0)
-            found.append(PreferencePair(context, reply, chat.metadata["rejected"], margin, chat.source))
-        if "score" not in chat.metadata:
+def preference_pairs(conversations: Iterable[Conversation]) -> list[PreferencePair]:
+    """The last reply of each row over its ``rejected`` one, and over each ``mismatched`` reply of a lower score."""
+    pairs = []
+    for conversation in conversations:
+        metadata, source = conversation.metadata, conversation.source
+        context, reply = split_last_reply(conversation)
+        if "rejected" in metadata:
+            pairs.append(PreferencePair(context, reply, metadata["rejected"], metadata.get("margin", 0.0), source))
+        if "score" not in metadata:
             continue
-        for other in chat.metadata.get("mismatched", []):
-            margin = chat.metadata["score"] - other["score"]
+        for other in metadata.get("mismatched", []):
+            margin = metadata["score"] - other["score"]
             if margin > 0:
-                found.append(PreferencePair(context, reply, other["content"], margin, chat.source))
-    return found
+                pairs.append(PreferencePair(context, reply, other["content"], margin, source))
+    return pairs
 
 
-def split_last_reply(chat: Conversation) -> tuple[list[Message], str]:
-    """What was said before the last turn, and that turn: nothing and the whole text for plain text."""
-    return chat.messages[:-1], chat.messages[-1]["content"]
+def split_last_reply(conversation: Conversation) -> tuple[list[Message], str]:
+    """The messages before the last turn, and the last turn's content; no messages for a plain text."""
+    return conversation.messages[:-1], conversation.messages[-1]["content"]
 
 
-def data_digest(chats: Iterable[Conversation]) -> str:
-    """A hash of what is learned from: the same rows in the same order give the same digest."""
+def data_digest(conversations: Iterable[Conversation]) -> str:
+    """A hash of everything that is trained on: the same rows in the same order give the same digest."""
     sha = hashlib.sha256()
-    for chat in chats:
-        targets = {name: chat.metadata[name] for name in REWARD_FIELDS if name in chat.metadata}
-        targets |= {"silent": chat.masked_turns} if chat.masked_turns else {}
-        for part in (chat.messages, targets) if targets else (chat.messages,):
+    for conversation in conversations:
+        targets = {name: conversation.metadata[name] for name in REWARD_FIELDS if name in conversation.metadata}
+        targets |= {"masked_turns": conversation.masked_turns} if conversation.masked_turns else {}
+        for part in (conversation.messages, targets) if targets else (conversation.messages,):
             sha.update(json.dumps(part, sort_keys=True, ensure_ascii=False).encode())
     return sha.hexdigest()[:16]

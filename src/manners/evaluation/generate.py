@@ -46,11 +46,11 @@ def generate_texts(
     batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
     stops = tuple(stop_token_ids(model, tokenizer))
     sampling = Sampling(max_new_tokens, stops, tokenizer.pad_token_id, temperature if do_sample else 0.0)
-    draws = torch.rand(len(prompts), max_new_tokens, generator=torch.Generator().manual_seed(seed))
+    uniforms = torch.rand(len(prompts), max_new_tokens, generator=torch.Generator().manual_seed(seed))
     replies: list[Reply | None] = [None] * len(prompts)
     with merged_for_generation(model):
         for batch in track(batches, description=show, disable=not show, transient=True):
-            new = continue_tokens(model, [prompts[i] for i in batch], sampling, draws[batch])
+            new = continue_tokens(model, [prompts[i] for i in batch], sampling, uniforms[batch])
             for i, ids in zip(batch, new, strict=True):
                 stopped = ids[-1] in stops
                 text = str(tokenizer.decode(ids, skip_special_tokens=True))

@@ -27,7 +27,7 @@ def write_export(chosen: ModelRef, out: Path, dtype: str) -> None:
     made_by = {"run": chosen.name, "run_id": chosen.run.run_id or chosen.run.mark}
     if out.exists() and (not (out / MADE_BY).exists() or json.loads((out / MADE_BY).read_text()) != made_by):
         raise MannersError(f"{out} is there already, and is no export of {chosen.name}: another place is --out FOLDER.")
-    tokenizer = loading.load_tokenizer(chosen.model, chats=chosen.config.model.decoder)
+    tokenizer = loading.load_tokenizer(chosen.model, require_template=chosen.config.model.decoder)
     is_reward = chosen.config.method.name == "reward"
     model = merged_reward_model(chosen, tokenizer) if is_reward else merged_language_model(chosen, tokenizer, dtype)
     part, old = (out.with_name(f".{out.name}.{end}") for end in ("part", "old"))

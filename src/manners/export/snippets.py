@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from manners.data.formats.conversations import PLAIN_TEXT_FORMATS
+from manners.data.formats import PLAIN_TEXT_FORMATS
 from manners.data.tokenize import prompt_text
 from manners.models.reward_model import ScoreNormalizer
 
@@ -40,7 +40,7 @@ with torch.no_grad():
 ```
 
 It reads prompt and reply{where}. What it puts out is
-standardised: the last line turns it into the units of its data, as `units.json` says."""
+standardised: the last line turns it into the units of its data, as `normalizer.json` says."""
 
 
 def generation_snippet(cfg: DictConfig, run: Path, tokenizer: Any) -> str:

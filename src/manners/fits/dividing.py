@@ -26,7 +26,7 @@ def apart(cfg: DictConfig, parts: int) -> DictConfig:
     lean.hardware.parts = parts
     m = lean.method
     lean.evaluation.batch_size = max(1, cfg.evaluation.batch_size // parts)
-    for key, least in (("per_device_eval_batch_size", 1), ("micro_batch_tokens", FEWEST)):
+    for key, least in (("per_device_eval_batch_size", 1), ("microbatch_tokens", FEWEST)):
         if key in m:
             m[key] = max(min(m[key], least), m[key] // parts)
     if m.name == "dpo":  # TRL's trainer takes the mean over micro-batches, so they must be of one size
@@ -40,7 +40,7 @@ def counts(cfg: DictConfig) -> list[int]:
     """2, 4, 8, ... parts, up to where there is nothing left to divide."""
     m = cfg.method
     rows = [m.get("per_device_train_batch_size", 1), m.get("per_device_eval_batch_size", 1), cfg.evaluation.batch_size]
-    most = max(*rows, m.get("micro_batch_tokens", 1) // FEWEST)
+    most = max(*rows, m.get("microbatch_tokens", 1) // FEWEST)
     return [2**i for i in range(1, most.bit_length()) if 2**i <= most]
 
 

@@ -53,10 +53,10 @@ def lessons(run: RunContext, tokenizer: Any, network: Any) -> Lessons:
         units = (
             ScoreNormalizer()
             if m.loss == "pairwise"
-            else ScoreNormalizer.of([r.score for r in scored_replies(run.splits.train)])
+            else ScoreNormalizer.from_scores([r.score for r in scored_replies(run.splits.train)])
         )
         made = [reward.build_examples(run, chats, tokenizer, units, share) for chats in (run.splits.train, kept_back)]  # type: ignore[misc]
-        together = partial(collate_groups, pad=tokenizer.pad_token_id, share=share)
+        together = partial(collate_groups, pad=tokenizer.pad_token_id, share_prompt=share)
     train: list[Any] = made[0]
     longest = top(train, m.per_device_train_batch_size, lambda e: e.length)
     mean = sum(e.length for e in train) / len(train)

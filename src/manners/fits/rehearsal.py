@@ -101,7 +101,7 @@ def ppo(run: RunContext, tokenizer: Any, reward_cfg: DictConfig | None) -> Playe
         rolled = played(asked_ids, asked.train, s.response_length)
         everyone = list(range(len(asked_ids)))
         minibatch = sorted(everyone, key=lambda r: -rolled.lengths[r])[: -(-len(everyone) // s.num_mini_batches)]
-        part = collate_rows(rolled, fullest(rolled, minibatch, s.micro_batch_tokens), 0)
+        part = collate_rows(rolled, fullest(rolled, minibatch, s.microbatch_tokens), 0)
         zeros = torch.zeros(rolled.mask.shape)
         optimizer = make_optimizer(actor, s)
         params = prepare(run, optimizer, ledger)
@@ -117,7 +117,7 @@ def ppo(run: RunContext, tokenizer: Any, reward_cfg: DictConfig | None) -> Playe
             if ids:
                 decode(ledger, run, actor.model, ids, s.response_length, phase)
         with torch.no_grad(), ledger.booking(ACTIVATIONS, "reading the replies"):
-            part = collate_rows(rolled, fullest(rolled, everyone, s.micro_batch_tokens), 0)
+            part = collate_rows(rolled, fullest(rolled, everyone, s.microbatch_tokens), 0)
             actor.judge(part.ids, part.chosen, s.temperature)
             actor.reference_logprobs(part.ids, part.chosen, s.temperature)
         if beside is not None:
@@ -236,6 +236,6 @@ def score(ledger: Ledger, network: Any, length: int, reward_cfg: DictConfig | No
     assert reward_cfg is not None
     length = min(length, reward_cfg.method.max_length)
     shape = (max(MAX_TOKENS // length, 1), length)
-    batch = {"input_ids": torch.zeros(shape, dtype=torch.long), "mask": torch.ones(shape, dtype=torch.long)}
+    batch = {"input_ids": torch.zeros(shape, dtype=torch.long), "attention_mask": torch.ones(shape, dtype=torch.long)}
     with torch.no_grad(), ledger.booking(ACTIVATIONS, "scoring"):
         reward_models.normalized_scores(network.eval(), batch)

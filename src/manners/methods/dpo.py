@@ -1,7 +1,8 @@
-"""Direct preference optimisation by TRL's DPOTrainer. Rafailov et al. 2023, arXiv 2305.18290.
+"""Direct preference optimisation with TRL's DPOTrainer. Rafailov et al. 2023, arXiv 2305.18290.
 
-Equation 7: a pair's loss is ``−log σ(β[(log π(w) − log ref(w)) − (log π(l) − log ref(l))])``, of the better reply w and
-the worse one l, whose log-probabilities are sums over their tokens. So it is log 2 where the policy is the reference.
+Equation 7: the loss of a pair is ``−log σ(β[(log π(w) − log ref(w)) − (log π(l) − log ref(l))])``, with the chosen
+reply w and the rejected one l, whose log-probabilities are sums over their tokens. It is log 2 where the policy equals
+the reference.
 """
 
 import math
@@ -13,25 +14,25 @@ from typing import Any, cast
 
 from datasets import Dataset
 from peft import PeftModel
-from rich.progress import Progress, TaskID
-from safetensors.torch import load_file
 from transformers import PrinterCallback, TrainerCallback, TrainerState
+from transformers.integrations import rewrite_logs
 from trl import DPOConfig, DPOTrainer
 
 from manners.errors import MannersError
-from manners.methods.lightning import LogFunction
-from manners.methods.lightning_fit import BEST, LAST, TrainResult, progress_bar, save_best_weights
+from manners.methods.callbacks import LAST, load_best_weights, save_best_weights
+from manners.methods.lightning import LogFunction, TrainResult
 from manners.runtime.device import Device
+from manners.runtime.progress import progress
 
-Pairs = list[dict[str, list[int]]]  # prompt_ids, chosen_ids, rejected_ids
-OF_THE_CLOCK = ("_runtime", "_per_second", "num_tokens")  # a resumed run would count them from its restart
+PairRows = list[dict[str, list[int]]]  # prompt_ids, chosen_ids, rejected_ids
+NOT_RESUMABLE = ("_runtime", "_per_second", "num_tokens")  # suffixes of metrics that a resumed run counts from 0
 
 
 class ResumableDPOTrainer(DPOTrainer):
-    """TRL's, on rows that have their tokens already; it tells the hub nothing and writes no model card."""
+    """TRL's DPOTrainer on tokenized rows, without its telemetry and model card."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
-        return dataset  # it would apply the chat template, and cut long rows, in its own way
+        return dataset  # TRL would apply the chat template and truncate long rows in its own way
 
     def _send_telemetry(self) -> None: ...
 
@@ -39,12 +40,13 @@ class ResumableDPOTrainer(DPOTrainer):
 
 
 def make_dpo_trainer(
-    model: Any, reference: Any, tokenizer: Any, train: Pairs, held_out: Pairs, folder: Path, device: Device,
+    model: Any, reference: Any, tokenizer: Any, train: PairRows, eval_rows: PairRows, folder: Path, device: Device,
     seed: int, lr_scheduler_type: str, **settings: Any,
 ) -> ResumableDPOTrainer:  # fmt: skip
-    """``reference`` is a frozen copy of a ``model`` that is trained whole; of a LoRA it is None: the adapter is off.
+    """A trainer of ``model``, on tokenized pairs; ``settings`` are DPOConfig's.
 
-    ``settings`` are DPOConfig's.
+    ``reference`` is a frozen copy of a fully trained ``model``; for a LoRA it is None, and the reference is the model
+    with its adapter disabled.
     """
     args = DPOConfig(
         output_dir=str(folder),
@@ -52,9 +54,9 @@ def make_dpo_trainer(
         use_cpu=device.kind == "cpu",
         bf16=device.precision == "bf16",
         fp16=device.precision == "fp16",
-        max_length=None,  # the rows are cut already
+        max_length=None,  # the rows are truncated already
         per_device_eval_batch_size=settings["per_device_train_batch_size"],
-        # our "constant" rises first, as that of the other methods does
+        # our "constant" has a warm-up, as in the other methods
         lr_scheduler_type="constant_with_warmup" if lr_scheduler_type == "constant" else lr_scheduler_type,
         eval_strategy="steps",
         logging_nan_inf_filter=False,
@@ -63,86 +65,90 @@ def make_dpo_trainer(
         report_to="none",
         **settings,
     )
-    args._n_gpu = min(args.n_gpu, 1)  # one process and one GPU, like Lightning's; it would take all it sees, and refuse
-    rows = [Dataset.from_list(pairs) for pairs in (train, held_out)]
-    made = ResumableDPOTrainer(
-        model, reference, args, train_dataset=rows[0], eval_dataset=rows[1], processing_class=tokenizer
+    args._n_gpu = min(args.n_gpu, 1)  # one process and one GPU: else it takes every GPU that it sees, and then refuses
+    datasets = [Dataset.from_list(rows) for rows in (train, eval_rows)]
+    trainer = ResumableDPOTrainer(
+        model, reference, args, train_dataset=datasets[0], eval_dataset=datasets[1], processing_class=tokenizer
     )
-    made.remove_callback(PrinterCallback)
+    trainer.remove_callback(PrinterCallback)
     if isinstance(model, PeftModel):
-        model.delete_adapter("ref")  # TRL's copy of the new adapter, which adds nothing: to turn it off costs less
-    return made
+        model.delete_adapter("ref")  # TRL's copy of the fresh adapter, which adds nothing: disabling ours is cheaper
+    return trainer
 
 
 def fit_dpo(trainer: ResumableDPOTrainer, log: LogFunction) -> TrainResult:
-    """Train to the end; the model ends with the weights of the lowest held-out loss.
+    """Train to the end; the model ends with the weights of the lowest eval loss.
 
-    Called again after a kill, on a trainer made anew, it goes on from the last checkpoint: on a CPU to the very same
+    Called again after a kill, with a new trainer, it resumes from the last checkpoint: on a CPU to the very same
     weights.
     """
     folder, model = Path(str(trainer.args.output_dir)), cast(Any, trainer.model)
-    last, progress = folder / LAST, progress_bar()
+    last = folder / LAST
     state = TrainerState.load_from_json(str(last / "trainer_state.json")) if last.exists() else trainer.state
-    resumed = state.global_step
-    if resumed < trainer.args.max_steps:  # the Trainer would take one step more after the last
-        trainer.add_callback(DPOCallback(model, folder, log, progress))
-        with progress:
+    resumed_from = state.global_step
+    if resumed_from < trainer.args.max_steps:  # at the last step the Trainer would take one more
+        with progress(trainer.args.max_steps, "training", resumed_from) as bar:
+            trainer.add_callback(DPOCallback(model, folder, log, bar))
             trainer.train(resume_from_checkpoint=str(last.resolve()) if last.exists() else None)
         state = trainer.state
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the forward pass is no longer cast
-    model.load_state_dict(load_file(folder / BEST), strict=False)
-    losses = held_out_losses(state)
+    load_best_weights(folder, model)
+    losses = eval_losses(state)
     best = min(losses, key=losses.__getitem__)
-    return TrainResult(state.global_step, best, losses[best], resumed)
+    return TrainResult(state.global_step, best, losses[best], resumed_from)
 
 
-def held_out_losses(state: TrainerState) -> dict[int, float]:
-    """Held-out loss by step, all that a resumed run had before it too."""
+def eval_losses(state: TrainerState) -> dict[int, float]:
+    """Eval loss by step, with those from before a restart."""
     return {int(r["step"]): r["eval_loss"] for r in state.log_history if "eval_loss" in r}
 
 
 class DPOCallback(TrainerCallback):
-    """Writes the metrics, keeps the best weights, and shows how far the run is."""
+    """Logs the metrics, keeps the best weights, and shows the progress."""
 
-    def __init__(self, model: Any, folder: Path, log: LogFunction, progress: Progress):
-        self.model, self.folder, self.log, self.progress = model, folder, log, progress
+    def __init__(self, model: Any, folder: Path, log: LogFunction, bar: Any):
+        self.model, self.folder, self.log, self.bar = model, folder, log, bar
+        self.numbers: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        self.began, self.began_at = time.perf_counter(), state.global_step
-        self.task: TaskID = self.progress.add_task("", total=state.max_steps, completed=state.global_step, numbers="")
+        self.started_at, self.first_step = time.perf_counter(), state.global_step
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        # A metric is a mean since the last log: logged with each checkpoint, a resumed run misses none of its steps.
+        # A metric is a mean since the last log: logged with each checkpoint, a resumed run lacks none of the steps.
         control.should_log |= control.should_save
-        self.progress.update(self.task, completed=state.global_step)
+        self.bar.update(state.global_step, **self.numbers)
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any) -> None:
-        if "train_runtime" in logs:  # the whole run in numbers, of which a resumed one knows the last part alone
+        """Log the metrics as train/… and eval/…. Raises MannersError where one is not finite."""
+        if "train_runtime" in logs:  # a summary of the run, which in a resumed one covers the last part only
             return
         if not all(math.isfinite(value) for value in logs.values()):
             raise MannersError(
                 f"a metric is not finite at step {state.global_step}: try a lower method.learning_rate, or "
                 "hardware.precision=32. The run resumes from its last checkpoint."
             )
-        self.log({name: value for name, value in logs.items() if not name.endswith(OF_THE_CLOCK)}, state.global_step)
+        metrics = {name: value for name, value in logs.items() if not name.endswith(NOT_RESUMABLE)}
+        self.log(rewrite_logs(metrics), state.global_step)  # type: ignore[no-untyped-call]
         if "loss" in logs:
-            pairs = (state.global_step - self.began_at) * args.train_batch_size * args.gradient_accumulation_steps
-            rate = pairs / (time.perf_counter() - self.began)
-            numbers = f"loss {logs['loss']:.3f}  ordered {logs['rewards/accuracies']:.0%}  {rate:,.0f} pairs/s"
-            self.progress.update(self.task, numbers=numbers)
+            pairs = (state.global_step - self.first_step) * args.train_batch_size * args.gradient_accumulation_steps
+            self.numbers = {
+                "loss": logs["loss"],
+                "accuracy": logs["rewards/accuracies"],
+                "pairs_per_second": pairs / (time.perf_counter() - self.started_at),
+            }
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        losses = held_out_losses(state)
+        losses = eval_losses(state)
         if min(losses, key=losses.__getitem__) == state.global_step:
             save_best_weights(self.folder, self.model)
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        """Only now is the checkpoint whole: a run that is killed while it is written goes on from the one before."""
+        """Point to the checkpoint that is now complete: a run killed while it was written resumes from the previous."""
         new = self.folder / f"checkpoint-{state.global_step}"
-        part = self.folder / f"{LAST}.part"
-        part.unlink(missing_ok=True)
-        part.symlink_to(new.name)
-        os.replace(part, self.folder / LAST)
+        link = self.folder / f"{LAST}.part"
+        link.unlink(missing_ok=True)
+        link.symlink_to(new.name)
+        os.replace(link, self.folder / LAST)
         for old in self.folder.glob("checkpoint-*"):
             if old != new:
                 shutil.rmtree(old)

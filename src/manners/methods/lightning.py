@@ -1,23 +1,52 @@
-"""What every LightningModule of ours shares: AdamW, its schedule, clipping, and exact resuming."""
+"""Training with Lightning: what every method's LightningModule shares, and the loop that SFT and reward models run in.
 
+AdamW on what is trainable, a learning-rate schedule, clipping, token-weighted gradient accumulation, exact resume, and
+a smaller microbatch where the GPU runs out of memory.
+"""
+
+import gc
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from torch.utils.data import DataLoader
 
+from manners.data.batching import Batch, ResumableBatches
 from manners.errors import MannersError
-from manners.methods.distributed import SINGLE_PROCESS, ProcessGroup, full_tensor, shard_with_fsdp
-from manners.methods.optim import adamw
+from manners.methods.callbacks import (
+    LAST,
+    AtomicCheckpointIO,
+    CheckpointCallback,
+    MetricsCallback,
+    ProgressBar,
+    load_best_weights,
+)
+from manners.methods.distributed import (
+    SINGLE_PROCESS,
+    ProcessGroup,
+    full_tensor,
+    lightning_strategy,
+    shard_with_fsdp,
+)
+from manners.methods.optim import adamw, learning_rate_factor
 from manners.models.lora import trainable_parameters
+from manners.runtime import signals
+from manners.runtime.device import Device
+from manners.runtime.progress import log_info
 
 LogFunction = Callable[[dict[str, float], int], None]
+RETRY_ON = ("cuda",)  # devices that raise OutOfMemoryError; elsewhere the system ends a process that asks for too much
 
 
 class TrainingModule(L.LightningModule):
-    """Trains ``model`` by ``step``, which a method defines: a batch's summed loss, right guesses, and their number."""
+    """Trains ``model`` with the loss that a method computes in ``compute_loss``."""
 
     def __init__(
         self,
@@ -37,72 +66,76 @@ class TrainingModule(L.LightningModule):
         super().__init__()
         self.model = model
         self.process_group = process_group
-        self.write = log
+        self.log_metrics = log
         self.total_steps, self.learning_rate = total_steps, learning_rate
         self.lr_scheduler_type, self.warmup_steps = lr_scheduler_type, warmup_steps
         self.weight_decay, self.max_grad_norm = weight_decay, max_grad_norm
         self.accumulate, self.logging_steps, self.optim = accumulate, logging_steps, optim
-        self.strict_loading = False  # a checkpoint holds only what training changes
-        self.window = MetricAccumulator()
-        self.validated = MetricAccumulator()
-        self.tokens_seen = 0  # items that carried loss, up to the last written metrics
+        self.strict_loading = False  # a checkpoint holds the trainable weights only
+        self.train_metrics = MetricAccumulator()
+        self.eval_metrics = MetricAccumulator()
+        self.last_train_metrics: dict[str, float] = {}
+        self.tokens_seen = 0  # targets that carried loss, up to the last logged metrics
 
-    def step(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:
+    def compute_loss(self, batch: Batch) -> tuple[torch.Tensor, int, int]:
+        """The batch's summed loss (), the number of correct predictions, and the number of targets."""
         raise NotImplementedError
 
-    def metrics(self, window: "MetricAccumulator", prefix: str) -> dict[str, float]:
-        """What is written of a window, in the method's own words."""
+    def metrics(self, accumulator: "MetricAccumulator", prefix: str) -> dict[str, float]:
+        """The method's metrics of what was accumulated, each as ``prefix``/name."""
         raise NotImplementedError
 
     def configure_model(self) -> None:
         shard_with_fsdp(self)
 
-    def counted(self, batch: dict[str, torch.Tensor], window: "MetricAccumulator") -> torch.Tensor:
-        """The batch's summed loss, and its figures in ``window``; an ``idle`` one has none (see ``batches.share``)."""
-        loss, right, trained = self.step(batch)
-        if "idle" in batch:
-            loss, right, trained = loss * 0, 0, 0
-        window.add(loss, right, trained, batch)
+    def measure(self, batch: Batch, accumulator: "MetricAccumulator") -> torch.Tensor:
+        """The batch's summed loss (), with its metrics added to ``accumulator``; a filler counts for nothing."""
+        loss, num_correct, num_targets = self.compute_loss(batch)
+        if "is_filler" in batch:  # see ``local_batch``
+            loss, num_correct, num_targets = loss * 0, 0, 0
+        accumulator.add(loss, num_correct, num_targets, batch)
         return loss
 
-    def training_step(self, batch: dict[str, torch.Tensor], _index: int) -> torch.Tensor:
-        loss = self.counted(batch, self.window)
-        # Lightning divides by the number of micro-batches, DDP and FSDP by that of devices; the mean is over the items
-        # of the optimizer step, wherever they are.
+    def training_step(self, batch: Batch, _index: int) -> torch.Tensor:
+        loss = self.measure(batch, self.train_metrics)
+        # The mean is over all targets of the optimizer step, on all devices: Lightning divides by the number of
+        # microbatches, DDP and FSDP by the number of processes.
         return loss / batch["step_num_targets"] * (self.accumulate * self.process_group.size)
 
-    def validation_step(self, batch: dict[str, torch.Tensor], _index: int) -> None:
-        self.counted(batch, self.validated)
+    def validation_step(self, batch: Batch, _index: int) -> None:
+        self.measure(batch, self.eval_metrics)
 
     def on_validation_epoch_end(self) -> None:
-        metrics = self.metrics(self.validated.over(self.process_group), "val")
-        self.validated = MetricAccumulator()
+        metrics = self.metrics(self.eval_metrics.reduce(self.process_group), "eval")
+        self.eval_metrics = MetricAccumulator()
         if not self.trainer.sanity_checking:
-            self.write(metrics, self.global_step)
-            self.log("val/loss", metrics["val/loss"], logger=False)
+            self.log_metrics(metrics, self.global_step)
+            self.log("eval/loss", metrics["eval/loss"], logger=False)
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        """Clip the gradient and keep its norm from before. Raises MannersError where it is not finite."""
         params = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(params, self.max_grad_norm or math.inf)
-        self.window.grad_norm = float(full_tensor(norm))
-        if not math.isfinite(self.window.grad_norm):
+        self.train_metrics.grad_norm = float(full_tensor(norm))
+        if not math.isfinite(self.train_metrics.grad_norm):
             raise MannersError(
-                f"the gradient is {self.window.grad_norm} at step {self.global_step}: try a lower "
+                f"the gradient is {self.train_metrics.grad_norm} at step {self.global_step}: try a lower "
                 "method.learning_rate, or hardware.precision=32. The run resumes from its last checkpoint."
             )
 
-    def report(self, step: int) -> None:
-        """Write the metrics of the last optimizer steps, every ``logging_steps`` of them."""
-        if step and step % self.logging_steps == 0 and step != self.window.written_at:
-            rate, window = self.trainer.optimizers[0].param_groups[0]["lr"], self.window.over(self.process_group)
-            self.tokens_seen += window.num_targets
-            metrics = self.metrics(window, "train") | {
-                "train/grad_norm": self.window.grad_norm,
-                "train/learning_rate": rate,
+    def log_train_metrics(self, step: int) -> None:
+        """Log the metrics of the last ``logging_steps`` optimizer steps, where they are due."""
+        if step and step % self.logging_steps == 0 and step != self.train_metrics.logged_at_step:
+            accumulator = self.train_metrics.reduce(self.process_group)
+            self.tokens_seen += accumulator.num_targets
+            metrics = self.metrics(accumulator, "train") | {
+                "train/grad_norm": self.train_metrics.grad_norm,
+                "train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
                 "train/tokens_seen": float(self.tokens_seen),
             }
-            self.write(metrics, step)
-            self.window = MetricAccumulator(written_at=step)
+            self.log_metrics(metrics, step)
+            self.last_train_metrics = metrics
+            self.train_metrics = MetricAccumulator(logged_at_step=step)
 
     def configure_optimizers(self) -> Any:
         params = trainable_parameters(self.model).values()
@@ -112,63 +145,74 @@ class TrainingModule(L.LightningModule):
         ]
         optimizer = adamw([g for g in groups if g["params"]], self.optim, lr=self.learning_rate)
         warmup = self.warmup_steps if self.warmup_steps >= 1 else self.warmup_steps * self.total_steps
-        shape = schedule(self.lr_scheduler_type, warmup, self.total_steps)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
+        factor = partial(learning_rate_factor, self.lr_scheduler_type, warmup=warmup, total=self.total_steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        keep = {f"model.{name}" for name in trainable_parameters(self.model)}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
-        # Each process has random numbers of its own; the figures are all processes' together.
-        checkpoint["rng"] = self.process_group.gather([torch.get_rng_state()])
-        checkpoint["cuda_rng"] = self.process_group.gather([torch.cuda.get_rng_state()]) if torch.cuda.is_available() else []
+        trainable = {f"model.{name}" for name in trainable_parameters(self.model)}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
+        # Each process has its own random state; the metrics are those of all processes together.
+        gather = self.process_group.gather
+        checkpoint["rng"] = gather([torch.get_rng_state()])
+        checkpoint["cuda_rng"] = gather([torch.cuda.get_rng_state()]) if torch.cuda.is_available() else []
         checkpoint["tokens_seen"] = self.tokens_seen
-        checkpoint["window"] = self.window.over(self.process_group).state()
+        checkpoint["train_metrics"] = self.train_metrics.reduce(self.process_group).state()
+        checkpoint["accumulate"] = self.accumulate
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.rng = (checkpoint["rng"], checkpoint["cuda_rng"])
         self.tokens_seen = checkpoint["tokens_seen"]
-        self.window = MetricAccumulator(**checkpoint["window"])
+        self.train_metrics = MetricAccumulator(**checkpoint["train_metrics"])
         if self.process_group.rank:  # the first process has the sums of all
-            self.window = MetricAccumulator(grad_norm=self.window.grad_norm, written_at=self.window.written_at)
+            last = self.train_metrics
+            self.train_metrics = MetricAccumulator(grad_norm=last.grad_norm, logged_at_step=last.logged_at_step)
+        rescale_batch_counters(checkpoint["loops"]["fit_loop"], self.accumulate, checkpoint["accumulate"])
 
     def on_train_start(self) -> None:
-        if hasattr(self, "rng"):  # after whatever drew random numbers on the way here
+        if hasattr(self, "rng"):  # restored last, after whatever drew random numbers since the start
             torch.set_rng_state(self.rng[0][self.process_group.rank].cpu())
             if self.rng[1]:
                 torch.cuda.set_rng_state(self.rng[1][self.process_group.rank].cpu())
-        elif self.process_group.rank:  # adapters began alike everywhere; from now on each has a dropout of its own
+        elif self.process_group.rank:  # adapters were initialized alike; from here each process has its own dropout
             torch.manual_seed(torch.initial_seed() + self.process_group.rank)
 
 
 class MetricAccumulator:
-    """Sums over the micro-batches since the last written metrics."""
+    """Sums over the microbatches since the last logged metrics."""
 
     def __init__(
-        self, loss_sum: float = 0.0, right: int = 0, trained: int = 0, real: int = 0, slots: int = 0,
-        grad_norm: float = 0.0, written_at: int = 0,
-    ):  # fmt: skip
-        self.loss_sum, self.right, self.num_targets, self.real, self.slots = loss_sum, right, trained, real, slots
-        self.grad_norm, self.written_at = grad_norm, written_at
-        self.started = time.perf_counter()
+        self,
+        loss_sum: float = 0.0,
+        num_correct: int = 0,
+        num_targets: int = 0,
+        num_tokens: int = 0,
+        num_padded_tokens: int = 0,
+        grad_norm: float = 0.0,
+        logged_at_step: int = 0,
+    ):
+        self.loss_sum, self.num_correct, self.num_targets = loss_sum, num_correct, num_targets
+        self.num_tokens, self.num_padded_tokens = num_tokens, num_padded_tokens
+        self.grad_norm, self.logged_at_step = grad_norm, logged_at_step
+        self.started_at = time.perf_counter()
 
-    def add(self, loss: torch.Tensor, right: int, trained: int, batch: dict[str, torch.Tensor]) -> None:
+    def add(self, loss: torch.Tensor, num_correct: int, num_targets: int, batch: Batch) -> None:
+        """Count one batch with its summed ``loss`` ()."""
         self.loss_sum += loss.item()
-        self.right += right
-        self.num_targets += trained
-        self.real += int(batch["tokens"])
-        self.slots += batch["input_ids"].numel()
+        self.num_correct += num_correct
+        self.num_targets += num_targets
+        self.num_tokens += int(batch["tokens"])
+        self.num_padded_tokens += batch["input_ids"].numel()
 
-    def over(self, process_group: ProcessGroup) -> "MetricAccumulator":
-        """That of all processes together. Each of them has to ask for it."""
+    def reduce(self, process_group: ProcessGroup) -> "MetricAccumulator":
+        """The sums over all processes. A collective operation: every process has to call it."""
         if process_group.size == 1:
             return self
-        sums = process_group.sum(torch.tensor([self.loss_sum, self.right, self.num_targets, self.real, self.slots]).double())
-        loss_sum, right, trained, real, slots = sums.tolist()
-        counts = int(right), int(trained), int(real), int(slots)
-        both = MetricAccumulator(loss_sum, *counts, grad_norm=self.grad_norm, written_at=self.written_at)
-        both.started = self.started
-        return both
+        own = [self.loss_sum, self.num_correct, self.num_targets, self.num_tokens, self.num_padded_tokens]
+        loss_sum, *counts = process_group.sum(torch.tensor(own).double()).tolist()
+        total = MetricAccumulator(loss_sum, *map(int, counts), self.grad_norm, self.logged_at_step)
+        total.started_at = self.started_at
+        return total
 
     @property
     def loss(self) -> float:
@@ -176,31 +220,148 @@ class MetricAccumulator:
 
     @property
     def accuracy(self) -> float:
-        return self.right / max(self.num_targets, 1)
+        return self.num_correct / max(self.num_targets, 1)
 
     @property
     def tokens_per_second(self) -> float:
-        return self.real / (time.perf_counter() - self.started)
+        return self.num_tokens / (time.perf_counter() - self.started_at)
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """``fill`` is the share of the batch that is not padding."""
         return {
             f"{prefix}/loss": self.loss,
-            f"{prefix}/fill": self.real / max(self.slots, 1),
+            f"{prefix}/non_padding_fraction": self.num_tokens / max(self.num_padded_tokens, 1),
             f"{prefix}/tokens_per_second": self.tokens_per_second,
         }
 
     def state(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k != "started"}
+        return {k: v for k, v in vars(self).items() if k != "started_at"}
 
 
-def schedule(kind: str, warmup: float, total: int) -> Callable[[int], float]:
-    """The learning rate's factor at an optimizer step: up over ``warmup`` steps, then down to 0 at ``total``."""
+@dataclass
+class TrainResult:
+    steps: int
+    best_step: int
+    best_loss: float
+    resumed_from: int  # 0 for a run that was never interrupted
 
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        done = min((step - warmup) / max(total - warmup, 1), 1.0)
-        return {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}[kind]
 
-    return factor
+def fit_with_lightning(
+    module: TrainingModule,
+    batches: ResumableBatches,
+    eval_batches: list[Batch],
+    folder: Path,
+    device: Device,
+    eval_steps: int,
+    save_steps: int,
+    patience: int,
+    process_group: ProcessGroup = SINGLE_PROCESS,
+    strategy: str = "ddp",
+) -> TrainResult:
+    """Train on all of ``batches``; ``module`` ends with the weights of the lowest validation loss.
+
+    ``folder`` keeps the last checkpoint. Called again after a kill, it resumes from there: on a CPU to the very same
+    weights, since the order of the data, the optimizer and the random numbers are all restored.
+
+    Where a GPU runs out of memory, the microbatch is halved and training resumes from the last checkpoint; the
+    optimizer steps stay the same. Only with one process: the others would wait for one that starts over.
+
+    Every one of several processes calls it, with its own part of the batches. Only the first one writes files and ends
+    with the best weights; where the weights were sharded (``strategy="fsdp"``), they are only in the folder.
+    """
+    train = partial(
+        train_once, module, batches, eval_batches, folder, device, eval_steps, save_steps, patience, process_group,
+        strategy,
+    )  # fmt: skip
+    while True:
+        try:
+            return train(can_retry=(can_retry := can_halve(batches, device, process_group)))
+        except torch.OutOfMemoryError:
+            if not (can_retry and (folder / LAST).exists()):
+                raise
+        # Only here, where the exception and its traceback are gone, can the activations be freed.
+        module.zero_grad(set_to_none=True)
+        module.eval_metrics = MetricAccumulator()
+        gc.collect()
+        torch.cuda.empty_cache()
+        batches.set_microbatch_size(-(-batches.batch_size // (2 * batches.num_microbatches)))
+        batches.position = 0
+        log_info(
+            f"out of memory: resuming from the last checkpoint with hardware.microbatch_size={batches.microbatch_size}"
+        )
+
+
+def can_halve(batches: ResumableBatches, device: Device, process_group: ProcessGroup) -> bool:
+    return device.kind in RETRY_ON and process_group.size == 1 and batches.microbatch_size > 1
+
+
+def train_once(
+    module: TrainingModule,
+    batches: ResumableBatches,
+    eval_batches: list[Batch],
+    folder: Path,
+    device: Device,
+    eval_steps: int,
+    save_steps: int,
+    patience: int,
+    process_group: ProcessGroup,
+    strategy: str,
+    can_retry: bool,
+) -> TrainResult:
+    """Train from the last checkpoint in ``folder``, or from the start, to the end: see ``fit_with_lightning``."""
+    last, total_steps = folder / LAST, len(batches) // batches.accumulate
+    resumed_from = prepare_resume(batches, last) if last.exists() else 0
+    module.accumulate = batches.accumulate
+    checkpoints = CheckpointCallback(folder, save_steps, eval_steps, process_group, save_initial=can_retry)
+    callbacks: list[Callback] = [MetricsCallback(), checkpoints, ProgressBar(total_steps, process_group.rank == 0)]
+    if patience:  # before the checkpoint callback, so that a checkpoint holds its state after the validation
+        callbacks.insert(0, EarlyStopping("eval/loss", patience=patience, check_finite=False))
+    module.train()
+    # Lightning would take a bare list for several dataloaders.
+    eval_loader: Any = DataLoader(eval_batches, batch_size=None)  # type: ignore[arg-type]
+    trainer = L.Trainer(
+        accelerator=device.kind if device.kind != "cuda" else "gpu",
+        devices=process_group.size,
+        strategy=lightning_strategy(strategy, process_group.size),
+        precision=device.lightning_precision,  # type: ignore[arg-type]
+        max_epochs=1,  # of the one long sequence that `batches` is
+        accumulate_grad_batches=batches.accumulate,
+        val_check_interval=min(eval_steps, total_steps) * batches.accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        plugins=[AtomicCheckpointIO()],
+        callbacks=callbacks,
+    )
+    with signals.defer_signals():
+        trainer.fit(module, batches, eval_loader, ckpt_path=last if last.exists() else None, weights_only=True)
+    if checkpoints.validated_at != trainer.global_step:  # the run may end between two validations
+        trainer.validate(module, eval_loader, verbose=False)
+        checkpoints.keep_if_best(module, float(trainer.callback_metrics["eval/loss"]), trainer.global_step)
+    if process_group.rank == 0 and not (process_group.size > 1 and strategy == "fsdp"):
+        load_best_weights(folder, module.model)
+    return TrainResult(trainer.global_step, checkpoints.best_step, checkpoints.best_loss, resumed_from)
+
+
+def prepare_resume(batches: ResumableBatches, checkpoint: Path) -> int:
+    """The optimizer step of ``checkpoint``. A run that once ran out of memory keeps its smaller microbatch."""
+    saved = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    if saved["accumulate"] > batches.accumulate:
+        batches.set_microbatch_size(-(-batches.batch_size * batches.accumulate_batches // saved["accumulate"]))
+    return int(saved["global_step"])
+
+
+def rescale_batch_counters(fit_loop: dict[str, Any], accumulate: int, saved_accumulate: int) -> None:
+    """Lightning counts microbatches: make those of a checkpoint count ``accumulate`` of them in an optimizer step.
+
+    Checkpoints are written between two optimizer steps, so that ``ready`` is a multiple. The last microbatch may not be
+    ``completed`` yet, by which Lightning tells where in its loop the checkpoint was written.
+    """
+    progress = fit_loop["epoch_loop.batch_progress"]
+    for counters in (progress["total"], progress["current"]):
+        shift = counters["ready"] * accumulate // saved_accumulate - counters["ready"]
+        counters.update({name: count + shift for name, count in counters.items()})

@@ -1,4 +1,4 @@
-"""Reward models: regression of a score, or Bradley-Terry on pairs, by one module."""
+"""Training of reward models: regression of a score, or Bradley-Terry on pairs; and the trained model's scores."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
-from manners.data.batching import length_batches
+from manners.data.batching import Batch, length_batches
 from manners.data.prompt_groups import PromptGroup, collate_groups, group_by_prompt
 from manners.data.reward_examples import reward_examples
 from manners.data.types import Message
@@ -18,93 +18,94 @@ MAX_TOKENS = 8192  # padded tokens scored at once: little memory, since no gradi
 
 
 class RewardModule(TrainingModule):
-    """Trains ``model`` on batches with ``targets`` (regression) or ``margins`` (pairs): see ``collate_groups``.
+    """Trains ``model`` by ``loss``: "mse" or "huber" on the ``targets`` of a batch, "pairwise" on its ``margins``.
 
-    A regression may learn the order of a prompt's replies besides, at the price ``order``: see ``ranking_loss``.
+    See ``collate_groups`` for the batches. A regression can also learn the order of the replies to each prompt, with
+    the weight ``ranking_coef``: see ``ranking_loss``.
     """
 
-    def __init__(self, model: Any, loss: str, order: float = 0.0, **settings: Any):
+    def __init__(self, model: Any, loss: str, ranking_coef: float = 0.0, **settings: Any):
         super().__init__(model, **settings)
-        self.kind, self.order = loss, order
+        self.loss, self.ranking_coef = loss, ranking_coef
 
-    def step(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:
+    def compute_loss(self, batch: Batch) -> tuple[torch.Tensor, int, int]:
         scores = normalized_scores(self.model, batch)
-        if self.kind == "pairwise":
+        if self.loss == "pairwise":
             chosen, rejected = scores.chunk(2)
             return bradley_terry_loss(chosen, rejected, batch["margins"]), int((chosen > rejected).sum()), len(chosen)
         targets = batch["targets"]
-        close = (scores - targets).abs() < 0.5  # half a standard deviation
-        loss = regression_loss(scores, targets, self.kind)
-        if self.order and "ends" in batch:  # where no prompt of the batch has a second reply, there is no order
-            loss = loss + self.order * ranking_loss(scores, targets, batch["ends"][:, 0])
-        return loss, int(close.sum()), len(scores)
+        within = (scores - targets).abs() < 0.5  # half a standard deviation
+        loss = regression_loss(scores, targets, self.loss)
+        if self.ranking_coef and "reply_ends" in batch:  # else no prompt of the batch has a second reply
+            loss = loss + self.ranking_coef * ranking_loss(scores, targets, batch["reply_ends"][:, 0])
+        return loss, int(within.sum()), len(scores)
 
-    def metrics(self, window: MetricAccumulator, prefix: str) -> dict[str, float]:
-        name = "pair_accuracy" if self.kind == "pairwise" else "within_half_sd"
-        return window.metrics(prefix) | {f"{prefix}/{name}": window.accuracy}
+    def metrics(self, accumulator: MetricAccumulator, prefix: str) -> dict[str, float]:
+        name = "pair_accuracy" if self.loss == "pairwise" else "within_half_sd"
+        return accumulator.metrics(prefix) | {f"{prefix}/{name}": accumulator.accuracy}
 
 
 def regression_loss(scores: torch.Tensor, targets: torch.Tensor, kind: str) -> torch.Tensor:
-    """Summed squared error, or Huber's with its bend at one standard deviation: (B,), (B,) → ()."""
-    return (
-        F.mse_loss(scores, targets, reduction="sum")
-        if kind == "mse"
-        else F.huber_loss(scores, targets, reduction="sum")
-    )
+    """Summed squared error ("mse"), or Huber loss with its threshold at one standard deviation: (N,), (N,) → ()."""
+    loss = F.mse_loss if kind == "mse" else F.huber_loss
+    return loss(scores, targets, reduction="sum")
 
 
 def ranking_loss(scores: torch.Tensor, targets: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
-    """How wrongly the replies to each prompt are ordered: (N,) scores, targets, and the numbers of the prompts → ().
+    """How wrongly the replies to each prompt are ordered: scores, targets and prompt numbers (N,) each → ().
 
-    Of every two replies with different targets −log σ(2 · (better − worse)); the mean over a prompt's pairs counts once
-    for each of its replies, so that it stands beside a sum of squared errors. Learned together, a score says both how
-    good a reply is and which of two is better (Sculley 2010, "Combined Regression and Ranking", section 2).
+    For every two replies with different targets −log σ(2 · (better − worse)). The mean over a prompt's pairs counts
+    once for each of its replies, so that it is on the scale of a summed squared error. Trained on both, a score says
+    how good a reply is and which of two is better (Sculley 2010, "Combined Regression and Ranking", section 2).
     """
-    kin = prompts[:, None] == prompts[None, :]  # (N, N)
-    pairs = kin & (targets[:, None] > targets[None, :])
-    nats = F.softplus(-2 * (scores[:, None] - scores[None, :])) * pairs
-    count = torch.zeros_like(scores).index_add(0, prompts, pairs.sum(1).to(scores.dtype))  # of each prompt; (N,)
-    return (nats.sum(1) * kin.sum(1) / count[prompts].clamp(min=1)).sum()
+    same_prompt = prompts[:, None] == prompts[None, :]  # (N, N)
+    pairs = same_prompt & (targets[:, None] > targets[None, :])
+    losses = F.softplus(-2 * (scores[:, None] - scores[None, :])) * pairs
+    num_pairs = torch.zeros_like(scores).index_add(0, prompts, pairs.sum(1).to(scores.dtype))  # of each prompt; (N,)
+    return (losses.sum(1) * same_prompt.sum(1) / num_pairs[prompts].clamp(min=1)).sum()
 
 
 def bradley_terry_loss(chosen: torch.Tensor, rejected: torch.Tensor, margins: torch.Tensor) -> torch.Tensor:
-    """Σ −log σ(chosen − rejected − margin): Bradley and Terry 1952; the margin as in Llama 2, section 3.2.2."""
+    """Σ −log σ(chosen − rejected − margin), (N,) each → (): Bradley and Terry 1952; margin: Llama 2, section 3.2.2."""
     return -F.logsigmoid(chosen - rejected - margins).sum()
 
 
 @torch.no_grad()
 def predict_scores(
-    network: Any,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     replies: Sequence[tuple[list[Message], str]],
 ) -> list[float]:
-    """Standardised scores of (conversation, reply) pairs, in order."""
-    was_training = network.training
-    network.eval()
-    share = supports_shared_prompts(network)
-    passages = reward_examples(replies, tokenizer, max_length, decoder=not is_encoder(network))
-    groups = group_by_prompt(passages, share)
-    kin = [PromptGroup([passages[i] for i in group]) for group in groups]
-    scores = [0.0] * len(passages)
-    for rows in length_batches([family.length for family in kin], MAX_TOKENS):
-        batch = collate_groups([kin[r] for r in rows], tokenizer.pad_token_id, share)
-        on_device = {k: v.to(network.device) for k, v in batch.items()}
-        members = [i for r in rows for i in groups[r]]
-        for i, score in zip(members, normalized_scores(network, on_device).tolist(), strict=True):
+    """Standardised scores of (messages, reply) pairs, in order."""
+    was_training = model.training
+    model.eval()
+    share = supports_shared_prompts(model)
+    examples = reward_examples(replies, tokenizer, max_length, decoder=not is_encoder(model))
+    indices = group_by_prompt(examples, share)
+    groups = [PromptGroup([examples[i] for i in group]) for group in indices]
+    scores = [0.0] * len(examples)
+    for rows in length_batches([group.length for group in groups], MAX_TOKENS):
+        batch = collate_groups([groups[r] for r in rows], tokenizer.pad_token_id, share)
+        on_device = {k: v.to(model.device) for k, v in batch.items()}
+        in_batch = [i for r in rows for i in indices[r]]
+        for i, score in zip(in_batch, normalized_scores(model, on_device).tolist(), strict=True):
             scores[i] = score
-    network.train(was_training)
+    model.train(was_training)
     return scores
 
 
-def make_reward_func(network: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, units: ScoreNormalizer) -> Any:
-    """The model as PPO's reward function. ``units`` make its scores of order 1, whatever they were learned from.
+def make_reward_func(
+    model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, normalizer: ScoreNormalizer
+) -> Any:
+    """The reward model as PPO's reward function; ``normalizer`` brings its scores to the order of 1.
 
-    Conversations and replies come as messages and are read by the model's own tokenizer, not by the policy's.
+    Prompts and completions are messages, which the reward model's own tokenizer reads, not the policy's.
     """
 
     def score(prompts: Sequence[list[Message]], completions: Sequence[list[Message]], **_columns: Any) -> list[float]:
         replies = [(prompt, completion[0]["content"]) for prompt, completion in zip(prompts, completions, strict=True)]
-        return [units.mean + units.scale * raw for raw in predict_scores(network, tokenizer, max_length, replies)]
+        outputs = predict_scores(model, tokenizer, max_length, replies)
+        return [normalizer.denormalize(output) for output in outputs]
 
     return score

@@ -1,1 +1,1 @@
-"""Models, their tokenizers and templates, and the adapters put on them. The tiny base lies in ``tiny/``."""
+"""Models, tokenizers, chat templates, adapters and generation. The packaged base model is in ``tiny/``."""

@@ -1,7 +1,7 @@
-"""Compile a network's layers while it trains (torch.compile): fewer passes over memory for what is no matrix product.
+"""Compile a model's layers for training (torch.compile): fewer passes over memory for all that is not a matmul.
 
-Layer by layer and not the network as one: all layers share the code, which is then made once (PyTorch's tutorial on
-regional compilation).
+The layers are compiled one by one, not the model as a whole: all layers share their code, so it is compiled only once
+(PyTorch's tutorial on regional compilation).
 """
 
 from collections.abc import Iterator
@@ -14,21 +14,24 @@ from manners.errors import MannersError
 
 
 @contextmanager
-def compiled_layers(model: torch.nn.Module, wanted: bool) -> Iterator[None]:
-    """Within, the layers of ``model`` are compiled if ``wanted``, once for any number of rows and of tokens.
+def compiled_layers(model: torch.nn.Module, enabled: bool) -> Iterator[None]:
+    """Run the layers of ``model`` compiled inside the context if ``enabled``, for any batch size and sequence length.
 
-    Beyond it they run as they are written: decoding, with a cache that grows, would compile them again and again.
-    Raises MannersError for a model whose layers are not known.
+    Outside they run eagerly: generation, whose cache grows with every token, would recompile them again and again.
+    Raises MannersError for a model without transformers' GradientCheckpointingLayer.
     """
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)] if wanted else []
-    if wanted and not layers:
-        raise MannersError(f"hardware.compile=true: layers of a {type(model).__name__} are not known: leave it out.")
-    if wanted:
-        torch.compiler.reset()  # so that what earlier jobs of a sweep compiled does not use up the variants allowed
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)] if enabled else []
+    if enabled and not layers:
+        raise MannersError(
+            f"hardware.compile=true: {type(model).__name__} has no layers that can be compiled one by one. "
+            "Use hardware.compile=false."
+        )
+    if enabled:
+        torch.compiler.reset()  # what earlier jobs of a sweep compiled counts towards the recompile limit
     for layer in layers:
         layer.compile(dynamic=True)
     try:
         yield
     finally:
         for layer in layers:
-            layer._compiled_call_impl = None  # Module.compile knows no way back
+            layer._compiled_call_impl = None  # Module.compile has no inverse

@@ -1,4 +1,4 @@
-"""What a decoder has read of its prompts, kept where replies can be written on in place."""
+"""A KV cache that is allocated once for prompt and reply, and the prefill that builds it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,88 +10,97 @@ from transformers.cache_utils import Cache, DynamicLayer
 from manners.data.batching import length_batches
 
 TokenIds = list[list[int]]
-# What goes on from a cache: token ids (B, T), the mask of all tokens, the new ones' positions → the last logits (B, V)
+# One decoding step: new token ids (B, t), attention mask (B, T), positions of the new tokens (B, t), cache → the last
+# position's logits (B, V).
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Cache], torch.Tensor]
-PREFILL_TOKENS = 1024  # padded tokens read at once: more would only hold more padding
+PREFILL_TOKENS = 1024  # padded tokens in one prefill batch: larger batches only hold more padding
 
 
 class PreallocatedLayer(DynamicLayer):
-    """Keys and values (B, heads, T, d) with room for more tokens.
+    """One layer's keys and values (B, heads, T, d), views of buffers that have capacity for more tokens.
 
-    A DynamicLayer copies all it holds for each new token, and again for each row that leaves; this copies the token,
-    and the row that takes the place of the one that left.
+    DynamicLayer copies the cache for each new token, and again whenever rows leave the batch. This layer copies the
+    new token only, and the rows that move into the place of those that left.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, length: int):
+    def __init__(self, key_buffer: torch.Tensor, value_buffer: torch.Tensor, num_tokens: int):
         super().__init__()
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-        self.whole = keys, values
-        self.show(len(keys), length)
+        self.dtype, self.device, self.is_initialized = key_buffer.dtype, key_buffer.device, True
+        self.key_buffer, self.value_buffer = key_buffer, value_buffer  # (rows, heads, capacity, d)
+        self.set_view(len(key_buffer), num_tokens)
 
-    def show(self, rows: int, length: int) -> None:
-        self.keys, self.values = (table[:rows, :, :length] for table in self.whole)
+    def set_view(self, num_rows: int, num_tokens: int) -> None:
+        """Expose the first ``num_rows`` rows and ``num_tokens`` tokens of the buffers as ``keys`` and ``values``."""
+        self.keys = self.key_buffer[:num_rows, :, :num_tokens]
+        self.values = self.value_buffer[:num_rows, :, :num_tokens]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows, length = self.keys.shape[0], self.keys.shape[2]
-        self.show(rows, length + key_states.shape[2])
-        self.keys[:, :, length:], self.values[:, :, length:] = key_states, value_states
+        """Append the states (B, heads, t, d) of new tokens and return all keys and values (B, heads, T + t, d)."""
+        num_rows, num_tokens = self.keys.shape[0], self.keys.shape[2]
+        self.set_view(num_rows, num_tokens + key_states.shape[2])
+        self.keys[:, :, num_tokens:], self.values[:, :, num_tokens:] = key_states, value_states
         return self.keys, self.values
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep these rows, in this order: those that stay where they are cost nothing."""
+        """Keep the rows ``indices`` (b,), in this order. Rows that keep their place are not copied."""
         moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero()[:, 0]
-        for table in (self.keys, self.values):
-            table[moved] = table[indices[moved]]
-        self.show(len(indices), self.keys.shape[2])
+        for states in (self.keys, self.values):
+            states[moved] = states[indices[moved]]
+        self.set_view(len(indices), self.keys.shape[2])
 
 
 def prefill(
-    prompts: TokenIds, pad: int, room: int, device: Any, forward: Forward
+    prompts: TokenIds, pad_token_id: int, max_new_tokens: int, device: Any, forward: Forward
 ) -> tuple[Cache, torch.Tensor, torch.Tensor]:
-    """A cache of the prompts with ``room`` for so many more tokens, the last logits (B, V), and the mask (B, T).
+    """Run the prompts; return their cache, the last logits (B, V) and the left-padded attention mask (B, T).
 
-    Prompts of like length are read together: one long prompt would have all others read as much padding. Their caches
-    become one, left-padded: to decode them apart would go through the model once more for every token.
+    The cache has capacity for ``max_new_tokens`` more. Prompts of similar length are batched together, so that one long
+    prompt does not pad all the others. The caches of the batches are then merged into one, left-padded: decoding the
+    batches separately would take one forward pass per batch for every token.
     """
-    groups = length_batches([len(p) for p in prompts], PREFILL_TOKENS)
-    parts = []
-    for rows in groups:
-        ids, mask = left_padded([prompts[r] for r in rows], pad, device)
-        cache = DynamicCache()  # of full attention in every layer: where a model's is a window, its mask says so
+    batches = length_batches([len(p) for p in prompts], PREFILL_TOKENS)
+    prefilled = []
+    for rows in batches:
+        ids, mask = left_padded([prompts[r] for r in rows], pad_token_id, device)
+        cache = DynamicCache()  # full attention in every layer: a model with sliding windows masks by itself
         logits = forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
-        parts.append((rows, cache, logits))
+        prefilled.append((rows, cache, logits))
     width = max(map(len, prompts))
     layers: list[Any] = []
-    for at in range(len(parts[0][1].layers)):
-        held = [(rows, cache.layers[at]) for rows, cache, _ in parts]
-        keys, values = (
-            merge_tables([(rows, getattr(layer, name)) for rows, layer in held], width, room)
+    for i in range(len(prefilled[0][1].layers)):
+        sources = [(rows, cache.layers[i]) for rows, cache, _ in prefilled]
+        key_buffer, value_buffer = (
+            merge_batches([(rows, getattr(layer, name)) for rows, layer in sources], width, max_new_tokens)
             for name in ("keys", "values")
         )
-        layers.append(PreallocatedLayer(keys, values, width))
-        for _, layer in held:
-            layer.reset()  # so that only one layer is ever held twice
-    back = torch.tensor([r for rows in groups for r in rows], device=device).argsort()
-    return Cache(layers), torch.cat([logits for _, _, logits in parts])[back], left_padded(prompts, pad, device)[1]
+        layers.append(PreallocatedLayer(key_buffer, value_buffer, width))
+        for _, layer in sources:
+            layer.reset()  # so that at most one layer is in memory twice
+    prompt_order = torch.tensor([r for rows in batches for r in rows], device=device).argsort()
+    logits = torch.cat([logits for _, _, logits in prefilled])[prompt_order]
+    return Cache(layers), logits, left_padded(prompts, pad_token_id, device)[1]
 
 
-def merge_tables(parts: list[tuple[list[int], torch.Tensor]], width: int, room: int) -> torch.Tensor:
-    """Tables (b, heads, t, d) of some rows each as one of all, (B, heads, width + room, d), right-aligned at width."""
+def merge_batches(parts: list[tuple[list[int], torch.Tensor]], width: int, max_new_tokens: int) -> torch.Tensor:
+    """Merge the states (b, heads, t, d) of batches, each with its row numbers, into one buffer.
+
+    The buffer is (B, heads, width + max_new_tokens, d); prompts end at ``width``.
+    """
     _, heads, _, size = parts[0][1].shape
-    whole = parts[0][1].new_zeros(sum(len(rows) for rows, _ in parts), heads, width + room, size)
-    for rows, table in parts:
-        whole[rows, :, width - table.shape[2] : width] = table
-    return whole
+    buffer = parts[0][1].new_zeros(sum(len(rows) for rows, _ in parts), heads, width + max_new_tokens, size)
+    for rows, states in parts:
+        buffer[rows, :, width - states.shape[2] : width] = states
+    return buffer
 
 
-def left_padded(prompts: TokenIds, pad: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and the mask of the real ones: (B, T) both."""
+def left_padded(prompts: TokenIds, pad_token_id: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-pad the prompts: token ids (B, T) and attention mask (B, T)."""
     width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
+    ids = torch.tensor([[pad_token_id] * (width - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     return ids, mask

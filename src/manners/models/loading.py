@@ -1,6 +1,6 @@
-"""Load a model and its tokenizer by name: the packaged tiny base, a local folder, or the hub.
+"""Load a model and its tokenizer by name: the packaged ``tiny`` base, a local folder, or a name on the hub.
 
-Weights come as safetensors only, and no model brings code of its own.
+Weights are read from safetensors only, and no code that comes with a model is run.
 """
 
 import math
@@ -19,18 +19,18 @@ from manners.models.templates import TEMPLATES
 from manners.runtime import hub
 from manners.runtime.paths import existing_path
 
-logging.disable_progress_bar()  # loading takes a moment; training has a bar of its own
-HEADS = ("score.", "classifier.", "pooler.")  # a base has none; a reward model's is drawn here
-SAFE = {"trust_remote_code": False}
+logging.disable_progress_bar()  # loading is short; training has a progress bar of its own
+# Weights of heads that a base checkpoint lacks and that a reward model initialises anew.
+NEW_HEAD_WEIGHTS = ("score.", "classifier.", "pooler.")
 
 
 def resolve_name(name: str) -> str:
-    """'tiny' → the folder in the package; anything else is a folder or a hub name already."""
+    """Return what ``from_pretrained`` takes: for 'tiny' the folder in this package, else the name itself."""
     return str(files("manners.models") / "tiny") if name == "tiny" else name
 
 
 def weight_bytes(name: str) -> float:
-    """Bytes of the weights' files; infinity where they are not on this machine yet."""
+    """Return the size of the weight files in bytes; infinity where they are not on this machine yet."""
     path = Path(resolve_name(name))
     if not path.is_dir():
         cached = try_to_load_from_cache(name, "config.json")
@@ -44,20 +44,21 @@ def load_tokenizer(
     name: str,
     revision: str | None = None,
     chat_template: str = "auto",
-    chats: bool = True,
+    require_template: bool = True,
     added_tokens: Sequence[str] = (),
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer, with a padding token, padding on the right, and for what ``chats`` a chat template.
+    """Load a tokenizer with a padding token, right padding and, if ``require_template``, a chat template.
 
-    ``added_tokens`` become tokens of their own; the model's embeddings must grow with them (``adapters.grow``).
+    ``added_tokens`` become special tokens; the model's embeddings must grow with them (``lora.resize_embeddings``).
+    Raises MannersError if the tokenizer cannot be loaded or a required template is missing.
     """
-    tokenizer = _load(AutoTokenizer.from_pretrained, name, revision)
+    tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, name, revision)
     tokenizer.add_special_tokens({"additional_special_tokens": list(added_tokens)})
     if chat_template != "auto":
         tokenizer.chat_template = TEMPLATES[chat_template]
-    if chats and tokenizer.chat_template is None:
-        raise MannersError(f"model.name={name} brings no chat template. Give it one: model.chat_template=plain.")
-    if tokenizer.pad_token is None:  # only fills rows: labels and masks never depend on it
+    if require_template and tokenizer.chat_template is None:
+        raise MannersError(f"model.name={name} has no chat template. Choose one: model.chat_template=plain.")
+    if tokenizer.pad_token is None:  # safe, since labels and attention masks never depend on the padding token
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer
@@ -70,12 +71,13 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     quantization: str = "none",
     double_quantization: bool = True,
-    auto: Any = AutoModelForCausalLM,
+    auto_class: Any = AutoModelForCausalLM,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """The model as ``auto`` builds it, on the CPU, dropout off until it trains. ``dtype`` is that of its weights.
+    """Load a model with ``auto_class`` on the CPU, in eval mode, with weights in ``dtype``.
 
-    QLoRA (Dettmers et al. 2023, arXiv 2305.14314): ``quantization="nf4"`` stores the linear layers in 4 bits.
+    ``quantization="nf4"`` stores the linear layers in 4 bits (QLoRA: Dettmers et al. 2023, arXiv 2305.14314).
+    Raises MannersError if the model cannot be loaded, or if weights other than a new head's are missing.
     """
     kwargs |= {"dtype": dtype, "attn_implementation": attn_implementation, "use_safetensors": True}
     if quantization == "nf4":
@@ -88,12 +90,14 @@ def load_model(
             bnb_4bit_compute_dtype=dtype,
         )
         kwargs["device_map"] = {"": "cuda" if torch.cuda.is_available() else "cpu"}
-    model, told = _load(auto.from_pretrained, name, revision, output_loading_info=True, **kwargs)
-    missing = [key for key in sorted(told["missing_keys"]) if not any(part in key for part in HEADS)]
+    model, loading_info = _from_pretrained(
+        auto_class.from_pretrained, name, revision, output_loading_info=True, **kwargs
+    )
+    missing = [key for key in sorted(loading_info["missing_keys"]) if not any(head in key for head in NEW_HEAD_WEIGHTS)]
     if missing:
         raise MannersError(
-            f"model.name={name}: {missing[0]} and {len(missing) - 1} more of its weights are not in its files; "
-            "transformers would draw them at random. Fetch it anew."
+            f"model.name={name}: {missing[0]} and {len(missing) - 1} more of its weights are missing in its files; "
+            "transformers would initialise them at random. Download the model again."
         )
     if quantization == "nf4":
         keep_4bit_differentiable(model)
@@ -101,8 +105,10 @@ def load_model(
 
 
 def keep_4bit_differentiable(model: PreTrainedModel) -> None:
-    """Where a CPU has bf16 instructions, bitsandbytes 0.50 packs 4-bit weights anew once a model has answered; what
-    goes through them after that has no gradient, so training would stop half-way or go wrong. Here it must not.
+    """Stop bitsandbytes from repacking 4-bit weights for inference, which would cut the gradient.
+
+    On CPUs with bf16 instructions, bitsandbytes 0.50 repacks the weights at the first forward pass in eval mode. What
+    passes through them afterwards has no gradient, so training would fail, or train wrongly, from then on.
     """
     from bitsandbytes.nn import Linear4bit
 
@@ -111,25 +117,25 @@ def keep_4bit_differentiable(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _load(loader, name: str, revision: str | None, **kwargs):  # type: ignore[no-untyped-def]
+def _from_pretrained(loader, name: str, revision: str | None, **kwargs):  # type: ignore[no-untyped-def]
     path = resolve_name(name)
     if not existing_path(path):
         if path.startswith(("/", ".", "~")):
             raise MannersError(f"model.name={name}: there is no such folder.")
         hub.go_offline_if_unreachable()
     try:
-        return loader(path, revision=revision, **SAFE, **kwargs)
+        return loader(path, revision=revision, trust_remote_code=False, **kwargs)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if existing_path(path):  # what is damaged in it is found by many libraries, each with errors of its own
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise MannersError(f"model.name={name} cannot be loaded: {why}") from error
+        if existing_path(path):  # a damaged folder makes many libraries fail, each with errors of its own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise MannersError(f"model.name={name} cannot be loaded: {reason}") from error
         raise hub.not_found_error("model", name, "model.name", error) from error
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids at which a reply ends: the tokenizer's EOS, what the checkpoint lists, and what its template writes."""
+    """Return the ids that end a reply: the tokenizer's EOS, the checkpoint's, and the template's end of turn."""
     listed = model.generation_config.eos_token_id
     ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])}
     for turn_end in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>"):
@@ -139,10 +145,10 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
 
 def load_config(name: str, revision: str | None = None) -> Any:
-    """The shape of a model, without its weights."""
-    return _load(AutoConfig.from_pretrained, name, revision)
+    """Load a model's config, without its weights."""
+    return _from_pretrained(AutoConfig.from_pretrained, name, revision)
 
 
 def context_length(name: str, revision: str | None = None) -> int:
-    """The longest input that the model was built for, in tokens."""
+    """Return the longest input, in tokens, that the model was built for."""
     return int(getattr(load_config(name, revision), "max_position_embeddings", 2048))

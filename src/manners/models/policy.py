@@ -1,7 +1,7 @@
-"""The policy that PPO trains, its critic and its reference: one network where it can be.
+"""What PPO trains: policy, critic and reference, one network wherever possible.
 
 The policy is the language model; the critic a scalar head on the same trunk (or on an adapter of its own there); the
-reference the same network with its adapter off, or, where every weight is trained, a frozen copy of the start.
+reference is the same network with its adapter disabled, or a frozen copy of the start after full fine-tuning.
 """
 
 import copy
@@ -20,7 +20,7 @@ CRITIC = "critic"
 
 @dataclass
 class PolicyOutput:
-    """Of N chosen tokens: log-probability under the tempered policy, entropy of its distribution, value. Each (N,)."""
+    """For N response tokens, (N,) each: log-probability at the sampling temperature, entropy in nats, value."""
 
     logprobs: torch.Tensor
     entropy: torch.Tensor
@@ -30,7 +30,7 @@ class PolicyOutput:
 class Policy(torch.nn.Module):
     """``model`` as a policy. ``critic`` is "head", "adapter" (needs a LoRA policy) or "none" (no values: RLOO).
 
-    With ``bf16`` its passes are cast, sampling and reading alike; log-probabilities are still taken in 32 bits.
+    With ``bf16`` forward passes run under autocast, in sampling as in training; log-probabilities stay in 32 bits.
     """
 
     def __init__(self, model: Any, critic: str = "head", bf16: bool = False):
@@ -48,44 +48,50 @@ class Policy(torch.nn.Module):
         torch.nn.init.zeros_(self.value_head.bias)
         self.value_head.to(model.device)
 
-    def judge(
-        self, ids: torch.Tensor, chosen: torch.Tensor, temperature: float, entropy_grad: bool = False
+    def forward(
+        self, ids: torch.Tensor, response_mask: torch.Tensor, temperature: float, entropy_grad: bool = False
     ) -> PolicyOutput:
-        """The tokens where ``chosen`` (B, T-1) is true: position t speaks of token t + 1, as in ``token_nll``."""
-        hidden = self.hidden(self.model, ids, chosen)  # (N, H)
-        logprobs, entropy = self.token_logprobs(self.model, hidden, ids[:, 1:][chosen], temperature, entropy_grad)
+        """Log-probabilities, entropies and values of the response tokens: (B, T), (B, T-1) → (N,) each.
+
+        ``response_mask[:, t]`` is true where position t predicts a response token, t + 1. Rows are right-padded.
+        """
+        hidden = self.hidden_states(self.model, ids, response_mask)  # (N, H)
+        logprobs, entropy = self.token_logprobs(
+            self.model, hidden, ids[:, 1:][response_mask], temperature, entropy_grad
+        )
         if self.critic == "none":
             return PolicyOutput(logprobs, entropy, torch.zeros_like(logprobs))
         if self.critic == "adapter":
-            with self.only(CRITIC):
-                hidden = self.hidden(self.model, ids, chosen)
+            with self.active_adapter(CRITIC):
+                hidden = self.hidden_states(self.model, ids, response_mask)
         return PolicyOutput(logprobs, entropy, self.value_head(hidden.float())[:, 0])
 
     @torch.no_grad()
-    def reference_logprobs(self, ids: torch.Tensor, chosen: torch.Tensor, temperature: float) -> torch.Tensor:
-        """The same tokens' log-probabilities (N,) under the model that training started from."""
+    def reference_logprobs(self, ids: torch.Tensor, response_mask: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Log-probabilities (N,) of the same tokens under the reference."""
         if self.reference is not None:
-            hidden = self.hidden(self.reference, ids, chosen)
-            return self.token_logprobs(self.reference, hidden, ids[:, 1:][chosen], temperature)[0]
+            hidden = self.hidden_states(self.reference, ids, response_mask)
+            return self.token_logprobs(self.reference, hidden, ids[:, 1:][response_mask], temperature)[0]
         with self.model.disable_adapter():
-            hidden = self.hidden(self.model, ids, chosen)
-            logprobs, _ = self.token_logprobs(self.model, hidden, ids[:, 1:][chosen], temperature)
+            hidden = self.hidden_states(self.model, ids, response_mask)
+            logprobs, _ = self.token_logprobs(self.model, hidden, ids[:, 1:][response_mask], temperature)
         unfreeze_adapters(self.model)
         return logprobs
 
-    def cast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def hidden(self, model: Any, ids: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        """The trunk's last states at the chosen positions, (N, H). Rows are right-padded: no mask is needed."""
-        with self.cast():
+    def hidden_states(self, model: Any, ids: torch.Tensor, response_mask: torch.Tensor) -> torch.Tensor:
+        """Last hidden states (N, H) at the masked positions. Right padding needs no attention mask here."""
+        with self.autocast():
             out = model.get_decoder()(ids, use_cache=False)
-        return out.last_hidden_state[:, :-1][chosen]
+        return out.last_hidden_state[:, :-1][response_mask]
 
     def token_logprobs(
         self, model: Any, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, entropy_grad: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        with self.cast():
+        """Log-probability and entropy of each target: (N, H), (N,) → (N,), (N,)."""
+        with self.autocast():
             logits = model.get_output_embeddings()(hidden)
         logits = logits.float() / temperature  # (N, V)
         logprobs = torch.log_softmax(logits, -1)
@@ -94,13 +100,13 @@ class Policy(torch.nn.Module):
         return logprobs.gather(1, targets[:, None])[:, 0], entropy
 
     @contextmanager
-    def only(self, adapter: str) -> Iterator[None]:
-        """Within, ``adapter`` alone acts. Gradients still flow to all that training changes.
+    def active_adapter(self, adapter: str) -> Iterator[None]:
+        """Use ``adapter`` alone. Gradients still flow to everything that trains.
 
-        Activations are kept: to compute them anew in the backward pass would be after ``adapter`` has been set aside.
+        Gradient checkpointing is off inside: the backward pass would recompute with another adapter active.
         """
-        sparing = [m for m in self.model.modules() if vars(m).get("gradient_checkpointing")]
-        for module in sparing:
+        checkpointed = [m for m in self.model.modules() if vars(m).get("gradient_checkpointing")]
+        for module in checkpointed:
             module.gradient_checkpointing = False
         active = self.model.active_adapter
         self.model.set_adapter(adapter)
@@ -110,12 +116,12 @@ class Policy(torch.nn.Module):
         finally:
             self.model.set_adapter(active)
             unfreeze_adapters(self.model)
-            for module in sparing:
+            for module in checkpointed:
                 module.gradient_checkpointing = True
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
-    """Dropout off for good: a random mask would make the ratio of the first epoch other than 1."""
+    """Set every dropout to 0: random masks would make the ratio of the first epoch other than 1."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -125,25 +131,25 @@ def disable_dropout(model: torch.nn.Module) -> None:
 
 
 def unfreeze_adapters(model: PeftModel) -> None:
-    """Let every adapter train: peft freezes what it sets aside."""
+    """Make every adapter trainable again: peft freezes inactive ones."""
     for name, p in model.named_parameters():
         if "lora_" in name:
             p.requires_grad_(True)
 
 
 def reject_scaled_logits(model: Any) -> None:
-    """Some families bend the logits after their head: log-probabilities without that are not those sampled from."""
+    """Refuse families that transform logits after the head, which ``Policy`` does not do. Raises MannersError."""
     config = model.config.get_text_config()
-    bent = [k for k in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(config, k, None)]
-    if bent:
+    transforms = [k for k in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(config, k, None)]
+    if transforms:
         raise MannersError(
-            f"{type(model).__name__} bends its logits ({bent[0]}), which PPO does not do yet: "
+            f"{type(model).__name__} transforms its logits ({transforms[0]}), which PPO does not support yet: "
             "take a Qwen2, Llama, GPT-2 or GPT-NeoX model."
         )
 
 
 def add_critic_adapter(model: PeftModel) -> None:
-    """A second adapter on the trunk, shaped as the policy's."""
+    """Add a second adapter for the critic, configured as the policy's."""
     policy = model.peft_config["default"]
     assert isinstance(policy, LoraConfig)
     model.add_adapter(CRITIC, copy.deepcopy(policy))

@@ -1,7 +1,7 @@
-"""Reward models: a transformer with one number at its end, on encoders and decoders alike.
+"""Reward models: a transformer with a scalar head, on encoders and decoders alike.
 
-The network is an ordinary ``AutoModelForSequenceClassification`` with one label, so that what is saved loads with
-plain transformers (and peft). Scores leave it standardised; ``ScoreNormalizer`` turns them into the dataset's own.
+The model is an ordinary ``AutoModelForSequenceClassification`` with one label, so that what is saved loads with plain
+transformers (and peft). Its outputs are standardised; ``ScoreNormalizer`` converts them to the dataset's own scores.
 """
 
 import json
@@ -15,30 +15,44 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from manners.errors import MannersError
-from manners.models import loading
+from manners.models import loading, lora
 
-NORMALIZER_FILE = "units.json"
+NORMALIZER_FILE = "normalizer.json"
 
 
 @dataclass(frozen=True)
 class ScoreNormalizer:
-    """Mean and spread of the scores trained on: ``score = mean + scale * output``."""
+    """Standardises the scores that a reward model is trained on, and converts its outputs back.
+
+    A model trained on pairs outputs scores of no particular scale; there it is ``denormalize`` that standardises.
+    """
 
     mean: float = 0.0
     scale: float = 1.0
 
     @classmethod
-    def of(cls, scores: list[float]) -> "ScoreNormalizer":
-        if min(scores) == max(scores):  # their spread may come out above 0: 0.1 is no binary number
+    def from_scores(cls, scores: list[float]) -> "ScoreNormalizer":
+        """Take mean and standard deviation of ``scores``. Raises MannersError if they are all equal."""
+        if min(scores) == max(scores):  # the computed deviation may be above 0: 0.1 is not exact in binary
             raise MannersError("all scores are the same: there is nothing for a reward model to learn.")
         values = torch.tensor(scores, dtype=torch.float64)
         return cls(float(values.mean()), float(values.std()))
 
+    def normalize(self, score: float) -> float:
+        """Convert a score of the dataset into a training target."""
+        return (score - self.mean) / self.scale
+
+    def denormalize(self, output: float) -> float:
+        """Convert an output of the model into a score."""
+        return self.mean + self.scale * output
+
     def save(self, folder: Path) -> None:
+        """Write mean and scale into the folder of the model."""
         (folder / NORMALIZER_FILE).write_text(json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, folder: Path) -> "ScoreNormalizer":
+        """Read mean and scale from the folder of a model."""
         return cls(**json.loads((folder / NORMALIZER_FILE).read_text()))
 
 
@@ -50,94 +64,102 @@ def load_reward_base(
     dtype: torch.dtype = torch.float32,
     **quantization: Any,
 ) -> Any:
-    """``name`` with a fresh head of one output, on the CPU; its dropout is off while ``eval`` is on."""
-    network = loading.load_model(
+    """Load ``name`` on the CPU, in eval mode, with a new scalar head. Raises MannersError if it cannot take one."""
+    model = loading.load_model(
         name,
         revision,
         attn_implementation,
         dtype,
         **quantization,
-        auto=AutoModelForSequenceClassification,
+        auto_class=AutoModelForSequenceClassification,
         num_labels=1,
         problem_type="regression",
-        ignore_mismatched_sizes=True,  # a classifier's own head, of so many classes, gives way to ours
+        ignore_mismatched_sizes=True,  # a classifier's head with other classes is replaced
     )
-    network.config.pad_token_id = tokenizer.pad_token_id  # plain transformers looks for the last token by it
-    init_score_head(network)
-    return network
+    model.config.pad_token_id = tokenizer.pad_token_id  # plain transformers finds the last token by it
+    init_score_head(model)
+    return model
 
 
 def load_reward_model(folder: Path, revision: str | None = None, attn_implementation: str = "sdpa") -> Any:
-    """A trained reward model from its run's folder, merged where it is an adapter, ready to score."""
-    adapter = folder / "adapter_config.json"
-    name = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.exists() else str(folder)
-    network: Any = loading.load_model(
-        name, revision if adapter.exists() else None, attn_implementation,
-        auto=AutoModelForSequenceClassification, num_labels=1,
-    )  # fmt: skip
-    if adapter.exists():
-        network = PeftModel.from_pretrained(network, str(folder)).merge_and_unload()
-    return network.eval().requires_grad_(False)
+    """Load a trained reward model from its run's folder for inference; an adapter is merged into its base."""
+    is_adapter = (folder / lora.CONFIG).exists()
+    model: Any = loading.load_model(
+        lora.base_model_name(folder) if is_adapter else str(folder),
+        revision if is_adapter else None,
+        attn_implementation,
+        auto_class=AutoModelForSequenceClassification,
+        num_labels=1,
+    )
+    if is_adapter:
+        model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    return model.eval().requires_grad_(False)
 
 
-def init_score_head(network: Any) -> None:
-    """Normal with a spread of 1/√(h+1), bias 0: first scores are of order 1 (Huang et al. 2024, detail 8)."""
-    layer = score_head(network)
-    torch.nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features + 1))
-    if layer.bias is not None:
-        torch.nn.init.zeros_(layer.bias)
+def init_score_head(model: Any) -> None:
+    """Initialise the head from N(0, 1/(H+1)), bias 0: first scores are of order 1 (Huang et al. 2024, detail 8)."""
+    head = score_head(model)
+    torch.nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))
+    if head.bias is not None:
+        torch.nn.init.zeros_(head.bias)
 
 
-def score_head(network: Any) -> torch.nn.Linear:
-    """``score`` on decoders, ``classifier`` on encoders."""
-    found = getattr(network, "score", None) or getattr(network, "classifier", None)
-    if not isinstance(found, torch.nn.Linear):
+def score_head(model: Any) -> torch.nn.Linear:
+    """Return the head: ``score`` on decoders, ``classifier`` on encoders. Raises MannersError if there is none."""
+    head = getattr(model, "score", None) or getattr(model, "classifier", None)
+    if not isinstance(head, torch.nn.Linear):
         raise MannersError(
-            f"{type(network).__name__} has no linear head named 'score' or 'classifier': reward models are built on "
+            f"{type(model).__name__} has no linear head named 'score' or 'classifier': reward models are built on "
             "BERT-like encoders and on decoders such as Qwen2, Llama, GPT-2 and GPT-NeoX."
         )
-    return found
+    return head
 
 
-def normalized_scores(network: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Standardised scores (N,) of a batch: of ``input_ids`` and ``mask`` (N, T), wherever the padding stands, or of
-    the replies that share a prompt's row (``collate_families``).
+def normalized_scores(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the standardised scores (N,) of a batch.
 
-    The padding is moved to the right. A decoder's score is read at its last real token, which by then has seen
-    everything, and no padding; so it needs neither mask nor position ids, and a padding token that is the stop token
-    as well does no harm.
+    The batch has ``input_ids`` and ``attention_mask`` (N, T) with the padding on any side, or packs the replies to one
+    prompt into one row (``manners.data.prompt_groups``). Padding is first moved to the right: a causal model's last
+    real token then has seen all of the text and no padding, so it needs neither mask nor position ids, and a padding
+    token that is also the stop token does no harm.
     """
-    wrapped = network.get_base_model() if hasattr(network, "get_base_model") else network
-    if "ends" in batch:
-        body = wrapped.base_model(
+    base = unwrapped(model)
+    if "reply_ends" in batch:
+        output = base.base_model(
             batch["input_ids"],
-            attention_mask=batch["allowed"],
+            attention_mask=batch["attention_mask_4d"],
             position_ids=batch["position_ids"],
             use_cache=False,
         )
-        rows, last = batch["ends"].unbind(1)
-        return wrapped.score(body.last_hidden_state[rows, last])[:, 0].float()
-    order = batch["mask"].argsort(dim=1, descending=True, stable=True)
-    ids, mask = batch["input_ids"].gather(1, order), batch["mask"].gather(1, order)
-    if is_encoder(network):
+        rows, columns = batch["reply_ends"].unbind(1)
+        return base.score(output.last_hidden_state[rows, columns])[:, 0].float()
+    order = batch["attention_mask"].argsort(dim=1, descending=True, stable=True)
+    ids, mask = batch["input_ids"].gather(1, order), batch["attention_mask"].gather(1, order)
+    if is_encoder(model):
         extra = {}
-        if "segments" in batch and has_token_types(network):
-            extra = {"token_type_ids": batch["segments"].gather(1, order)}
-        return network(input_ids=ids, attention_mask=mask, **extra).logits[:, 0].float()
-    hidden = wrapped.base_model(ids, use_cache=False).last_hidden_state  # (N, T, H)
+        if "token_type_ids" in batch and has_token_types(model):
+            extra = {"token_type_ids": batch["token_type_ids"].gather(1, order)}
+        return model(input_ids=ids, attention_mask=mask, **extra).logits[:, 0].float()
+    hidden = base.base_model(ids, use_cache=False).last_hidden_state  # (N, T, H)
     last = hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]  # (N, H)
-    return wrapped.score(last)[:, 0].float()
+    return base.score(last)[:, 0].float()
 
 
-def supports_shared_prompts(network: Any) -> bool:
-    """Whether several replies to a prompt may stand in one row: see ``manners.data.prompt_groups``."""
-    return not is_encoder(network) and network.config._attn_implementation == "sdpa"
+def supports_shared_prompts(model: Any) -> bool:
+    """Return whether several replies to a prompt may be packed into one row (``manners.data.prompt_groups``)."""
+    return not is_encoder(model) and model.config._attn_implementation == "sdpa"
 
 
-def is_encoder(network: Any) -> bool:
-    wrapped = network.get_base_model() if hasattr(network, "get_base_model") else network
-    return hasattr(wrapped, "classifier")
+def is_encoder(model: Any) -> bool:
+    """Return whether the model is a BERT-like encoder rather than a decoder."""
+    return hasattr(unwrapped(model), "classifier")
 
 
-def has_token_types(network: Any) -> bool:
-    return getattr(network.config, "type_vocab_size", 0) > 1
+def unwrapped(model: Any) -> Any:
+    """Return the model without peft's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def has_token_types(model: Any) -> bool:
+    """Return whether the model takes ``token_type_ids``, which tell prompt and reply apart."""
+    return getattr(model.config, "type_vocab_size", 0) > 1

@@ -1,8 +1,13 @@
-"""Chat templates for models that bring none, and the markers that training needs.
+"""Chat templates for models that have none, chosen with ``model.chat_template``.
 
-A template here is Jinja in transformers' own dialect, so that the saved tokenizer carries it and plain
-``apply_chat_template`` renders it. ``CHATML`` is Qwen's layout without a default system prompt. ``PLAIN`` is for base
-models without any chat tokens (GPT-2, Pythia): only existing text and EOS, so that LoRA need not train embeddings.
+They are Jinja in transformers' own dialect: the saved tokenizer carries the template, and plain
+``apply_chat_template`` renders it. None is chosen silently: ``load_tokenizer`` refuses a model without a template until
+one of these is named.
+
+- ``chatml`` is Qwen's layout without a default system prompt.
+- ``plain`` is for base models without chat tokens (GPT-2, Pythia): ordinary text and EOS only, so that a LoRA need not
+  train embeddings.
+- ``marked`` opens each turn with ``<|role|>``: ordinary text, or a token of its own if ``model.added_tokens`` lists it.
 """
 
 CHATML = """\

@@ -125,7 +125,9 @@ def check_compatible(spec: RunSpec, found: RunArtifact) -> None:
 def print_plan(spec: RunSpec) -> None:
     """``plan=true``: what would be reused and what trained; nothing is."""
     for need in spec.dependencies:
-        found = resolve_explicit(need) if need.explicit_source else find_finished(need.cfg, dependency_fingerprint(need))
+        found = (
+            resolve_explicit(need) if need.explicit_source else find_finished(need.cfg, dependency_fingerprint(need))
+        )
         print(f"{need.role:<8}{f'reuse {found.name}' if found else 'train'}  {command_of(need)}")
     print(f"{spec.cfg.method.name:<8}train  {command_of(spec)}")
 

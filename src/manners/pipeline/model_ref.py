@@ -1,4 +1,4 @@
-"""Models that are there already, to listen to: the latest run, a run by id or name, a folder, a name on the hub."""
+"""Which model a name means: the latest run, a run by id or name, a folder, a registered model, a name on the hub."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ from omegaconf import DictConfig
 from manners.data.types import Message
 from manners.errors import MannersError, did_you_mean
 from manners.runtime import run_dir
-from manners.runtime.run_dir import MODEL_DIR, RunArtifact
+from manners.runtime.run_dir import RunArtifact
 from manners.tracking import store
 
-GENERATING_METHODS = ("sft", "dpo", "ppo", "rloo")  # methods whose runs answer; a reward run only scores
+GENERATING_METHODS = ("sft", "dpo", "ppo", "rloo")  # methods whose models write replies; a reward model only scores
 
 
 @dataclass(frozen=True)
@@ -23,99 +23,111 @@ class ModelRef:
     """What a name stands for, before anything is loaded."""
 
     name: str  # as reports call it
-    model: str  # a folder, or a name on the hub
+    path: str  # a folder, or a name on the hub
     run: RunArtifact | None = None  # None for a name on the hub
 
     @property
     def config(self) -> DictConfig | None:
-        """What made it; None where that was not us."""
+        """What made it; None for a model that was not trained here."""
         return self.run.config if self.run else None
 
     @property
-    def reward(self) -> str | None:
-        """The folder of the reward model that its run learned from."""
-        return run_dir.load_state(Path(self.model).parent).get("inputs", {}).get("reward") if self.run else None
+    def reward_model(self) -> str | None:
+        """The folder or run id of the reward model that its run was trained with."""
+        state = run_dir.load_state(Path(self.path).parent) if self.run else None
+        return state.dependencies.get("reward") if state else None
 
 
+@dataclass
 class LoadedModel:
-    """A model that answers, and the one it was before its training."""
+    """A language model with its tokenizer, and the model that it was before its training."""
 
-    def __init__(self, chosen: ModelRef, model: Any, tokenizer: Any, adapted: bool):
-        self.chosen, self.model, self.tokenizer, self.adapted = chosen, model, tokenizer, adapted
+    ref: ModelRef
+    model: Any
+    tokenizer: Any
+    is_adapter: bool
 
     @property
     def name(self) -> str:
-        return self.chosen.name
+        return self.ref.name
 
     @property
-    def trained(self) -> bool:
-        """Whether there is a model before it to compare with."""
-        return self.adapted or self.chosen.config is not None
+    def has_base(self) -> bool:
+        """Whether there is a model before training to compare with."""
+        return self.is_adapter or self.ref.config is not None
 
     @cached_property
-    def whole_base(self) -> Any:
-        """The weights that a full fine-tuning began with."""
+    def full_base(self) -> Any:
+        """The weights that a full fine-tuning started from. Raises MannersError where nobody knows them."""
         from manners.models import loading
 
-        made_by = self.chosen.config
+        made_by = self.ref.config
         if made_by is None:
             raise MannersError(f"{self.name} was not trained here: there is no model before it to compare with.")
-        whole: Any = loading.load_model(made_by.model.name, made_by.model.revision)
-        return whole.to(self.model.device)
+        base: Any = loading.load_model(made_by.model.name, made_by.model.revision)
+        return base.to(self.model.device)
 
     @contextmanager
-    def before(self) -> Iterator[Any]:
-        """Within: the model before its training."""
-        if not self.adapted:
-            yield self.whole_base
+    def base_model(self) -> Iterator[Any]:
+        """The model before its training: the adapter is disabled inside."""
+        if not self.is_adapter:
+            yield self.full_base
             return
         with self.model.disable_adapter():
             yield self.model
 
 
-def load_model_ref(chosen: ModelRef, device: str) -> LoadedModel:
-    """The model of a run or a name, in 32 bits (4-bit where it was trained so), on ``device``."""
+def load_model_ref(ref: ModelRef, device: str) -> LoadedModel:
+    """The model in 32 bits (in 4 bits where it was trained so), on ``device``."""
     from manners.models import loading, lora
 
-    made_by, folder = chosen.config, Path(loading.resolve_name(chosen.model))
+    made_by, folder = ref.config, Path(loading.resolve_name(ref.path))
     template = made_by.model.chat_template if made_by else "auto"
-    adapted = (folder / lora.CONFIG).exists()
-    own = chosen.model if (folder / "tokenizer_config.json").exists() or not adapted else lora.base_model_name(folder)
-    tokenizer = loading.load_tokenizer(own, None, "auto" if made_by else template)
-    if not adapted:
-        whole: Any = loading.load_model(chosen.model)
-        return LoadedModel(chosen, whole.to(device), tokenizer, False)
+    is_adapter = (folder / lora.CONFIG).exists()
+    has_tokenizer = (folder / "tokenizer_config.json").exists() or not is_adapter
+    tokenizer_name = ref.path if has_tokenizer else lora.base_model_name(folder)
+    tokenizer = loading.load_tokenizer(tokenizer_name, None, "auto" if made_by else template)
+    if not is_adapter:
+        model: Any = loading.load_model(ref.path)
+        return LoadedModel(ref, model.to(device), tokenizer, is_adapter=False)
     name, revision = (made_by.model.name, made_by.model.revision) if made_by else (lora.base_model_name(folder), None)
-    four_bit = made_by is not None and made_by.adapter.quantization != "none"
-    whole = loading.load_model(name, revision, quantization=made_by.adapter.quantization if made_by else "none")
-    model = lora.load_adapter(whole, folder, tokenizer)
-    return LoadedModel(chosen, model if four_bit else model.to(device), tokenizer, True)
+    quantization = made_by.adapter.quantization if made_by else "none"
+    base: Any = loading.load_model(name, revision, quantization=quantization)
+    adapted = lora.load_adapter(base, folder, tokenizer)
+    return LoadedModel(ref, adapted if quantization != "none" else adapted.to(device), tokenizer, is_adapter=True)
 
 
-def load_scorer(chosen: ModelRef, device: str) -> Callable[[Sequence[tuple[list[Message], str]]], list[float]]:
-    """A reward model by its own tokenizer: (conversation, reply) pairs → scores in the units of its data."""
+def load_scorer(ref: ModelRef, device: str) -> Callable[[Sequence[tuple[list[Message], str]]], list[float]]:
+    """A reward model with its own tokenizer: (conversation, reply) pairs → scores in the units of its data."""
     from manners.methods.reward import predict_scores
     from manners.models import loading, reward_model
 
-    made_by, folder = chosen.config, Path(chosen.model)
+    made_by, folder = ref.config, Path(ref.path)
     network = reward_model.load_reward_model(folder, made_by.model.revision if made_by else None).to(device)
-    tokenizer, units = loading.load_tokenizer(str(folder), chats=False), reward_model.ScoreNormalizer.load(folder)
-    longest = made_by.method.max_length if made_by else 512
+    tokenizer, normalizer = (
+        loading.load_tokenizer(str(folder), require_template=False),
+        reward_model.ScoreNormalizer.load(folder),
+    )
+    max_length = made_by.method.max_length if made_by else 512
     return lambda replies: [
-        units.mean + units.scale * raw for raw in predict_scores(network, tokenizer, longest, replies)
+        normalizer.denormalize(output) for output in predict_scores(network, tokenizer, max_length, replies)
     ]
 
 
-def resolve_reward_model(cfg: DictConfig, speakers: Sequence[ModelRef]) -> ModelRef | None:
-    """The reward model that ``cfg.reward_from`` names; ``auto`` is the one that the first of the runs learned from."""
+def resolve_reward_model(cfg: DictConfig, refs: Sequence[ModelRef]) -> ModelRef | None:
+    """The reward model that ``cfg.reward_from`` names; ``auto`` is that of the first of ``refs`` that has one.
+
+    Raises MannersError where there is none.
+    """
     if cfg.reward_from == "none":
         return None
     if cfg.reward_from != "auto":
         return resolve_model(cfg.reward_from, cfg, ("reward",), "reward_from")
-    known = [chosen.reward for chosen in speakers if chosen.reward]
+    known = [ref.reward_model for ref in refs if ref.reward_model]
     if not known:
         raise MannersError(
-            "reward_from=auto: none of these runs learned from a reward model. Name one: reward_from=RUN.", "reward_from"
+            "reward_from=auto: none of these runs was trained with a reward model. Name one: reward_from=RUN.",
+            "reward_from",
         )
     return resolve_model(known[0], cfg, ("reward",), "reward_from")
 
@@ -125,7 +137,8 @@ def resolve_model(
 ) -> ModelRef:
     """What ``name`` means among the runs of ``cfg.output_dir``, the tracking store, the folders and the hub.
 
-    ``latest_run`` is the newest finished run of one of ``methods``. Raises MannersError where it means nothing.
+    ``latest`` is the newest finished run of one of ``methods``. Raises MannersError, for the option ``key``, where the
+    name means nothing.
     """
     if name == "latest":
         return latest_run(cfg, methods, key)
@@ -133,12 +146,10 @@ def resolve_model(
         return ModelRef("tiny", "tiny")
     found = run_dir.find_by_name(name, cfg.output_dir) or store.fetch_run(cfg, name)
     if found and found.config and found.config.method.name not in methods:
-        raise MannersError(
-            f"{key}={name} is a run of method={found.config.method.name}, and one of {', '.join(methods)} is needed.",
-            key,
-        )
+        method = found.config.method.name
+        raise MannersError(f"{key}={name} is a run of method={method}; one of {', '.join(methods)} is needed.", key)
     if found:
-        return ModelRef(found.run, str(found.model), found)
+        return ModelRef(found.name, str(found.model_dir), found)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return ModelRef(name, name)
     names = [p.name for p in (Path(cfg.output_dir) / "runs").glob("*")]
@@ -150,14 +161,13 @@ def resolve_model(
 
 
 def latest_run(cfg: DictConfig, methods: tuple[str, ...] = GENERATING_METHODS, key: str = "run") -> ModelRef:
-    """The run that finished last."""
-    found = []
-    for path in (Path(cfg.output_dir) / "runs").glob("*/run.json"):
-        state, model = run_dir.load_state(path.parent), path.parent / MODEL_DIR
-        made = RunArtifact(model, state.get("stage_mark", ""), path.parent.name, state.get("mlflow_run_id", ""))
-        if state.get("status") == "finished" and made.config and made.config.method.name in methods:
-            found.append((path.stat().st_mtime, made))
-    if not found:
+    """The run that finished last. Raises MannersError where there is none."""
+    finished = []
+    for path, state in run_dir.all_runs(cfg.output_dir):
+        artifact = run_dir.artifact_of(path, state)
+        if state.status == "finished" and artifact.config and artifact.config.method.name in methods:
+            finished.append(((path / run_dir.STATE_FILE).stat().st_mtime, artifact))
+    if not finished:
         raise MannersError(f"{key}=latest: {cfg.output_dir}/runs has no finished run yet. Train one: python train.py")
-    made = max(found, key=lambda one: one[0])[1]
-    return ModelRef(made.run, str(made.model), made)
+    artifact = max(finished, key=lambda pair: pair[0])[1]
+    return ModelRef(artifact.name, str(artifact.model_dir), artifact)

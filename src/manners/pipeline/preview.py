@@ -54,5 +54,7 @@ def token_counts(splits: Splits, examples: list[TokenizedExample]) -> list[str]:
     if cut:
         lines.append(f"cut to method.max_length: {len(cut)} rows lose {sum(e.num_truncated for e in cut):,} tokens")
     if splits.skipped:
-        lines.append(f"left out (dataset.on_invalid_row=skip): {len(splits.skipped)} rows, the first: {splits.skipped[0]}")
+        lines.append(
+            f"left out (dataset.on_invalid_row=skip): {len(splits.skipped)} rows, the first: {splits.skipped[0]}"
+        )
     return lines

@@ -130,7 +130,7 @@ def check_before_training(cfg: DictConfig, device: Device) -> None:
             "method.generation_backend=vllm needs an NVIDIA GPU; there is none here: method.generation_backend=auto."
         )
     if m.sample_type == "prompt":  # a function that cannot be found ends the run before its dependencies are trained
-        combine.build_components(m.rewards, reward_model=len)
+        combine.build_components(m.rewards, reward_model=len)  # type: ignore[arg-type]
 
 
 def show_preview(spec: RunSpec) -> None:
@@ -166,9 +166,7 @@ def print_rows(spec: RunSpec) -> None:
         raise MannersError("no rows are held out: set dataset.validation_share above 0, or add rows.")
 
 
-def write_lineage(
-    directory: RunDir, mlflow: MLflowLogger, result: StageResult, inputs: dict[str, RunArtifact]
-) -> str:
+def write_lineage(directory: RunDir, mlflow: MLflowLogger, result: StageResult, inputs: dict[str, RunArtifact]) -> str:
     """``lineage.md``: the run and those that it started from."""
     text = dependencies.lineage_text(directory, result.summary, inputs)
     (directory.path / "lineage.md").write_text(text)

@@ -13,9 +13,8 @@ from manners.tracking import store
 
 # What a method is judged by while it trains, with what it is called in a figure.
 VALIDATION = {
-    "val/loss": "held-out loss",
+    "eval/loss": "held-out loss",
     "eval/scores": "reward of held-out replies",
-    "eval_loss": "held-out loss, nats a pair",
 }
 
 NONE_YET = "there are no runs yet. Train one: .venv/bin/python train.py"

@@ -5,7 +5,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 CONF = ROOT / "conf"
-EXPERIMENTS = ROOT / "experiments"
 
 
 def existing_path(name: str) -> Path | None:

@@ -1,14 +1,14 @@
-"""The jobs of a sweep: what each is to run, and what became of it, which the run folders know."""
+"""The jobs of a sweep: what each runs, what came of it, and the jobs by configuration with their seeds together."""
 
 import math
+import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from manners.config import compose, validate
+from manners.config.compose import RunSpec, plan_run, with_values
 from manners.pipeline import dependencies
-from manners.pipeline.dependencies import Stage
 from manners.runtime import run_dir
 from manners.sweep.space import Choice, choice_overrides
 
@@ -18,38 +18,39 @@ if TYPE_CHECKING:  # Optuna takes a second to import, which a grid need not wait
 
 @dataclass
 class SweepJob:
-    choice: Choice  # in what it differs from the others
+    """One job: its choice of values, its run, and how that ended."""
+
+    choice: Choice  # what sets it apart from the others
     trial: int | None = None  # of a search
-    typed: list[str] = field(default_factory=list)  # its command
-    cfg: Any = None  # what that composes to
-    fingerprint: str = ""
+    spec: RunSpec | None = None
+    fingerprint: str = ""  # of its run
     status: str = "waiting"  # then finished, pruned or failed
     metric: float | None = None
     seconds: float | None = None
-    run: str = ""
+    run: str = ""  # name of its run
     run_id: str = ""
     summary: str = ""
     error: str = ""
-    again: bool = field(default=False)  # it had ended before this sweep was started
+    already_done: bool = False  # it had ended before this sweep was started
 
     @property
     def name(self) -> str:
         return " ".join(choice_overrides(self.choice)) or "the only one"
 
 
-def grid_batches(choices: list[Choice], at_once: int) -> Iterator[list[SweepJob]]:
-    """A grid's jobs, as many together as the launcher runs at once."""
+def grid_batches(choices: list[Choice], jobs_at_once: int) -> Iterator[list[SweepJob]]:
+    """The jobs of a grid, as many together as the launcher runs at once."""
     remaining = iter(choices)
-    while chunk := list(islice(remaining, at_once)):
+    while chunk := list(islice(remaining, jobs_at_once)):
         yield [SweepJob(choice) for choice in chunk]
 
 
-def search_batches(search: "Search", at_once: int) -> Iterator[list[SweepJob]]:
-    """A search's jobs: those of before, then each batch is proposed in the light of all that have ended."""
-    if before := [SweepJob(choice) for choice in search.ended()]:
-        yield before
+def search_batches(search: "Search", jobs_at_once: int) -> Iterator[list[SweepJob]]:
+    """The jobs of a search: the earlier ones, then batches that are proposed in the light of all that have ended."""
+    if earlier := [SweepJob(choice) for choice in search.ended()]:
+        yield earlier
     while (left := search.left) > 0:
-        jobs = [SweepJob(choice, trial) for trial, choice in (search.ask() for _ in range(min(at_once, left)))]
+        jobs = [SweepJob(choice, trial) for trial, choice in (search.ask() for _ in range(min(jobs_at_once, left)))]
         yield jobs
         for job in jobs:
             assert job.trial is not None
@@ -57,28 +58,69 @@ def search_batches(search: "Search", at_once: int) -> Iterator[list[SweepJob]]:
 
 
 def resolve_job(job: SweepJob, fixed: list[str], like: SweepJob | None = None) -> None:
-    """Its config and fingerprint: those of its command typed alone. Raises MannersError for one that cannot work.
+    """Plan the run of a job, and find its fingerprint. Raises MannersError for a job that cannot work.
 
-    ``like`` is a job that has its config already, of which this one's may differ in values only.
+    ``like`` is a planned job, from whose config this one's may differ in values only.
     """
-    job.typed = [*fixed, *choice_overrides(job.choice)]
-    if like and like.choice.keys() == job.choice.keys():
-        job.cfg = compose.with_values(like.cfg, choice_overrides(job.choice))
-    job.cfg = cfg = job.cfg or compose.compose("train", job.typed)
-    validate.validate_config(cfg)
-    stage = Stage(cfg, job.typed)
-    marks = {need.role: dependencies.dependency_fingerprint(need) for need in compose.dependencies(cfg, job.typed)}
-    job.fingerprint = run_dir.run_fingerprint(cfg, stage.digest, marks)
+    overrides = [*fixed, *choice_overrides(job.choice)]
+    cfg = None
+    if like and like.spec and like.choice.keys() == job.choice.keys():
+        cfg = with_values(like.spec.cfg, choice_overrides(job.choice))
+    job.spec = spec = plan_run(overrides, cfg)
+    fingerprints = {need.role: dependencies.dependency_fingerprint(need) for need in spec.dependencies}
+    job.fingerprint = run_dir.run_fingerprint(spec.cfg, dependencies.digest_of(spec.cfg), fingerprints)
 
 
 def load_result(job: SweepJob, output_dir: str) -> bool:
-    """Whether a run with the job's fingerprint has ended well; then the job knows its result."""
-    found = run_dir.find_ended(output_dir, job.fingerprint)
-    if found is None:
+    """Whether a run with the fingerprint of the job has ended well; its result is then copied to the job."""
+    ended = run_dir.find_ended(output_dir, job.fingerprint)
+    if ended is None:
         return False
-    folder, state = found
-    job.status, job.run, job.run_id = state["status"], folder.name, state.get("mlflow_run_id", "")
-    job.metric, job.summary, job.seconds = state.get("metric"), state.get("summary", ""), state.get("seconds")
+    path, state = ended
+    job.status, job.run, job.run_id = state.status, path.name, state.mlflow_run_id
+    job.metric, job.summary, job.seconds = state.metric, state.summary, state.seconds or None
     if job.status == "finished" and (job.metric is None or not math.isfinite(job.metric)):
         job.status, job.error = "failed", f"its metric is {job.metric}"
     return True
+
+
+@dataclass
+class ConfigurationRow:
+    """Jobs that differ in their seed alone."""
+
+    choice: Choice
+    jobs: list[SweepJob]
+
+    @property
+    def metrics(self) -> list[float]:
+        return [job.metric for job in self.jobs if job.status == "finished" and job.metric is not None]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.metrics)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over two or more seeds."""
+        return statistics.stdev(self.metrics) if len(self.metrics) > 1 else None
+
+
+def rank_configurations(done: list[SweepJob], direction: str) -> list[ConfigurationRow]:
+    """The jobs by configuration: best mean first, those without a result last."""
+    rows: list[ConfigurationRow] = []
+    for job in done:
+        choice = {k: v for k, v in job.choice.items() if k != "seed"}
+        row = next((r for r in rows if r.choice == choice), None)
+        if row is None:
+            rows.append(row := ConfigurationRow(choice, []))
+        row.jobs.append(job)
+    for row in rows:
+        row.jobs.sort(key=lambda job: sort_key(job, direction))
+    sign = 1 if direction == "minimize" else -1
+    return sorted(rows, key=lambda r: (not r.metrics, sign * r.mean if r.metrics else 0))
+
+
+def sort_key(job: SweepJob, direction: str) -> tuple[bool, float]:
+    if job.status != "finished" or job.metric is None:
+        return True, 0.0
+    return False, job.metric if direction == "minimize" else -job.metric

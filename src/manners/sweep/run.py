@@ -1,4 +1,4 @@
-"""A sweep, from top to bottom: ``python train.py -m …``. Hydra calls it through ``hydra_plugins.manners_sweeper``."""
+"""One sweep: ``python train.py -m …``. Hydra calls it through ``hydra_plugins.manners_sweeper``."""
 
 import os
 import re
@@ -8,9 +8,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -63,7 +65,7 @@ def run_batches(
     folder: Path,
     parent: SweepRun,
 ) -> list[SweepJob]:
-    """Each batch in turn, less what has ended before; stops where ``sweep.max_failures`` is exceeded."""
+    """Run each batch, less the jobs that ended before; stop where ``sweep.max_failures`` is exceeded."""
     done: list[SweepJob] = []
     last: SweepJob | None = None
     started, trained = time.monotonic(), 0
@@ -71,14 +73,14 @@ def run_batches(
         for job in batch:
             try:
                 jobs.resolve_job(job, fixed, last)
-            except MannersError as error:  # values that go with the others' first, and not with each other
+            except MannersError as error:  # values that are valid beside the first of the others, and not together
                 job.status, job.error = "failed", str(error)
                 continue
             last = job
-            job.again = bool(cfg.resume) and jobs.load_result(job, cfg.output_dir)
-        todo = [job for job in batch if not job.again and job.status != "failed"]
+            job.already_done = bool(cfg.resume) and jobs.load_result(job, cfg.output_dir)
+        todo = [job for job in batch if not job.already_done and job.status != "failed"]
         for i, job in enumerate(batch, start=len(done) + 1):
-            state = f"ended before: {job.run}" if job.again else ""
+            state = f"ended before: {job.run}" if job.already_done else ""
             left = format_eta(time.monotonic() - started, trained, planned - i + 1) if trained else ""
             console.rule(f"job {i} of {planned}: {job.name}  [dim]{state or left}[/]", align="left")
         if todo:
@@ -96,18 +98,19 @@ def run_batches(
 def launch_jobs(
     cfg: DictConfig, todo: list[SweepJob], launcher: Any, number: int, folder: Path, parent: SweepRun
 ) -> None:
-    """Run ``todo`` by Hydra's launcher. What became of each is read from the run folders, wherever it ran."""
+    """Run ``todo`` by Hydra's launcher. The results are read from the run directories, wherever the jobs ran."""
     if type(launcher).__name__ == IN_PROCESS:  # Hydra loads its plugins twice, so there are two such classes
-        errors = [run_in_process(job, job_overrides(cfg, job, folder, parent), launcher.task_function) for job in todo]
+        errors = [run_in_process(job, sweep_values(cfg, job, folder, parent), launcher.task_function) for job in todo]
     else:
-        commands = [
-            [*job.typed, *(f"sweep.{key}={value}" for key, value in job_overrides(cfg, job, folder, parent).items())]
-            for job in todo
-        ]
+        commands = []
+        for job in todo:
+            values = sweep_values(cfg, job, folder, parent)
+            assert job.spec is not None
+            commands.append([*job.spec.overrides, *(f"sweep.{key}={value}" for key, value in values.items())])
         try:
             returned = list(launcher.launch(commands, initial_job_idx=number))
             errors = [r._return_value if isinstance(r._return_value, Exception) else None for r in returned]
-        except Exception as lost:  # noqa: BLE001  a launcher that lost a process: others of the batch may have ended
+        except Exception as lost:  # noqa: BLE001  the launcher lost a process; other jobs may have ended
             errors = [lost] * len(todo)
     for job, error in zip(todo, errors, strict=True):
         if not jobs.load_result(job, cfg.output_dir):
@@ -115,32 +118,33 @@ def launch_jobs(
             job.error = f"{error or 'it ended without a result'}".strip().split("\n")[0]
 
 
-def job_overrides(cfg: DictConfig, job: SweepJob, folder: Path, parent: SweepRun) -> dict[str, Any]:
-    """What a job has to know of its sweep."""
+def sweep_values(cfg: DictConfig, job: SweepJob, folder: Path, parent: SweepRun) -> dict[str, Any]:
+    """The options by which a job knows its sweep."""
     if job.trial is None:
         return {"parent": parent.run_id}
     journal = str(folder / "journal.log")
     return {"parent": parent.run_id, "trial": job.trial, "journal": journal, "pruner": cfg.sweep.pruner}
 
 
-def run_in_process(job: SweepJob, told: dict[str, Any], task: Any) -> Exception | None:
-    """The job in this process. Hydra's own launcher would compose its config once more: a fifth of a second."""
-    cfg = deepcopy(job.cfg)
-    OmegaConf.update(cfg, "sweep", told)
+def run_in_process(job: SweepJob, values: dict[str, Any], task: Any) -> Exception | None:
+    """Run the job here, planned as it is: Hydra's own launcher would compose its config once more."""
+    assert job.spec is not None
+    cfg = deepcopy(job.spec.cfg)
+    OmegaConf.update(cfg, "sweep", values)
     try:
-        task(cfg, job.typed)
+        task(cfg, replace(job.spec, cfg=cfg))
     except Exception as error:  # noqa: BLE001  the other jobs go on
         return error
     return None
 
 
 def is_sweep_option(argument: str) -> bool:
-    """Options of the sweep itself, which its jobs do not get. Its winner alone is registered."""
+    """Whether it is an option of the sweep itself, which its jobs do not get. Only the best job is registered."""
     return override_key(argument).split(".")[0] in ("sweep", "register_model")
 
 
 def group_choices(settings: DictConfig) -> Choice:
-    """The choice of each config group, for conditions."""
+    """The choice of each config group, which conditions of the space may ask for."""
     return {key: str(value) for key, value in settings.runtime.choices.items() if not key.startswith("hydra/")}
 
 
@@ -159,12 +163,15 @@ def format_eta(seconds: float, trained: int, left: int) -> str:
 
 @contextmanager
 def acquire_sweep_dir(cfg: DictConfig, fixed: list[str], dimensions: list[space.Dimension]) -> Iterator[Path]:
-    """The sweep's folder: the same command finds the same one. Raises MannersError where it is at work already."""
+    """The directory of the sweep: the same command finds the same one. Raises MannersError where it is running."""
     plan = {"sweep": OmegaConf.to_container(cfg.sweep), "varied": [str(d) for d in dimensions], "fixed": sorted(fixed)}
     name = re.sub(r"[^\w.-]+", "-", f"{cfg.experiment_name}-{cfg.method.name}")
     path = Path(cfg.output_dir) / "sweeps" / f"{name}-{run_dir.hash_config(cfg, run_dir.RUN_KEYS, plan)[:8]}"
     path.mkdir(parents=True, exist_ok=True)
-    with (path / "lock").open("w") as lock:
-        if not run_dir.try_lock(lock):
-            raise MannersError(f"this very sweep is at work already, in {path}: wait for it, or change what it varies.")
+    lock = FileLock(path / "lock")
+    if not run_dir.try_lock(lock):
+        raise MannersError(f"this very sweep is running already, in {path}: wait for it, or change what it varies.")
+    try:
         yield path.resolve()
+    finally:
+        lock.release()

@@ -1,25 +1,16 @@
 """A search of the space by Optuna's ask and tell. Its memory is a journal file, so that a killed search goes on."""
 
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import optuna
 from omegaconf import DictConfig
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 
 from manners.config.schema import OBJECTIVE
-from manners.errors import Pruned
 from manners.sweep.space import Choice, Dimension, condition_holds
+from manners.tracking.pruning import STUDY, journal_storage, make_pruner
 
-STUDY = "sweep"
-PRUNERS = {
-    "none": optuna.pruners.NopPruner,
-    "median": optuna.pruners.MedianPruner,
-    "hyperband": optuna.pruners.HyperbandPruner,
-}
 SAMPLERS = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -34,7 +25,7 @@ class Search:
             storage=journal_storage(journal),
             experiment_name=STUDY,
             direction=OBJECTIVE[cfg.method.name][1],  # type: ignore[arg-type]
-            pruner=PRUNERS[cfg.sweep.pruner](),
+            pruner=make_pruner(cfg.sweep.pruner),
             load_if_exists=True,
         )
         self.asked: dict[int, Trial] = {}
@@ -91,24 +82,3 @@ def suggest_value(trial: Trial, d: Dimension) -> str:
     if d.whole:
         return str(trial.suggest_int(d.key, int(low), int(high), log=d.log))
     return f"{trial.suggest_float(d.key, low, high, log=d.log):.4g}"  # four digits tell more than a run can
-
-
-def journal_storage(journal: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(journal)))
-
-
-def pruning_callback(cfg: DictConfig) -> Callable[[dict[str, float], int], None]:
-    """What a job of a search has its metrics looked at by; raises Pruned where there is no hope for it."""
-    key = OBJECTIVE[cfg.method.name][0]
-    trial = Trial(
-        optuna.load_study(experiment_name=STUDY, storage=journal_storage(Path(cfg.sweep.journal))), cfg.sweep.trial
-    )
-    trial.study.pruner = PRUNERS[cfg.sweep.pruner]()
-
-    def watch(metrics: dict[str, float], step: int) -> None:
-        if key in metrics:
-            trial.report(metrics[key], step)
-            if trial.should_prune():
-                raise Pruned(f"pruned at step {step}: {key} {metrics[key]:.4g} is behind the earlier jobs'")
-
-    return watch

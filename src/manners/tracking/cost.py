@@ -1,6 +1,5 @@
-"""What a run costs: seconds, tokens, memory. Kept in ``run.json``, so that a run that goes on after a kill adds up."""
+"""What a run costs: seconds, tokens, memory. Kept in the run state, so that the parts of a resumed run add up."""
 
-import resource
 import sys
 import time
 
@@ -9,15 +8,15 @@ import torch
 from manners.runtime.run_dir import RunDir
 
 
-def start_clock(folder: RunDir) -> None:
-    """A part of the run begins. The part before it, if it did not finish, lasted until the last metric that it wrote.
+def start_clock(directory: RunDir) -> None:
+    """Start counting. A part of the run that was killed counts until the last metric that it wrote.
 
-    The memory's peak begins anew, where the system can be asked for that: a chain of runs is one process.
+    The peak of the process memory is reset where the system allows it: a chain of runs is one process.
     """
-    spent, since = folder.state.get("seconds", 0.0), folder.state.get("since")
-    written = folder.path / "metrics.jsonl"
-    if since is not None and written.exists():
-        spent += max(0.0, written.stat().st_mtime - since)
+    seconds, since = directory.state.seconds, directory.state.since
+    metrics = directory.path / "metrics.jsonl"
+    if since is not None and metrics.exists():
+        seconds += max(0.0, metrics.stat().st_mtime - since)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:
@@ -25,23 +24,22 @@ def start_clock(folder: RunDir) -> None:
             file.write("5")  # Linux: proc(5), "reset the peak resident set size"
     except OSError:
         pass  # elsewhere the peak is that since the process began
-    folder.update_state(seconds=spent, since=time.time())
+    directory.update_state(seconds=seconds, since=time.time())
 
 
-def cost_metrics(folder: RunDir, device: str) -> dict[str, float]:
-    """The run's metrics at its end, when the clock stops. Memory is in 10⁹ bytes, of the GPU or of the process."""
-    state = folder.state
-    running = time.time() - state["since"] if state["since"] else 0.0
-    found = {
-        "cost/seconds": state["seconds"] + running,
-        "cost/peak_memory_gb": peak_memory(device) / 1e9,
-    }
-    folder.update_state(seconds=found["cost/seconds"], since=None)
-    return found | ({"cost/tokens": float(state["tokens"])} if "tokens" in state else {})
+def cost_metrics(directory: RunDir, device: str) -> dict[str, float]:
+    """``cost/seconds``, ``cost/peak_memory_gb`` (10⁹ bytes, of the GPU or the process) and ``cost/tokens``."""
+    state = directory.state
+    seconds = state.seconds + (time.time() - state.since if state.since else 0.0)
+    directory.update_state(seconds=seconds, since=None)
+    metrics = {"cost/seconds": seconds, "cost/peak_memory_gb": peak_memory(device) / 1e9}
+    return metrics | ({"cost/tokens": float(state.tokens)} if state.tokens is not None else {})
 
 
 def peak_memory(device: str) -> float:
     """The most memory held at once since ``start_clock``, in bytes."""
     if device == "cuda":
         return float(torch.cuda.max_memory_allocated())
+    import resource  # which Windows lacks
+
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))

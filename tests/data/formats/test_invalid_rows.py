@@ -1,36 +1,36 @@
-"""Rows and files that cannot be used: refused with file, line and field, or counted and left out."""
+"""Rows and files that cannot be used: refused with file, line and field, or counted and skipped."""
 
 import pytest
 
 from manners.data.tokenize import TokenizedExample
 from manners.errors import MannersError
-from tests.data.files import ASKED, FORMATS, SYSTEM, assistant, read, user, write
+from tests.data.files import EXCHANGE, FORMATS, SYSTEM, assistant, read, user, write
 
-# --- Bad rows: (format, the row or line, what is said of it) ---
+# --- Invalid rows: (format, row or line, expected message) ---
 
 BAD = {
-    "no assistant turn": ("messages", {"messages": [user("Hi")]}, "there is no 'assistant' turn to learn from"),
-    "only a system message": ("messages", {"messages": [SYSTEM]}, "there is no 'assistant' turn to learn from"),
-    "wrong order": ("messages", {"messages": ASKED[::-1]}, "turn 1 is by 'assistant' where 'user' must speak"),
+    "no assistant turn": ("messages", {"messages": [user("Hi")]}, "there is no 'assistant' turn to train on"),
+    "only a system message": ("messages", {"messages": [SYSTEM]}, "there is no 'assistant' turn to train on"),
+    "wrong order": ("messages", {"messages": EXCHANGE[::-1]}, "turn 1 has the role 'assistant': expected 'user'"),
     "twice the same": (
         "messages",
         {"messages": [user("a"), user("b"), assistant("c")]},
-        "turn 2 is by 'user' where 'assistant' must speak",
+        "turn 2 has the role 'user': expected 'assistant'",
     ),
     "late system": (
         "messages",
-        {"messages": [*ASKED, SYSTEM]},
-        "turn 3 is by 'system' where 'user' must speak",
+        {"messages": [*EXCHANGE, SYSTEM]},
+        "turn 3 has the role 'system': expected 'user'",
     ),
     "unknown role": (
         "messages",
         {"messages": [user("a"), {"role": "narrator", "content": "b"}]},
         "turn 2 has the unknown role 'narrator': expected one of system, user, assistant",
     ),
-    # "text" is what a Chat calls plain text: a row must not pass for it, or its other turns would be lost.
+    # The role "text" marks plain text: a row that used it would lose its other turns.
     "role text": (
         "messages",
-        {"messages": [{"role": "text", "content": "a"}, *ASKED]},
+        {"messages": [{"role": "text", "content": "a"}, *EXCHANGE]},
         "turn 1 has the unknown role 'text': expected one of system, user, assistant",
     ),
     "empty reply": ("messages", {"messages": [user("a"), assistant(" \n")]}, "field 'messages[1].content' is empty"),
@@ -52,13 +52,13 @@ BAD = {
     ),
     "empty list": ("messages", {"messages": []}, "field 'messages' must be a list with entries"),
     "object for a list": ("messages", {"messages": user("a")}, "field 'messages' must be a list with entries"),
-    "field missing": ("messages", {"message": ASKED}, "field 'messages' is missing"),
+    "field missing": ("messages", {"message": EXCHANGE}, "field 'messages' is missing"),
     "half a character": (
         "messages",
         {"messages": [user("a"), assistant("\ud83d")]},  # json.dumps writes "\\ud83d", as broken exporters do
         "field 'messages[1].content' has half of a surrogate pair",
     ),
-    "a list for a row": ("messages", ASKED, "a row must be a JSON object, not list"),
+    "a list for a row": ("messages", EXCHANGE, "a row must be a JSON object, not list"),
     "a number for a row": ("messages", 7, "a row must be a JSON object, not int"),
     "no completion": ("prompt_completion", {"prompt": "a"}, "field 'completion' is missing"),
     "empty completion": ("prompt_completion", {"prompt": "a", "completion": ""}, "field 'completion' is empty"),
@@ -100,25 +100,27 @@ BAD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["told", "auto"])
+@pytest.mark.parametrize("given", [True, False], ids=["given", "auto"])
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_row_is_refused_with_file_line_and_field(tmp_path, name, told):
-    kind, row, says = BAD[name]
+def test_invalid_row_is_refused_with_file_line_and_field(tmp_path, name, given):
+    kind, row, expected = BAD[name]
     good = FORMATS[kind][0][0]
     path = write(tmp_path, good, row, good)
-    with pytest.raises(MannersError) as refused:
-        read(path, format=kind if told else "auto")
-    advice = "Mend the row, or leave such rows out: dataset.on_invalid_row=skip."
-    other = f" If it is no {kind} file: dataset.format=auto." if told else ""  # it may be the format that is wrong
-    assert str(refused.value) == f"data.jsonl:2: {says}. {advice}{other}"
+    with pytest.raises(MannersError) as error:
+        read(path, format=kind if given else "auto")
+    hint = "Fix the row, or skip such rows: dataset.on_invalid_row=skip."
+    format_hint = (
+        f" If the file is not in the {kind} format: dataset.format=auto." if given else ""
+    )  # the format may be wrong
+    assert str(error.value) == f"data.jsonl:2: {expected}. {hint}{format_hint}"
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_row_is_left_out_and_reported_when_asked(tmp_path, name):
-    kind, row, says = BAD[name]
+def test_invalid_row_is_skipped_and_reported_if_configured(tmp_path, name):
+    kind, row, expected = BAD[name]
     good = FORMATS[kind][0][0]
     splits = read(write(tmp_path, good, row, good), on_invalid_row="skip")
-    assert splits.skipped == [f"data.jsonl:2: {says}"]
+    assert splits.skipped == [f"data.jsonl:2: {expected}"]
     assert [c.source for c in splits.train] == ["data.jsonl:1", "data.jsonl:3"]
 
 
@@ -132,32 +134,32 @@ LINES = {
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_a_line_that_is_no_json_is_refused_with_its_number_and_can_be_left_out(tmp_path, name):
-    line, says = LINES[name]
+def test_line_that_is_not_json_is_refused_or_skipped(tmp_path, name):
+    line, expected = LINES[name]
     path = write(tmp_path, {"text": "good"}, line)
-    with pytest.raises(MannersError) as refused:
+    with pytest.raises(MannersError) as error:
         read(path)
-    assert str(refused.value).startswith(f"data.jsonl:2: {says}")
+    assert str(error.value).startswith(f"data.jsonl:2: {expected}")
     splits = read(path, on_invalid_row="skip")
     assert len(splits.train) == len(splits.skipped) == 1
-    assert splits.skipped[0].startswith(f"data.jsonl:2: {says}")
+    assert splits.skipped[0].startswith(f"data.jsonl:2: {expected}")
 
 
 @pytest.mark.parametrize("name", ["data.jsonl", "data.txt"])
-def test_a_line_that_is_not_utf8_is_refused_with_the_byte(tmp_path, name):
+def test_line_that_is_not_utf8_is_refused_with_the_byte(tmp_path, name):
     good, bad = b'{"text": "good"}\n', b'{"text": "caf\xe9"}\n'  # Latin-1: the é is byte 14 of its line
     (tmp_path / name).write_bytes(good + bad)
-    says = f"{name}:2: byte 14 is not UTF-8"
-    with pytest.raises(MannersError, match=says):
+    expected = f"{name}:2: byte 14 is not UTF-8"
+    with pytest.raises(MannersError, match=expected):
         read(tmp_path / name)
     splits = read(tmp_path / name, on_invalid_row="skip")
     assert len(splits.train) == 1
-    assert splits.skipped[0].startswith(says)
+    assert splits.skipped[0].startswith(expected)
 
 
 @pytest.mark.parametrize("name", ["picture.jsonl", "picture.txt"])
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "{}".encode("utf-16")], ids=["png", "utf-16"])
-def test_a_binary_file_is_refused_at_its_first_byte(tmp_path, name, content):
+def test_binary_file_is_refused_at_its_first_byte(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(MannersError, match=rf"{name}:1: byte 1 is not UTF-8"):
         read(tmp_path / name)
@@ -165,19 +167,19 @@ def test_a_binary_file_is_refused_at_its_first_byte(tmp_path, name, content):
 
 @pytest.mark.parametrize("options", [{}, {"on_invalid_row": "skip"}], ids=["raise", "skip"])
 @pytest.mark.parametrize("name", ["data.jsonl", "data.json", "data.txt", "data.csv"])
-def test_an_empty_file_is_refused_whatever_on_error_says(tmp_path, name, options):
+def test_empty_file_is_always_refused(tmp_path, name, options):
     (tmp_path / name).touch()
     with pytest.raises(MannersError, match=rf"{name}: the file is empty"):
         read(tmp_path / name, **options)
 
 
-def test_a_file_of_blank_lines_has_no_rows(tmp_path):
+def test_file_of_blank_lines_is_refused(tmp_path):
     with pytest.raises(MannersError, match="it has no training rows"):
         read(write(tmp_path, "", "  ", ""))
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "expected"),
     [
         (b'{"text": "a"}\n{"text": "b"}\n', "not valid JSON (Extra data"),
         (b'["caf\xe9"]', "not valid JSON ('utf-8' codec can't decode byte 0xe9"),
@@ -187,22 +189,22 @@ def test_a_file_of_blank_lines_has_no_rows(tmp_path):
     ],
     ids=["lines", "latin-1", "deep", "object", "empty list"],
 )
-def test_a_json_file_that_holds_no_list_of_rows_is_refused(tmp_path, content, says):
+def test_json_file_without_a_list_of_rows_is_refused(tmp_path, content, expected):
     path = tmp_path / "data.json"
     path.write_bytes(content)
-    with pytest.raises(MannersError) as refused:
+    with pytest.raises(MannersError) as error:
         read(path)
-    assert f"{path}: {says}" in str(refused.value)
+    assert f"{path}: {expected}" in str(error.value)
 
 
-def test_an_unknown_format_names_the_fields_found_and_expected(tmp_path):
+def test_unknown_format_names_the_fields_found_and_expected(tmp_path):
     with pytest.raises(
         MannersError, match=r"data.jsonl:1: no known field in \['answer', 'question'\]: expected one of "
     ):
         read(write(tmp_path, {"question": "a", "answer": "b"}))
 
 
-def test_skipped_rows_are_counted_in_the_report(tmp_path):
+def test_skipped_rows_are_counted_in_the_preview(tmp_path):
     from manners.pipeline.preview import token_counts
 
     splits = read(write(tmp_path, {"text": "a"}, {"text": ""}, {"text": "b"}, {"text": 3}), on_invalid_row="skip")
@@ -211,19 +213,19 @@ def test_skipped_rows_are_counted_in_the_report(tmp_path):
     assert line == "left out (dataset.on_invalid_row=skip): 2 rows, the first: data.jsonl:2: field 'text' is empty"
 
 
-def test_nothing_but_bad_rows_is_refused_even_when_they_may_be_left_out(tmp_path):
+def test_file_of_invalid_rows_only_is_refused_even_if_skipped(tmp_path):
     path = write(tmp_path, {"text": ""}, {"text": 3}, "no json")
-    with pytest.raises(MannersError) as refused:
+    with pytest.raises(MannersError) as error:
         read(path, on_invalid_row="skip")
-    assert str(refused.value) == (
+    assert str(error.value) == (
         f"dataset.path={path}: all 3 rows were malformed. The first: data.jsonl:1: field 'text' is empty."
     )
 
 
-def test_rows_without_the_role_that_is_trained_are_refused(tmp_path):
-    path = write(tmp_path, {"messages": ASKED})
-    with pytest.raises(MannersError, match=r"data\.jsonl:1: there is no 'system' turn to learn from"):
+def test_rows_without_a_turn_of_loss_roles_are_refused(tmp_path):
+    path = write(tmp_path, {"messages": EXCHANGE})
+    with pytest.raises(MannersError, match=r"data\.jsonl:1: there is no 'system' turn to train on"):
         read(path, loss_roles="system")
     assert len(read(path, loss_roles="user").train) == 1
-    asked_only = write(tmp_path, {"messages": [user("Hi")]})
-    assert len(read(asked_only, loss_roles="all").train) == 1
+    prompt_only = write(tmp_path, {"messages": [user("Hi")]})
+    assert len(read(prompt_only, loss_roles="all").train) == 1

@@ -1,6 +1,6 @@
-"""OpenAssistant's trees: small ones made by hand, in both shapes, and sixty real ones where they are at hand.
+"""OpenAssistant's message trees: small ones written by hand, in both forms, and sixty real ones if available.
 
-The real file is looked for in the folder MANNERS_DATA, by default shared/data beside the checkout.
+The real file is expected in the folder MANNERS_DATA, by default shared/data beside the checkout.
 """
 
 import json
@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from manners.data.formats.conversations import check_messages
-from manners.data.formats.fields import BadRow
-from manners.data.formats.oasst import looks_like, read_trees
+from manners.data.formats.fields import InvalidRow
+from manners.data.formats.oasst import is_oasst_row, read_trees
 from tests.data.files import FORMATS, assistant, user
 
 
-def said(name, *replies, **fields):
-    """A message of a tree: p… is by a prompter and a… by an assistant, and says its own name in capitals."""
+def message(name, *replies, **fields):
+    """A message of a tree: p… has the role prompter and a… assistant; its text is its name in capitals."""
     role = "prompter" if name.startswith("p") else "assistant"
     return {"message_id": name, "role": role, "text": name.upper(), "lang": "en", "replies": list(replies)} | fields
 
@@ -28,7 +28,7 @@ def tree(prompt, **fields):
 
 
 def table(*trees):
-    """The same messages as the hub has them: a row each."""
+    """The same messages in the hub's flat table, one a row."""
     rows = []
     for one in trees:
         todo = [(one["prompt"], None)]
@@ -43,13 +43,13 @@ def numbered(rows):
     return [(f"f.jsonl:{n}", row) for n, row in enumerate(rows, 1)]
 
 
-def learn(*rows, loss_roles="assistant", languages=(), keep=()):
-    return read_trees(numbered(rows), loss_roles, languages, keep)
+def read(*rows, loss_roles="assistant", languages=(), keep_flagged=()):
+    return read_trees(numbered(rows), loss_roles, languages, keep_flagged)
 
 
-def talk(walk):
-    """(what is said, silent turns) of each chat."""
-    return [(" ".join(m["content"] for m in chat.messages), chat.masked_turns) for chat in walk.chats]
+def texts(result):
+    """(text, masked turns) of each conversation."""
+    return [(" ".join(m["content"] for m in c.messages), c.masked_turns) for c in result.conversations]
 
 
 #   p ─ a1 (rank 1) ─ p1 ─ a2 (no rank)
@@ -57,8 +57,8 @@ def talk(walk):
 #     ├ a4 (rank 0) ─ p3 ─ a5
 #     │             └ p2
 #     └ a6 (no rank)
-A1, P3 = said("a1", said("p1", said("a2"), said("a3", rank=0)), rank=1), said("p3", said("a5"))
-BRANCHED = tree(said("p", A1, said("a4", P3, said("p2"), rank=0), said("a6", rank=None)))
+A1, P3 = message("a1", message("p1", message("a2"), message("a3", rank=0)), rank=1), message("p3", message("a5"))
+BRANCHED = tree(message("p", A1, message("a4", P3, message("p2"), rank=0), message("a6", rank=None)))
 PATHS = {
     "assistant": [("P A4 P2", ()), ("P A4 P3 A5", (1,)), ("P A1 P1 A3", ()), ("P A1 P1 A2", (1,)), ("P A6", ())],
     "user": [("P A4 P2", ()), ("P A4 P3 A5", (0,)), ("P A1 P1 A3", (0,))],
@@ -68,189 +68,190 @@ PATHS = {
 
 
 @pytest.mark.parametrize("loss_roles", PATHS)
-def test_the_best_path_comes_first_and_carries_the_shared_beginning(loss_roles):
-    found = learn(BRANCHED, loss_roles=loss_roles)
-    assert (talk(found), found.left_out, found.bad) == (PATHS[loss_roles], Counter(), [])
+def test_best_path_comes_first_and_trains_the_shared_turns(loss_roles):
+    result = read(BRANCHED, loss_roles=loss_roles)
+    assert (texts(result), result.excluded, result.invalid) == (PATHS[loss_roles], Counter(), [])
 
 
-def test_a_chat_has_both_speakers_and_says_where_it_is_from():
-    prompt = said("p", said("a", said("p-of-a-long-name"), rank=0), lang="en")
-    [chat] = learn({"message_tree_id": "t", "prompt": prompt, "split": "validation"}).chats
-    assert chat.messages == [user("P"), assistant("A"), user("P-OF-A-LONG-NAME")]
-    assert chat.source == "f.jsonl:1 (leaf p-of-a-l)"
-    assert chat.metadata == {"message_tree_id": "t", "lang": "en", "split": "validation"}
-    assert learn(tree(said("p", said("a")))).chats[0].metadata == {"message_tree_id": "p", "lang": "en"}
+def test_conversation_has_roles_source_and_metadata():
+    prompt = message("p", message("a", message("p-of-a-long-name"), rank=0), lang="en")
+    [conversation] = read({"message_tree_id": "t", "prompt": prompt, "split": "validation"}).conversations
+    assert conversation.messages == [user("P"), assistant("A"), user("P-OF-A-LONG-NAME")]
+    assert conversation.source == "f.jsonl:1 (leaf p-of-a-l)"
+    assert conversation.metadata == {"message_tree_id": "t", "lang": "en", "split": "validation"}
+    assert read(tree(message("p", message("a")))).conversations[0].metadata == {"message_tree_id": "p", "lang": "en"}
 
 
-TWO = [BRANCHED, tree(said("px", said("ax"), lang="de"), split="test")]
+TWO = [BRANCHED, tree(message("px", message("ax"), lang="de"), split="test")]
 
 
 @pytest.mark.parametrize("loss_roles", PATHS)
-def test_the_table_gives_the_same_chats_as_the_trees(loss_roles):
-    of_trees, of_rows = learn(*TWO, loss_roles=loss_roles), learn(*table(*TWO), loss_roles=loss_roles)
-    assert talk(of_rows) == talk(of_trees)
-    assert [c.metadata for c in of_rows.chats] == [c.metadata for c in of_trees.chats]
-    if of_rows.chats:
-        assert of_rows.chats[0].source == "f.jsonl:7 (leaf p2)"  # p, a1, a4, a6, p1, p3, p2
+def test_flat_table_gives_the_conversations_of_the_trees(loss_roles):
+    from_trees, from_rows = read(*TWO, loss_roles=loss_roles), read(*table(*TWO), loss_roles=loss_roles)
+    assert texts(from_rows) == texts(from_trees)
+    assert [c.metadata for c in from_rows.conversations] == [c.metadata for c in from_trees.conversations]
+    if from_rows.conversations:
+        assert from_rows.conversations[0].source == "f.jsonl:7 (leaf p2)"  # p, a1, a4, a6, p1, p3, p2
 
 
-def test_the_order_of_the_rows_decides_which_tree_is_first_and_nothing_else():
+def test_row_order_decides_only_which_tree_is_first():
     rows = table(*TWO)
-    parts = [talk(learn(one)) for one in TWO]
+    separately = [texts(read(one)) for one in TWO]
     for seed in range(20):
         random.Random(seed).shuffle(rows)
         first = rows[0]["message_tree_id"] != "p"
-        assert talk(learn(*rows)) == parts[first] + parts[not first], seed
+        assert texts(read(*rows)) == separately[first] + separately[not first], seed
 
 
-# --- What is left out ---
+# --- Excluded messages ---
 
 
 def small(**fields):
     """p ─ a1 ─ p1 ─ a2, and p ─ a3: the ``fields`` are those of a1."""
-    return tree(said("p", said("a1", said("p1", said("a2")), **{"rank": 0} | fields), said("a3", rank=1)))
+    a1 = message("a1", message("p1", message("a2")), **{"rank": 0} | fields)
+    return tree(message("p", a1, message("a3", rank=1)))
 
 
-WHOLE, CUT = [("P A1 P1 A2", ()), ("P A3", ())], [("P A3", ())]
+ALL_PATHS, REST = [("P A1 P1 A2", ()), ("P A3", ())], [("P A3", ())]
 
 
 @pytest.mark.parametrize(
-    ("fields", "reason", "spared"),
+    ("fields", "reason", "kept_by"),
     [
-        ({"deleted": True}, "deleted", {"keep": ["deleted"]}),
-        ({"synthetic": True}, "synthetic", {"keep": ["synthetic"]}),
-        ({"review_result": False}, "not reviewed well", {"keep": ["unreviewed"]}),
+        ({"deleted": True}, "deleted", {"keep_flagged": ["deleted"]}),
+        ({"synthetic": True}, "synthetic", {"keep_flagged": ["synthetic"]}),
+        ({"review_result": False}, "failed the review", {"keep_flagged": ["unreviewed"]}),
         ({"lang": "de"}, "language de", {"languages": ["en", "de"]}),
         ({"deleted": True, "text": "", "role": "?", "rank": "?"}, "deleted", {}),
     ],
 )
-@pytest.mark.parametrize("shape", ["tree", "table"])
-def test_a_message_is_left_out_with_all_below_it(shape, fields, reason, spared):
-    rows = [small(**fields)] if shape == "tree" else table(small(**fields))
-    found = learn(*rows, languages=["en"])
-    assert (talk(found), found.bad) == (CUT, [])
-    assert found.left_out == Counter({reason: 1, "below one that was left out": 2})
-    if spared:
-        kept = learn(*rows, **{"languages": ["en"]} | spared)
-        assert (talk(kept), kept.left_out) == (WHOLE, Counter())
+@pytest.mark.parametrize("form", ["tree", "table"])
+def test_message_is_excluded_with_everything_below_it(form, fields, reason, kept_by):
+    rows = [small(**fields)] if form == "tree" else table(small(**fields))
+    result = read(*rows, languages=["en"])
+    assert (texts(result), result.invalid) == (REST, [])
+    assert result.excluded == Counter({reason: 1, "below an excluded message": 2})
+    if kept_by:
+        kept = read(*rows, **{"languages": ["en"]} | kept_by)
+        assert (texts(kept), kept.excluded) == (ALL_PATHS, Counter())
 
 
 @pytest.mark.parametrize(
     "fields", [{"review_result": None}, {"review_result": True, "deleted": False}, {"synthetic": None}, {"lang": "xx"}]
 )
-def test_what_nobody_objected_to_is_kept(fields):
-    found = learn(small(**fields))
-    assert (talk(found), found.left_out) == (WHOLE, Counter())
+def test_message_without_an_objection_is_kept(fields):
+    result = read(small(**fields))
+    assert (texts(result), result.excluded) == (ALL_PATHS, Counter())
 
 
-def test_a_tree_is_kept_in_any_state_and_lost_with_its_first_message():
-    assert talk(learn(small() | {"tree_state": "aborted_low_grade"})) == WHOLE
-    assert learn(tree(said("p", said("a"), synthetic=True))).chats == []
+def test_tree_is_kept_in_any_state_unless_its_root_is_excluded():
+    assert texts(read(small() | {"tree_state": "aborted_low_grade"})) == ALL_PATHS
+    assert read(tree(message("p", message("a"), synthetic=True))).conversations == []
 
 
-def test_a_message_without_replies_or_whose_replies_are_all_left_out_is_a_leaf():
-    for replies in (None, [], [said("p1", deleted=True)]):
-        assert talk(learn(tree(said("p", said("a", replies=replies))))) == [("P A", ())]
+def test_message_whose_replies_are_all_excluded_is_a_leaf():
+    for replies in (None, [], [message("p1", deleted=True)]):
+        assert texts(read(tree(message("p", message("a", replies=replies))))) == [("P A", ())]
 
 
-def test_in_a_tree_file_a_message_stands_below_its_parent_whatever_it_says():
-    assert talk(learn(small(parent_id="nowhere"))) == WHOLE
+def test_tree_file_ignores_parent_id():
+    assert texts(read(small(parent_id="nowhere"))) == ALL_PATHS
 
 
-# --- What cannot be used ---
+# --- Invalid messages ---
 
-FAULTS = [
+INVALID = [
     ({"text": " "}, "field '{}text' is empty"),
     ({"text": None}, "field '{}text' must be text, not NoneType"),
     ({"text": "\ud83d"}, "field '{}text' has half of a surrogate pair"),
     ({"role": "bot"}, "field '{}role' is 'bot': expected prompter or assistant"),
-    ({"role": "prompter"}, "field '{}role' is 'prompter' where 'assistant' must speak"),
+    ({"role": "prompter"}, "field '{}role' is 'prompter': expected 'assistant' at this place"),
     ({"rank": "best"}, "field '{}rank' must be a finite number, not 'best'"),
     ({"deleted": "False"}, "field '{}deleted' must be true, false or null, not str"),
     ({"lang": None}, "field '{}lang' must be text, not NoneType"),
 ]
 
 
-@pytest.mark.parametrize(("fields", "says"), FAULTS)
-@pytest.mark.parametrize("shape", ["tree", "table"])
-def test_a_malformed_message_is_named_by_its_place(shape, fields, says):
-    rows, place = ([small(**fields)], "prompt.replies[0].") if shape == "tree" else (table(small(**fields)), "")
-    found = learn(*rows, languages=["en"])
-    [(where, why)] = found.bad
-    assert (where, str(why)) == (f"f.jsonl:{1 if place else 2}", says.format(place))
-    assert (talk(found), found.left_out) == (CUT, Counter({"below one that was left out": 2}))
+@pytest.mark.parametrize(("fields", "expected"), INVALID)
+@pytest.mark.parametrize("form", ["tree", "table"])
+def test_malformed_message_is_named_by_its_place(form, fields, expected):
+    rows, path = ([small(**fields)], "prompt.replies[0].") if form == "tree" else (table(small(**fields)), "")
+    result = read(*rows, languages=["en"])
+    [(source, error)] = result.invalid
+    assert (source, str(error)) == (f"f.jsonl:{1 if path else 2}", expected.format(path))
+    assert (texts(result), result.excluded) == (REST, Counter({"below an excluded message": 2}))
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
-    [("", "is empty"), (7, "must be text, not int"), ("p", "is 'p', and so is that of a message at f.jsonl:1")],
+    ("name", "expected"),
+    [("", "is empty"), (7, "must be text, not int"), ("p", "is 'p', the same as of a message at f.jsonl:1")],
 )
-def test_a_message_has_an_id_of_its_own(name, says):
-    found = learn(small(message_id=name))
-    assert [str(why) for _, why in found.bad] == [f"field 'prompt.replies[0].message_id' {says}"]
-    assert (talk(found), found.left_out) == (CUT, Counter({"below one that was left out": 2}))
+def test_missing_or_duplicate_message_id_is_refused(name, expected):
+    result = read(small(message_id=name))
+    assert [str(error) for _, error in result.invalid] == [f"field 'prompt.replies[0].message_id' {expected}"]
+    assert (texts(result), result.excluded) == (REST, Counter({"below an excluded message": 2}))
     rows = [row | ({"message_id": name} if row["message_id"] == "a3" else {}) for row in table(small())]
-    [(where, why)] = learn(*rows).bad
-    assert (where, str(why)) == ("f.jsonl:3", f"field 'message_id' {says}")
+    [(source, error)] = read(*rows).invalid
+    assert (source, str(error)) == ("f.jsonl:3", f"field 'message_id' {expected}")
 
 
 @pytest.mark.parametrize(
-    ("row", "says"),
+    ("row", "expected"),
     [
         ([], "a row must be a JSON object, not list"),
         ({"message_tree_id": "t"}, "field 'message_id' is missing"),
         ({"message_id": "p", "role": "prompter", "text": "P"}, "field 'message_tree_id' is missing"),
         ({"message_tree_id": "t", "prompt": "P"}, "field 'prompt' must be an object with the message's fields"),
-        (tree(said("p", replies="a")), "field 'prompt.replies' must be a list"),
-        (tree(said("p", "A")), "field 'prompt.replies[0]' must be an object with the message's fields"),
-        (tree(said("a")), "field 'prompt.role' is 'assistant' where 'prompter' must speak"),
-        (table(tree(said("a")))[0], "field 'role' is 'assistant' where 'prompter' must speak"),
+        (tree(message("p", replies="a")), "field 'prompt.replies' must be a list"),
+        (tree(message("p", "A")), "field 'prompt.replies[0]' must be an object with the message's fields"),
+        (tree(message("a")), "field 'prompt.role' is 'assistant': expected 'prompter' at this place"),
+        (table(tree(message("a")))[0], "field 'role' is 'assistant': expected 'prompter' at this place"),
         (table(small(parent_id=["p"]))[1], "field 'parent_id' is '['p']', and no row has that message_id"),
-        (BadRow("byte 7 is not UTF-8"), "byte 7 is not UTF-8"),
+        (InvalidRow("byte 7 is not UTF-8"), "byte 7 is not UTF-8"),
     ],
 )
-def test_a_malformed_row(row, says):
-    found = learn(row, tree(said("p9", said("a9"))))
-    assert [(where, str(why)) for where, why in found.bad] == [("f.jsonl:1", says)]
-    assert talk(found) == [("P9 A9", ())]
+def test_malformed_row_is_refused(row, expected):
+    result = read(row, tree(message("p9", message("a9"))))
+    assert [(source, str(error)) for source, error in result.invalid] == [("f.jsonl:1", expected)]
+    assert texts(result) == [("P9 A9", ())]
 
 
-def test_a_message_whose_parent_is_nowhere_loses_what_is_below_it():
-    found = learn(*(row for row in table(small()) if row["message_id"] != "a1"))  # p, a3, p1, a2
-    [(where, why)] = found.bad
-    assert (where, str(why)) == ("f.jsonl:3", "field 'parent_id' is 'a1', and no row has that message_id")
-    assert (talk(found), found.left_out) == (CUT, Counter({"below one that was left out": 1}))
+def test_message_with_an_unknown_parent_is_refused():
+    result = read(*(row for row in table(small()) if row["message_id"] != "a1"))  # p, a3, p1, a2
+    [(source, error)] = result.invalid
+    assert (source, str(error)) == ("f.jsonl:3", "field 'parent_id' is 'a1', and no row has that message_id")
+    assert (texts(result), result.excluded) == (REST, Counter({"below an excluded message": 1}))
 
 
 @pytest.mark.parametrize("links", [{"p1": "p1"}, {"p1": "a1", "a1": "p1"}])
-def test_messages_above_one_another_are_all_refused(links):
+def test_messages_in_a_cycle_are_all_refused(links):
     rows = [row | {"parent_id": links.get(row["message_id"], row["parent_id"])} for row in table(small())]
-    found = learn(*rows)
+    result = read(*rows)
     lost = {"p1", "a2", *links}
-    assert [where for where, _ in found.bad] == [w for w, row in numbered(rows) if row["message_id"] in lost]
-    says = "field 'parent_id' leads to no first message: those above run in a circle"
-    assert {str(why) for _, why in found.bad} == {says}
-    assert talk(found) == ([("P A1", ()), *CUT] if "a1" not in lost else CUT)
+    assert [source for source, _ in result.invalid] == [w for w, row in numbered(rows) if row["message_id"] in lost]
+    message = "field 'parent_id' leads to no first message: the ancestors form a cycle"
+    assert {str(error) for _, error in result.invalid} == {message}
+    assert texts(result) == ([("P A1", ()), *REST] if "a1" not in lost else REST)
 
 
-def test_the_bad_come_in_the_order_of_the_file():
+def test_invalid_rows_come_in_the_order_of_the_file():
     rows = table(small())[::-1]  # a2, p1, a3, a1, p: replies stand before their parents
     for at in (0, 2):
         rows[at]["text"] = ""
-    assert [where for where, _ in learn(*rows).bad] == ["f.jsonl:1", "f.jsonl:3"]
+    assert [source for source, _ in read(*rows).invalid] == ["f.jsonl:1", "f.jsonl:3"]
 
 
-def test_a_tree_that_comes_twice_is_learned_once():
-    found = learn(small(), small())
-    assert (talk(found), [where for where, _ in found.bad]) == (WHOLE, ["f.jsonl:2"] * 5)
+def test_duplicate_tree_is_used_once():
+    result = read(small(), small())
+    assert (texts(result), [source for source, _ in result.invalid]) == (ALL_PATHS, ["f.jsonl:2"] * 5)
 
 
-def test_the_shapes_are_told_from_all_other_formats():
-    assert looks_like(small()) and all(map(looks_like, table(small())))
-    assert not any(looks_like(row) for rows in FORMATS.values() for row, _ in rows)
-    assert not looks_like({"prompt": {"a": 1}, "completion": "b"})
-    assert not looks_like({"message_tree_id": "t", "prompt": "2 + 2?", "completion": "4."})
-    assert not looks_like({"message_tree_id": "t", "messages": [user("2 + 2?")]}) and not looks_like([])
+def test_is_oasst_row_rejects_all_other_formats():
+    assert is_oasst_row(small()) and all(map(is_oasst_row, table(small())))
+    assert not any(is_oasst_row(row) for rows in FORMATS.values() for row, _ in rows)
+    assert not is_oasst_row({"prompt": {"a": 1}, "completion": "b"})
+    assert not is_oasst_row({"message_tree_id": "t", "prompt": "2 + 2?", "completion": "4."})
+    assert not is_oasst_row({"message_tree_id": "t", "messages": [user("2 + 2?")]}) and not is_oasst_row([])
 
 
 # --- The real file ---
@@ -266,34 +267,35 @@ def real():
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def due(real, loss_roles):
-    """How often each text should carry loss, by a walk of its own: no synthetic message, and none below one."""
-    found, todo = Counter(), [row["prompt"] for row in real]
+def expected_counts(real, loss_roles):
+    """How often each text should carry loss, counted independently: no synthetic message, and none below one."""
+    result, todo = Counter(), [row["prompt"] for row in real]
     for message in todo:
         if not message["synthetic"]:
             todo += message["replies"]
-            found[message["text"]] += loss_roles in ("all", {"prompter": "user"}.get(message["role"], "assistant"))
-    return +found
+            result[message["text"]] += loss_roles in ("all", {"prompter": "user"}.get(message["role"], "assistant"))
+    return +result
 
 
 @pytest.mark.parametrize("loss_roles", ["assistant", "user", "all"])
 def test_each_real_message_carries_loss_exactly_once(real, loss_roles):
-    found = learn(*real, loss_roles=loss_roles, languages=["en"])
-    carried = Counter(
+    result = read(*real, loss_roles=loss_roles, languages=["en"])
+    with_loss = Counter(
         m["content"]
-        for chat in found.chats
-        for i, m in enumerate(chat.messages)
-        if loss_roles in ("all", m["role"]) and i not in chat.masked_turns
+        for conversation in result.conversations
+        for i, m in enumerate(conversation.messages)
+        if loss_roles in ("all", m["role"]) and i not in conversation.masked_turns
     )
-    assert carried == due(real, loss_roles) and carried.total() > 200
-    assert found.left_out == Counter({"synthetic": 4, "below one that was left out": 13})  # four trees, 17 of 684
-    assert found.bad == []
-    for chat in found.chats:
-        check_messages(chat.messages, loss_roles)
-    assert talk(learn(*table(*real), loss_roles=loss_roles, languages=["en"])) == talk(found)
+    assert with_loss == expected_counts(real, loss_roles) and with_loss.total() > 200
+    # In four trees, 17 of 684 messages.
+    assert result.excluded == Counter({"synthetic": 4, "below an excluded message": 13})
+    assert result.invalid == []
+    for conversation in result.conversations:
+        check_messages(conversation.messages, loss_roles)
+    assert texts(read(*table(*real), loss_roles=loss_roles, languages=["en"])) == texts(result)
 
 
-def test_sixty_real_trees_may_be_kept_whole(real):
-    found = learn(*real, loss_roles="all", keep=["synthetic"])
-    assert sum(len(c.messages) - len(c.masked_turns) for c in found.chats) == 684
-    assert len({c.metadata["message_tree_id"] for c in found.chats}) == 60
+def test_all_messages_of_sixty_real_trees_can_be_kept(real):
+    result = read(*real, loss_roles="all", keep_flagged=["synthetic"])
+    assert sum(len(c.messages) - len(c.masked_turns) for c in result.conversations) == 684
+    assert len({c.metadata["message_tree_id"] for c in result.conversations}) == 60

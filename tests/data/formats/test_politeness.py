@@ -1,6 +1,6 @@
-"""The Stanford Politeness Corpus: small files of its schema made by hand, and the real ones where they are at hand.
+"""The Stanford Politeness Corpus: small files of its schema written by hand, and the real ones if available.
 
-The real files are looked for in the folder MANNERS_DATA, by default shared/data beside the checkout.
+The real files are expected in the folder MANNERS_DATA, by default shared/data beside the checkout.
 """
 
 import csv
@@ -20,7 +20,7 @@ from manners.errors import MannersError
 from manners.runtime.paths import CONF
 from tests.data.files import read, write
 
-ADVICE = "Mend the row, or leave such rows out: dataset.on_invalid_row=skip."
+HINT = "Fix the row, or skip such rows: dataset.on_invalid_row=skip."
 
 
 def line(request, scores, normalized="0.5", ident="1"):
@@ -37,7 +37,7 @@ def corpus(folder, *lines, name="corpus.csv"):
 
 
 @pytest.mark.parametrize("format", ["auto", "politeness"])
-def test_a_score_is_the_mean_over_five_nine_or_ten_annotators(tmp_path, format):
+def test_score_is_the_mean_over_all_annotators(tmp_path, format):
     path = corpus(
         tmp_path,
         line("could you look at it?", [13, 17, 9, 21, 15], "0.25"),
@@ -55,13 +55,13 @@ def test_a_score_is_the_mean_over_five_nine_or_ten_annotators(tmp_path, format):
     assert [c.metadata["Id"] for c in chats] == ["1", "1", "1"]
 
 
-def test_the_corpus_own_score_may_be_taken_instead(tmp_path):
+def test_normalized_score_can_be_used_instead(tmp_path):
     path = corpus(tmp_path, line("could you?", [13] * 5, "-0.25"))
     assert scored_replies(read(path, sample_types=["scored"], score_field="normalized_score").train)[0].score == -0.25
 
 
 @pytest.mark.parametrize(
-    ("written", "meant"),
+    ("encoded", "decoded"),
     [
         ("yes&#44 but why?", "yes, but why?"),
         ("&#34why?&#34", '"why?"'),
@@ -83,13 +83,13 @@ def test_the_corpus_own_score_may_be_taken_instead(tmp_path):
         ("&unknown; &#;", "&unknown; &#;"),
     ],
 )
-def test_entities_are_decoded_in_all_the_ways_they_were_written(tmp_path, written, meant):
-    assert decode_entities(written) == meant
-    request = f'"{written}"' if "," in written else written
-    assert read(corpus(tmp_path, line(request, [13] * 5))).train[0].messages[0]["content"] == meant
+def test_entities_are_decoded_in_all_their_spellings(tmp_path, encoded, decoded):
+    assert decode_entities(encoded) == decoded
+    request = f'"{encoded}"' if "," in encoded else encoded
+    assert read(corpus(tmp_path, line(request, [13] * 5))).train[0].messages[0]["content"] == decoded
 
 
-def test_the_other_file_quotes_its_cells_and_need_not_be_utf8(tmp_path):
+def test_quoted_cells_need_not_be_utf8(tmp_path):
     path = corpus(
         tmp_path,
         line('"Why, and what is ""it""?"', [13] * 5),
@@ -109,14 +109,14 @@ def test_the_other_file_quotes_its_cells_and_need_not_be_utf8(tmp_path):
     assert chats[-1].metadata["Community"] == "Café"
 
 
-def test_a_spreadsheet_may_have_made_all_rows_as_wide_as_the_widest(tmp_path):
+def test_rows_padded_by_a_spreadsheet_are_read(tmp_path):
     header = ",".join(HEADER) + "," * 10
     rows = [header, line("a?", [5] * 5) + "," * 10, line("b?", [6] * 10)]
     (tmp_path / "wide.csv").write_text("\n".join(rows))
     assert [s.score for s in scored_replies(read(tmp_path / "wide.csv", sample_types=["scored"]).train)] == [5.0, 6.0]
 
 
-def test_a_row_may_come_as_an_object_too(tmp_path):
+def test_row_may_be_a_json_object(tmp_path):
     row = {"Request": "a&#44 b?", "Normalized Score": 0.5} | {f"Score{n}": n for n in range(1, 6)}
     [chat] = read(write(tmp_path, row), sample_types=["scored"]).train
     assert (chat.messages[0]["content"], chat.metadata["score"]) == ("a, b?", 3.0)
@@ -149,30 +149,30 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_row_is_refused_with_file_line_and_field(tmp_path, name):
-    bad, says = BAD[name]
-    path = corpus(tmp_path, line("a?", FIVE), bad, line("b?", FIVE))
-    with pytest.raises(MannersError) as refused:
+def test_invalid_row_is_refused_with_file_line_and_field(tmp_path, name):
+    invalid, expected = BAD[name]
+    path = corpus(tmp_path, line("a?", FIVE), invalid, line("b?", FIVE))
+    with pytest.raises(MannersError) as error:
         read(path)
-    assert str(refused.value) == f"corpus.csv:3: {says}. {ADVICE}"
+    assert str(error.value) == f"corpus.csv:3: {expected}. {HINT}"
     splits = read(path, on_invalid_row="skip")
-    assert (len(splits.train), splits.skipped) == (2, [f"corpus.csv:3: {says}"])
+    assert (len(splits.train), splits.skipped) == (2, [f"corpus.csv:3: {expected}"])
 
 
-def test_another_table_is_not_taken_for_the_corpus(tmp_path):
+def test_another_table_is_refused(tmp_path):
     (tmp_path / "other.csv").write_text("Community,Id,Request,Score\na,b,c,1\n")
-    with pytest.raises(MannersError) as refused:
+    with pytest.raises(MannersError) as error:
         read(tmp_path / "other.csv", format="politeness")
-    assert str(refused.value) == (
+    assert str(error.value) == (
         "other.csv:1: these are not the columns of the Stanford Politeness Corpus, which begin with Community, Id, "
         "Request, Score1. For other files: dataset.format=auto."
     )
-    (tmp_path / "latin.csv").write_bytes(b"text,score\ncaf\xe9,1\n")  # the corpus alone may be in Windows-1252
+    (tmp_path / "latin.csv").write_bytes(b"text,score\ncaf\xe9,1\n")  # only the corpus may be in Windows-1252
     with pytest.raises(MannersError, match=r"latin\.csv:2: field 'text' is not UTF-8"):
         read(tmp_path / "latin.csv")
 
 
-def test_the_recipe_reads_the_corpus_and_leaves_the_path_to_the_user(tmp_path):
+def test_dataset_config_reads_the_corpus(tmp_path):
     recipe = yaml.safe_load((CONF / "dataset" / "stanford_politeness.yaml").read_text("utf-8"))
     assert recipe.pop("path") == "???"
     assert len(scored_replies(read(corpus(tmp_path, line("a?", FIVE)), **recipe).train)) == 1
@@ -185,7 +185,7 @@ ROWS = {"stanford_politeness_wikipedia.annotated.csv": 4353, "stanford_politenes
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_the_real_file_is_read_whole(name):
+def test_real_file_is_read_completely(name):
     path = SHARED / name
     if not path.is_file():
         pytest.skip(f"{path} is not there")
@@ -196,7 +196,7 @@ def test_the_real_file_is_read_whole(name):
     assert splits.skipped == []
     for chat, cells in zip(splits.train, raw, strict=True):
         assert chat.metadata["Id"] == cells[1]
-        # Told apart by what they look like, not by where they stand: scores are numbers, annotators are "A...".
+        # Recognised by their content, not by their position: scores are numbers, annotators are "A...".
         scores = [float(cell) for cell in cells[3:-1] if re.fullmatch(r"\d+", cell)]
         assert len(scores) in (5, 9, 10) and 3 + 2 * len(scores) + 1 == len(cells)
         assert chat.metadata["score"] == pytest.approx(fmean(scores))
@@ -206,22 +206,22 @@ def test_the_real_file_is_read_whole(name):
     assert correlation(ours, [chat.metadata["normalized_score"] for chat in splits.train]) > 0.93
 
 
-def test_the_columns_are_whose_they_are_held_to_be():
-    """The Wikipedia file's own score is the mean of each annotator's z-scores: only the right columns give it back."""
+def test_real_scores_reproduce_the_normalized_score():
+    """The Wikipedia file's own score is the mean of each annotator's z-scores: only the right columns reproduce it."""
     path = SHARED / "stanford_politeness_wikipedia.annotated.csv"
     if not path.is_file():
         pytest.skip(f"{path} is not there")
     chats = read(path, sample_types=["scored"]).train
-    assert len({chat.metadata["Id"] for chat in chats}) == len(chats)  # nothing comes twice
-    given = defaultdict(list)  # annotator → scores
-    judged = []
+    assert len({chat.metadata["Id"] for chat in chats}) == len(chats)  # no duplicates
+    scores_of = defaultdict(list)  # annotator → scores
+    annotations = []
     for chat in chats:
-        people = [name for name in chat.metadata if name.startswith("TurkId")]
-        judged.append([(chat.metadata[p], float(chat.metadata[p.replace("TurkId", "Score")])) for p in people])
-        for person, score in judged[-1]:
-            given[person].append(score)
-    assert Counter(map(len, judged)) == {5: 4273, 9: 4, 10: 76}
-    usual = {person: (fmean(scores), pstdev(scores) or 1.0) for person, scores in given.items()}
-    for chat, scores in zip(chats, judged, strict=True):
-        mean = fmean((score - usual[person][0]) / usual[person][1] for person, score in scores)
+        annotators = [name for name in chat.metadata if name.startswith("TurkId")]
+        annotations.append([(chat.metadata[p], float(chat.metadata[p.replace("TurkId", "Score")])) for p in annotators])
+        for annotator, score in annotations[-1]:
+            scores_of[annotator].append(score)
+    assert Counter(map(len, annotations)) == {5: 4273, 9: 4, 10: 76}
+    mean_and_std = {annotator: (fmean(scores), pstdev(scores) or 1.0) for annotator, scores in scores_of.items()}
+    for chat, scores in zip(chats, annotations, strict=True):
+        mean = fmean((score - mean_and_std[annotator][0]) / mean_and_std[annotator][1] for annotator, score in scores)
         assert mean == pytest.approx(chat.metadata["normalized_score"], abs=1e-9)

@@ -109,7 +109,7 @@ def gradient(case, settings, process_group=None, rows=slice(None)):
 @pytest.mark.parametrize("critic", ["head", "adapter"])
 def test_the_gradient_does_not_depend_on_the_micro_batches(small_qwen2, tokenizer, critic):
     start = case(small_qwen2, tokenizer, critic=critic)
-    one_by_one, some, whole = (gradient(start, once(micro_batch_tokens=n)) for n in (1, 64, 10**6))
+    one_by_one, some, whole = (gradient(start, once(microbatch_tokens=n)) for n in (1, 64, 10**6))
     assert whole.norm() > 1e-3
     assert (one_by_one - whole).norm() < 1e-5 * whole.norm()
     assert (some - whole).norm() < 1e-5 * whole.norm()
@@ -117,7 +117,7 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(small_qwen2, tokenize
 
 def test_nor_do_the_weights_after_several_epochs_of_minibatches(small_qwen2, tokenizer):
     start = case(small_qwen2, tokenizer)
-    (few, a), (many, b) = (run(start, ppo(micro_batch_tokens=n)) for n in (10**6, 64))
+    (few, a), (many, b) = (run(start, ppo(microbatch_tokens=n)) for n in (10**6, 64))
     assert apart(start[0], few) > 1e-3
     assert apart(few, many) < 1e-4
     assert a.steps == b.steps == 4 * 2
@@ -137,7 +137,7 @@ def test_gradient_checkpointing_spares_memory_and_changes_nothing(small_qwen2, t
         start[0].eval()
         for block in start[0].model.get_decoder().layers:
             block.mlp.register_forward_pre_hook(count_one)
-        return gradient(start, once(micro_batch_tokens=10**6))
+        return gradient(start, once(microbatch_tokens=10**6))
 
     def count_one(*_):
         calls[-1] += 1
@@ -271,7 +271,7 @@ def test_the_critic_learns_at_a_rate_of_its_own_and_rloo_has_none(small_qwen2):
 def test_two_processes_do_what_one_would(small_qwen2, tokenizer, minibatches):
     """Two threads, each with its own policy and half the rollout, that add tensors where processes would."""
     start = case(small_qwen2, tokenizer)
-    settings = ppo(num_mini_batches=minibatches, micro_batch_tokens=64)
+    settings = ppo(num_mini_batches=minibatches, microbatch_tokens=64)
     alone, told = run(start, settings)
     meeting, ends = Meeting(), [None, None]
 

@@ -10,7 +10,7 @@ import torch
 
 from manners.errors import MannersError
 from manners.methods.distributed import ProcessGroup
-from manners.methods.lightning_fit import LAST
+from manners.methods.callbacks import LAST
 from manners.methods.ppo.checkpoint import trainable_weights
 from manners.methods.ppo.trainer import (
     PPOTrainer,

@@ -1,1 +1,80 @@
-"""One parser for each file format: only these modules know the column names of a dataset."""
+"""The registry of dataset formats, ``FORMATS``: only this package knows the column names of a dataset.
+
+To add a format: write its parser, which turns a row into messages or raises InvalidRow; add it to ``FORMATS``, to
+``detect_row_format`` and to the choices of ``dataset.format`` in ``config/schema``. OpenAssistant's message trees are
+not parsed row by row and have a module of their own, ``oasst``.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from manners.data.formats import oasst
+from manners.data.formats.conversations import (
+    COMPLETION_FIELDS,
+    parse_alpaca,
+    parse_dolly,
+    parse_guanaco,
+    parse_marked,
+    parse_messages,
+    parse_prompt_completion,
+    parse_sharegpt,
+    parse_text,
+)
+from manners.data.formats.fields import InvalidRow
+from manners.data.formats.politeness import parse_politeness, politeness_metadata
+from manners.data.formats.preference import parse_preference, preference_metadata
+from manners.data.types import Message
+
+
+@dataclass(frozen=True)
+class Format:
+    parse: Callable[[dict[str, Any]], list[Message]]  # a row's conversation; raises InvalidRow
+    plain_text: bool = False  # its rows have no roles
+    metadata: Callable[[dict[str, Any]], dict[str, Any]] | None = None  # what only this format adds to the metadata
+
+
+FORMATS: dict[str, Format] = {
+    "messages": Format(parse_messages),
+    "prompt_completion": Format(parse_prompt_completion),
+    "marked": Format(parse_marked),
+    "sharegpt": Format(parse_sharegpt),
+    "alpaca": Format(parse_alpaca),
+    "dolly": Format(parse_dolly),
+    "guanaco": Format(parse_guanaco),
+    "text": Format(parse_text, plain_text=True),
+    "preference": Format(parse_preference, metadata=preference_metadata),
+    "politeness": Format(parse_politeness, plain_text=True, metadata=politeness_metadata),
+}
+PLAIN_TEXT_FORMATS = tuple(name for name, format in FORMATS.items() if format.plain_text)
+
+# Checked in this order. A chosen reply comes first, since UltraFeedback's rows have the better conversation as
+# ``messages`` too; ``text`` is not among them, since Alpaca's rows have their rendered text in it too.
+FORMAT_OF_FIELD = {
+    "chosen": "preference",
+    "messages": "messages",
+    "conversations": "sharegpt",
+    "completion": "prompt_completion",
+    "output": "alpaca",
+    "Normalized Score": "politeness",
+}
+TEXT_PREFIXES = {"marked": r"\s*<\|(system|user|assistant)\|>", "guanaco": r"\s*### Human:"}
+KNOWN_FIELDS = "messages, conversations, prompt, completion, instruction, input, output, text, chosen"
+
+
+def detect_row_format(row: dict[str, Any]) -> str:
+    """The format of a row, by its fields. Raises InvalidRow if they show none."""
+    for field, name in FORMAT_OF_FIELD.items():
+        if field in row:
+            return name
+    if oasst.is_oasst_row(row):
+        return "oasst"
+    if "prompt" in row and any(name in row for name in COMPLETION_FIELDS):
+        return "prompt_completion"
+    if "instruction" in row and "response" in row:
+        return "dolly"
+    if "text" in row:
+        matching = (name for name, prefix in TEXT_PREFIXES.items() if re.match(prefix, str(row["text"])))
+        return next(matching, "text")
+    raise InvalidRow(f"no known field in {sorted(row)[:8]}: expected one of {KNOWN_FIELDS}")

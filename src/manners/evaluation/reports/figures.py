@@ -21,7 +21,7 @@ def learning_curve(metrics_file: Path, best_step: int, out: Path) -> Path:
     records = [json.loads(line) for line in metrics_file.read_text().splitlines()]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     training = sorted((r["step"], r["train/loss"]) for r in records if "train/loss" in r)
-    validation = sorted((r["step"], r["val/loss"]) for r in records if "val/loss" in r)
+    validation = sorted((r["step"], r["eval/loss"]) for r in records if "eval/loss" in r)
     if training:  # a run shorter than method.logging_steps has told nothing of it
         steps, losses = zip(*training, strict=True)
         axes.plot(steps, losses, color=BEFORE, alpha=0.35, linewidth=1)

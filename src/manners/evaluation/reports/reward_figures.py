@@ -27,9 +27,9 @@ PANELS = [
     ("objective/distinct_2", "eval/distinct_2", "distinct-2 (share of word pairs)"),
 ]
 PREFERENCES = [
-    ("loss", "eval_loss", "loss (nats a pair)"),
-    ("rewards/accuracies", "eval_rewards/accuracies", "share of pairs put in order"),
-    ("rewards/margins", "eval_rewards/margins", "margin (nats, times β)"),
+    ("train/loss", "eval/loss", "loss (nats a pair)"),
+    ("train/rewards/accuracies", "eval/rewards/accuracies", "share of pairs put in order"),
+    ("train/rewards/margins", "eval/rewards/margins", "margin (nats, times β)"),
 ]
 
 

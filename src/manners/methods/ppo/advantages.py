@@ -1,7 +1,7 @@
 """From scores to advantages: plain tensor arithmetic, no model.
 
-Tensors are (B, R): B replies of up to R tokens, with a boolean ``mask`` of the real ones. A reply's stop token is one
-of its tokens: it is an action like any other, and the score is paid at it.
+Tensors are (B, R): B replies of up to R tokens, with a boolean ``mask`` of the real ones. The stop token of a reply is
+one of its tokens: an action like any other, at which the score is placed.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,9 @@ Reduce = Callable[[torch.Tensor], torch.Tensor]  # sums a tensor over all proces
 
 
 def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, kind: str) -> torch.Tensor:
-    """KL(policy ‖ reference) of each sampled token in nats, by Schulman's k1, k2 or k3 (joschu.net/blog/kl-approx).
+    """KL(policy ‖ reference) of each sampled token in nats: (B, R), (B, R) → (B, R).
+
+    Schulman's k1, k2 or k3 (joschu.net/blog/kl-approx).
 
     With log r = log π_ref − log π: k1 = −log r is unbiased and may be negative; k2 = (log r)²/2 is biased and small in
     variance; k3 = r − 1 − log r is unbiased and never negative.
@@ -24,7 +26,7 @@ def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, kind: str) -
 
 
 def token_rewards(scores: torch.Tensor, kl: torch.Tensor, mask: torch.Tensor, kl_coef: float) -> torch.Tensor:
-    """−β·KL at every token, and the score (B,) on top at the last: Ziegler et al. 2019, equation 2."""
+    """−β·KL (B, R) at every token, plus the score (B,) at the last: (B, R). Ziegler et al. 2019, equation 2."""
     rewards = -kl_coef * kl * mask
     last = mask.sum(1) - 1
     rewards[torch.arange(len(scores)), last] += scores
@@ -32,7 +34,7 @@ def token_rewards(scores: torch.Tensor, kl: torch.Tensor, mask: torch.Tensor, kl
 
 
 def gae(rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float) -> torch.Tensor:
-    """Generalised advantages, Schulman et al. 2016, equation 16. Nothing follows a reply's last token: value 0."""
+    """Generalized advantages (B, R); the value after the last token is 0. Schulman et al. 2016, equation 16."""
     values = values * mask
     advantages = torch.zeros_like(rewards)
     running = torch.zeros_like(rewards[:, 0])
@@ -45,17 +47,17 @@ def gae(rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: 
 
 
 def whiten(values: torch.Tensor, mask: torch.Tensor, reduce: Reduce, shift_mean: bool = True) -> torch.Tensor:
-    """Variance 1 over the real tokens of all processes, and mean 0 unless told otherwise; 0 elsewhere."""
-    chosen = values[mask].double()
-    total, count = reduce(torch.stack([chosen.sum(), chosen.new_tensor(chosen.numel())]))
+    """Scale (B, R) to variance 1 over the real tokens of all processes, and shift to mean 0; 0 where masked."""
+    real = values[mask].double()
+    total, count = reduce(torch.stack([real.sum(), real.new_tensor(real.numel())]))
     mean = total / count
-    squares = reduce((chosen - mean).square().sum())
+    squares = reduce((real - mean).square().sum())
     scaled = (values - mean) * torch.rsqrt(squares / (count - 1).clamp(min=1) + 1e-8)
     return ((scaled if shift_mean else scaled + mean) * mask).to(values.dtype)
 
 
 def leave_one_out(scores: torch.Tensor, per_prompt: int) -> torch.Tensor:
-    """RLOO: each score less the mean of its siblings', the replies to the same prompt. (B,) → (B,).
+    """RLOO: each score less the mean of the other replies to its prompt, (B,) → (B,).
 
     Ahmadian et al. 2024, arXiv 2402.14740, equation 8. Replies to a prompt stand next to each other.
     """
@@ -65,6 +67,6 @@ def leave_one_out(scores: torch.Tensor, per_prompt: int) -> torch.Tensor:
 
 
 def adapt_kl_coef(kl_coef: float, kl: float, target: float, horizon: int, episodes: int) -> float:
-    """β, raised where the KL a reply is above ``target`` and lowered below it: Ziegler et al. 2019, section 2.2."""
+    """β, raised where the KL per reply is above ``target`` nats, lowered below. Ziegler et al. 2019, section 2.2."""
     error = min(max(kl / target - 1, -0.2), 0.2)
     return kl_coef * (1 + error * episodes / horizon)

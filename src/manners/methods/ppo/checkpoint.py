@@ -1,4 +1,4 @@
-"""What a restart needs, written as a whole or not at all; and the best weights so far."""
+"""Checkpoints of a PPO run, written atomically, and its best weights so far."""
 
 import signal
 from dataclasses import asdict, dataclass, field
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from manners.methods.callbacks import BEST, LAST
 from manners.methods.distributed import ProcessGroup
-from manners.methods.lightning_fit import BEST, LAST
 from manners.methods.ppo.diagnostics import CollapseDetector
 from manners.models.lora import trainable_parameters
 from manners.models.policy import Policy
@@ -27,12 +27,12 @@ class TrainerState:
     collapse: CollapseDetector = field(default_factory=CollapseDetector)
 
 
-def save_checkpoint(folder: Path, state: TrainerState, actor: Policy, optimizer: torch.optim.Optimizer) -> None:
+def save_checkpoint(folder: Path, state: TrainerState, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
     with atomic_io.atomic_write(folder / LAST) as file:
         torch.save(
             {
                 "state": asdict(state),
-                "weights": trainable_weights(actor),
+                "weights": trainable_weights(policy),
                 "optimizer": optimizer.state_dict(),
             },
             file,
@@ -40,43 +40,43 @@ def save_checkpoint(folder: Path, state: TrainerState, actor: Policy, optimizer:
 
 
 def stop_if_requested(
-    folder: Path, state: TrainerState, actor: Policy, optimizer: torch.optim.Optimizer, process_group: ProcessGroup
+    folder: Path, state: TrainerState, policy: Policy, optimizer: torch.optim.Optimizer, process_group: ProcessGroup
 ) -> None:
-    """All processes stop together, one of which may have been told first. The weights must be those of ``state``."""
+    """Save and raise ShutdownRequested where any process has had a signal. The weights must be those of ``state``."""
     if process_group.sum(torch.tensor(float(signals.shutdown_requested()))) > 0:
         if process_group.rank == 0:
-            save_checkpoint(folder, state, actor, optimizer)
+            save_checkpoint(folder, state, policy, optimizer)
         raise signals.ShutdownRequested(signals.pending_signals[0] if signals.pending_signals else signal.SIGTERM)
 
 
-def load_checkpoint(folder: Path, actor: Policy, optimizer: torch.optim.Optimizer) -> TrainerState | None:
-    """Put ``actor`` and ``optimizer`` back where the last checkpoint was; None where there is none."""
+def load_checkpoint(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> TrainerState | None:
+    """Restore ``policy`` and ``optimizer`` from the last checkpoint; None where there is none."""
     if not (folder / LAST).exists():
         return None
     saved: dict[str, Any] = torch.load(folder / LAST, weights_only=True, map_location="cpu")
-    copy_weights(actor, saved["weights"])
+    copy_weights(policy, saved["weights"])
     optimizer.load_state_dict(saved["optimizer"])
     return TrainerState(**saved["state"] | {"collapse": CollapseDetector(**saved["state"]["collapse"])})
 
 
-def save_best_policy(folder: Path, actor: Policy) -> None:
+def save_best_policy(folder: Path, policy: Policy) -> None:
     with atomic_io.atomic_write(folder / BEST) as file:
-        save_file(trainable_weights(actor), file.name)
+        save_file(trainable_weights(policy), file.name)
 
 
-def load_best_policy(folder: Path, actor: Policy) -> None:
+def load_best_policy(folder: Path, policy: Policy) -> None:
     if (folder / BEST).exists():
-        copy_weights(actor, load_file(folder / BEST))
+        copy_weights(policy, load_file(folder / BEST))
 
 
-def trainable_weights(actor: Policy) -> dict[str, torch.Tensor]:
-    return {name: p.detach().cpu().contiguous().clone() for name, p in trainable_parameters(actor).items()}
+def trainable_weights(policy: Policy) -> dict[str, torch.Tensor]:
+    return {name: p.detach().cpu().contiguous().clone() for name, p in trainable_parameters(policy).items()}
 
 
-def copy_weights(actor: Policy, saved: dict[str, torch.Tensor]) -> None:
-    own = trainable_parameters(actor)
+def copy_weights(policy: Policy, saved: dict[str, torch.Tensor]) -> None:
+    own = trainable_parameters(policy)
     if own.keys() != saved.keys():
-        raise RuntimeError("the checkpoint is of another model")
+        raise RuntimeError("the checkpoint belongs to another model")
     with torch.no_grad():
         for name, p in own.items():
             p.copy_(saved[name])

@@ -1,7 +1,6 @@
-"""What to watch while a policy chases a reward: numbers that break, and replies that collapse."""
+"""Signs of reward hacking in the replies, and the batch to look at when a number is not finite."""
 
 import json
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,7 +9,7 @@ from statistics import mean
 
 from manners.methods.ppo.rollout import Rollout
 
-WINDOW = 8  # iterations that a trend is read from
+WINDOW = 8  # iterations that a trend is averaged over
 
 
 def distinct_2(texts: Sequence[str], n: int = 2) -> float:
@@ -31,49 +30,46 @@ def repeated_bigrams(texts: Sequence[str]) -> float:
 
 @dataclass
 class CollapseDetector:
-    """Remembers how the replies were at first, and says so when the reward rises while they decay."""
+    """Warns when the reward rises while the replies degenerate, compared with the first iterations of the run."""
 
-    first: dict[str, float] = field(default_factory=dict)
-    seen: list[dict[str, float]] = field(default_factory=list)  # of the last iterations
-    warned: list[str] = field(default_factory=list)
+    first: dict[str, float] = field(default_factory=dict)  # means over the first WINDOW iterations
+    recent: list[dict[str, float]] = field(default_factory=list)  # the last WINDOW iterations
+    warned: list[str] = field(default_factory=list)  # kinds of warning given already
 
-    def watch(self, reward: float, length: float, texts: Sequence[str]) -> list[str]:
-        """Warnings that are new, in words."""
-        now = {
+    def update(self, reward: float, length: float, texts: Sequence[str]) -> list[str]:
+        """New warnings after an iteration with this mean reward, mean length in tokens and these replies."""
+        current = {
             "reward": reward,
             "length": length,
-            "distinct": distinct_2(texts),
-            "repetition": repeated_bigrams(texts),
+            "distinct_2": distinct_2(texts),
+            "repeated_bigrams": repeated_bigrams(texts),
         }
-        self.seen = [*deque(self.seen, WINDOW - 1), now]
-        if len(self.seen) < WINDOW:
+        self.recent = [*self.recent, current][-WINDOW:]
+        if len(self.recent) < WINDOW:
             return []
-        average = {key: mean(entry[key] for entry in self.seen) for key in now}
+        average = {key: mean(entry[key] for entry in self.recent) for key in current}
         if not self.first:
             self.first = average
             return []
         if average["reward"] <= self.first["reward"]:
             return []
-        start, found = self.first, {}
-        if average["distinct"] < 0.5 * start["distinct"]:
-            found["distinct"] = (
-                f"their word pairs vary half as much ({start['distinct']:.2f} → {average['distinct']:.2f})"
-            )
+        start, causes = self.first, {}
+        if average["distinct_2"] < 0.5 * start["distinct_2"]:
+            causes["distinct_2"] = f"distinct-2 has halved ({start['distinct_2']:.2f} → {average['distinct_2']:.2f})"
         if average["length"] < 0.4 * start["length"]:
-            found["shorter"] = f"they shrink ({start['length']:.0f} → {average['length']:.0f} tokens)"
+            causes["shorter"] = f"they get shorter ({start['length']:.0f} → {average['length']:.0f} tokens)"
         if average["length"] > 2.5 * start["length"]:
-            found["longer"] = f"they grow ({start['length']:.0f} → {average['length']:.0f} tokens)"
-        if average["repetition"] > start["repetition"] + 0.2:
-            found["repetition"] = f"they repeat themselves ({start['repetition']:.0%} → {average['repetition']:.0%})"
-        new = [
-            f"the reward rises while the replies decay: {why}" for kind, why in found.items() if kind not in self.warned
-        ]
-        self.warned += [kind for kind in found if kind not in self.warned]
-        return new
+            causes["longer"] = f"they get longer ({start['length']:.0f} → {average['length']:.0f} tokens)"
+        if average["repeated_bigrams"] > start["repeated_bigrams"] + 0.2:
+            change = f"{start['repeated_bigrams']:.0%} → {average['repeated_bigrams']:.0%}"
+            causes["repeated_bigrams"] = f"they repeat themselves ({change} of their bigrams)"
+        new = {kind: why for kind, why in causes.items() if kind not in self.warned}
+        self.warned += new
+        return [f"the reward rises while the replies degenerate: {why}" for why in new.values()]
 
 
 def dump_batch(rollout: Rollout, folder: Path, why: str) -> Path:
-    """What the policy had just said when a number broke, for the one who must find out why."""
+    """Write the rollout at hand when a number was not finite, for whoever must find out why."""
     file = folder / "broken_batch.json"
     rows = [
         {"prompt": p.messages, "reply": text, "prompt_ids": a, "reply_ids": b}

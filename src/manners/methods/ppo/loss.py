@@ -1,141 +1,169 @@
-"""The update: clipped surrogate and value losses over epochs of minibatches (Schulman et al. 2017, equation 7)."""
+"""The PPO update: clipped policy and value losses over epochs of minibatches (Schulman et al. 2017, equation 7)."""
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
 from manners.config.schema import OnlineRLConfig
 from manners.methods.distributed import ProcessGroup
-from manners.methods.ppo.rollout import MicroBatch, Rollout, micro_batches
+from manners.methods.ppo.rollout import MicroBatch, Rollout, microbatches
 from manners.models.policy import Policy
 
-# Sums over tokens, in this order; TRL's names.
-STAT_NAMES = (
-    "loss/policy_avg",
-    "loss/value_avg",
-    "policy/entropy_avg",
-    "policy/approxkl_avg",
-    "policy/clipfrac_avg",
-    "val/clipfrac_avg",
-    "val/ratio",
-)
+
+@dataclass
+class PPOStats:
+    """Means over the response tokens of a minibatch."""
+
+    policy_loss: float
+    value_loss: float
+    entropy: float  # nats
+    approx_kl: float  # half the squared log-ratio to the sampling policy
+    policy_clip_fraction: float
+    value_clip_fraction: float
+    ratio: float  # of the new to the sampling policy's probability
+
+    def __add__(self, other: "PPOStats") -> "PPOStats":
+        return PPOStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def as_tensor(self) -> torch.Tensor:
+        """(7,) in double precision, on the CPU: Apple's GPU has no doubles."""
+        return torch.tensor([getattr(self, f.name) for f in fields(self)], dtype=torch.double)
 
 
-def policy_loss(new: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, cliprange: float) -> torch.Tensor:
-    """−min(ρA, clip(ρ, 1 ± ε)A) of each token: (N,) in, (N,) out."""
-    ratio = (new - old).exp()
-    return torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - cliprange, 1 + cliprange))
-
-
-def value_loss(new: torch.Tensor, old: torch.Tensor, returns: torch.Tensor, cliprange: float) -> torch.Tensor:
-    """Half the squared error, or that of the value held within ``cliprange`` of the old one if that is worse."""
-    clipped = torch.clamp(new, old - cliprange, old + cliprange)
-    return 0.5 * torch.max((new - returns).square(), (clipped - returns).square())
+ZERO_STATS = PPOStats(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+METRIC_NAMES = {  # TRL's
+    "policy_loss": "loss/policy_avg",
+    "value_loss": "loss/value_avg",
+    "entropy": "policy/entropy_avg",
+    "approx_kl": "policy/approxkl_avg",
+    "policy_clip_fraction": "policy/clipfrac_avg",
+    "value_clip_fraction": "val/clipfrac_avg",
+    "ratio": "val/ratio",
+}
 
 
 @dataclass
 class UpdateStats:
-    """Means over the tokens of all minibatches, and what became of the update."""
+    """What an update did: metrics averaged over its minibatches, and its optimizer steps."""
 
     metrics: dict[str, float]
-    steps: int  # optimizer steps
-    stopped: bool  # by target_kl
+    optimizer_steps: int
+    stopped_early: bool  # by target_kl
+
+
+def policy_loss(
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, cliprange: float
+) -> torch.Tensor:
+    """−min(ρA, clip(ρ, 1 ± ε)A) of each token: (N,), (N,), (N,) → (N,)."""
+    ratio = (logprobs - old_logprobs).exp()
+    return torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - cliprange, 1 + cliprange))
+
+
+def value_loss(values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, cliprange: float) -> torch.Tensor:
+    """Half the squared error, or that of the value clipped around the old one if larger: (N,), (N,), (N,) → (N,)."""
+    clipped = torch.clamp(values, old_values - cliprange, old_values + cliprange)
+    return 0.5 * torch.max((values - returns).square(), (clipped - returns).square())
 
 
 def update_policy(
-    actor: Policy,
+    policy: Policy,
     optimizer: torch.optim.Optimizer,
     rollout: Rollout,
     advantages: torch.Tensor,
     returns: torch.Tensor,
-    settings: OnlineRLConfig,
+    config: OnlineRLConfig,
     shuffle: random.Random,
-    pad: int,
+    pad_token_id: int,
     process_group: ProcessGroup,
 ) -> UpdateStats:
-    """Fit ``actor`` to a rollout, by epochs of minibatches whose rows ``shuffle`` deals.
+    """Fit ``policy`` to a rollout with advantages and returns (B, R), over epochs of shuffled minibatches.
 
-    The gradient of a minibatch is a mean over its tokens in all processes, however they fall into micro-batches. With
-    ``target_kl`` the update ends before the first minibatch that finds the policy moved further than that.
+    The gradient of a minibatch is the mean over its response tokens in all processes, however they fall into
+    microbatches. With ``target_kl`` the update stops before the first minibatch whose approximate KL exceeds it. Raises
+    FloatingPointError where the loss or its gradient is not finite.
     """
-    actor.train()  # or gradient checkpointing would do nothing; dropout is off in any case
+    policy.train()  # gradient checkpointing needs train mode; dropout is off in any case
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    held = len(rollout.texts)
-    everyone = list(range(held * process_group.size))
-    size = math.ceil(len(everyone) / settings.num_mini_batches)
-    found: list[torch.Tensor] = []
-    for _ in range(settings.num_ppo_epochs):
-        shuffle.shuffle(everyone)
-        for start in range(0, len(everyone), size):
-            rows = process_group.local_indices(everyone[start : start + size], held)
-            tokens = float(process_group.sum(rollout.mask[rows].sum().double()))
+    local_batch_size = len(rollout.texts)
+    indices = list(range(local_batch_size * process_group.size))
+    minibatch_size = math.ceil(len(indices) / config.num_mini_batches)
+    history: list[tuple[PPOStats, float]] = []
+    for _ in range(config.num_ppo_epochs):
+        shuffle.shuffle(indices)
+        for start in range(0, len(indices), minibatch_size):
+            rows = process_group.local_indices(indices[start : start + minibatch_size], local_batch_size)
+            num_tokens = float(process_group.sum(rollout.mask[rows].sum().double()))
             optimizer.zero_grad()
-            sums = torch.zeros(len(STAT_NAMES), dtype=torch.double)  # on the CPU: Apple's GPU has no doubles
-            for part in micro_batches(rollout, rows, settings.micro_batch_tokens, pad):
-                loss, measured = microbatch_loss(actor, rollout, part, advantages, returns, settings)
-                (loss / tokens).backward()
-                sums += measured.cpu().double()
+            sums = ZERO_STATS
+            for part in microbatches(rollout, rows, config.microbatch_tokens, pad_token_id):
+                loss, stats = microbatch_loss(policy, rollout, part, advantages, returns, config)
+                (loss / num_tokens).backward()
+                sums = sums + stats
             if process_group.size > 1:
                 sum_gradients(params, process_group)
-            means = process_group.sum(sums) / tokens
-            norm = torch.nn.utils.clip_grad_norm_(params, settings.max_grad_norm or math.inf)
-            if not math.isfinite(float(norm + means.sum())):
-                raise FloatingPointError(f"the loss or its gradient (norm {float(norm)}) is no finite number")
-            if settings.target_kl is not None and means[STAT_NAMES.index("policy/approxkl_avg")] > settings.target_kl:
-                return update_stats(found, stopped=True)
+            means = PPOStats(*(process_group.sum(sums.as_tensor()) / num_tokens).tolist())
+            grad_norm = float(torch.nn.utils.clip_grad_norm_(params, config.max_grad_norm or math.inf))
+            if not math.isfinite(grad_norm + float(means.as_tensor().sum())):
+                raise FloatingPointError(f"the loss or its gradient (norm {grad_norm}) is not finite")
+            if config.target_kl is not None and means.approx_kl > config.target_kl:
+                return update_stats(history, stopped_early=True)
             optimizer.step()
-            found.append(torch.cat([means, norm.detach().cpu().double()[None]]))
-    return update_stats(found, stopped=False)
+            history.append((means, grad_norm))
+    return update_stats(history, stopped_early=False)
 
 
 def microbatch_loss(
-    actor: Policy,
+    policy: Policy,
     rollout: Rollout,
     part: MicroBatch,
     advantages: torch.Tensor,
     returns: torch.Tensor,
-    settings: OnlineRLConfig,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss summed over a micro-batch's tokens, and the sums that ``STAT_NAMES`` lists."""
-    device = actor.model.device
-    mask = rollout.mask[part.rows]
-    old, old_values, adv, ret = (
+    config: OnlineRLConfig,
+) -> tuple[torch.Tensor, PPOStats]:
+    """The loss () and the statistics, summed over the N response tokens of a microbatch."""
+    device, mask = policy.model.device, rollout.mask[part.rows]
+    old_logprobs, old_values, advantages, returns = (
         table[part.rows][mask].to(device) for table in (rollout.logprobs, rollout.values, advantages, returns)
     )  # (N,) each
-    judged = actor.judge(
-        part.ids.to(device), part.chosen.to(device), settings.temperature, entropy_grad=settings.entropy_coef > 0
+    output = policy(
+        part.ids.to(device), part.response_mask.to(device), config.temperature, entropy_grad=config.entropy_coef > 0
     )
-    pg = policy_loss(judged.logprobs, old, adv, settings.cliprange).sum()
-    vf = value_loss(judged.values, old_values, ret, settings.cliprange_value).sum()
-    entropy = judged.entropy.sum()
-    loss = pg + settings.vf_coef * vf - settings.entropy_coef * entropy
+    pg_loss = policy_loss(output.logprobs, old_logprobs, advantages, config.cliprange).sum()
+    vf_loss = value_loss(output.values, old_values, returns, config.cliprange_value).sum()
+    entropy = output.entropy.sum()
+    loss = pg_loss + config.vf_coef * vf_loss - config.entropy_coef * entropy
     with torch.no_grad():
-        moved = judged.logprobs - old
-        measured = [
-            pg,
-            vf,
+        log_ratio = output.logprobs - old_logprobs
+        sums = (  # in the order of PPOStats
+            pg_loss,
+            vf_loss,
             entropy,
-            (0.5 * moved.square()).sum(),
-            ((moved.exp() - 1).abs() > settings.cliprange).sum(),
-            ((judged.values - old_values).abs() > settings.cliprange_value).sum(),
-            moved.exp().sum(),
-        ]
-    return loss, torch.stack([m.detach().float() for m in measured])
+            (0.5 * log_ratio.square()).sum(),
+            ((log_ratio.exp() - 1).abs() > config.cliprange).sum(),
+            ((output.values - old_values).abs() > config.cliprange_value).sum(),
+            log_ratio.exp().sum(),
+        )
+        stats = PPOStats(*torch.stack([value.float() for value in sums]).tolist())  # one transfer from the device
+    return loss, stats
 
 
-def update_stats(found: list[torch.Tensor], stopped: bool) -> UpdateStats:
-    if not found:
-        return UpdateStats({}, 0, stopped)
-    means = torch.stack(found).mean(0).tolist()
-    metrics = dict(zip((*STAT_NAMES, "policy/grad_norm"), means, strict=True))
-    metrics["val/ratio_first"] = float(found[0][STAT_NAMES.index("val/ratio")])  # 1, or the log-probabilities are wrong
-    return UpdateStats(metrics, len(found), stopped)
+def update_stats(history: list[tuple[PPOStats, float]], stopped_early: bool) -> UpdateStats:
+    """Means over the minibatches of an update, by TRL's metric names."""
+    if not history:
+        return UpdateStats({}, 0, stopped_early)
+    count = len(history)
+    metrics = {
+        metric: sum(getattr(stats, name) for stats, _ in history) / count for name, metric in METRIC_NAMES.items()
+    }
+    metrics["policy/grad_norm"] = sum(norm for _, norm in history) / count
+    metrics["val/ratio_first"] = history[0][0].ratio  # exactly 1, or the log-probabilities are wrong
+    return UpdateStats(metrics, count, stopped_early)
 
 
 def sum_gradients(params: list[torch.nn.Parameter], process_group: ProcessGroup) -> None:
-    """Each process has the gradient of its own rows: add them up, all in one message."""
+    """All-reduce: each process has the gradient of its own rows; they are summed in one message."""
     grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in params]
     flat = process_group.sum(torch.cat([g.flatten() for g in grads]))
     for p, part in zip(params, flat.split([p.numel() for p in params]), strict=True):

@@ -13,8 +13,8 @@ from rich.console import Console
 from manners.data.batching import Batch, ResumableBatches, validation_batches
 from manners.data.loading import Splits
 from manners.data.types import Conversation, Prompt, prompts_of
-from manners.methods.distributed import ProcessGroup
 from manners.methods.callbacks import load_best_weights
+from manners.methods.distributed import ProcessGroup
 from manners.methods.lightning import TrainingModule, TrainResult, fit_with_lightning
 from manners.models import loading, lora
 from manners.models.compile import compiled_layers

@@ -1,4 +1,4 @@
-"""PPO and RLOO: the policy answers, is paid for what it says, and answers again."""
+"""PPO and RLOO: evaluate the policy, train it on the scores of its own replies, evaluate it again."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from manners.config.schema import OnlineRLConfig
 from manners.data.loading import eval_prompts
@@ -18,15 +18,14 @@ from manners.evaluation.evaluate import REWARD_NAME, EvalResult, evaluate, point
 from manners.evaluation.metrics.reference_nll import reference_nll
 from manners.evaluation.reports.reward_figures import online_curves
 from manners.evaluation.stats import bootstrap_ratio
-from manners.methods import reward
 from manners.methods.distributed import check_batch_divides
-from manners.methods.ppo import diagnostics, trainer
+from manners.methods.ppo import diagnostics
 from manners.methods.ppo.advantages import kl_estimate
-from manners.methods.ppo.trainer import PPOTrainer
+from manners.methods.ppo.trainer import PPOTrainer, score_replies, train_ppo
+from manners.methods.reward import make_reward_func
 from manners.models import loading
-from manners.models import reward_model as reward_models
 from manners.models.policy import Policy
-from manners.models.reward_model import ScoreNormalizer
+from manners.models.reward_model import ScoreNormalizer, load_reward_model
 from manners.models.vllm import VLLMBackend
 from manners.pipeline.stages import reporting
 from manners.pipeline.stages.context import (
@@ -39,106 +38,122 @@ from manners.pipeline.stages.context import (
     prepare_model,
 )
 from manners.pipeline.stages.policy import save_policy, starting_policy
-from manners.rewards import combine
+from manners.rewards.combine import RewardFunc, build_components
 from manners.runtime.run_dir import RunArtifact
 
 KL_SAMPLE_PROMPTS = 256  # test prompts whose sampled replies tell the KL: enough for a tenth of a nat
 
 
 def train_online(run: RunContext) -> StageResult:
-    cfg, settings = run.cfg, method_config(run.cfg)
-    check_batch_divides(settings, run.process_group)
-    tokenizer = configured_tokenizer(cfg)
-    model = prepare_model(cfg, starting_policy(run), run.device)
-    actor = Policy(model, getattr(settings, "critic", "none"), run.device.precision == "bf16")
-    parts = combine.build_components(OmegaConf.to_container(cfg.method.rewards, resolve=True), load_reward_func(run))  # type: ignore[arg-type]
-    stops, engine = loading.stop_token_ids(model, tokenizer), vllm_backend(settings, model, tokenizer)
-    game = PPOTrainer(actor, tokenizer, stops, parts, settings, cfg.seed, run.process_group, engine, cfg.method.optim)
-    if run.process_group.rank == 0:
-        before = EvalResult.from_json(run.once("before", lambda: evaluate_policy_on_test(run, game).to_json()))
-        run.tracker.log(before.metrics("before"), 0)
+    """Train the SFT policy by PPO or RLOO on ``method.rewards``."""
+    trainer = make_trainer(run)
+    config, model, tokenizer = trainer.config, trainer.policy.model, trainer.tokenizer
+    is_main = run.process_group.rank == 0
+    if is_main:
+        before = reporting.evaluate_before(run, lambda: evaluate_policy_on_test(run, trainer))
 
-    held_out = stratified_sample(build_prompts(cfg, run.splits.validation or run.splits.test), settings.num_eval_prompts)
-    warn = lambda words: console.print(words, style="yellow")  # noqa: E731
-    asked = build_prompts(cfg, run.splits.train)
-    trained = trainer.train_ppo(game, asked, held_out, run.path, run.tracker.log, run.tracker.table, warn)
+    result = train_ppo(
+        trainer,
+        prompts=build_prompts(run.cfg, run.splits.train),
+        eval_prompts=stratified_sample(build_prompts(run.cfg, run.eval_rows), config.num_eval_prompts),
+        folder=run.path,
+        log=run.logger.log,
+        log_table=run.logger.table,
+        warn=lambda text: console.print(text, style="yellow"),
+    )
 
-    if run.process_group.rank:
-        return StageResult(trained.best_reward, trained.best_iteration, "")
-    run.folder.update_state(tokens=count_sampled_tokens(run.path / "metrics.jsonl", settings.batch_size))
-    after = evaluate_policy_on_test(run, game)
-    run.tracker.log(after.metrics("after"), trained.iterations)
+    if not is_main:
+        return StageResult(result.best_reward, result.best_iteration)
+    run.directory.update_state(tokens=count_sampled_tokens(run.path / "metrics.jsonl", config.batch_size))
+    after = evaluate_policy_on_test(run, trainer)
+    run.logger.log(after.metrics("after"), result.iterations)
     save_policy(run, model, tokenizer)
-    curves = online_curves(run.path / "metrics.jsonl", trained.best_iteration, run.path / "curves.png")
+    curves = online_curves(run.path / "metrics.jsonl", result.best_iteration, run.path / "curves.png")
     reporting.report_before_after(run, before, after, [curves] if curves else [])
-    return StageResult(trained.best_reward, trained.best_iteration, after.headline(before))
+    return StageResult(result.best_reward, result.best_iteration, after.headline(before))
 
 
-def count_sampled_tokens(metrics_file: Path, replies: int) -> int:
-    """Tokens of all the replies that were learned from, ``replies`` of them an iteration."""
-    records = map(json.loads, metrics_file.read_text().splitlines())
-    return round(sum(r.get("objective/length", 0.0) for r in records) * replies)
+def make_trainer(run: RunContext) -> PPOTrainer:
+    """Policy, rewards and sampling as the config has them."""
+    config: OnlineRLConfig = OmegaConf.to_object(run.cfg.method)  # type: ignore[assignment]
+    check_batch_divides(config, run.process_group)
+    tokenizer = configured_tokenizer(run.cfg)
+    model = prepare_model(run.cfg, starting_policy(run), run.device)
+    policy = Policy(model, getattr(config, "critic", "none"), run.device.precision == "bf16")
+    return PPOTrainer(
+        policy=policy,
+        tokenizer=tokenizer,
+        stop_token_ids=loading.stop_token_ids(model, tokenizer),
+        rewards=build_components(run.cfg.method.rewards, load_reward_func(run)),
+        config=config,
+        seed=run.cfg.seed,
+        process_group=run.process_group,
+        vllm=vllm_backend(config, model, tokenizer),
+    )
 
 
-def vllm_backend(s: OnlineRLConfig, model: Any, tokenizer: Any) -> VLLMBackend | None:
-    """What samples in the policy's place, made once for the run and by all its processes together."""
-    longest = s.max_prompt_length + s.response_length
-    return VLLMBackend(model, tokenizer, longest) if s.generation_backend == "vllm" else None
+def vllm_backend(config: OnlineRLConfig, model: Any, tokenizer: Any) -> VLLMBackend | None:
+    """vLLM where the config asks for it, created by all processes together."""
+    max_length = config.max_prompt_length + config.response_length
+    return VLLMBackend(model, tokenizer, max_length) if config.generation_backend == "vllm" else None
 
 
-def method_config(cfg: DictConfig) -> OnlineRLConfig:
-    """The method's options as the dataclass that explains them."""
-    return OmegaConf.to_object(cfg.method)  # type: ignore[return-value]
-
-
-def load_reward_func(run: RunContext) -> Any:
-    """The trained reward model with its own tokenizer, or None. One that failed its sanity suite is refused."""
-    source = run.inputs.get("reward")
-    if source is None:
+def load_reward_func(run: RunContext) -> RewardFunc | None:
+    """The reward model of the run, with its own tokenizer, or None. One that failed its sanity check is refused."""
+    artifact = run.inputs.get("reward")
+    if artifact is None:
         return None
-    check_reward_sanity(source, run.cfg.method.min_sanity_accuracy)
-    made_by = source.config
-    revision = made_by.model.revision if made_by else None
-    network = reward_models.load_reward_model(source.model, revision).to(run.device.kind)
-    tokenizer = loading.load_tokenizer(str(source.model), chats=False)
-    # A regression's raw scores are standardised already; those learned from pairs become so by their units.
+    check_reward_sanity(artifact, run.cfg.method.min_sanity_accuracy)
+    made_by = artifact.config
+    network = load_reward_model(artifact.model_dir, made_by.model.revision if made_by else None).to(run.device.kind)
+    tokenizer = loading.load_tokenizer(str(artifact.model_dir), require_template=False)
+    # The outputs of a regression are standardized already; those learned from pairs become so by their normalizer.
     pairwise = made_by is not None and made_by.method.loss == "pairwise"
-    units = ScoreNormalizer.load(source.model) if pairwise else ScoreNormalizer()
-    return reward.make_reward_func(network, tokenizer, made_by.method.max_length if made_by else 512, units)
+    normalizer = ScoreNormalizer.load(artifact.model_dir) if pairwise else ScoreNormalizer()
+    return make_reward_func(network, tokenizer, made_by.method.max_length if made_by else 512, normalizer)
 
 
-def check_reward_sanity(source: RunArtifact, floor: float) -> None:
-    file = source.model / "sanity.json"
-    passed = OmegaConf.load(file).passed.value if file.exists() else 0.0
-    if passed < floor:
-        known = f"sees through {passed:.1%} of spoilt replies" if file.exists() else "has no sanity.json"
+def check_reward_sanity(artifact: RunArtifact, minimum: float) -> None:
+    """Refuse a reward model that prefers too many corrupted replies. Raises MannersError."""
+    file = artifact.model_dir / "sanity.json"
+    accuracy = OmegaConf.load(file).passed.value if file.exists() else 0.0
+    if accuracy < minimum:
+        result = f"has a sanity accuracy of {accuracy:.1%}" if file.exists() else "has no sanity.json"
         raise MannersError(
-            f"the reward model {source.run} {known}, and method.min_sanity_accuracy={floor}: PPO would exploit it. Train it "
-            "on spoilt replies (method.corruption_ratio=0.2), or take it as it is: "
-            f"method.min_sanity_accuracy={math.floor(100 * passed) / 100:.2f}"
+            f"the reward model {artifact.name} {result}, and method.min_sanity_accuracy={minimum}: PPO would exploit "
+            "it. Train it on corrupted replies (method.corruption_ratio=0.2), or accept it: "
+            f"method.min_sanity_accuracy={math.floor(100 * accuracy) / 100:.2f}"
         )
 
 
-def evaluate_policy_on_test(run: RunContext, game: PPOTrainer) -> EvalResult:
-    """The policy on the test rows: manner and loss as for SFT, and what reward, reference and base make of it."""
-    cfg, s, model = run.cfg, game.settings, game.actor.model
-    held_out = run.splits.test or run.splits.validation
-    examples = tokenize(held_out, game.tokenizer, cfg.dataset.loss_roles, s.max_prompt_length + s.response_length)
-    fixed, asked = eval_prompts(cfg.dataset), build_prompts(cfg, held_out)
-    measured = evaluate(model, game.tokenizer, asked, fixed, examples, **reporting.evaluate_settings(cfg))
-    asked = asked[:KL_SAMPLE_PROMPTS]
-    draws = torch.rand(len(asked), s.response_length, generator=torch.Generator().manual_seed(cfg.seed))
-    sampled, greedy = game.roll(asked, draws), game.roll(asked, None)
-    kl = (kl_estimate(sampled.logprobs, sampled.ref_logprobs, "k1") * sampled.mask).sum(1)
-    scores, _ = trainer.score_replies(greedy, game.parts, s)
-    nats, tokens = reference_nll(load_base(cfg, run.device).to(run.device.kind), greedy.prompt_ids, greedy.reply_ids)
-    distinct = diagnostics.distinct_2(greedy.texts)
-    ones = np.ones(len(asked))
-    more = {
+def count_sampled_tokens(metrics_file: Path, batch_size: int) -> int:
+    """Tokens of all the replies of a run, ``batch_size`` of them an iteration."""
+    records = map(json.loads, metrics_file.read_text().splitlines())
+    return round(sum(r.get("objective/length", 0.0) for r in records) * batch_size)
+
+
+def evaluate_policy_on_test(run: RunContext, trainer: PPOTrainer) -> EvalResult:
+    """The policy on the test rows: what SFT measures, and reward, KL, length and diversity of its replies."""
+    cfg, config, model = run.cfg, trainer.config, trainer.policy.model
+    max_length = config.max_prompt_length + config.response_length
+    examples = tokenize(run.test_rows, trainer.tokenizer, cfg.dataset.loss_roles, max_length)
+    prompts, fixed = build_prompts(cfg, run.test_rows), eval_prompts(cfg.dataset)
+    result = evaluate(model, trainer.tokenizer, prompts, fixed, examples, **reporting.evaluate_settings(cfg))
+
+    prompts = prompts[:KL_SAMPLE_PROMPTS]
+    generator = torch.Generator().manual_seed(cfg.seed)
+    sampled = trainer.sample(prompts, torch.rand(len(prompts), config.response_length, generator=generator))
+    greedy = trainer.sample(prompts, None)
+    kl = (kl_estimate(sampled.logprobs, sampled.ref_logprobs, "k1") * sampled.mask).sum(1)  # (B,)
+    scores, _ = score_replies(greedy, trainer.rewards, config)
+    base = load_base(cfg, run.device).to(run.device.kind)
+    nll, num_tokens = reference_nll(base, greedy.prompt_ids, greedy.reply_ids)
+    ones = np.ones(len(prompts))
+    extra = {
         REWARD_NAME: bootstrap_ratio(scores.double().numpy(), ones),
-        "KL to the start, nats a reply": bootstrap_ratio(kl.double().numpy(), ones),
-        "length, tokens a reply": bootstrap_ratio(tokens, ones),
-        "nats a token under the base": bootstrap_ratio(nats, tokens),
-        "distinct-2 of the replies": point_estimate(distinct),
+        "KL to the reference, nats per reply": bootstrap_ratio(kl.double().numpy(), ones),
+        "length, tokens per reply": bootstrap_ratio(num_tokens, ones),
+        "NLL under the base model, nats per token": bootstrap_ratio(nll, num_tokens),
+        "distinct-2 of the replies": point_estimate(diagnostics.distinct_2(greedy.texts)),
     }
-    return replace(measured, more=measured.more | more)
+    return replace(result, extra_metrics=result.extra_metrics | extra)

@@ -47,11 +47,11 @@ def train_reward_model(run: RunContext) -> StageResult:
     good_replies(*sanity_replies(run), cfg.seed)  # raises now where the sanity check could not be done later
     pairwise = m.loss == "pairwise"
     scores = [] if pairwise else [r.score for r in scored_replies(run.splits.train)]
-    normalizer = ScoreNormalizer() if pairwise else ScoreNormalizer.of(scores)
+    normalizer = ScoreNormalizer() if pairwise else ScoreNormalizer.from_scores(scores)
     share = supports_shared_prompts(network)
     examples = build_examples(run, run.splits.train, tokenizer, normalizer, share)
     eval_examples = build_examples(run, run.eval_rows, tokenizer, normalizer, share)
-    collate = partial(collate_groups, pad=tokenizer.pad_token_id, share=share)
+    collate = partial(collate_groups, pad=tokenizer.pad_token_id, share_prompt=share)
     result = fit_module(run, partial(RewardModule, network, m.loss, m.ranking_coef), examples, eval_examples, collate)
 
     if run.process_group.rank:
@@ -110,7 +110,7 @@ def score_std(run: RunContext, predict: Score) -> ScoreNormalizer:
     """Scores learned from pairs have no unit: this gives them mean 0 and standard deviation 1 on training replies."""
     sample = preference_pairs(run.splits.train)[:500]
     outputs = predict([(p.messages, reply) for p in sample for reply in (p.chosen, p.rejected)])
-    spread = ScoreNormalizer.of(outputs)
+    spread = ScoreNormalizer.from_scores(outputs)
     return ScoreNormalizer(-spread.mean / spread.scale, 1 / spread.scale)
 
 
@@ -132,7 +132,7 @@ def evaluate_reward_model(run: RunContext, score: Score) -> RewardEvaluation:
 
 
 def sanity_replies(run: RunContext) -> tuple[list[ScoredReply], list[ScoredReply]]:
-    """Test replies to corrupt, and training replies, whose words the corruptions borrow. Chosen replies count as good."""
+    """Test replies to corrupt, and training replies that lend their words. Of pairs, chosen replies count as good."""
 
     def replies(rows: list[Conversation]) -> list[ScoredReply]:
         if run.cfg.method.loss != "pairwise":

@@ -1,0 +1,59 @@
+"""The fields of a row beside its conversation: metadata, and the checked fields that reward models train on."""
+
+from typing import Any
+
+from manners.data.formats import Format
+from manners.data.formats.fields import InvalidRow, nested_field, number_field, text_field
+from manners.data.types import REWARD_FIELDS, Message
+
+CONVERSATION_FIELDS = {  # these hold the conversation; all other fields of a row are its metadata
+    *("messages", "conversations", "prompt", "completion", "reply", "response", "instruction", "input", "output"),
+    *("context", "text", "chosen", "Request"),
+}
+
+
+def row_metadata(row: dict, format: Format, messages: list[Message], score_field: str, paired: bool) -> dict[str, Any]:
+    """The fields of a row beside its conversation; ``REWARD_FIELDS`` only as ``reward_fields`` checked them."""
+    metadata = {name: value for name, value in row.items() if name not in CONVERSATION_FIELDS}
+    of_format = format.metadata(row) if format.metadata else {}
+    metadata |= of_format
+    rest = {name: value for name, value in metadata.items() if name not in REWARD_FIELDS}
+    return rest | reward_fields(metadata, messages, score_field, paired or "rejected" in of_format)
+
+
+def reward_fields(metadata: dict, messages: list[Message], score_field: str, paired: bool) -> dict[str, Any]:
+    """``score``, ``mismatched``, ``rejected`` and ``margin``, if given; raises InvalidRow for a value of another type.
+
+    In data that is not ``paired``, a field that only happens to be called 'rejected' or 'margin' may hold anything,
+    such as a moderator's flag, and is ignored.
+    """
+    fields: dict[str, Any] = {}
+    if metadata.get(score_field) is not None:
+        try:
+            fields["score"] = number_field(metadata, score_field)
+        except InvalidRow as error:
+            raise InvalidRow(f"{error} (if the field is not a score: dataset.score_field=none)") from None
+    if metadata.get("mismatched") is not None:
+        fields["mismatched"] = parse_mismatched(metadata["mismatched"])
+    if metadata.get("rejected") is not None and (paired or isinstance(metadata["rejected"], str)):
+        fields["rejected"] = text_field(metadata, "rejected")
+        if fields["rejected"] == messages[-1]["content"]:
+            raise InvalidRow("field 'rejected' is the same as the chosen reply")
+    if metadata.get("margin") is not None and (paired or "rejected" in fields):
+        fields["margin"] = number_field(metadata, "margin")
+    if fields and messages[-1]["role"] not in ("assistant", "text"):
+        raise InvalidRow(f"field '{next(iter(fields))}' needs a reply, but the conversation does not end with one")
+    return fields
+
+
+def parse_mismatched(value: Any) -> list[dict[str, Any]]:
+    """Replies that suit the prompt less, each with its score; raises InvalidRow for any other value."""
+    if not isinstance(value, list):
+        raise InvalidRow("field 'mismatched' must be a list of objects with 'content' and 'score'")
+    replies = []
+    for i, entry in enumerate(value):
+        if not isinstance(entry, dict):
+            raise InvalidRow(f"field 'mismatched[{i}]' must be an object with 'content' and 'score'")
+        with nested_field(f"mismatched[{i}]"):
+            replies.append(entry | {"content": text_field(entry, "content"), "score": number_field(entry, "score")})
+    return replies
