@@ -48,7 +48,7 @@ ONLINE = [
     "method.num_ppo_epochs=2",
     "method.num_mini_batches=2",
     "method.response_length=6",
-    "method.num_num_eval_prompts=4",
+    "method.num_eval_prompts=4",
     "method.min_sanity_accuracy=0",  # such a reward model sees through nothing
 ]
 
@@ -137,7 +137,7 @@ def put_store(overrides: Sequence[str]) -> None:
     said = dict(o.split("=", 1) for o in overrides if "=" in o)
     if "output_dir" in said and not said.keys() & {"tracking.uri", "plan", "preview"}:
         with suppress(OSError):  # of which the command itself is to tell
-            stores.put(Path(said["output_dir"]) / "mlflow.db")
+            stores.copy_empty_store(Path(said["output_dir"]) / "mlflow.db")
 
 
 def train(*overrides: str, **how) -> str:

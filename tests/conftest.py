@@ -24,13 +24,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def stores_are_copied(tmp_path_factory):
-    """See ``tests/stores.py``; those that are about a fresh store put ``made_absolute`` back."""
+    """See ``tests/stores.py``."""
     from manners.tracking import store
     from tests import stores
 
     base = tmp_path_factory.getbasetemp()
-    os.environ[stores.PLACE] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "empty.db")
-    store.absolute_uri = stores.absolute
+    os.environ[stores.TEMPLATE] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "empty.db")
+    store.absolute_uri = stores.absolute_uri
 
 
 @pytest.fixture(scope="session")

@@ -1,39 +1,39 @@
-"""A fresh MLflow store takes some seconds to make: the tests copy one that is made once for them all."""
+"""Creating an MLflow store takes some seconds: the tests copy an empty one that is created once for them all."""
 
-import fcntl
 import os
 import shutil
 from pathlib import Path
 
+from filelock import FileLock
+
 from manners.tracking import store
 
-PLACE = "MANNERS_TEST_STORE"  # set for the session, and for the workers and commands that it starts
+TEMPLATE = "MANNERS_TEST_STORE"  # environment variable of the session, its workers and the commands that they start
 
 
-def put(file: Path) -> None:
-    """An empty store at ``file``, unless there is one. Outside a session of pytest, MLflow makes its own."""
-    place = os.environ.get(PLACE)
-    if file.exists() or not place:
+def copy_empty_store(file: Path) -> None:
+    """An empty store at ``file``, unless there is one. Outside a session of pytest, MLflow creates its own."""
+    template = os.environ.get(TEMPLATE)
+    if file.exists() or not template:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    with Path(f"{place}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not Path(place).exists():
+    with FileLock(f"{template}.lock"):
+        if not Path(template).exists():
             import mlflow
 
-            mlflow.MlflowClient(f"sqlite:///{place}.part").search_experiments()
-            os.replace(f"{place}.part", place)
+            mlflow.MlflowClient(f"sqlite:///{template}.part").search_experiments()
+            os.replace(f"{template}.part", template)
     part = file.with_name(f"{file.name}.{os.getpid()}")
-    shutil.copyfile(place, part)
+    shutil.copyfile(template, part)
     os.replace(part, file)
 
 
-def absolute(uri: str) -> str:
-    """As manners.tracking.store has it, with the store put there."""
-    found = made_absolute(uri)
-    if found.startswith("sqlite:///"):
-        put(Path(found.removeprefix("sqlite:///")))
-    return found
+def absolute_uri(uri: str) -> str:
+    """``manners.tracking.store.absolute_uri``, with an empty store copied to where there is none."""
+    absolute = original_absolute_uri(uri)
+    if absolute.startswith("sqlite:///"):
+        copy_empty_store(Path(absolute.removeprefix("sqlite:///")))
+    return absolute
 
 
-made_absolute = store.absolute_uri
+original_absolute_uri = store.absolute_uri

@@ -1,4 +1,4 @@
-"""Hands ``python train.py -m`` to ``manners.sweep``. Hydra takes sweepers from this namespace only."""
+"""Hands ``python train.py -m`` to ``manners.sweep``. Hydra looks for sweepers in this namespace only."""
 
 from typing import Any
 
@@ -10,8 +10,10 @@ from omegaconf import DictConfig
 
 
 class MannersSweeper(Sweeper):
+    """Hydra's interface: it calls ``setup`` and then ``sweep`` with the overrides of the command line."""
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.settings = config
+        self.config = config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -19,7 +21,7 @@ class MannersSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         from manners.sweep.run import run_sweep
 
-        return run_sweep(self.settings, arguments, self.launcher)
+        return run_sweep(self.config, arguments, self.launcher)
 
 
 NODE = {"_target_": f"{__name__}.{MannersSweeper.__name__}"}

@@ -1,17 +1,16 @@
 """A mistake on the command line or in a recipe ends with one sentence that names it, before torch is imported."""
 
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import fields
 
 import pytest
 import yaml
-from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
 
-from manners.cli.main import main, validate_command_line
-from manners.config import compose as compose_module
+from manners.cli.main import check_command_line, main
+from manners.config.compose import RunSpec, plan_run, register
 from manners.config.schema import (
     AdapterConfig,
     DatasetConfig,
@@ -21,17 +20,16 @@ from manners.config.schema import (
     SFTConfig,
     TrackingConfig,
     TrainConfig,
-    register_schemas,
 )
 from manners.errors import MannersError
 from manners.runtime import paths
-from tests.configs import compose
+from tests import commands
 
 
-def train(*args):
-    """train.py in a process of its own, with a terminal wide enough that no table wraps."""
+def python(*args):
+    """A Python process in the repository, with a terminal wide enough that no table wraps."""
     return subprocess.run(
-        [sys.executable, "train.py", *args],
+        [sys.executable, *args],
         cwd=paths.ROOT,
         env=os.environ | {"COLUMNS": "400"},
         capture_output=True,
@@ -40,40 +38,45 @@ def train(*args):
     )
 
 
-def refusal(*overrides, multirun=False):
-    """What train.py says to ``overrides``, found out in this process."""
-    register_schemas()
-    Plugins.instance().register(compose_module.UserConfigDir)
-    with pytest.raises(MannersError) as caught:
-        validate_command_line("train", list(overrides), multirun)
+def train(*args):
+    return python("train.py", *args)
+
+
+def error_of(*overrides, script="train", multirun=False, config_dir=None):
+    """The error that the command line ends with, in this process."""
+    register(config_dir)
+    try:
+        with pytest.raises(MannersError) as caught:
+            check_command_line(script, list(overrides), multirun)
+    finally:
+        register()
     return str(caught.value)
 
 
 @pytest.fixture
-def recipe(tmp_path, monkeypatch):
-    """Writes a recipe into a copy of experiments/ that stands in for the real one."""
-    shutil.copytree(paths.EXPERIMENTS, tmp_path / "experiments")
-    monkeypatch.setattr(compose_module, "ROOT", tmp_path)
-    monkeypatch.setattr(compose_module, "EXPERIMENTS", tmp_path / "experiments")
+def recipe(tmp_path):
+    """Writes a recipe of the user's own: the error of a command that uses it by --config-dir, and its file."""
 
-    def write(name, text, encoding="utf-8"):
-        path = tmp_path / "experiments" / "study" / f"{name}.yaml"
+    def write(text, *overrides, encoding="utf-8"):
+        path = tmp_path / "experiment" / "mine.yaml"
+        path.parent.mkdir(exist_ok=True)
         path.write_text(f"# @package _global_\n{text}\n", encoding=encoding)
-        return f"study={name}"
+        return error_of("experiment=mine", *overrides, config_dir=str(tmp_path)), path
 
     return write
 
 
-def test_a_mistyped_key_ends_the_program_with_one_line():
+def test_mistyped_key_ends_the_program_with_one_line():
     done = train("method.learning_rte=1e-4")
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr == (
-        "error: method.learning_rte: there is no option 'method.learning_rte'. Did you mean 'method.learning_rate'?\n"
+        "error: method.learning_rte=1e-4: there is no option 'method.learning_rte'. "
+        "Did you mean 'method.learning_rate'?\n"
     )
 
 
-def test_mistakes_and_help_are_answered_without_importing_anything_heavy():
+def test_mistakes_and_help_import_nothing_heavy():
     code = """
 import runpy, sys
 for args in (["method.learning_rte=1"], ["dataset.view=x"], ["--help"], ["--cfg", "job"]):
@@ -84,12 +87,55 @@ for args in (["method.learning_rte=1"], ["dataset.view=x"], ["--help"], ["--cfg"
         pass
     print("LOADED", sorted({"torch", "transformers", "mlflow", "lightning", "numpy"} & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True, timeout=120)
-    answers = [line for line in done.stdout.splitlines() if line.startswith("LOADED")]
-    assert answers == ["LOADED []"] * 4, done.stderr
+    done = python("-c", code)
+    assert [line for line in done.stdout.splitlines() if line.startswith("LOADED")] == ["LOADED []"] * 4, done.stderr
 
 
-def test_help_tells_every_option_with_its_meaning_and_every_choice_of_every_group():
+def test_ppo_command_composes_at_most_three_configs():
+    """One for PPO, and one for each run that it starts from. Hydra's own entry point would be counted too."""
+    code = """
+import runpy, sys
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+count, load = 0, ConfigLoaderImpl.load_configuration
+
+def counted(*args, **kwargs):
+    global count
+    count += 1
+    return load(*args, **kwargs)
+
+ConfigLoaderImpl.load_configuration = counted
+sys.argv = ["train.py", "method=ppo", "plan=true"]
+try:
+    runpy.run_path("train.py", run_name="__main__")
+except SystemExit as end:
+    print("EXIT", end.code)
+print("COMPOSED", count)
+"""
+    done = python("-c", code)
+    assert "EXIT 0" in done.stdout, done.stderr
+    assert 1 <= int(done.stdout.split("COMPOSED ")[1]) <= 3
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], ["debug=quick", "seed=7"], ["method=ppo", "debug=quick"], ["experiment=human_user_tiny"]]
+)
+def test_cfg_job_prints_the_config_that_runs(overrides):
+    done = train("--cfg", "job", *overrides)
+    assert done.returncode == 0, done.stderr
+    register()
+    assert yaml.safe_load(done.stdout) == OmegaConf.to_container(plan_run(overrides).cfg)
+
+
+def test_cfg_job_is_the_config_that_the_run_stores(tmp_path):
+    command = [*commands.strictbot(tmp_path), *commands.SMALL, "debug=quick", "method.max_steps=1"]
+    command.append(f"output_dir={tmp_path / 'out'}")
+    commands.train(*command)
+    stored = (commands.only(tmp_path / "out", "*") / "config.yaml").read_text()
+    assert yaml.safe_load(train("--cfg", "job", "--resolve", *command).stdout) == yaml.safe_load(stored)
+
+
+def test_help_shows_every_option_and_every_choice():
     done = train("--help")
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
@@ -104,62 +150,64 @@ def test_help_tells_every_option_with_its_meaning_and_every_choice_of_every_grou
         "tracking.": TrackingConfig,
     }
     options = [(f"{group}{f.name}", f) for group, schema in schemas.items() for f in fields(schema) if f.metadata]
-    assert len(options) > 50
     for key, field in options:
         assert field.metadata["help"] in lines[key]
         assert all(choice in lines[key] for choice in field.metadata["choices"])
-    for file in [*paths.CONF.glob("*/*.yaml"), *paths.EXPERIMENTS.glob("study/*.yaml")]:
+    for file in paths.CONF.glob("*/*.yaml"):
         comments = [c for c in file.read_text().splitlines() if c.startswith("#") and "@package" not in c]
         assert f" {file.stem} " in done.stdout
         assert comments[0].removeprefix("# ") in done.stdout
 
 
-def test_help_explains_the_config_that_the_rest_of_the_line_makes():
-    done = train("--help", "study=polite_helper", "seed=77")
+def test_help_shows_the_values_of_the_command_line():
+    done = train("--help", "experiment=polite_helper", "seed=77")
     rows = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines() if len(line.split()) > 1}
     assert rows["seed"] == "77"
     assert rows["model.chat_template"] == "marked"
 
 
-def test_cfg_job_prints_the_whole_config_and_runs_nothing():
-    done = train("--cfg", "job", "method.learning_rate=0.5")
+def test_info_shows_conf_and_the_config_dir(tmp_path):
+    done = train("--info", "--config-dir", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    printed = yaml.safe_load(done.stdout)
-    assert printed["method"]["learning_rate"] == 0.5
-    assert set(printed) == {f.name for f in fields(TrainConfig)}
-    assert set(printed["method"]) == {f.name for f in fields(SFTConfig)}
+    assert paths.CONF.as_uri() in done.stdout
+    assert tmp_path.as_uri() in done.stdout
 
 
-def test_info_shows_where_configs_are_looked_for():
-    done = train("--info")
+def test_config_dir_brings_own_recipes(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 77\n")
+    done = train("--config-dir", str(tmp_path), "experiment=mine", "--cfg", "job")
     assert done.returncode == 0, done.stderr
-    assert (paths.ROOT / "conf").as_uri() in done.stdout
-    assert (paths.ROOT / "experiments").as_uri() in done.stdout
+    assert yaml.safe_load(done.stdout)["seed"] == 77
 
 
 @pytest.mark.parametrize(
-    "args, says",
+    "args, message",
     [
         (["seed=1,2"], "seed=1,2 lists several values: add -m"),
-        (["-m", "study=glob(zzz*)"], "study=glob(zzz*) matches nothing"),
+        (["-m", "experiment=glob(zzz*)"], "experiment=glob(zzz*) matches nothing"),
     ],
 )
-def test_a_sweep_that_cannot_be_meant_is_refused(args, says):
+def test_impossible_sweep_is_refused(args, message):
     done = train(*args)
     assert done.returncode == 1
-    assert says in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
-    "override, says",
+    "override, message",
     [
-        ("sed=3", "sed: there is no option 'sed'. Did you mean 'seed'?"),
+        ("sed=3", "sed=3: there is no option 'sed'. Did you mean 'seed'?"),
+        ("experimnt=strictbot", "there is no option 'experimnt'. Did you mean 'experiment'?"),
         ("traking.uri=x", "there is no option 'traking'. Did you mean 'tracking'?"),
         ("adapter.R=4", "there is no option 'adapter.R'"),
         ("+method.foo=1", "+method.foo=1: there is no option 'method.foo'"),
         ("++method.learning_rat=1", "++method.learning_rat=1: there is no option 'method.learning_rat'. Did you mean"),
         ("+foo.bar=1", "+foo.bar=1: there is no option 'foo'"),
+        ("study=strictbot", "study=strictbot: there is no option 'study'. Did you mean 'experiment'?"),
+        ("quick=true", "quick=true: there is no option 'quick'. Did you mean 'debug=quick'?"),
+        ("dataset.train_on=all", "there is no option 'dataset.train_on'. Did you mean 'dataset.loss_roles'?"),
         ("method.learning_rate=fast", "method.learning_rate=fast: Value 'fast'"),
         ("method.max_length=1e3", "method.max_length=1e3: Value '1000.0' of type 'float' could not be converted"),
         ("preview=perhaps", "preview=perhaps: Value 'perhaps' is not a valid bool"),
@@ -168,81 +216,87 @@ def test_a_sweep_that_cannot_be_meant_is_refused(args, says):
         ("adapter.kind=lor", "adapter.kind=lor is not a choice. Did you mean 'lora'?"),
         ("dataset.on_invalid_row=ignore", "dataset.on_invalid_row=ignore is not a choice. Known: raise, skip."),
         ("model=tinny", "model=tinny: no 'tinny' in model. Did you mean 'tiny'?"),
-        ("study=strictbt", "study=strictbt: no 'strictbt' in study. Did you mean 'strictbot'?"),
-        ("study=null", "Config group override must be a string"),
+        ("experiment=strictbt", "experiment=strictbt: no 'strictbt' in experiment. Did you mean 'strictbot'?"),
+        ("debug=quik", "debug=quik: no 'quik' in debug. Did you mean 'quick'?"),
         ("seed=${nope}", "seed=${nope}: Interpolation key 'nope' not found"),
         ("dataset=jsonl", "dataset.path has no value, and there is no default: set dataset.path=VALUE."),
         ("nonsense", "'nonsense' cannot be read as KEY=VALUE"),
     ],
 )
-def test_a_wrong_override_is_named_with_what_to_type_instead(override, says):
-    assert says in refusal(override)
+def test_wrong_override_is_named_with_a_remedy(override, message):
+    assert message in error_of(override)
 
 
 @pytest.mark.parametrize(
-    "text, says",
+    "text, message",
     [
         ("method: {learning_rte: 1}", "there is no option 'method.learning_rte'. Did you mean 'method.learning_rate'?"),
+        ("dataset: {score_above: 1}", "option 'dataset.score_above'. Did you mean 'dataset.min_score_quantile'?"),
         ("sed: 3", "there is no option 'sed'. Did you mean 'seed'?"),
         ("method: {learning_rate: fast}", "method.learning_rate: Value 'fast' of type 'str' could not be converted"),
         ("defaults: [{override /model: tinny}]", "no 'tinny' in model. Did you mean 'tiny'?"),
         ("seed: ${nope}", "seed: Interpolation key 'nope' not found"),
         ("method: [1\n  - : {", "not valid yaml"),
         ("seed: 1\nseed: 2", "found duplicate key seed"),
+        ("- seed", "Cannot merge DictConfig with ListConfig"),
+        ("method: 3", "int is not"),
+        ("method: {max_length: 4}", "method.max_length=4 must be at least 8"),
     ],
 )
-def test_a_mistake_in_a_recipe_is_named_with_its_file(recipe, text, says):
-    said = refusal(recipe("mine", text))
-    assert says in said
-    assert "experiments/study/mine.yaml" in said
+def test_mistake_in_a_recipe_is_named_with_its_file(recipe, text, message):
+    error, path = recipe(text)
+    assert message in error
+    assert str(path) in error
 
 
-@pytest.mark.parametrize(
-    "text, says", [("- seed", "Cannot merge DictConfig with ListConfig"), ("method: 3", "int is not")]
-)
-def test_a_recipe_of_the_wrong_shape_says_what_is_wrong_with_it(recipe, text, says):
-    said = refusal(recipe("mine", text))
-    assert "study/mine" in said
-    assert says in said
+def test_recipe_that_is_not_utf8_is_named(recipe):
+    error, path = recipe("experiment_name: café", encoding="latin-1")
+    assert error.startswith(f"{path}: the file is not UTF-8 text")
 
 
-def test_a_recipe_that_is_not_utf8_is_named(recipe):
-    said = refusal(recipe("mine", "experiment_name: café", encoding="latin-1"))
-    assert said.startswith("experiments/study/mine.yaml: the file is not UTF-8 text")
+def test_override_is_named_for_its_own_typo_not_the_recipe(recipe):
+    assert recipe("seed: 3", "+method.foo=1")[0].startswith("+method.foo=1:")
 
 
-def test_an_override_is_blamed_for_its_own_typo_not_the_recipe(recipe):
-    assert refusal(recipe("good", "seed: 3"), "+method.foo=1").startswith("+method.foo=1:")
+def test_error_in_a_dependency_names_its_command():
+    error = error_of("method=ppo", "policy_run_overrides=['method.packng=true']")
+    assert error.startswith("the policy run (method=sft method.packng=true): ")
+    assert "Did you mean 'method.packing'?" in error
 
 
-def test_every_value_of_a_sweep_is_checked_before_the_first_job_starts():
-    assert "adapter.r=0 must be at least 1" in refusal("adapter.r=4,8,0", "seed=1,2", multirun=True)
+def test_each_value_of_a_sweep_is_validated_first():
+    assert "adapter.r=0 must be at least 1" in error_of("adapter.r=4,8,0", "seed=1,2", multirun=True)
 
 
-def test_a_good_sweep_passes():
-    register_schemas()
-    Plugins.instance().register(compose_module.UserConfigDir)
-    assert validate_command_line("train", ["study=glob(*bot)", "seed=1,2"], multirun=True) is None
+def test_valid_sweep_passes():
+    register()
+    assert check_command_line("train", ["experiment=glob(strictbot*)", "seed=1,2"], multirun=True) is None
 
 
-def test_quick_shortens_a_run_and_leaves_what_the_command_says_itself():
-    cfg = compose("study=chatbot", "debug=quick", "method.max_steps=7")
-    assert (cfg.dataset.max_rows, cfg.method.max_steps, cfg.evaluation.test_prompts) == (100, 7, 40)
-    assert compose("study=chatbot").dataset.max_rows == 5000
-    online = compose("method=ppo", "debug=quick").method
-    assert online.total_episodes // online.batch_size * online.num_ppo_epochs * online.num_mini_batches == 20
+@pytest.mark.parametrize("script", ["chat", "evaluate"])
+def test_saved_model_scripts_have_specs_without_dependencies(script):
+    register()
+    spec = check_command_line(script, ["seed=3"], multirun=False)
+    assert (spec.cfg.seed, spec.overrides, spec.dependencies) == (3, ["seed=3"], [])
+    assert "Did you mean 'reward_from'?" in error_of("reward=none", script=script)
 
 
-def test_a_recipe_has_settings_for_each_of_its_stages_and_for_the_tiny_model():
-    sft, ppo = (compose("study=polite_gpt2", "dataset=requests", f"method={m}") for m in ("sft", "ppo"))
-    assert (sft.dataset.min_score_quantile, ppo.dataset.min_score_quantile) == (0.75, None)
-    assert (sft.method.learning_rate, ppo.method.learning_rate) == (2e-4, 1e-4)
-    tiny = compose("study=polite_gpt2", "dataset=requests", "model=tiny")
-    assert (tiny.method.learning_rate, list(tiny.reward_run_overrides)) == (1e-3, ["adapter=none"])
-    assert list(ppo.reward_run_overrides) == ["model=bert", "adapter=none"]
+def test_main_hands_the_run_spec_to_the_task(monkeypatch):
+    specs = []
+    monkeypatch.setattr(sys, "argv", ["train.py", "method=ppo", "seed=5"])
+    monkeypatch.setattr("manners.cli.main.signals.handle_sigterm", lambda: None)
+    with pytest.raises(SystemExit) as end:
+        main("train", specs.append)
+    assert end.value.code == 0
+    (spec,) = specs
+    assert isinstance(spec, RunSpec) and spec.overrides == ["method=ppo", "seed=5"]
+    assert [(d.role, d.cfg.method.name, d.cfg.seed) for d in spec.dependencies] == [
+        ("policy", "sft", 5),
+        ("reward", "reward", 5),
+    ]
 
 
-def test_on_a_mac_what_its_gpu_lacks_falls_back_unless_the_user_says_otherwise(monkeypatch):
+def test_mac_falls_back_to_the_cpu_unless_the_user_decides(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
     for given, expected in ((None, "1"), ("0", "0")):

@@ -1,16 +1,19 @@
-"""Combinations that cannot work are refused with the override that mends them; what ships in conf/ is not refused."""
+"""Combinations that cannot work are refused with the override that corrects them; what ships in conf/ is accepted."""
 
 import json
+import math
+from dataclasses import is_dataclass
 
 import pytest
+from omegaconf import OmegaConf
 
-from manners.config import validate
+from manners.config import schema, validate
 from manners.errors import MannersError
 from manners.runtime import paths
 from tests.configs import changed, compose
 
 
-def refusal(cfg):
+def error_of(cfg):
     with pytest.raises(MannersError) as caught:
         validate.validate_config(cfg)
     return str(caught.value)
@@ -25,7 +28,7 @@ def is_encoder(model):
 
 
 @pytest.mark.parametrize(
-    "values, says",
+    "values, message",
     [
         (["adapter.kind=none", "adapter.quantization=nf4"], "use adapter=qlora, or adapter.quantization=none"),
         (["adapter.kind=lora", "adapter.quantization=nf4"], "is QLoRA: use adapter=qlora"),
@@ -39,80 +42,109 @@ def is_encoder(model):
         (["method.num_train_epochs=0"], "nothing to train"),
         (["evaluation.do_sample=true", "evaluation.temperature=0"], "evaluation.do_sample=false is greedy"),
         (["dataset.validation_share=0.5", "dataset.test_share=0.5"], "leave nothing to train on"),
+        (["dataset.keep_flagged=[delted]"], "Did you mean 'deleted'?"),
+        (["dataset.conversation_eos=<|end|>"], "dataset.loss_roles=user"),
+        (["hardware.microbatch_size=0"], "must be auto, or a number of at least 1"),
+        (["hardware.strategy=fsdp"], "set hardware.devices to 2 or more"),
+        (["policy_from=some-run"], "method=sft starts from the base model, not from a run"),
     ],
 )
-def test_a_combination_that_cannot_work_says_what_to_type_instead(values, says):
-    assert says in refusal(changed(*values))
+def test_impossible_combination_is_refused_with_a_remedy(values, message):
+    assert message in error_of(changed(*values))
 
 
 @pytest.mark.parametrize(
-    "choices, installed, says",
+    "values, message",
+    [
+        (["method.batch_size=10", "method.num_generations=4"], "must be a multiple of num_generations=4"),
+        (["method.num_mini_batches=100"], "method.num_mini_batches=100 is more than batch_size=64"),
+        (["hardware.microbatch_size=2"], "splits its batches by method.microbatch_tokens"),
+        (["hardware.devices=2"], "torchrun --nproc-per-node 2 train.py method=rloo"),
+        (["dataset.loss_roles=user"], "dataset.loss_roles=user is for SFT"),
+        (["reward_from=none"], "method.rewards.model names no function"),
+        (["method.rewards=null"], "names no component"),
+        (["method.rewards={model: 1.0}"], "method.rewards.model=1.0: a component of the reward is"),
+        (["adapter=qlora"], "or policy_from=none to start from the base itself"),
+    ],
+)
+def test_impossible_online_rl_run_is_refused(values, message):
+    assert message in error_of(compose("method=rloo", *values))
+
+
+def test_critic_adapter_needs_lora():
+    assert "needs a LoRA policy" in error_of(compose("method=ppo", "method.critic=adapter", "adapter=none"))
+
+
+@pytest.mark.parametrize(
+    "choices, installed, message",
     [
         ([], (), "outputs/vllm/bin/pip install --editable '.[vllm]'"),
-        ([], ("vllm",), "is not installed here"),  # without TRL it is no use
+        ([], ("vllm",), "is not installed here"),  # it is of no use without TRL
         (["hardware=cpu"], ("vllm", "trl"), "needs an NVIDIA GPU, and hardware.accelerator=cpu: hardware=cuda, or"),
         (["adapter=qlora", "policy_from=none"], ("vllm", "trl"), "adapter=lora, or method.generation_backend=auto"),
     ],
 )
-def test_vllm_is_refused_where_it_cannot_be(monkeypatch, choices, installed, says):
+def test_vllm_is_refused_where_it_cannot_run(monkeypatch, choices, installed, message):
     monkeypatch.setattr(validate, "find_spec", lambda name: name if name in installed else None)
     validate.validate_config(compose("method=ppo", *choices))
-    assert says in refusal(compose("method=ppo", "method.generation_backend=vllm", *choices))
+    assert message in error_of(compose("method=ppo", "method.generation_backend=vllm", *choices))
 
 
-def test_vllm_passes_where_it_is_installed_and_is_refused_once_torch_finds_no_gpu(monkeypatch):
+def test_installed_vllm_passes_until_torch_finds_no_gpu(monkeypatch):
     monkeypatch.setattr(validate, "find_spec", lambda name: name)
     cfg = compose("method=rloo", "method.generation_backend=vllm")
     validate.validate_config(cfg)
-    from manners.pipeline.run import check_device
+    from manners.pipeline.run import check_before_training
     from manners.runtime.device import Device
 
-    check_device(cfg, Device("cuda", "bf16"))
-    with pytest.raises(MannersError, match=r"there is none here: method\.generation=auto"):
-        check_device(cfg, Device("cpu", "32"))
+    check_before_training(cfg, Device("cuda", "bf16"))
+    with pytest.raises(MannersError, match=r"method\.generation_backend=auto"):
+        check_before_training(cfg, Device("cpu", "32"))
 
 
 @pytest.mark.parametrize("model", ["bert", "minilm"])
-def test_an_encoder_is_refused_where_replies_are_learned(model):
-    said = refusal(compose(f"model={model}"))
-    assert "is an encoder and cannot write replies" in said
-    assert "model=tiny" in said
+def test_encoder_is_refused_for_generating_methods(model):
+    error = error_of(compose(f"model={model}"))
+    assert "is an encoder and cannot write replies" in error
+    assert "model=tiny" in error
 
 
-def test_a_method_whose_rows_the_dataset_lacks_names_the_datasets_that_have_them():
+def test_missing_sample_type_names_the_datasets_that_have_it():
     cfg = compose("dataset=polite_helper")
     cfg.method.sample_type = "scored"
-    having = r"needs 'scored' rows.*that have them: requests, stanford_politeness, strictbot\.$"
-    with pytest.raises(MannersError, match=having):
+    message = r"needs 'scored' samples.*that have them: requests, stanford_politeness, strictbot\.$"
+    with pytest.raises(MannersError, match=message):
         validate.validate_config(cfg)
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
-        "method.learning_rate=-1e-4",
-        "method.learning_rate=nan",
-        "method.per_device_train_batch_size=0",
-        "method.gradient_accumulation_steps=0",
-        "method.max_length=4",
-        "method.warmup_steps=-1",
-        "method.weight_decay=-0.1",
-        "method.max_grad_norm=-1",
-        "method.eval_steps=0",
-        "method.early_stopping_patience=-1",
-        "adapter.r=0",
-        "adapter.lora_dropout=1",
-        "adapter.lora_dropout=nan",
-        "dataset.test_share=-0.1",
-        "dataset.validation_share=1.0",
-        "dataset.max_rows=0",
-        "evaluation.max_new_tokens=0",
-        "evaluation.prompts=-1",
-        "hardware.num_threads=0",
-    ],
-)
-def test_a_number_out_of_its_range_is_refused_by_its_key(override):
-    assert override.partition("=")[0] in refusal(changed(override))
+def values_out_of_range():
+    """For each limit of each option: a method whose config has the option, its key, and a value beyond the limit."""
+    for method in ("sft", "reward", "dpo", "ppo", "rloo"):
+        cfg = compose(f"method={method}")
+        groups = (
+            [name for name in cfg if is_dataclass(OmegaConf.get_type(cfg[name]))] if method == "sft" else ["method"]
+        )
+        for group in groups:
+            for name, field in schema.options(OmegaConf.get_type(cfg[group])).items():
+                for value in beyond_limits(field):
+                    yield method, f"{group}.{name}", value
+
+
+def beyond_limits(field):
+    limits = {name: value for name in ("ge", "gt", "le", "lt") if (value := field.metadata.get(name)) is not None}
+    is_float = "float" in str(field.type)
+    step = 1e-4 if is_float else 1
+    values = [limit + {"ge": -step, "gt": 0, "le": step, "lt": 0}[name] for name, limit in limits.items()]
+    return [*values, math.nan] if limits and is_float else values
+
+
+@pytest.mark.parametrize("method, key, value", values_out_of_range())
+def test_number_out_of_range_is_refused_by_its_key(method, key, value):
+    cfg = compose(f"method={method}")
+    OmegaConf.update(cfg, key, value)
+    with pytest.raises(MannersError, match=f"^{key}={OmegaConf.select(cfg, key)} must be ") as caught:
+        validate.validate_config(cfg)
+    assert caught.value.key == key
 
 
 @pytest.fixture
@@ -126,43 +158,44 @@ def batch(size, accumulate=1):
     return [f"method.per_device_train_batch_size={size}", f"method.gradient_accumulation_steps={accumulate}"]
 
 
-def test_a_batch_may_be_as_large_as_the_data_and_no_larger(twelve_rows):
+def test_batch_may_be_as_large_as_the_data_and_no_larger(twelve_rows):
     validate.validate_config(changed(twelve_rows, *batch(4, accumulate=3)))
-    said = refusal(changed(twelve_rows, *batch(13)))
-    assert "a batch of 13" in said
-    assert "mine.jsonl has 12 rows" in said
+    error = error_of(changed(twelve_rows, *batch(13)))
+    assert "a batch of 13" in error
+    assert "mine.jsonl has 12 rows" in error
 
 
-def test_rows_that_are_only_shown_fill_no_batch(twelve_rows):
+def test_preview_does_not_check_the_batch_size(twelve_rows):
     validate.validate_config(changed(twelve_rows, *batch(13), "preview=true"))
 
 
 @pytest.mark.parametrize("size, accumulate", [(13, 1), (5, 3), (1, 40)])
-def test_what_a_too_large_batch_is_told_to_try_works(twelve_rows, size, accumulate):
-    given = [twelve_rows, *batch(size, accumulate)]
-    advice = refusal(changed(*given)).partition("Try ")[2].removesuffix(".").split()
-    validate.validate_config(changed(*given, *advice))
+def test_advice_for_a_too_large_batch_works(twelve_rows, size, accumulate):
+    overrides = [twelve_rows, *batch(size, accumulate)]
+    advice = error_of(changed(*overrides)).partition("Try ")[2].removesuffix(".").split()
+    validate.validate_config(changed(*overrides, *advice))
 
 
 def test_max_rows_counts_as_the_size_of_the_data():
-    assert "has 4 rows" in refusal(changed("dataset.max_rows=4"))
+    assert "has 4 rows" in error_of(changed("dataset.max_rows=4"))
 
 
-def test_a_missing_file_is_refused_with_the_nearest_name(twelve_rows):
-    said = refusal(changed(twelve_rows.replace("mine", "mien")))
-    assert "there is no such file or folder. Did you mean 'mine.jsonl'?" in said
+def test_missing_file_is_refused_with_the_nearest_name(twelve_rows):
+    error = error_of(changed(twelve_rows.replace("mine", "mien")))
+    assert "Did you mean 'mine.jsonl'?" in error
 
 
-def test_the_default_config_passes():
+def test_default_config_passes():
     validate.validate_config(compose())
 
 
-@pytest.mark.parametrize("study", sorted(path.stem for path in paths.EXPERIMENTS.glob("study/*.yaml")))
-def test_every_recipe_passes(study):
-    corpus = ["dataset.path=package:requests/requests.jsonl"] if study == "polite_gpt2" else []  # else a file by hand
-    cfg = compose(f"study={study}", *corpus)
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_recipe_passes(experiment):
+    politeness = experiment.startswith("polite_gpt2") and "tiny" not in experiment
+    corpus = ["dataset.path=package:requests/requests.jsonl"] if politeness else []  # else a file of one's own
+    cfg = compose(f"experiment={experiment}", *corpus)
     validate.validate_config(cfg)
-    assert cfg.experiment_name == study
+    assert experiment.startswith(cfg.experiment_name)
 
 
 @pytest.mark.parametrize("model", [m for m in choices("model") if not is_encoder(m)])
@@ -186,23 +219,28 @@ def test_every_hardware_passes(hardware):
     validate.validate_config(compose(f"hardware={hardware}"))
 
 
+@pytest.mark.parametrize("sweep", choices("sweep"))
+def test_every_sweep_passes(sweep):
+    validate.validate_config(compose(f"sweep={sweep}"))
+
+
 @pytest.mark.parametrize(
-    "choices, says",
+    "choices, message",
     [
         (["method=ppo"], "with method=ppo leave it out"),
         (["hardware=mps"], "hardware=cpu, or leave it out"),
-        ([], "needs a C++ compiler, and no-such-compiler is not here"),
+        ([], "needs a C++ compiler, and no-such-compiler is not installed"),
     ],
 )
-def test_compiling_is_refused_where_it_cannot_be(monkeypatch, choices, says):
+def test_compile_is_refused_where_it_cannot_work(monkeypatch, choices, message):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert says in refusal(compose(*choices, "hardware.compile=true"))
+    assert message in error_of(compose(*choices, "hardware.compile=true"))
 
 
-def test_and_taken_where_there_is_a_compiler(monkeypatch, tmp_path):
+def test_compile_needs_a_compiler_and_pythons_headers(monkeypatch, tmp_path):
     (tmp_path / "c++").touch(mode=0o755)
     monkeypatch.setenv("CXX", str(tmp_path / "c++"))
     monkeypatch.setattr(validate.sysconfig, "get_path", lambda _: str(tmp_path))
-    assert "Python.h" in refusal(changed("hardware.compile=true"))
+    assert "Python.h" in error_of(changed("hardware.compile=true"))
     (tmp_path / "Python.h").touch()
     validate.validate_config(changed("hardware.compile=true"))

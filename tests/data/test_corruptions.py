@@ -67,8 +67,8 @@ def test_stuffed_consists_of_keywords():
 
 
 def test_repeated_has_the_reply_three_or_four_times():
-    found = {corrupt("repeated", seed=seed) for seed in SEEDS}
-    assert found == {" ".join([REPLY] * 3), " ".join([REPLY] * 4)}
+    replies = {corrupt("repeated", seed=seed) for seed in SEEDS}
+    assert replies == {" ".join([REPLY] * 3), " ".join([REPLY] * 4)}
 
 
 def test_overlong_appends_up_to_four_other_replies():
@@ -86,9 +86,9 @@ def test_overlong_appends_up_to_four_other_replies():
 
 def test_corrupted_replies_score_lowest_for_each_kind_and_row():
     rows = [ScoredReply(PROMPT, REPLY, 4.0, "b:1"), ScoredReply([], "A plain text of some words", 2.0, "b:2")]
-    found = corrupted_replies(rows, TRAIN_ROWS, "0")
-    assert [(kind, original) for kind, original, _ in found] == [(kind, row) for kind in CORRUPTIONS for row in rows]
-    for _, original, corrupted in found:
+    triples = corrupted_replies(rows, TRAIN_ROWS, "0")
+    assert [(kind, original) for kind, original, _ in triples] == [(kind, row) for kind in CORRUPTIONS for row in rows]
+    for _, original, corrupted in triples:
         assert corrupted.score == 0.0  # the lowest of TRAIN_ROWS
         assert (corrupted.messages, corrupted.source) == (original.messages, original.source)
         assert corrupted.reply != original.reply

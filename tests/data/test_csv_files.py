@@ -36,9 +36,9 @@ def test_csv_quoted_cells_keep_commas_quotes_and_newlines(tmp_path):
     assert [c.source for c in chats] == ["data.csv:2", "data.csv:7", "data.csv:8", "data.csv:10"]
 
 
-@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"], ids=["unix", "windows", "old mac"])
-def test_csv_line_ends_of_every_system_are_read(tmp_path, ends):
-    chats = read(table(tmp_path, ends.join(["text,score", "a,1", "b,2"]))).train
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"], ids=["unix", "windows", "old mac"])
+def test_csv_line_ends_of_every_system_are_read(tmp_path, line_end):
+    chats = read(table(tmp_path, line_end.join(["text,score", "a,1", "b,2"]))).train
     assert [(c.messages[0]["content"], c.metadata, c.source) for c in chats] == [
         ("a", {"score": 1.0}, "data.csv:2"),
         ("b", {"score": 2.0}, "data.csv:3"),
@@ -62,8 +62,8 @@ def test_csv_column_without_a_name_is_ignored(tmp_path):
 def test_csv_rows_may_have_pairs_and_splits(tmp_path):
     path = table(tmp_path, "prompt,chosen,rejected,margin,split\n2 + 2?,4.,5.,1.5,train\n2 + 2?,4.,6.,,dev\n")
     splits = read(path, sample_types=["preference"])
-    found = [(p.chosen, p.rejected, p.margin) for p in preference_pairs([*splits.train, *splits.validation])]
-    assert found == [("4.", "5.", 1.5), ("4.", "6.", 0.0)]
+    pairs = [(p.chosen, p.rejected, p.margin) for p in preference_pairs([*splits.train, *splits.validation])]
+    assert pairs == [("4.", "5.", 1.5), ("4.", "6.", 0.0)]
 
 
 def test_csv_numbers_in_other_columns_stay_text(tmp_path):
@@ -83,8 +83,8 @@ def test_csv_cell_of_a_megabyte_is_kept(tmp_path):
 
 def test_eval_prompts_may_be_a_csv_file(tmp_path):
     path = table(tmp_path, 'prompt\n"One, or two?"\n', name="eval.csv")
-    found = loading.eval_prompts(config("package:strictbot", eval_prompts_file=str(path)))
-    assert [p.messages for p in found] == [[user("One, or two?")]]
+    prompts = loading.eval_prompts(config("package:strictbot", eval_prompts_file=str(path)))
+    assert [p.messages for p in prompts] == [[user("One, or two?")]]
 
 
 BAD = {

@@ -192,8 +192,8 @@ def test_include_alternatives_adds_rows_except_in_the_test_split(tmp_path):
 
 def test_eval_prompts_are_read(tmp_path):
     path = write(tmp_path, {"prompt": "One?"}, {"prompt": "Two?"}, name="eval.jsonl")
-    found = loading.eval_prompts(config("package:strictbot", eval_prompts_file=str(path)))
-    assert [p.messages for p in found] == [[user("One?")], [user("Two?")]]
+    prompts = loading.eval_prompts(config("package:strictbot", eval_prompts_file=str(path)))
+    assert [p.messages for p in prompts] == [[user("One?")], [user("Two?")]]
     assert loading.eval_prompts(config("package:strictbot")) == []
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from manners.data.reward_examples import reward_examples
-from manners.data.tokenize import IGNORE_INDEX, continue_text, prompt_text, reply_follows, tokenize, with_reply
+from manners.data.tokenize import IGNORE_INDEX, prompt_text, text_before_reply, tokenize, with_reply
 from manners.data.types import Conversation, data_digest, prompts_of
 from manners.models.loading import load_tokenizer
 from tests.data.files import read, write
@@ -41,9 +41,8 @@ def test_prompts_of_plain_text_are_its_first_words():
     "continuation, text",
     [("tell me?", "Could you tell me?"), (", please?", "Could you, please?"), ("’d", "Could you’d")],
 )
-def test_continue_text_joins_to_one_text(continuation, text):
+def test_with_reply_joins_a_continuation_to_one_text(continuation, text):
     prefix = [{"role": "text", "content": "Could you"}]
-    assert continue_text("Could you", continuation) == text
     assert with_reply(prefix, continuation).messages == [{"role": "text", "content": text}]
 
 
@@ -74,7 +73,7 @@ def test_prompt_text_opens_a_user_turn_like_the_template(template, expected):
     assert prompt_text(turns, tokenizer, "user").endswith(expected)
     assert rendered.startswith(prompt_text(turns, tokenizer, "user"))
     after = tokenizer.apply_chat_template(chat(*TURNS).messages, tokenize=False).split("c")[-1]
-    assert reply_follows(tokenizer) and after.startswith(reply_follows(tokenizer))
+    assert text_before_reply(tokenizer) and after.startswith(text_before_reply(tokenizer))
 
 
 def test_prompt_text_of_plain_text_is_the_text(tokenizer):

@@ -46,15 +46,15 @@ def test_corpus_rows_go_to_their_splits(strictbot):
 def test_prompts_of_keep_the_last_reply_as_reference(strictbot):
     splits, raw = strictbot
     rows = all_rows(splits)
-    found = prompts_of(rows)
-    assert len(found) == len(rows) == len(raw)
-    for conversation, prompt in zip(rows, found, strict=True):
+    prompts = prompts_of(rows)
+    assert len(prompts) == len(rows) == len(raw)
+    for conversation, prompt in zip(rows, prompts, strict=True):
         row = raw[conversation.source]
         assert prompt.messages == row["messages"][:-1]
         assert prompt.messages[-1]["role"] == "user"
         assert prompt.reference == row["messages"][-1]["content"]
         assert prompt.metadata["category"] == row["category"]
-    assert max(len(p.messages) for p in found) >= 5  # conversations of several turns are among them
+    assert max(len(p.messages) for p in prompts) >= 5  # conversations of several turns are among them
 
 
 def test_scored_replies_include_each_mismatched_reply(strictbot):
@@ -65,9 +65,9 @@ def test_scored_replies_include_each_mismatched_reply(strictbot):
             replies = [(row["messages"][-1]["content"], row["score"])]
             replies += [(other["content"], other["score"]) for other in row["mismatched"]]
             expected += [(row["messages"][0]["content"], *reply) for reply in replies]
-    found = scored_replies(all_rows(splits))
-    assert sorted((s.messages[0]["content"], s.reply, s.score) for s in found) == sorted(expected)
-    assert all(s.messages == raw[s.source]["messages"][:-1] for s in found)
+    samples = scored_replies(all_rows(splits))
+    assert sorted((s.messages[0]["content"], s.reply, s.score) for s in samples) == sorted(expected)
+    assert all(s.messages == raw[s.source]["messages"][:-1] for s in samples)
 
 
 def test_corpus_reply_scores_above_its_mismatched_replies(strictbot):
@@ -90,8 +90,8 @@ def test_scored_replies_omit_rows_without_a_score():
 def test_scored_replies_have_all_earlier_turns_as_messages():
     turns = [{"role": ("user", "assistant")[i % 2], "content": word} for i, word in enumerate("abcd")]
     metadata = {"score": 1.0, "mismatched": [{"content": "x", "score": 0.2}]}
-    found = scored_replies([Conversation(turns, metadata=metadata)])
-    assert [(s.messages, s.reply, s.score) for s in found] == [(turns[:3], "d", 1.0), (turns[:3], "x", 0.2)]
+    samples = scored_replies([Conversation(turns, metadata=metadata)])
+    assert [(s.messages, s.reply, s.score) for s in samples] == [(turns[:3], "d", 1.0), (turns[:3], "x", 0.2)]
 
 
 def test_scored_reply_of_plain_text_has_no_messages():
@@ -102,9 +102,9 @@ def test_scored_reply_of_plain_text_has_no_messages():
 def test_preference_pairs_of_the_corpus_follow_the_scores(strictbot):
     splits, raw = strictbot
     rows = all_rows(splits)
-    found = preference_pairs(rows)
-    assert len(found) == len(scored_replies(rows)) - sum("score" in row for row in raw.values())
-    for pair in found:
+    pairs = preference_pairs(rows)
+    assert len(pairs) == len(scored_replies(rows)) - sum("score" in row for row in raw.values())
+    for pair in pairs:
         row = raw[pair.source]
         lower = {other["content"]: other["score"] for other in row["mismatched"]}
         assert [*pair.messages, {"role": "assistant", "content": pair.chosen}] == row["messages"]

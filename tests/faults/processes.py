@@ -13,7 +13,7 @@ FIT = [
 ]
 ONLINE = [
     *("method.total_episodes=32", "method.batch_size=4", "method.num_mini_batches=2", "method.num_ppo_epochs=1"),
-    *("method.max_prompt_length=40", "method.response_length=6", "method.num_num_eval_prompts=2", "method.eval_steps=3"),
+    *("method.max_prompt_length=40", "method.response_length=6", "method.num_eval_prompts=2", "method.eval_steps=3"),
     *("method.log_samples_steps=1", "policy_from=none", "reward_from=none", "~method.rewards.model"),
     "+method.rewards.brevity={_target_: manners.rewards.combine.brevity}",
 ]

@@ -75,7 +75,7 @@ def metrics(file):
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_the_weights_of_one(trained, name):
-    """So the mean is over the targets of both: a mean of the processes' means would differ in the first step already."""
+    """So the mean is over the targets of both: a mean of the processes' means would differ at once."""
     one, two = (load_file(folder / f"{name}.safetensors") for folder in trained)
     assert one.keys() == two.keys()
     for key, weight in one.items():

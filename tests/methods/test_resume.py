@@ -3,7 +3,7 @@
 import copy
 import os
 import signal
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -149,7 +149,7 @@ class SmallMemory(SFTModule):
     """Raises OutOfMemoryError for more than ``max_rows`` rows, from ``full_from`` on."""
 
     max_rows, full_from = 2, 0
-    failures: list[tuple[int, int]] = []
+    failures: ClassVar[list[tuple[int, int]]] = []
 
     def compute_loss(self, batch):
         rows = len(batch["input_ids"])
@@ -167,7 +167,7 @@ def small_memory(monkeypatch):
 
 
 def test_out_of_memory_halves_the_microbatch_to_the_same_result(small_qwen2, tmp_path, small_memory):
-    """At the first step, with dropout: the very same weights and metrics as with the small microbatch from the start."""
+    """At the first step, with dropout: the same weights and metrics as with the small microbatch from the start."""
     (logged, log), (logged_small, log_small) = logger(), logger()
     halved, result = train(small_qwen2, tmp_path / "halved", log, **small_memory)
     small = small_memory | {"kind": SFTModule, "microbatch_size": 2}

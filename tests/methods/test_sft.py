@@ -153,8 +153,8 @@ def test_fit_keeps_the_best_weights_not_the_last(small_qwen2, tmp_path):
 def test_early_stopping_ends_a_run_without_improvement(small_qwen2, tmp_path):
     logged = {}
     result, _ = run(
-        small_qwen2, tmp_path / "a", steps=60, learning_rate=3.0, lr_scheduler_type="constant", eval_steps=2, patience=2,
-        log=lambda m, s: logged.update({s: m["eval/loss"]} if "eval/loss" in m else {}),
+        small_qwen2, tmp_path / "a", steps=60, learning_rate=3.0, lr_scheduler_type="constant", eval_steps=2,
+        patience=2, log=lambda m, s: logged.update({s: m["eval/loss"]} if "eval/loss" in m else {}),
     )  # fmt: skip
     losses = list(logged.values())
     without_improvement = [i - losses.index(min(losses[: i + 1])) for i in range(len(losses))]

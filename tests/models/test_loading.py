@@ -45,7 +45,7 @@ def test_unreachable_hub_is_tried_once_with_a_timeout(monkeypatch):
     hub.go_offline_if_unreachable.cache_clear()
     try:
         assert hub.go_offline_if_unreachable() and hub.go_offline_if_unreachable()
-        assert timeouts == [hub.PATIENCE]
+        assert timeouts == [hub.CONNECT_TIMEOUT]
         assert os.environ["HF_HUB_OFFLINE"] == "1"
     finally:
         hub.go_offline_if_unreachable.cache_clear()

@@ -7,15 +7,11 @@ from mlflow import MlflowClient
 from tests.commands import SMALL, strictbot, train
 
 
-def test_a_sweep_is_one_run_with_its_jobs_nested_under_it_and_is_not_run_twice(tmp_path):
+def test_sweep_is_one_run_with_nested_jobs_and_is_not_repeated(tmp_path):
     out = tmp_path / "out"
-    command = [*strictbot(tmp_path), *SMALL, f"output_dir={out}", "method.max_steps=3", "method.eval_steps=1"]
     search = [
-        "-m",
-        *command,
-        "sweep.sampler=tpe",
-        "sweep.trials=2",
-        "method.learning_rate=tag(log,interval(1e-4,1e-2))",
+        *("-m", *strictbot(tmp_path), *SMALL, f"output_dir={out}", "method.max_steps=3", "method.eval_steps=1"),
+        *("sweep.sampler=tpe", "sweep.trials=2", "method.learning_rate=tag(log,interval(1e-4,1e-2))"),
     ]
     first = train(*search)
     assert "ended before" not in first

@@ -1,4 +1,4 @@
-"""Sweeps whose jobs are run by a launcher that only pretends: what is run, what is not run again, what is told."""
+"""Sweeps whose jobs are run by a fake launcher: which jobs run, which are not run again, and the report."""
 
 import json
 import math
@@ -9,81 +9,78 @@ from types import SimpleNamespace
 
 import hydra
 import pytest
-from hydra.core.plugins import Plugins
 from mlflow import MlflowClient
 
-from manners.config import compose as composing
-from manners.config import schema
+from manners.config import compose as compose_module
+from manners.config.schema import OBJECTIVE
 from manners.errors import Pruned
-from manners.runtime.paths import CONF
+from manners.runtime.run_dir import STATE_FILE
 from manners.sweep import jobs
 from manners.sweep.run import run_sweep
-from manners.sweep.search import pruning_callback
+from manners.tracking.pruning import pruning_callback
 from tests.commands import strictbot
 
-METRIC = "eval/loss"
+METRIC = OBJECTIVE["sft"][0]
 
 
-class Pretends:
-    """Writes the run folder that a job would leave. ``result`` gives its metric, or raises what the job would."""
+class FakeLauncher:
+    """Writes the run directory that a job would leave. ``result`` returns its metric, or raises what the job would.
 
-    def __init__(self, output_dir, result, at_most=math.inf):
-        self.output_dir, self.result, self.left, self.ran = Path(output_dir), result, at_most, []
+    After ``max_jobs`` jobs it is interrupted.
+    """
+
+    def __init__(self, output_dir, result, max_jobs=math.inf):
+        self.output_dir, self.result, self.max_jobs, self.commands = Path(output_dir), result, max_jobs, []
 
     def launch(self, commands, initial_job_idx):
-        return [self.one(command) for command in commands]
+        return [self.run(command) for command in commands]
 
-    def one(self, command):
-        own = [o for o in command if o.startswith("sweep.")]
-        typed = [o for o in command if not o.startswith("sweep.")]
-        if self.left <= 0:
+    def run(self, command):
+        of_search = [o for o in command if o.startswith("sweep.")]
+        overrides = [o for o in command if not o.startswith("sweep.")]
+        if len(self.commands) >= self.max_jobs:
             raise KeyboardInterrupt
-        self.left -= 1
-        self.ran.append(typed)
+        self.commands.append(overrides)
         job = jobs.SweepJob({})
-        jobs.resolve_job(job, typed)
+        jobs.resolve_job(job, overrides)
         values = dict(o.split("=", 1) for o in command)
-        folder = self.output_dir / "runs" / f"job-{job.fingerprint[:8]}"
-        folder.mkdir(parents=True, exist_ok=True)
+        directory = self.output_dir / "runs" / f"job-{job.fingerprint[:8]}"
+        directory.mkdir(parents=True, exist_ok=True)
         state = {"fingerprint": job.fingerprint, "status": "running"}
-        (folder / "run.json").write_text(json.dumps(state))
+        (directory / STATE_FILE).write_text(json.dumps(state))
         try:
-            metric = self.result(values, composing.compose("train", command) if own else None)
+            metric = self.result(values, compose_module.compose("train", command) if of_search else None)
         except RuntimeError as error:
             return SimpleNamespace(_return_value=error)
         except Pruned:
             state |= {"status": "pruned"}
         else:
             state |= {"status": "finished", "metric": metric, "summary": "so so", "seconds": 60.0}
-        (folder / "run.json").write_text(json.dumps(state))
+        (directory / STATE_FILE).write_text(json.dumps(state))
         return SimpleNamespace(_return_value=None)
 
 
 @pytest.fixture(autouse=True)
-def composed_once(monkeypatch):
-    """The same config is looked at some times; to compose it takes longest."""
-    monkeypatch.setattr(composing, "compose", cached(composing.compose))
-
-
-def cached(compose):
-    once = cache(lambda name, overrides: compose(name, list(overrides)))
-    return lambda name, overrides: once(name, tuple(overrides))
+def cached_compose(monkeypatch):
+    """The same command is composed several times, and that takes longest."""
+    compose = compose_module.compose
+    cached = cache(lambda name, overrides: compose(name, list(overrides)))
+    monkeypatch.setattr(compose_module, "compose", lambda name, overrides: cached(name, tuple(overrides)))
 
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Starts ``python train.py -m`` with ``arguments`` and a launcher that pretends; gives back the launcher."""
-    schema.register_schemas()
-    Plugins.instance().register(composing.UserConfigDir)
+    """Runs ``python train.py -m`` with ``arguments`` on a fake launcher, and returns the launcher."""
+    compose_module.register()
     always = [*strictbot(tmp_path), f"output_dir={tmp_path / 'out'}"]
 
-    def start(*arguments, result, at_most=math.inf):
-        launcher = Pretends(tmp_path / "out", result, at_most)
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            typed = [*always, *arguments]
-            shared = [o for o in typed if "," not in o or "[" in o]
-            cfg = hydra.compose("train", shared, return_hydra_config=True)
-            run_sweep(cfg, typed, launcher)
+    def start(*arguments, result, max_jobs=math.inf):
+        launcher = FakeLauncher(tmp_path / "out", result, max_jobs)
+        with compose_module.hydra_context():
+            command = [*always, *arguments]
+            fixed = [o for o in command if "," not in o or "[" in o]
+            cfg = hydra.compose("train", fixed, return_hydra_config=True)
+            run_sweep(cfg, command, launcher)
         return launcher
 
     start.out = tmp_path / "out"
@@ -105,12 +102,12 @@ def rate_and_seed(values, _):
 GRID = ["method.learning_rate=1e-3,2e-3", "seed=1,2"]
 
 
-def test_a_grid_runs_each_job_once_and_the_parent_carries_the_table(sweep):
+def test_grid_runs_each_job_once_and_logs_the_table(sweep):
     first = sweep(*GRID, result=rate_and_seed)
-    assert len(first.ran) == 4
+    assert len(first.commands) == 4
     folder = next((sweep.out / "sweeps").iterdir())
     table = (folder / "sweep.md").read_text().splitlines()
-    assert table[2] == "| method.learning_rate | eval/loss | ± sd | seeds | min | the best of them |"
+    assert table[2] == f"| method.learning_rate | {METRIC} | ± sd | seeds | min | summary of the best seed |"
     # Means over seeds 1 and 2 of 1.1 and 1.2, and of the same + 1; deviation √(2 · 0.05²) = 0.0707.
     assert table[4:6] == [
         "| 0.002 | 1.15 | 0.0707 | 2 of 2 | 1.0 | so so |",
@@ -122,38 +119,21 @@ def test_a_grid_runs_each_job_once_and_the_parent_carries_the_table(sweep):
     (parent,) = client.search_runs(["1"])
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["manners.sweep"] == folder.name
-    assert parent.data.metrics["best/eval/loss"] == pytest.approx(1.15)
+    assert parent.data.metrics[f"best/{METRIC}"] == pytest.approx(1.15)
     assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {"sweep.md", "sweep.png"}
 
 
-def test_a_config_with_other_values_is_what_composing_gives(composed_once):
-    schema.register_schemas()
-    Plugins.instance().register(composing.UserConfigDir)
-    keys = ["seed", "method.learning_rate", "method.packing", "run_name", "method.lr_scheduler_type"]
-    one = [f"{k}={v}" for k, v in zip(keys, ["1", "1e-3", "true", "a", "linear"], strict=True)]
-    other = [f"{k}={v}" for k, v in zip(keys, ["2", "3e-5", "false", "'b, c'", "constant"], strict=True)]
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        first = composing.compose("train", ["debug=quick", *one])
-        before = first.copy()
-        assert composing.with_values(first, other) == composing.compose("train", ["debug=quick", *other])
-        assert first == before
-        assert composing.with_values(first, ["method=reward"]) is None  # brings much more than a value
-        assert composing.with_values(first, ["quick=false"]) is None  # what it made of other values would stay
-        assert composing.with_values(first, ["seed=tomorrow"]) is None  # refused: composing says why
-        assert composing.with_values(first, ["adapter.target_modules=[q_proj]"]) is None
-
-
-def test_the_same_command_runs_only_what_did_not_finish(sweep):
+def test_same_command_runs_only_unfinished_jobs(sweep):
     with pytest.raises(KeyboardInterrupt):
-        sweep(*GRID, result=rate_and_seed, at_most=3)
-    assert len(sweep(*GRID, result=rate_and_seed).ran) == 1
-    assert sweep(*GRID, result=rate_and_seed).ran == []
-    assert len(sweep(*GRID, "resume=false", result=rate_and_seed).ran) == 4
+        sweep(*GRID, result=rate_and_seed, max_jobs=3)
+    assert len(sweep(*GRID, result=rate_and_seed).commands) == 1
+    assert sweep(*GRID, result=rate_and_seed).commands == []
+    assert len(sweep(*GRID, "resume=false", result=rate_and_seed).commands) == 4
     # A larger grid runs what the smaller one did not.
-    assert len(sweep("method.learning_rate=1e-3,2e-3", "seed=1,2,3", result=rate_and_seed).ran) == 2
+    assert len(sweep("method.learning_rate=1e-3,2e-3", "seed=1,2,3", result=rate_and_seed).commands) == 2
 
 
-def test_failed_jobs_are_listed_and_tried_again_and_the_others_go_on(sweep, capsys):
+def test_failed_jobs_are_listed_and_retried(sweep, capsys):
     def fails(values, cfg):
         if values["seed"] == "1":
             raise RuntimeError("no such luck\nat line 3")
@@ -161,26 +141,26 @@ def test_failed_jobs_are_listed_and_tried_again_and_the_others_go_on(sweep, caps
 
     with exits(1):
         sweep(*GRID, result=fails)
-    said = capsys.readouterr().err
-    assert said.count("no such luck") == 2 and "at line 3" not in said
-    assert "2 of 4 jobs failed" in said
-    assert len(sweep(*GRID, result=rate_and_seed).ran) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("no such luck") == 2 and "at line 3" not in errors
+    assert "2 of 4 jobs failed" in errors
+    assert len(sweep(*GRID, result=rate_and_seed).commands) == 2
 
 
-def test_methods_that_are_measured_differently_have_no_best(sweep, capsys):
+def test_methods_with_different_metrics_have_no_best(sweep, capsys):
     sweep("method=ppo,rloo", result=lambda *_: 1.0)
-    assert "run it again" in capsys.readouterr().out  # both by the reward
+    assert "run it again" in capsys.readouterr().out  # both have the reward as metric
     sweep("method=sft,reward", result=lambda *_: 1.0)
-    assert "none is the best" in capsys.readouterr().out  # both by a loss, each by one of its own
+    assert "no job is the best" in capsys.readouterr().out  # each has a loss of its own
 
 
 def test_values_that_do_not_go_together_are_one_failed_job(sweep, capsys):
-    """A batch of 64 is more than the data, and accumulation makes it so; each goes with the other's first value."""
+    """A batch of 64 is more than the data; each of its two values is valid with the first of the other."""
+    commands = []
+    grid = ["method.per_device_train_batch_size=4,16", "method.gradient_accumulation_steps=1,4"]
     with exits(1):
-        launcher = sweep(
-            "method.per_device_train_batch_size=4,16", "method.gradient_accumulation_steps=1,4", result=lambda *_: 1.0
-        )
-        assert len(launcher.ran) == 3
+        sweep(*grid, result=lambda values, _: commands.append(values) or 1.0)
+    assert len(commands) == 3
     assert "larger than the data" in capsys.readouterr().err
 
 
@@ -189,12 +169,11 @@ def test_max_failures_stops_a_sweep(sweep):
         raise RuntimeError("never")
 
     with exits(1):
-        launcher = sweep(*GRID, "sweep.max_failures=1", result=fails)
-        assert len(launcher.ran) == 2
+        sweep(*GRID, "sweep.max_failures=1", result=fails)
     assert len(list((sweep.out / "runs").iterdir())) == 2
 
 
-def test_a_metric_that_is_no_number_is_a_failure(sweep, capsys):
+def test_nan_metric_is_a_failure(sweep, capsys):
     with exits(1):
         sweep("seed=1,2", result=lambda values, cfg: math.nan if values["seed"] == "1" else 1.0)
     assert "its metric is nan" in capsys.readouterr().err
@@ -207,42 +186,45 @@ def bowl(values, _):
     return (math.log10(float(values["method.learning_rate"])) + 3.5) ** 2 + (values["adapter"] == "none")
 
 
-def test_a_search_that_was_killed_proposes_what_it_would_have_proposed(sweep, tmp_path):
-    whole = sweep(*SEARCH, "experiment_name=whole", result=bowl)
-    assert len(whole.ran) == 4
+def test_killed_search_proposes_what_it_would_have_proposed(sweep):
+    complete = sweep(*SEARCH, "experiment_name=complete", result=bowl)
+    assert len(complete.commands) == 4
     with pytest.raises(KeyboardInterrupt):
-        sweep(*SEARCH, result=bowl, at_most=2)
-    rest = sweep(*SEARCH, result=bowl)
+        sweep(*SEARCH, result=bowl, max_jobs=2)
+    resumed = sweep(*SEARCH, result=bowl)
     table = next((sweep.out / "sweeps").glob("manners-*")) / "sweep.md"
-    assert table.read_text().count("| 1 of 1 |") == 4  # those of before the kill, too
-    varied = [[o for o in job if o.startswith(("adapter", "method."))] for job in whole.ran]
-    again = [[o for o in job if o.startswith(("adapter", "method."))] for job in rest.ran]
-    assert again[0] == varied[2]  # at work when it was killed
-    assert again == varied[2:]
+    assert table.read_text().count("| 1 of 1 |") == 4  # with those from before the kill
+
+    def choices(launcher):
+        return [[o for o in command if o.startswith(("adapter", "method."))] for command in launcher.commands]
+
+    assert choices(resumed) == choices(complete)[2:]  # the first of them was running when it was killed
 
 
-def test_a_search_keeps_conditions_and_ranges(sweep):
-    for job in sweep(*SEARCH, result=bowl).ran:
-        values = dict(o.split("=", 1) for o in job)
+def test_search_keeps_conditions_and_ranges(sweep):
+    for command in sweep(*SEARCH, result=bowl).commands:
+        values = dict(o.split("=", 1) for o in command)
         assert 1e-5 <= float(values["method.learning_rate"]) <= 5e-3
         assert ("adapter.r" in values) == (values["adapter"] == "lora")
         assert values["adapter"] == "none" or 4 <= int(values["adapter.r"]) <= 64
 
 
-def test_a_search_gives_up_jobs_that_fall_behind(sweep):
-    def slow(values, cfg):
-        """Each later job is worse from its first step."""
-        slow.jobs += 1
-        watch = pruning_callback(cfg)
-        for step in (10, 20, 30):
-            watch({"train/loss": 0.0}, step)
-            watch({METRIC: float(slow.jobs)}, step)
-        return float(slow.jobs)
+def test_search_prunes_jobs_that_fall_behind(sweep):
+    number = 0
 
-    slow.jobs = 0
-    sweep("sweep=search", "sweep.trials=7", result=slow)
+    def each_worse(values, cfg):
+        """Each job is worse than the one before, from its first step."""
+        nonlocal number
+        number += 1
+        report = pruning_callback(cfg)
+        for step in (10, 20, 30):
+            report({"train/loss": 0.0}, step)
+            report({METRIC: float(number)}, step)
+        return float(number)
+
+    sweep("sweep=search", "sweep.trials=7", result=each_worse)
     folder = next((sweep.out / "sweeps").iterdir())
-    states = [json.loads(p.read_text())["status"] for p in (sweep.out / "runs").glob("*/run.json")]
+    states = [json.loads(p.read_text())["status"] for p in (sweep.out / "runs").glob(f"*/{STATE_FILE}")]
     # The median pruner lets five jobs end; the later ones are behind the median of these at once.
     assert sorted(states) == ["finished"] * 5 + ["pruned"] * 2
     assert "| pruned |" in (folder / "sweep.md").read_text()

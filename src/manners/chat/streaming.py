@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from manners.chat.model import ChatModel
 from manners.chat.session import Session, fit_context
-from manners.data.tokenize import prompt_text, reply_follows
+from manners.data.tokenize import prompt_text, text_before_reply
 from manners.data.types import Message
 from manners.errors import MannersError
 from manners.models.generation import Sampling, stream_tokens
@@ -68,7 +68,7 @@ def stream_reply(
     limit = min(chance.max_new_tokens, context_length(voice) - len(ids))
     stops = tuple(stop_token_ids(voice.model, tokenizer))
     sampling = Sampling(limit, stops, tokenizer.pad_token_id, chance.temperature)
-    end = reply_follows(tokenizer) if role == "user" else ""  # a plain template ends a user's turn in no other way
+    end = text_before_reply(tokenizer) if role == "user" else ""  # a plain template ends a user's turn in no other way
     yield from text_pieces(stream_tokens(voice.model, ids, sampling, uniforms), tokenizer, end)
 
 

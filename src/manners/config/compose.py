@@ -35,6 +35,29 @@ RUN_ONLY_KEYS = {
 }
 
 
+# Former names of options whose present names are not similar in spelling, or not the most similar.
+RENAMED = {
+    "study": "experiment",
+    "study_name": "experiment_name",
+    "quick": "debug=quick",
+    "lineage": "plan",
+    "fit": "estimate",
+    "reward": "reward_from",
+    "strength": "adapter_scale",
+    "arena": "self_chat",
+    "hardware.parts": "hardware.microbatch_size",
+    "dataset.train_on": "dataset.loss_roles",
+    "dataset.every_reply": "dataset.include_alternatives",
+    "dataset.score_above": "dataset.min_score_quantile",
+    "dataset.keep": "dataset.keep_flagged",
+    "dataset.on_error": "dataset.on_invalid_row",
+    "dataset.card": "dataset.text_stats",
+    "dataset.views": "dataset.sample_types",
+    "method.view": "method.sample_type",
+    "method.target": "method.kl_target",
+}
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """A run to be made: its config, the command that makes it, and the runs that it starts from."""
@@ -107,6 +130,7 @@ def plan_dependencies(cfg: DictConfig, overrides: list[str]) -> list[RunSpec]:
 
 
 def uses_reward_model(cfg: DictConfig) -> bool:
+    """Whether a component of the reward is a reward model, not a function."""
     return any("_target_" not in component for component in cfg.method.rewards.values())
 
 
@@ -149,10 +173,12 @@ def with_values(cfg: DictConfig, overrides: list[str]) -> DictConfig | None:
 
 
 def override_key(override: str) -> str:
+    """The key or group that an override sets."""
     return override.lstrip("+~").split("=")[0].split("@")[0]
 
 
 def explain_missing(config_name: str, error: MissingConfigException, overrides: list[str]) -> str:
+    """The sentence on a choice that a config group does not have."""
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     source = override_source(config_name, group, overrides)
     return f"{source}: no '{choice}' in {group}. {did_you_mean(choice, error.options or [])}"
@@ -176,15 +202,16 @@ def explain(error: Exception, config_name: str, overrides: list[str]) -> str:
 
 
 def no_such_option(source: str, key: str, cfg: DictConfig) -> str:
-    """The sentence on a key that no schema has, with the nearest that one has, in its own group or anywhere."""
-    parent = key.rpartition(".")[0]
+    """The sentence on a key that no schema has, with its present name, or the nearest in its own group or anywhere."""
+    parent, _, leaf = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
     near = [f"{parent}.{k}" if parent else str(k) for k in node] if isinstance(node, DictConfig) else []
-    everywhere = option_names(cfg)
-    leaf = key.rpartition(".")[2]
-    same_leaf = [name for name in everywhere if name.rpartition(".")[2] == leaf]
-    hint = f"Did you mean '{same_leaf[0]}'?" if same_leaf else did_you_mean(key, near or [str(k) for k in cfg])
-    return f"{source}: there is no option '{key}'. {hint}"
+    if not parent and "method" in cfg:
+        near += ["experiment", "debug"]  # groups of train.yaml that are no part of the config
+    same_leaf = [name for name in option_names(cfg) if name.rpartition(".")[2] == leaf]
+    if present := RENAMED.get(key) or next(iter(same_leaf), ""):
+        return f"{source}: there is no option '{key}'. Did you mean '{present}'?"
+    return f"{source}: there is no option '{key}'. {did_you_mean(key, near or [str(k) for k in cfg])}"
 
 
 def option_names(node: DictConfig, path: str = "") -> list[str]:
@@ -218,14 +245,14 @@ def config_file(name: str) -> str:
 
 def unknown_key(node: DictConfig, node_schema: type, path: str = "") -> str:
     """The first key that no schema knows: Hydra's '+' gets past a schema, so the config is held against it again."""
-    known = schema.options(node_schema)
+    option_fields = schema.options(node_schema)
     for key in map(str, node):
-        if key not in known:
+        if key not in option_fields:
             return f"{path}{key}"
         child = node._get_node(key)
         is_group = isinstance(child, DictConfig) and schema.is_schema(OmegaConf.get_type(child))
-        if is_group and (found := unknown_key(child, OmegaConf.get_type(child), f"{path}{key}.")):
-            return found
+        if is_group and (unknown := unknown_key(child, OmegaConf.get_type(child), f"{path}{key}.")):
+            return unknown
     return ""
 
 

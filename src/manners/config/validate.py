@@ -1,4 +1,4 @@
-"""Combinations that cannot work, refused before anything heavy is imported."""
+"""Ranges of all options, and combinations that cannot work, refused before anything heavy is imported."""
 
 import math
 import os
@@ -16,11 +16,11 @@ from manners.data import sources
 from manners.errors import MannersError, did_you_mean
 
 FLAGS = ("deleted", "synthetic", "unreviewed")  # OpenAssistant's messages that are left out by default
-COUNTABLE = 50_000_000  # bytes: a larger file is counted when it is read, not while the user waits
+MAX_COUNTED_BYTES = 50_000_000  # the rows of larger files are counted when they are loaded
 
 
 def validate_config(cfg: DictConfig) -> None:
-    """Raise MannersError for the first thing in ``cfg`` that makes no sense, with the override that mends it."""
+    """Raises MannersError for the first thing in ``cfg`` that cannot work, with the override that corrects it."""
     for key in sorted(OmegaConf.missing_keys(cfg)):
         raise MannersError(f"{key} has no value, and there is no default: set {key}=VALUE.")
     check_values(cfg)
@@ -65,7 +65,7 @@ def range_of(field: Any) -> str:
 
 
 def check_saved_model_config(cfg: DictConfig) -> None:
-    """evaluate.py and chat.py. Raises MannersError."""
+    """The options of evaluate.py and chat.py. Raises MannersError."""
     if cfg.hardware.devices != 1:
         raise MannersError(f"hardware.devices={cfg.hardware.devices}: here one process opens a model; leave it at 1.")
     if "temperature" in cfg and cfg.do_sample and cfg.temperature <= 0:
@@ -74,16 +74,17 @@ def check_saved_model_config(cfg: DictConfig) -> None:
         install = ".venv/bin/pip install -c conf/constraints.txt -e '.[eval]'"
         raise MannersError(f"lm_eval: it is an extra, and not installed here: {install}")
     if cfg.get("dataset") and not OmegaConf.is_missing(cfg.dataset, "path"):
-        sources.local_path(cfg.dataset.path)  # a path to nothing is answered at once
+        sources.local_path(cfg.dataset.path)  # raises for a path that does not exist
 
 
 def check_method(cfg: DictConfig) -> None:
-    view = "preference" if cfg.method.get("loss") == "pairwise" else cfg.method.sample_type
-    if view not in cfg.dataset.sample_types:
-        having = ", ".join(sources.datasets_offering(view)) or "none yet"
+    """The method, held against the model and the data. Raises MannersError."""
+    needed = "preference" if cfg.method.get("loss") == "pairwise" else cfg.method.sample_type
+    if needed not in cfg.dataset.sample_types:
+        offering = ", ".join(sources.datasets_offering(needed)) or "none yet"
         raise MannersError(
-            f"method={cfg.method.name} needs '{view}' rows, and {cfg.dataset.path} offers "
-            f"{', '.join(cfg.dataset.sample_types)}. Datasets that have them: {having}."
+            f"method={cfg.method.name} needs '{needed}' samples, and {cfg.dataset.path} offers "
+            f"{', '.join(cfg.dataset.sample_types)}. Datasets that have them: {offering}."
         )
     if cfg.method.sample_type != "scored" and not cfg.model.decoder:
         raise MannersError(
@@ -98,7 +99,7 @@ def check_method(cfg: DictConfig) -> None:
     if cfg.model.added_tokens and cfg.method.name != "sft":
         raise MannersError(
             f"model.added_tokens has embeddings that SFT trains, and method={cfg.method.name} does not keep: leave "
-            "the marks as plain text, model.added_tokens=[].",
+            "the markers as plain text, model.added_tokens=[].",
             "model.added_tokens",
         )
     if cfg.method.get("packing") and cfg.method.get("group_by_length"):
@@ -108,12 +109,12 @@ def check_method(cfg: DictConfig) -> None:
 
 
 def check_start(cfg: DictConfig) -> None:
-    """A run is named only for what the method starts from, and the base is one that a policy can be merged into."""
+    """A run is given only for what the method starts from, and its adapter can be merged. Raises MannersError."""
     roles = STARTS_FROM.get(cfg.method.sample_type, ())
-    place = "a policy alone" if roles else "the base model, not from a run"
+    start = "a policy alone" if roles else "the base model, not from a run"
     for role in ("policy", "reward"):
         if role not in roles and cfg[f"{role}_from"] not in ("auto", "none"):
-            raise MannersError(f"{role}_from={cfg[f'{role}_from']}: method={cfg.method.name} starts from {place}.")
+            raise MannersError(f"{role}_from={cfg[f'{role}_from']}: method={cfg.method.name} starts from {start}.")
     if roles and cfg.adapter.kind == "qlora" and cfg.policy_from != "none":
         raise MannersError(
             "an SFT adapter merged into 4-bit weights is no longer the policy that SFT trained (peft#2321): "
@@ -122,9 +123,9 @@ def check_start(cfg: DictConfig) -> None:
 
 
 def check_online_rl(cfg: DictConfig) -> None:
-    """PPO and RLOO: batches that divide, and a critic that has where to sit."""
+    """PPO and RLOO: the reward, the sampler, batch sizes that divide, the critic. Raises MannersError."""
     m = cfg.method
-    if m.view != "prompt":
+    if m.sample_type != "prompt":
         return
     check_rewards(cfg)
     check_vllm(cfg)
@@ -138,7 +139,7 @@ def check_online_rl(cfg: DictConfig) -> None:
 
 
 def check_vllm(cfg: DictConfig) -> None:
-    """An extra, for NVIDIA GPUs alone. Whether there is one here is seen when torch has been imported."""
+    """vLLM is an extra for NVIDIA GPUs. Whether there is one is checked once torch is imported. Raises MannersError."""
     if cfg.method.generation_backend != "vllm":
         return
     if cfg.hardware.accelerator in ("cpu", "mps"):
@@ -162,26 +163,27 @@ def check_vllm(cfg: DictConfig) -> None:
 
 
 def check_rewards(cfg: DictConfig) -> None:
-    """Each part of the reward must be one that can be made; whether its function exists is seen before training."""
-    parts = cfg.method.rewards
-    if not isinstance(parts, DictConfig) or not parts:
+    """The components of the reward; whether their functions exist is checked before training. Raises MannersError."""
+    components = cfg.method.rewards
+    if not isinstance(components, DictConfig) or not components:
         raise MannersError(
-            f"method.rewards={parts} names no component: +method.rewards.NAME={{_target_:MODULE.FUNCTION}}."
+            f"method.rewards={components} names no component: +method.rewards.NAME={{_target_:MODULE.FUNCTION}}."
         )
-    for name, part in ((str(name), part) for name, part in parts.items()):
-        if not isinstance(part, DictConfig):
+    for name, component in ((str(name), component) for name, component in components.items()):
+        if not isinstance(component, DictConfig):
             raise MannersError(
-                f"method.rewards.{name}={part}: a part of the reward is {{weight:1.0,_target_:MODULE.FUNCTION}}, and "
-                f"~method.rewards.{name} takes it out."
+                f"method.rewards.{name}={component}: a component of the reward is "
+                f"{{weight:1.0,_target_:MODULE.FUNCTION}}, and ~method.rewards.{name} removes it."
             )
-        if cfg.reward_from == "none" and "_target_" not in part:
+        if cfg.reward_from == "none" and "_target_" not in component:
             raise MannersError(
-                f"reward_from=none, and method.rewards.{name} names no function: add a part of your own with "
-                f"+method.rewards.NAME={{_target_:MODULE.FUNCTION}}, and take this one out with ~method.rewards.{name}."
+                f"reward_from=none, and method.rewards.{name} names no function: add a component with "
+                f"+method.rewards.NAME={{_target_:MODULE.FUNCTION}}, and remove this one with ~method.rewards.{name}."
             )
 
 
 def check_adapter(cfg: DictConfig) -> None:
+    """Adapter, quantization and optimizer go together. Raises MannersError."""
     kind, quantization = cfg.adapter.kind, cfg.adapter.quantization
     if quantization != "none" and kind == "none":
         raise MannersError(
@@ -199,7 +201,7 @@ def check_adapter(cfg: DictConfig) -> None:
 
 
 def check_compile(cfg: DictConfig) -> None:
-    """For what Lightning trains; and torch writes C++, which something here must be able to compile."""
+    """``hardware.compile`` is for what Lightning trains, and needs a C++ compiler. Raises MannersError."""
     if not cfg.hardware.compile:
         return
     if cfg.method.name not in ("sft", "reward"):
@@ -210,19 +212,19 @@ def check_compile(cfg: DictConfig) -> None:
         raise MannersError("hardware.compile=true is for CPUs and NVIDIA GPUs: hardware=cpu, or leave it out.")
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if not shutil.which(compiler):
-        raise MannersError(f"hardware.compile=true needs a C++ compiler, and {compiler} is not here: install it.")
+        raise MannersError(f"hardware.compile=true needs a C++ compiler, and {compiler} is not installed: install it.")
     header = Path(sysconfig.get_path("include"), "Python.h")
     if not header.exists():
         raise MannersError(f"hardware.compile=true needs {header}: install Python's headers (apt install python3-dev).")
 
 
 def check_data(cfg: DictConfig) -> None:
-    """A file must be there; and a batch larger than the data would never be filled."""
+    """The file exists, and a batch is no larger than the data: it would never be filled. Raises MannersError."""
     file = sources.local_path(cfg.dataset.path)
-    if file is None or sources.is_parquet_folder(file):  # the hub's, which is counted when it is read
+    if file is None or sources.is_parquet_folder(file):  # on the hub: counted when it is loaded
         return
     sizes = [f.stat().st_size for f in sources.data_files(file)]
-    if sum(sizes) > COUNTABLE:
+    if sum(sizes) > MAX_COUNTED_BYTES:
         return
     rows = sum(sources.count_rows(f) for f in sources.data_files(file))
     rows = min(rows, cfg.dataset.max_rows or rows)
@@ -230,7 +232,7 @@ def check_data(cfg: DictConfig) -> None:
         return
     steps = cfg.method.gradient_accumulation_steps * cfg.hardware.devices
     batch = cfg.method.per_device_train_batch_size * steps
-    if 0 < rows < batch:  # what has no rows is refused by its reader, which knows why
+    if 0 < rows < batch:  # a file without rows is refused by its reader, which knows why
         size = rows // (2 * steps)
         smaller = f"{size}" if size else "1 method.gradient_accumulation_steps=1"
         raise MannersError(
@@ -240,7 +242,7 @@ def check_data(cfg: DictConfig) -> None:
 
 
 def check_steps(cfg: DictConfig) -> None:
-    """Something to train on, for some steps, and a temperature to sample at. Raises MannersError."""
+    """Rows to train on, steps to train for, a temperature to sample at. Raises MannersError."""
     m, d = cfg.method, cfg.dataset
     for flag in d.keep_flagged:
         if flag not in FLAGS:
@@ -260,7 +262,7 @@ def check_steps(cfg: DictConfig) -> None:
 
 
 def check_hardware(cfg: DictConfig) -> None:
-    """Devices, strategy, microbatches and compilation. Devices are not counted yet. Raises MannersError."""
+    """Devices, strategy, microbatches and compilation. Devices are counted later. Raises MannersError."""
     h, name = cfg.hardware, cfg.method.name
     size = h.microbatch_size
     if size != "auto" and not (type(size) is int and size >= 1):
@@ -291,7 +293,7 @@ def check_hardware(cfg: DictConfig) -> None:
 
 
 def check_fsdp(cfg: DictConfig) -> None:
-    """What cannot be sharded. Raises MannersError."""
+    """FSDP needs several devices, and a precision and optimizer that it supports. Raises MannersError."""
     h = cfg.hardware
     if h.devices == 1:
         raise MannersError("FSDP shards a model over devices: set hardware.devices to 2 or more, or hardware=auto.")

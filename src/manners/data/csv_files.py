@@ -32,7 +32,7 @@ def csv_rows(path: Path, format: str, score_field: str) -> Iterator[tuple[str, A
         try:
             if isinstance(cells, InvalidRow):
                 raise cells
-            row = politeness_row(cells) if is_politeness else row_by_header(cells, header)
+            row = politeness.row_by_column(cells) if is_politeness else row_by_header(cells, header)
         except InvalidRow as error:
             yield f"{path.name}:{line}", error
             continue
@@ -97,14 +97,6 @@ def row_by_header(cells: list[str], header: list[str]) -> dict[str, str]:
         if has_undecoded_bytes(value):
             raise InvalidRow(f"field '{name}' is not UTF-8 ({CONVERT})")
     return row
-
-
-def politeness_row(cells: list[str]) -> dict[str, str]:
-    """A row of the Stanford Politeness Corpus by column names."""
-    cells = [politeness.decode_bytes(cell) for cell in cells]
-    while len(cells) > len(politeness.HEADER) and not cells[-1].strip():
-        cells.pop()  # a spreadsheet pads all rows to the width of the widest
-    return politeness.row_by_column(cells)
 
 
 def has_undecoded_bytes(text: str) -> bool:

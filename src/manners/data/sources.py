@@ -45,10 +45,10 @@ def data_files(path: Path) -> list[Path]:
     """The data files of a folder, sorted, or the one file. Raises MannersError for a folder without data files."""
     if path.is_file():
         return [path]
-    found = sorted(p for p in path.iterdir() if p.suffix in FILE_SUFFIXES)
-    if not found:
+    data = sorted(p for p in path.iterdir() if p.suffix in FILE_SUFFIXES)
+    if not data:
         raise MannersError(f"dataset.path={path}: the folder has no file that ends in {', '.join(FILE_SUFFIXES)}.")
-    return found
+    return data
 
 
 def count_rows(path: Path) -> int:

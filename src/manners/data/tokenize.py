@@ -112,14 +112,10 @@ def truncate_pair(
 def with_reply(messages: list[Message], reply: str, source: str = "") -> Conversation:
     """The conversation that ends with ``reply``: a plain text if ``messages`` is empty or a text to be continued."""
     if messages and messages[0]["role"] == "text":
-        return Conversation([{"role": "text", "content": continue_text(messages[0]["content"], reply)}], source)
+        separator = "" if reply.startswith((",", ".", ";", ":", "!", "?", "'", "’")) else " "
+        return Conversation([{"role": "text", "content": messages[0]["content"] + separator + reply}], source)
     last = {"role": "assistant" if messages else "text", "content": reply}
     return Conversation([*messages, last], source)
-
-
-def continue_text(prefix: str, continuation: str) -> str:
-    """A plain text from its prefix and its continuation, joined by a space unless punctuation follows."""
-    return prefix + ("" if continuation[:1] in tuple(",.;:!?'’") else " ") + continuation
 
 
 def split_prompt_reply(example: TokenizedExample) -> tuple[list[int], list[int]]:
@@ -147,7 +143,7 @@ def turn_affixes(messages: list[Message], tokenizer: "PreTrainedTokenizerBase", 
     return before, after
 
 
-def reply_follows(tokenizer: "PreTrainedTokenizerBase") -> str:
+def text_before_reply(tokenizer: "PreTrainedTokenizerBase") -> str:
     """The template's text between a user's content and the reply: "\\nAssistant:" for a plain-text template."""
     prompt = prompt_text([{"role": "user", "content": PLACEHOLDER}], tokenizer)
     return prompt.split(PLACEHOLDER)[1].rstrip()

@@ -7,7 +7,7 @@ import torch
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
-from manners.data.tokenize import prompt_text, reply_follows
+from manners.data.tokenize import prompt_text, text_before_reply
 from manners.data.types import Message
 from manners.models.generation import Sampling
 from manners.models.generation import generate_ids as continue_tokens
@@ -39,7 +39,7 @@ def generate_texts(
     Sampling draws from ``seed`` alone. A user's turn also ends where the template would open the reply to it.
     """
     prompts = tokenizer([prompt_text(c, tokenizer, role) for c in conversations], add_special_tokens=False)["input_ids"]
-    over = reply_follows(tokenizer) if role == "user" else ""
+    over = text_before_reply(tokenizer) if role == "user" else ""
     longest = getattr(model.config, "max_position_embeddings", 2048) - max_new_tokens
     prompts = [ids[-longest:] for ids in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))

@@ -41,13 +41,17 @@ class ResumableDPOTrainer(DPOTrainer):
 
 def make_dpo_trainer(
     model: Any, reference: Any, tokenizer: Any, train: PairRows, eval_rows: PairRows, folder: Path, device: Device,
-    seed: int, lr_scheduler_type: str, **settings: Any,
+    seed: int, lr_scheduler_type: str, microbatch_size: int | None = None, **settings: Any,
 ) -> ResumableDPOTrainer:  # fmt: skip
     """A trainer of ``model``, on tokenized pairs; ``settings`` are DPOConfig's.
 
+    ``microbatch_size`` splits each batch: it must divide it, since TRL takes the mean over microbatches.
     ``reference`` is a frozen copy of a fully trained ``model``; for a LoRA it is None, and the reference is the model
     with its adapter disabled.
     """
+    rows = microbatch_size or settings["per_device_train_batch_size"]
+    settings["gradient_accumulation_steps"] *= settings["per_device_train_batch_size"] // rows
+    settings["per_device_train_batch_size"] = rows
     args = DPOConfig(
         output_dir=str(folder),
         seed=seed,
@@ -55,7 +59,7 @@ def make_dpo_trainer(
         bf16=device.precision == "bf16",
         fp16=device.precision == "fp16",
         max_length=None,  # the rows are truncated already
-        per_device_eval_batch_size=settings["per_device_train_batch_size"],
+        per_device_eval_batch_size=rows,
         # our "constant" has a warm-up, as in the other methods
         lr_scheduler_type="constant_with_warmup" if lr_scheduler_type == "constant" else lr_scheduler_type,
         eval_strategy="steps",

@@ -210,7 +210,8 @@ class MetricAccumulator:
             return self
         own = [self.loss_sum, self.num_correct, self.num_targets, self.num_tokens, self.num_padded_tokens]
         loss_sum, *counts = process_group.sum(torch.tensor(own).double()).tolist()
-        total = MetricAccumulator(loss_sum, *map(int, counts), self.grad_norm, self.logged_at_step)
+        correct, targets, tokens, padded = map(int, counts)
+        total = MetricAccumulator(loss_sum, correct, targets, tokens, padded, self.grad_norm, self.logged_at_step)
         total.started_at = self.started_at
         return total
 

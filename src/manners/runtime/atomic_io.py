@@ -1,4 +1,4 @@
-"""Files that are written as a whole or not at all, and what is said when the disk takes no more."""
+"""Atomic writes, and one readable error for a disk that is full or read-only."""
 
 import errno
 import os
@@ -10,12 +10,12 @@ from typing import IO
 
 from manners.errors import MannersError
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write in the place of ``path``, which keeps what it has until all is on the disk."""
+    """Open a file that replaces ``path`` once it is complete on disk; until then ``path`` keeps its content."""
     part = path.with_name(f"{path.name}.part")
     try:
         with part.open("wb") as file:
@@ -24,32 +24,32 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(part, path)
     except Exception:
-        part.unlink(missing_ok=True)  # a full disk needs the room
+        part.unlink(missing_ok=True)  # a full disk needs the space
         raise
 
 
 @contextmanager
 def report_disk_errors(folder: str) -> Iterator[None]:
-    """Within, a disk that is full or not to be written to ends the command in one sentence."""
+    """Raises MannersError in place of the error of a disk that is full or read-only."""
     try:
         yield
     except Exception as error:
         number = errno_of(error)
-        if number not in (*FULL, errno.EROFS):
+        if number not in (*DISK_FULL, errno.EROFS):
             raise
-        mend = "make room" if number in FULL else "see that it can be written to"
+        remedy = "free some space" if number in DISK_FULL else "make it writable"
         raise MannersError(
-            f"output_dir={folder} takes no more ({os.strerror(number)}). What was written before is whole, the last "
-            f"checkpoint too: {mend}, and type the same command again; it goes on from there."
+            f"output_dir={folder} cannot be written ({os.strerror(number)}). Earlier files, the last checkpoint among "
+            f"them, are intact: {remedy}, and type the same command again, which resumes the run."
         ) from error
 
 
 def errno_of(error: BaseException | None) -> int:
-    """The system's number for what went wrong in writing, from the error or one under it; 0 where it was not that."""
+    """The errno of a failed write, from the error or one that caused it; 0 where it was not a failed write."""
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return error.errno
         if match := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors'
             return int(match[1])
-        error = error.__cause__ or error.__context__  # torch.save says "unexpected pos" over the true reason
+        error = error.__cause__ or error.__context__  # torch.save raises "unexpected pos" over the true reason
     return 0

@@ -1,6 +1,6 @@
-"""The Hugging Face hub, asked politely: one quick look whether it can be reached, then the cache or the network.
+"""The Hugging Face hub: one quick check whether it can be reached, then the network or the local cache.
 
-Without this, an offline machine waits through minutes of retries before it says anything.
+Without the check, an offline machine retries for minutes before it reports anything.
 """
 
 import os
@@ -12,17 +12,17 @@ from urllib.parse import urlparse
 from manners.errors import MannersError
 from manners.runtime.paths import existing_path
 
-PATIENCE = 3.0  # seconds to wait for a connection
+CONNECT_TIMEOUT = 3.0  # seconds
 
 
 @cache
 def go_offline_if_unreachable() -> bool:
-    """Whether the hub is out of reach; if so its libraries are told, before they are imported, to use the cache."""
+    """Whether the hub is unreachable; if so, its libraries are set to use the cache before they are imported."""
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes"):
         return True
     endpoint = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     try:
-        socket.create_connection((endpoint.hostname or "", endpoint.port or 443), timeout=PATIENCE).close()
+        socket.create_connection((endpoint.hostname or "", endpoint.port or 443), timeout=CONNECT_TIMEOUT).close()
     except OSError:
         os.environ["HF_HUB_OFFLINE"] = "1"
         import huggingface_hub.constants
@@ -33,7 +33,7 @@ def go_offline_if_unreachable() -> bool:
 
 
 def not_found_error(kind: str, name: str, key: str, error: Exception) -> MannersError:
-    """What to say when a name could not be loaded: unreachable, or wrong."""
+    """The error for a name that could not be loaded, because the hub is unreachable or the name is wrong."""
     if go_offline_if_unreachable():
         return MannersError(
             f"the hub cannot be reached, and {kind} '{name}' is not in its local cache. On a machine with internet: "
@@ -45,21 +45,21 @@ def not_found_error(kind: str, name: str, key: str, error: Exception) -> Manners
 
 
 def require_model(name: str) -> None:
-    """Raise MannersError at once for a hub model that is neither cached nor within reach."""
+    """Raises MannersError at once for a hub model that is neither cached nor reachable."""
     if name == "tiny" or existing_path(name) or name.startswith(("/", ".", "~")) or not go_offline_if_unreachable():
         return
     from huggingface_hub import try_to_load_from_cache
 
     try:
         cached = try_to_load_from_cache(name, "config.json")
-    except ValueError:  # the hub has no such names
-        raise MannersError(f"model.name={name} is neither a folder here nor a name that the hub could have.") from None
+    except ValueError:  # no valid name of a hub repository
+        raise MannersError(f"model.name={name} is neither an existing folder nor a valid name on the hub.") from None
     if not isinstance(cached, str):
         raise not_found_error("model", name, "model.name", OSError())
 
 
 def load_dataset(path: str, name: str | None) -> dict[str, Any]:
-    """All splits of a hub dataset, as ``datasets`` gives them. Its loading scripts are never run."""
+    """All splits of a hub dataset. Its loading scripts are never run. Raises MannersError where it cannot be loaded."""
     go_offline_if_unreachable()
     import datasets
 

@@ -49,8 +49,10 @@ def search_batches(search: "Search", jobs_at_once: int) -> Iterator[list[SweepJo
     """The jobs of a search: the earlier ones, then batches that are proposed in the light of all that have ended."""
     if earlier := [SweepJob(choice) for choice in search.ended()]:
         yield earlier
-    while (left := search.left) > 0:
-        jobs = [SweepJob(choice, trial) for trial, choice in (search.ask() for _ in range(min(jobs_at_once, left)))]
+    while (remaining := search.num_remaining) > 0:
+        jobs = [
+            SweepJob(choice, trial) for trial, choice in (search.ask() for _ in range(min(jobs_at_once, remaining)))
+        ]
         yield jobs
         for job in jobs:
             assert job.trial is not None

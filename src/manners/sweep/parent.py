@@ -1,7 +1,6 @@
-"""The MLflow run that a sweep's jobs are nested under: its table, its figure, and its best result."""
+"""The MLflow run that a sweep's jobs are nested under: its table, figure and best result."""
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -12,52 +11,58 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from manners.tracking import logger, store  # noqa: F401  tracking says what MLflow is to be, before it is imported
+from manners.runtime.atomic_io import atomic_write
+from manners.tracking import logger, store  # logger sets MLflow's environment, before MLflow is imported
 
-STATE = "sweep.json"
+STATE_FILE = "sweep.json"
 
 
 class SweepRun:
-    """Opened for the time of the sweep; the same sweep, started again, goes on with the same run."""
+    """The parent run, open while the sweep is; the same sweep, started again, continues the same run."""
 
     def __init__(self, cfg: DictConfig, folder: Path, arguments: list[str]):
         store.check_reachable(cfg.tracking.uri)
         self.client, experiment = store.open_experiment(cfg)
-        state = folder / STATE
-        if state.exists():
-            self.run_id = str(json.loads(state.read_text())["run_id"])
+        state_file = folder / STATE_FILE
+        if state_file.exists():
+            self.run_id = str(json.loads(state_file.read_text())["run_id"])
             self.client.update_run(self.run_id, status="RUNNING")
             return
         command = shlex.join(["python", "train.py", "-m", *arguments])
-        tags = {"manners.sweep": folder.name, "manners.method": cfg.method.name, "manners.command": command}
-        tags |= {"manners.folder": str(folder), "mlflow.note.content": f"A sweep, still at work: `{command}`"}
+        tags = {
+            "manners.sweep": folder.name,
+            "manners.method": cfg.method.name,
+            "manners.command": command,
+            "manners.folder": str(folder),
+            "mlflow.note.content": f"A sweep, still running: `{command}`",
+        }
         self.run_id = self.client.create_run(experiment, run_name=folder.name, tags=tags).info.run_id
-        part = folder / f"{STATE}.part"
-        part.write_text(json.dumps({"run_id": self.run_id, "command": command}))
-        os.replace(part, state)
+        with atomic_write(state_file) as file:
+            file.write(json.dumps({"run_id": self.run_id, "command": command}).encode())
 
     def __enter__(self) -> "SweepRun":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: TracebackType | BaseException | None) -> None:
         stopped = kind is not None and not issubclass(kind, Exception)
-        with report_store_errors():
+        with print_store_errors():
             status = "KILLED" if stopped else "FINISHED" if kind is None else "FAILED"
             self.client.set_terminated(self.run_id, status)
 
-    def tell(self, files: list[Path], markdown: str, metrics: dict[str, float], tags: dict[str, Any]) -> None:
-        """A store that went away meanwhile has cost nothing: the same command says it again."""
-        with report_store_errors():
+    def log_report(self, files: list[Path], markdown: str, metrics: dict[str, float], tags: dict[str, Any]) -> None:
+        """Log the report to the run. A store that went away costs nothing: the same command logs it again."""
+        with print_store_errors():
             for file in files:
                 self.client.log_artifact(self.run_id, str(file))
             for key, value in metrics.items():
                 self.client.log_metric(self.run_id, key, value)
-            for key, value in (tags | {"mlflow.note.content": markdown[:7900]}).items():
+            for key, value in (tags | {"mlflow.note.content": markdown[: logger.MAX_NOTE_CHARS]}).items():
                 self.client.set_tag(self.run_id, key, value)
 
 
 @contextmanager
-def report_store_errors() -> Iterator[None]:
+def print_store_errors() -> Iterator[None]:
+    """Print an error of the store instead of raising it: the sweep's results are in its directory."""
     try:
         yield
     except Exception as error:  # noqa: BLE001  whatever a server does wrong

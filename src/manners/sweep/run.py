@@ -44,7 +44,10 @@ def run_sweep(cfg: DictConfig, arguments: list[str], launcher: Any) -> None:
             from manners.sweep.search import Search  # Optuna takes a second to import
 
             search = Search(cfg, dimensions, known, folder / "journal.log")
-            batches, planned = jobs.search_batches(search, at_once or 1), len(search.ended()) + max(0, search.left)
+            batches, planned = (
+                jobs.search_batches(search, at_once or 1),
+                len(search.ended()) + max(0, search.num_remaining),
+            )
         console.print(f"[bold]{folder.name}[/]: {planned} jobs, {cfg.sweep.sampler}")
         done = run_batches(cfg, batches, planned, fixed, launcher, folder, parent)
         report.write_sweep_report(cfg, done, folder, shlex.join(fixed), parent)

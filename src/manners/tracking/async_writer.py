@@ -1,8 +1,8 @@
-"""Asynchronous logging to MLflow: neither a slow nor a vanished server costs training anything.
+"""Asynchronous logging to MLflow: neither a slow nor an unreachable server delays training.
 
-Metrics are in ``metrics.jsonl`` of the run directory before they are sent, and all else is in ``unsent.jsonl`` until it
-is sent. A thread sends them, and retries while the server does not answer. What is left at the end is sent when the run
-resumes, or by ``python -m manners.tracking.sync``.
+Metrics are written to ``metrics.jsonl`` of the run directory before they are sent; other records are in
+``unsent.jsonl`` until they are sent. A thread sends them, and retries while the server does not answer. What is unsent
+at the end is sent when the run resumes, or by ``python -m manners.tracking.sync``.
 """
 
 import json
@@ -16,10 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 10.0  # seconds that the end of a run waits for a server that does not answer
-BATCH = 40  # records sent at once
-# MLflow's error codes that no retry would change. Anything else may be a server that is away for a while.
-REFUSALS = {
+CLOSE_TIMEOUT = 10.0  # seconds that the end of a run waits for a server that does not answer
+BATCH_SIZE = 40  # records sent at once
+# MLflow's error codes that no retry would change. Any other error may be a server that is away for a while.
+PERMANENT_ERRORS = {
     *("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "PERMISSION_DENIED", "UNAUTHENTICATED"),
     *("RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "NOT_FOUND", "ENDPOINT_NOT_FOUND"),
 }
@@ -27,14 +27,14 @@ Record = dict[str, Any]
 
 
 class ServerUnavailable(Exception):
-    """The run has ended, and the server did not come back in time."""
+    """The run has ended, and the server did not answer in time."""
 
 
 class AsyncMLflowWriter:
-    """Sends records in order, first those that a kill or an absent server kept from the store.
+    """Sends records in order, beginning with those that an earlier part of the run left unsent.
 
-    ``known`` has the steps of each metric that the store has: they are not sent again. The end of a run is sent again
-    only if ``run_ended``. ``backlog`` counts the metric values and the other records that an earlier part left.
+    ``known`` has the steps of each metric that the store has: they are not sent again. The end of an earlier part is
+    sent only if ``run_ended``. ``backlog`` counts the metric values and the other records that were left unsent.
     """
 
     def __init__(self, client: Any, run_id: str, folder: Path, known: dict[str, set[int]], run_ended: bool = False):
@@ -49,7 +49,9 @@ class AsyncMLflowWriter:
         for file in (self.metrics_file, self.unsent_file):
             drop_torn_line(file)
         self.queue: queue.Queue[Record | None] = queue.Queue()
-        self.backlog = self._catch_up(run_ended)  # before the thread starts, which removes the file of unsent records
+        self.backlog = self._queue_unsent(
+            run_ended
+        )  # before the thread starts, which removes the file of unsent records
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
 
@@ -62,12 +64,12 @@ class AsyncMLflowWriter:
             self.queue.put({"metrics": record})
 
     def put(self, record: Record) -> None:
-        """Log a tag, artifact, table or end: see ``_send``."""
+        """Log a tag, artifact, table or the end of the run: see ``_send``."""
         with self.lock:
             self.queue.put(record)
             append_record(self.unsent_file, record)
 
-    def _catch_up(self, run_ended: bool) -> tuple[int, int]:
+    def _queue_unsent(self, run_ended: bool) -> tuple[int, int]:
         values = 0
         for record in read_records(self.metrics_file):
             stamp = {"step": record.pop("step"), "time": record.pop("time")}
@@ -81,8 +83,8 @@ class AsyncMLflowWriter:
         return values, len(others)
 
     def close(self) -> bool:
-        """Wait until everything is sent, or the server has been away for too long. Whether everything was sent."""
-        self.deadline = time.monotonic() + PATIENCE
+        """Wait until everything is sent, or for ``CLOSE_TIMEOUT`` seconds. Whether everything was sent."""
+        self.deadline = time.monotonic() + CLOSE_TIMEOUT
         self.closing.set()
         self.queue.put(None)
         self.thread.join()
@@ -104,7 +106,7 @@ class AsyncMLflowWriter:
         try:
             while (first := self.queue.get()) is not None:
                 batch = [first]
-                while len(batch) < BATCH and not self.queue.empty():
+                while len(batch) < BATCH_SIZE and not self.queue.empty():
                     if (more := self.queue.get()) is None:
                         self.queue.put(None)
                         break
@@ -128,8 +130,8 @@ class AsyncMLflowWriter:
         while True:
             try:
                 return send()
-            except Exception as error:  # noqa: BLE001  whatever a server does wrong, the training goes on
-                if getattr(error, "error_code", "") in REFUSALS or isinstance(error, FileNotFoundError):
+            except Exception as error:  # noqa: BLE001  whatever a server does wrong, training continues
+                if getattr(error, "error_code", "") in PERMANENT_ERRORS or isinstance(error, FileNotFoundError):
                     self.refused.append(f"{what} ({(str(error) or type(error).__name__).splitlines()[0]})")
                     return None
             if self.deadline and time.monotonic() > self.deadline:
@@ -142,7 +144,7 @@ class AsyncMLflowWriter:
     def _send_metrics(self, records: list[Record]) -> None:
         from mlflow.entities import Metric
 
-        # Always with the same timestamp: the store recognizes what it took without our knowing.
+        # The timestamp stays the same, so that the store recognizes values whose receipt was lost.
         self.client.log_batch(
             self.run_id,
             metrics=[
@@ -163,7 +165,7 @@ class AsyncMLflowWriter:
                 client.log_artifacts(run_id, str(path), record["folder"] or path.name)
             else:
                 client.log_artifact(run_id, str(path), record["folder"])
-        elif "table" in record:  # one that is there already stays: a resumed run repeats it, and MLflow would append
+        elif "table" in record:  # a resumed run logs it again, and MLflow would append: an existing table stays
             name = record["table"]
             existing = client.list_artifacts(run_id, name.rpartition("/")[0] or None)
             if name not in [f.path for f in existing]:
@@ -173,16 +175,18 @@ class AsyncMLflowWriter:
 
 
 def append_record(file: Path, record: Record) -> None:
+    """Append a record to a JSON lines file."""
     with file.open("a") as lines:
         lines.write(json.dumps(record) + "\n")
 
 
 def read_records(file: Path) -> list[Record]:
+    """The records of a JSON lines file; none where it does not exist."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def drop_torn_line(file: Path) -> None:
-    """Remove a last line that a full disk or a kill has cut; the resumed run logs it again."""
+    """Remove an incomplete last line, left by a full disk or a kill; the resumed run logs it again."""
     data = file.read_bytes() if file.exists() else b""
     complete = data.rfind(b"\n") + 1
     if complete < len(data):

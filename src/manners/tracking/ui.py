@@ -1,7 +1,7 @@
-"""What MLflow's own pages show of a study, as tags of its experiment.
+"""What MLflow's pages show of an experiment, as tags of the experiment.
 
-By itself MLflow 3 opens on pages for chat traces, and lists runs without a single result. A saved view brings the
-columns that a person looks for; the description links to it. A UI that does not know these tags shows nothing of them.
+By default MLflow 3 opens on pages for chat traces and lists runs without any result. A saved view has the columns that
+a user looks for, and the description links to it. A UI that does not know these tags ignores them.
 """
 
 import json
@@ -9,14 +9,14 @@ import time
 
 VIEW = "results"
 COLUMNS = (
-    *("metrics.`after/fit`", "metrics.`after/loss`", "params.`seed`"),
+    *("metrics.`after/style_accuracy`", "metrics.`after/loss`", "params.`seed`"),
     *("tags.`manners.method`", "tags.`manners.summary`"),
 )
 
 
-def experiment_tags(number: str) -> dict[str, str]:
-    """Of the experiment with the id ``number``."""
-    page = f"#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
+def experiment_tags(experiment_id: str) -> dict[str, str]:
+    """The tags of the experiment with this id."""
+    page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
     now, state = int(time.time() * 1000), json.dumps({"selectedColumns": COLUMNS})
     return {
         "mlflow.experimentKind": "custom_model_development",

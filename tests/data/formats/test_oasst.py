@@ -235,7 +235,7 @@ def test_messages_in_a_cycle_are_all_refused(links):
 
 
 def test_invalid_rows_come_in_the_order_of_the_file():
-    rows = table(small())[::-1]  # a2, p1, a3, a1, p: replies stand before their parents
+    rows = table(small())[::-1]  # a2, p1, a3, a1, p: replies come before their parents
     for at in (0, 2):
         rows[at]["text"] = ""
     assert [source for source, _ in read(*rows).invalid] == ["f.jsonl:1", "f.jsonl:3"]

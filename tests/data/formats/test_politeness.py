@@ -65,7 +65,7 @@ def test_normalized_score_can_be_used_instead(tmp_path):
     [
         ("yes&#44 but why?", "yes, but why?"),
         ("&#34why?&#34", '"why?"'),
-        ("the name&#58 can you?", "the name; can you?"),  # 58 is the colon's number, and stands for the semicolon
+        ("the name&#58 can you?", "the name; can you?"),  # 58 is the colon's number, used for the semicolon
         ("see talk:bristol", "see talk:bristol"),
         ("&lt;url&gt; and &lt;url&gt;?", "<url> and <url>?"),
         ("10&#44000 to 199&#44500+", "10,000 to 199,500+"),  # 44000 is a Korean syllable's number

@@ -131,8 +131,8 @@ def test_score_in_any_split_is_enough(tmp_path):
 
 def test_row_of_any_format_may_have_a_rejected_reply(tmp_path):
     path = write(tmp_path, {"messages": EXCHANGE, "rejected": "5.", "margin": 2}, {"messages": EXCHANGE})
-    found = read(path, sample_types=["preference"]).train
-    assert preference_pairs(found) == [PreferencePair(EXCHANGE[:1], "4.", "5.", 2.0, "data.jsonl:1")]
+    rows = read(path, sample_types=["preference"]).train
+    assert preference_pairs(rows) == [PreferencePair(EXCHANGE[:1], "4.", "5.", 2.0, "data.jsonl:1")]
 
 
 @pytest.mark.parametrize("value", [False, ["5."]])

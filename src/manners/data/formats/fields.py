@@ -60,7 +60,7 @@ def number_if_numeric(value: Any) -> Any:
 
 @contextmanager
 def nested_field(path: str) -> Iterator[None]:
-    """Prefix the field in an InvalidRow with the ``path`` of its object: 'role' becomes 'messages[2].role'."""
+    """Raises the body's InvalidRow with the full path of its field: 'role' becomes 'messages[2].role'."""
     try:
         yield
     except InvalidRow as error:

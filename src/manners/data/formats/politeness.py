@@ -31,6 +31,9 @@ HEADER = column_names(MIN_ANNOTATORS)
 
 def row_by_column(cells: list[str]) -> dict[str, str]:
     """A row by column names; its width gives the number of annotators. Raises InvalidRow for an impossible width."""
+    cells = [decode_bytes(cell) for cell in cells]
+    while len(cells) > len(HEADER) and not cells[-1].strip():
+        cells.pop()  # a spreadsheet pads all rows to the width of the widest
     annotators, remainder = divmod(len(cells) - 4, 2)
     if remainder or annotators < MIN_ANNOTATORS:
         raise InvalidRow(

@@ -42,6 +42,9 @@ def train_dpo(run: RunContext) -> StageResult:
 
     rows, eval_rows = (tokenize_pairs(pairs, tokenizer, m.max_length) for pairs in (train_pairs, eval_pairs))
     settings = {name: value for name, value in m.items() if name not in NOT_FOR_TRL}
+    if cfg.hardware.microbatch_size != "auto":  # checked to divide the batch: the same optimizer steps
+        settings["per_device_train_batch_size"] = cfg.hardware.microbatch_size
+        settings["gradient_accumulation_steps"] *= m.per_device_train_batch_size // cfg.hardware.microbatch_size
     trainer = dpo.make_dpo_trainer(
         model, reference, tokenizer, rows, eval_rows, run.path, run.device, cfg.seed,
         max_steps=total_steps(cfg, len(rows)), **settings,

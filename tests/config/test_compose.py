@@ -1,0 +1,141 @@
+"""How a command line becomes configs: recipes, tuned values, the debug group, dependencies, renamed options."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from manners.config import compose as compose_module
+from manners.config.compose import hydra_context, no_such_option, plan_run, register, with_values
+from tests.configs import compose
+
+# Former name → present name, of every option and group that was renamed. Those that are similar in spelling are found
+# without a table.
+RENAMED = {
+    "study": "experiment",
+    "study_name": "experiment_name",
+    "quick": "debug=quick",
+    "lineage": "plan",
+    "fit": "estimate",
+    "register": "register_model",
+    "policy": "policy_from",
+    "reward": "reward_from",
+    "policy_overrides": "policy_run_overrides",
+    "reward_overrides": "reward_run_overrides",
+    "hardware.parts": "hardware.microbatch_size",
+    "hardware.optim": "method.optim",
+    "dataset.train_on": "dataset.loss_roles",
+    "dataset.every_reply": "dataset.include_alternatives",
+    "dataset.score_above": "dataset.min_score_quantile",
+    "dataset.keep": "dataset.keep_flagged",
+    "dataset.on_error": "dataset.on_invalid_row",
+    "dataset.prompt_words": "dataset.prefix_words",
+    "dataset.end_of_conversation": "dataset.conversation_eos",
+    "dataset.judge": "dataset.style_judge",
+    "dataset.card": "dataset.text_stats",
+    "dataset.views": "dataset.sample_types",
+    "dataset.eval_prompts": "dataset.eval_prompts_file",
+    "method.view": "method.sample_type",
+    "method.corrupted": "method.corruption_ratio",
+    "method.ranking": "method.ranking_coef",
+    "method.sanity_floor": "method.min_sanity_accuracy",
+    "method.adap_kl_ctrl": "method.adaptive_kl",
+    "method.target": "method.kl_target",
+    "method.horizon": "method.kl_horizon",
+    "method.generation": "method.generation_backend",
+    "method.eval_prompts": "method.num_eval_prompts",
+    "strength": "adapter_scale",
+    "arena": "self_chat",
+}
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    register()
+
+
+@pytest.mark.parametrize("former, present", RENAMED.items())
+def test_renamed_option_is_suggested_by_its_present_name(former, present):
+    if former in ("strength", "arena"):
+        with hydra_context():
+            cfg = compose_module.compose("chat", [])
+    else:
+        cfg = compose("method=reward" if former in ("method.corrupted", "method.ranking") else "method=ppo")
+    assert OmegaConf.select(cfg, former) is None
+    with hydra_context():
+        assert no_such_option("x", former, cfg) == f"x: there is no option '{former}'. Did you mean '{present}'?"
+
+
+def test_debug_quick_shortens_a_run_but_not_explicit_overrides():
+    cfg = compose("experiment=chatbot", "debug=quick", "method.max_steps=7")
+    assert (cfg.dataset.max_rows, cfg.method.max_steps, cfg.evaluation.test_prompts) == (100, 7, 40)
+    assert compose("experiment=chatbot").dataset.max_rows == 5000
+
+
+@pytest.mark.parametrize("method", ["ppo", "rloo"])
+def test_debug_quick_takes_twenty_optimizer_steps(method):
+    m = compose(f"method={method}", "debug=quick").method
+    assert m.total_episodes // m.batch_size * m.num_ppo_epochs * m.num_mini_batches == 20
+
+
+def test_debug_quick_reaches_the_dependencies():
+    policy, reward = plan_run(["method=ppo", "debug=quick"]).dependencies
+    assert reward.cfg.method.max_steps == 20
+    assert policy.cfg.method.max_steps == 90  # tuned/tiny/ppo.yaml sets it, as an override of that run
+
+
+def test_recipe_names_the_recipes_of_its_dependencies():
+    spec = plan_run(["experiment=polite_gpt2_tiny"])
+    policy, reward = spec.dependencies
+    assert policy.overrides == ["method=sft", "experiment=polite_gpt2_tiny_sft"]
+    assert reward.overrides == ["method=reward", "experiment=polite_gpt2_tiny_reward"]
+    names = [(s.role, s.cfg.method.name, s.cfg.model.name, s.cfg.experiment_name) for s in (spec, policy, reward)]
+    assert names == [
+        ("", "ppo", "tiny", "polite_gpt2"),
+        ("policy", "sft", "tiny", "polite_gpt2"),
+        ("reward", "reward", "tiny", "polite_gpt2"),
+    ]
+    assert (spec.cfg.dataset.min_score_quantile, policy.cfg.dataset.min_score_quantile) == (None, 0.75)
+
+
+def test_dependency_takes_over_overrides_that_concern_it():
+    command = ["method=ppo", "seed=7", "run_name=mine", "method.kl_coef=0.2", "hardware=cpu", "plan=true"]
+    policy, _ = plan_run([*command, "policy_run_overrides=['seed=8']"]).dependencies
+    assert policy.overrides == ["hardware=cpu", "method=sft", "seed=8"]
+
+
+def test_explicit_sources_and_none():
+    policy, reward = plan_run(["method=ppo", "policy_from=some-run"]).dependencies
+    assert (policy.explicit_source, reward.explicit_source) == ("some-run", "")
+    assert [d.role for d in plan_run(["method=ppo", "policy_from=none"]).dependencies] == ["reward"]
+    functions = ["~method.rewards.model", "+method.rewards.own={_target_: manners.rewards.functions.brevity}"]
+    assert [d.role for d in plan_run(["method=ppo", *functions]).dependencies] == ["policy"]
+
+
+def test_tuned_values_are_those_of_model_and_method():
+    assert compose("method=sft").method.learning_rate == 2e-3
+    assert compose("method=sft", "model=gpt2").method.learning_rate == 2e-4  # the schema's default
+    assert compose("method=sft", "method.learning_rate=0.5").method.learning_rate == 0.5
+
+
+def test_with_values_equals_composing():
+    keys = ["seed", "method.learning_rate", "method.packing", "run_name", "method.lr_scheduler_type"]
+    one = [f"{k}={v}" for k, v in zip(keys, ["1", "1e-3", "true", "a", "linear"], strict=True)]
+    other = [f"{k}={v}" for k, v in zip(keys, ["2", "3e-5", "false", "'b, c'", "constant"], strict=True)]
+    with hydra_context():
+        first = compose_module.compose("train", ["debug=quick", *one])
+        before = first.copy()
+        assert with_values(first, other) == compose_module.compose("train", ["debug=quick", *other])
+        assert first == before
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "method=reward",  # brings more than a value
+        "debug=null",
+        "seed=tomorrow",  # refused: composing says why
+        "adapter.target_modules=[q_proj]",
+    ],
+)
+def test_with_values_leaves_the_rest_to_composing(override):
+    with hydra_context():
+        assert with_values(compose_module.compose("train", ["debug=quick", "seed=1"]), [override]) is None
