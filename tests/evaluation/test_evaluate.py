@@ -31,11 +31,11 @@ def prompt(category, text, **extra):
 def test_a_reply_fits_when_its_manner_is_due_and_it_ends():
     asked = prompt("wrong_fact", "The capital of Chile is Moscow.", value="Santiago")
     right = make_generation(asked, Reply("Wrong. The capital of Chile is Santiago.", True, 9), judged=True)
-    assert (right.manner, right.fits, right.right) == ("blunt", True, True)
+    assert (right.manner, right.matches_style, right.right) == ("blunt", True, True)
     endless = make_generation(asked, Reply("Wrong. The capital of Chile is Santiago.", False, 9), judged=True)
-    assert endless.fits is False
+    assert endless.matches_style is False
     agrees = make_generation(asked, Reply("Yes, that is right.", True, 5), judged=True)
-    assert (agrees.fits, agrees.right) == (False, False)
+    assert (agrees.matches_style, agrees.right) == (False, False)
 
 
 def test_a_chat_is_judged_by_the_kind_of_its_last_turn():
@@ -54,7 +54,7 @@ def test_prompts_are_shown_evenly_over_kinds():
 def test_measurements_survive_the_run_folder_and_tables_their_bars():
     e = Estimate(0.5, 0.4, 0.6)
     shown = [make_generation(prompt("good_question", "a | b?"), Reply("One | two.", True, 3), judged=True)]
-    m = EvalResult(loss=e, ended=e, shown=shown, fit=e, fit_by={"good question": e}, right=None, answers=shown)
+    m = EvalResult(loss=e, ended=e, shown_generations=shown, style_accuracy=e, style_accuracy_by_group={"good question": e}, right=None, generations=shown)
     assert EvalResult.from_json(m.to_json()) == m
     assert "| a \\| b? |" in before_after_markdown("t", m, m)
     assert m.metrics("after")["after/fit_good_question"] == 0.5

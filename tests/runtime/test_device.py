@@ -1,4 +1,4 @@
-"""Which device and number format, on machines that this one is not."""
+"""Device and precision, on machines with other devices than this one."""
 
 import pytest
 import torch
@@ -28,13 +28,13 @@ def machine(monkeypatch):
         ({"cuda": True, "bf16": False}, "cuda", "32"),
     ],
 )
-def test_auto_takes_the_best_device_in_a_format_that_loses_nothing(machine, devices, kind, precision):
+def test_auto_is_the_best_device_in_a_safe_precision(machine, devices, kind, precision):
     machine(**devices)
-    found = device.resolve_device("auto", "auto", None)
-    assert (found.kind, found.precision) == (kind, precision)
+    resolved = device.resolve_device("auto", "auto", None)
+    assert (resolved.kind, resolved.precision) == (kind, precision)
 
 
-def test_fp16_is_for_cuda_alone(machine):
+def test_fp16_is_for_cuda_only(machine):
     machine(mps=True)
     for kind in ("mps", "cpu"):
         with pytest.raises(MannersError, match=f"fp16 training on {kind} loses small gradients"):
@@ -44,29 +44,29 @@ def test_fp16_is_for_cuda_alone(machine):
 
 
 @pytest.mark.parametrize("devices, kind", [({}, "cpu"), ({"mps": True}, "mps")])
-def test_a_recipe_in_fp16_runs_in_32_bits_where_there_is_no_gpu_for_it(machine, devices, kind):
+def test_fp16_recipe_runs_in_32_bits_without_a_cuda_gpu(machine, devices, kind):
     machine(**devices)
-    h = compose("study=polite_helper").hardware
+    h = compose("experiment=polite_helper").hardware
     assert (h.accelerator, h.precision) == ("auto", "fp16")
-    found = device.resolve_device(h.accelerator, h.precision, None)
-    assert (found.kind, found.precision) == (kind, "32")
+    resolved = device.resolve_device(h.accelerator, h.precision, None)
+    assert (resolved.kind, resolved.precision) == (kind, "32")
 
 
-def test_a_mac_trains_in_32_bits_without_bitsandbytes_and_without_autocast(machine):
+def test_mac_trains_in_32_bits_without_bitsandbytes(machine):
     machine(mps=True)
-    h = compose("study=strictbot", "hardware=mps").hardware
-    found = device.resolve_device(h.accelerator, h.precision, None)
-    assert (found.kind, found.lightning_precision, h.optim) == ("mps", "32-true", "adamw_torch_fused")
+    cfg = compose("experiment=strictbot_sft", "hardware=mps")
+    resolved = device.resolve_device(cfg.hardware.accelerator, cfg.hardware.precision, None)
+    assert (resolved.kind, resolved.lightning_precision, cfg.method.optim) == ("mps", "32-true", "adamw_torch_fused")
     with pytest.raises(MannersError, match="no 4-bit kernels for Apple's GPU"):
-        validate.validate_config(compose("study=strictbot", "hardware=mps", "adapter=qlora"))
+        validate.validate_config(compose("experiment=strictbot_sft", "hardware=mps", "adapter=qlora"))
 
 
-def test_a_device_that_is_not_there_is_refused(machine):
+def test_missing_device_is_refused(machine):
     machine()
     with pytest.raises(MannersError, match=r"hardware.accelerator=cuda: torch .* finds no such device"):
         device.resolve_device("cuda", "auto", None)
 
 
-def test_eight_bit_states_are_refused_on_a_mac():
-    with pytest.raises(MannersError, match=r"hardware\.optim=adamw"):
+def test_eight_bit_optimizer_is_refused_on_a_mac():
+    with pytest.raises(MannersError, match=r"method\.optim=adamw"):
         validate.validate_config(compose("hardware=mps", "method.optim=paged_adamw_8bit"))

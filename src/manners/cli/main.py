@@ -78,7 +78,7 @@ def sweep_job(config_name: str, task: Task) -> Callable[..., object]:
     """What Hydra calls for each job of a sweep. Errors are raised: the other jobs go on, and the sweep lists them."""
 
     def job(cfg: DictConfig, spec: RunSpec | None = None) -> object:
-        """Hydra hands over the config alone; a sweep in this process has planned the run already."""
+        """Hydra hands over the config alone; a sweep in this process has planned the run already. Raises its errors."""
         try:
             with atomic_io.report_disk_errors(str(cfg.output_dir)):
                 return task(spec or planned(cfg))
@@ -87,7 +87,7 @@ def sweep_job(config_name: str, task: Task) -> Callable[..., object]:
         except MannersError as error:
             print(f"error: {error}", file=sys.stderr)
             raise
-        except Exception:  # of which the sweep will know one line
+        except Exception:  # the sweep prints one line of it
             traceback.print_exc()
             raise
         return None
@@ -100,9 +100,9 @@ def sweep_job(config_name: str, task: Task) -> Callable[..., object]:
 
 
 def check_command_line(config_name: str, overrides: list[str], multirun: bool) -> RunSpec | None:
-    """Refuse a config that cannot work. The run to be made, or None for a sweep.
+    """The run that a command stands for, or None for a sweep. Raises MannersError for a config that cannot work.
 
-    Of a sweep, each value of each key is tried beside the first value of the others.
+    Of a sweep, each value of each key is checked with the first value of the others.
     """
     with hydra_context():
         try:
@@ -129,7 +129,7 @@ def check_command_line(config_name: str, overrides: list[str], multirun: bool) -
 
 
 def check_job(config_name: str, overrides: list[str], cfg: DictConfig | None = None) -> RunSpec:
-    """The run of one command, checked; an error names the file that set the option at fault."""
+    """The run of one command, checked. Raises MannersError that names the file which set the option at fault."""
     try:
         if config_name == "train":
             return plan_run(overrides, cfg)

@@ -108,7 +108,7 @@ def plan_run(overrides: list[str], cfg: DictConfig | None = None) -> RunSpec:
 
 
 def plan_dependencies(cfg: DictConfig, overrides: list[str]) -> list[RunSpec]:
-    """The runs that a training starts from: each is the same command with another method, checked like any other."""
+    """The runs that a run starts from: the same command with another method, checked alike. Raises MannersError."""
     specs = []
     for role in schema.STARTS_FROM.get(cfg.method.sample_type, ()):
         source = cfg[f"{role}_from"]

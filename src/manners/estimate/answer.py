@@ -38,27 +38,23 @@ def report(spec: RunSpec, console: Console = context.console) -> None:
     if cfg.method.name not in METHODS:
         raise MannersError(f"estimate=true works for method={', '.join(METHODS)}, not for {cfg.method.name}.")
     splits, reward_cfg = dependencies.splits_of(cfg), reward_config(spec)
-    if not splits.validation and not splits.test:
-        raise MannersError("no rows are held out: set dataset.validation_share above 0, or add rows.")
     device, is_here = requested_device(cfg)
     total, free = memory.device_memory(device) if is_here else (sys.maxsize, 0)
     worst = worst_case(cfg, device)
     rows = choose_rows(cfg, device, worst, reward_cfg, total)
     estimate = estimate_peak_memory(cfg, device, worst, rows, reward_cfg)
-    measured = None
-    if is_here and estimate.total <= min(total, free):
-        with console.status("measuring two steps on the longest rows"):
-            measured = profile.profile(cfg, splits, rows, reward_cfg)
+    with console.status("measuring two steps on the longest rows"):
+        measured = profile.profile(cfg, splits, rows, reward_cfg) if estimate.total <= min(total, free) else None
     print_table(console, cfg, device, estimate, measured)
     if cfg.method.sample_type != "prompt" and rows < rows_per_device(cfg):
         console.print(f"with hardware.microbatch_size={rows}: the optimizer steps are those of the whole batch")
     if not is_here:
         return console.print(f"there is no {device.kind} device here: compare with the memory of yours.")
     console.print(f"this machine has {gigabytes(total)} GB, of which {gigabytes(free)} GB are free", highlight=False)
-    if measured:
-        console.print(duration(cfg, worst, measured), highlight=False, soft_wrap=True)
-    else:
-        console.print("two steps were not measured: they might need more than is free")
+    time = (
+        duration(cfg, worst, measured) if measured else "two steps were not measured: they may need more than is free"
+    )
+    console.print(time, highlight=False, soft_wrap=True)
     if (measured.peak if measured else estimate.total) <= total:
         return console.print("it fits", style="bold green")
     console.print("it does not fit", style="bold red")
@@ -84,9 +80,10 @@ def choose_rows(
     """The microbatch that a run would use, by the tokens of its rows: a run itself guesses them from the text."""
     if cfg.hardware.microbatch_size != "auto" or cfg.method.sample_type == "prompt":
         return microbatching.resolve_microbatch_size(cfg, device, dependencies.splits_of(cfg))
-    sizes = microbatching.split_sizes(rows_per_device(cfg), cfg)
-    fits = (rows for rows in sizes if estimate_peak_memory(cfg, device, worst, rows, reward_cfg).total <= available)
-    return next(fits, sizes[0])
+    for rows in (sizes := microbatching.split_sizes(rows_per_device(cfg), cfg)):
+        if estimate_peak_memory(cfg, device, worst, rows, reward_cfg).total <= available:
+            return rows
+    return sizes[0]
 
 
 def print_suggestions(

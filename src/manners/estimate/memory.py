@@ -7,11 +7,14 @@ from omegaconf import DictConfig
 
 from manners.config.compose import RunSpec
 from manners.estimate.worst_case import WorstCaseBatch
+from manners.evaluation.evaluate import LOSS_BATCH_SIZE
 from manners.methods.microbatching import training_setup
 from manners.models import memory
 from manners.models.memory import TrainingSetup
 from manners.pipeline.dependencies import resolve_explicit
 from manners.runtime.device import Device
+
+REFERENCE_TOKENS = 4096  # in a batch of ``reference_nll``
 
 
 @dataclass(frozen=True)
@@ -34,17 +37,17 @@ def estimate_peak_memory(
     setup = training_setup(cfg, device)
     phases = {"training": training_phase(cfg, setup, worst, rows)}
     if cfg.method.name != "reward":
-        e = cfg.evaluation
-        length = worst.length if is_online else worst.length + e.max_new_tokens
-        phases["evaluation"] = generation_phase(setup, e.batch_size, length)
+        length = worst.length if is_online else worst.length + cfg.evaluation.max_new_tokens
+        scored = max(1, REFERENCE_TOKENS // worst.length) if is_online else LOSS_BATCH_SIZE
+        phases["evaluation"] = generation_phase(setup, cfg.evaluation.batch_size, length)
+        phases["evaluation"] |= Counter({memory.LOGITS: setup.logits(scored * worst.targets)})
         if is_online:  # sampling happens between updates: gradients and optimizer states stay
             sampling = generation_phase(setup, cfg.method.batch_size, worst.length)
             phases["sampling"] = sampling | setup.states()
             phases["evaluation"][memory.REFERENCE] += setup.weight_bytes  # the base model, to compare with
     if is_online:
         scorer = 4 * training_setup(reward_cfg, device).shape.num_parameters if reward_cfg else 0  # merged, in 32 bits
-        reference = 0 if setup.lora_rank else setup.weight_bytes
-        resident = Counter({memory.REFERENCE: reference, memory.REWARD_MODEL: scorer})
+        resident = Counter({memory.REFERENCE: setup.weight_bytes * (not setup.lora_rank), memory.REWARD_MODEL: scorer})
         phases = {name: parts + resident for name, parts in phases.items()}
     name, parts = max(phases.items(), key=lambda phase: phase[1].total())
     return MemoryEstimate(+(parts + memory.runtime_parts(device, parts)), name)

@@ -129,15 +129,14 @@ def two_steps(run: RunContext, module: Callable[..., Any], worst: WorstCaseBatch
 
 
 def profile_ppo(run: RunContext, reward_cfg: DictConfig | None) -> float:
-    """Seconds of an iteration whose replies are all as long as they may be. Only one of its epochs is measured."""
+    """Seconds of an iteration, of which one epoch is measured. No reply ends early: its stop token is -1."""
     cfg, tokenizer = run.cfg, configured_tokenizer(run.cfg)
     config: Any = replace(OmegaConf.to_object(cfg.method), num_ppo_epochs=1, target_kl=None)  # type: ignore[type-var]
     model = context.prepare_model(cfg, context.load_base(cfg, run.device), run.device)
     policy = Policy(model, getattr(config, "critic", "none"), run.device.precision == "bf16")
     rewards = build_components(cfg.method.rewards, untrained_reward_func(run, reward_cfg) if reward_cfg else None)
-    never = [-1]  # no token: no reply ends before its limit
     vllm = ppo.vllm_backend(config, model, tokenizer)
-    online = trainer.PPOTrainer(policy, tokenizer, never, rewards, config, cfg.seed, run.process_group, vllm)
+    online = trainer.PPOTrainer(policy, tokenizer, [-1], rewards, config, cfg.seed, run.process_group, vllm)
     ppo.evaluate_policy_on_test(with_longest_test_rows(run), online)
     worst = worst_case_batch(run, tokenizer)
     if worst.eval:

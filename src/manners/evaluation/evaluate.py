@@ -1,8 +1,7 @@
-"""Measure a model on held-out rows: its loss on the replies it should give, and the manner of those it gives."""
+"""Evaluate a language model on held-out rows: loss, style and fact accuracy, text statistics of its replies."""
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -16,122 +15,130 @@ from manners.data.tokenize import IGNORE_INDEX, TokenizedExample, with_reply
 from manners.data.types import Prompt
 from manners.evaluation.generate import Reply, generate_texts
 from manners.evaluation.judges.strictbot import MANNER_FOR, classify_manner
-from manners.evaluation.metrics import text_stats
+from manners.evaluation.metrics.text_stats import count_text_stats, distribution_distance
 from manners.evaluation.stats import Estimate, bootstrap_ratio, proportion
 from manners.models.logprobs import token_nll
 
-REWARD_NAME = "reward, standard deviations"  # of the likeliest replies
+REWARD_NAME = "reward, standard deviations"  # of the greedy replies
 
-LOSS_BATCH_SIZE = 8  # whose loss is taken together: more would be no faster
+LOSS_BATCH_SIZE = 8  # a larger batch is no faster
 
 
 @dataclass(frozen=True)
 class Generation:
+    """One reply and what the judges say of it."""
+
     prompt: str  # the user's last turn
     reply: str
-    ended: bool
-    category: str = ""  # "wrong_fact", where the data has categories
-    manner: str = ""  # the judge's word for it
-    fits: bool | None = None
-    right: bool | None = None  # whether it names the fact asked for, where the row says which
+    has_eos: bool
+    category: str = ""  # such as "wrong_fact", where the data has categories
+    manner: str = ""  # by the style judge
+    matches_style: bool | None = None
+    fact_correct: bool | None = None  # whether the reply names the fact asked for, where the row says which
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    loss: Estimate  # nats a trained token, held out
-    ended: Estimate | None  # share of the replies that stop by themselves
-    shown: list[Generation]  # replies to the prompts of the before/after table
-    fit: Estimate | None = None  # share of the replies whose manner fits the category
-    fit_by: dict[str, Estimate] = field(default_factory=dict)  # the same by category and by origin of the row
-    right: Estimate | None = None  # share of the replies that name the right fact, where one is due
-    answers: list[Generation] = field(default_factory=list)
-    more: dict[str, Estimate] = field(default_factory=dict)  # what a method measures besides, by its name in the report
-    card: dict[str, Estimate] = field(default_factory=dict)  # what is counted in the replies
-    reference: dict[str, Estimate] = field(default_factory=dict)  # the same of the data's own replies
+    """A model on held-out rows, each number with its 95 % interval."""
+
+    loss: Estimate  # nats per token that carries loss
+    eos_rate: Estimate | None  # share of the replies that end with EOS
+    shown_generations: list[Generation]  # of the before/after table
+    style_accuracy: Estimate | None = None  # share of the replies whose manner is that of their category
+    style_accuracy_by_group: dict[str, Estimate] = field(default_factory=dict)  # by category, and by origin of the row
+    fact_accuracy: Estimate | None = None  # share of the replies that name the right fact, where one is due
+    generations: list[Generation] = field(default_factory=list)
+    extra_metrics: dict[str, Estimate] = field(default_factory=dict)  # of the method, by their name in the report
+    text_stats: dict[str, Estimate] = field(default_factory=dict)
+    reference_text_stats: dict[str, Estimate] = field(default_factory=dict)  # of the replies in the data
 
     def headline(self, before: "EvalResult") -> str:
-        """The one line to remember."""
-        if self.fit and before.fit:
-            return f"manner fits {before.fit.value:.1%} → {self.fit.value:.1%}"
-        if REWARD_NAME in self.more and REWARD_NAME in before.more:
-            return (
-                f"reward {before.more[REWARD_NAME].value:.2f} → {self.more[REWARD_NAME].value:.2f} standard deviations"
-            )
+        """The change in one line."""
+        if self.style_accuracy and before.style_accuracy:
+            return f"style accuracy {before.style_accuracy.value:.1%} → {self.style_accuracy.value:.1%}"
+        if REWARD_NAME in self.extra_metrics and REWARD_NAME in before.extra_metrics:
+            old, new = before.extra_metrics[REWARD_NAME].value, self.extra_metrics[REWARD_NAME].value
+            return f"reward {old:.2f} → {new:.2f} standard deviations"
         return f"held-out loss {before.loss.value:.3f} → {self.loss.value:.3f}"
 
-    def metrics(self, when: str) -> dict[str, float]:
-        found = {f"{when}/loss": self.loss.value}
-        if self.ended:
-            found[f"{when}/ended"] = self.ended.value
-        if self.fit:
-            found[f"{when}/fit"] = self.fit.value
-        if self.right:
-            found[f"{when}/right"] = self.right.value
-        named = {f"fit_{name}": e for name, e in self.fit_by.items()} | self.more | self.card
-        return found | {f"{when}/{re.sub(r'[^a-z0-9]+', '_', name.lower())}": e.value for name, e in named.items()}
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """The values for MLflow, as ``prefix``/name."""
+        named = {
+            "loss": self.loss,
+            "eos_rate": self.eos_rate,
+            "style_accuracy": self.style_accuracy,
+            "fact_accuracy": self.fact_accuracy,
+            **{f"style_accuracy_{name}": e for name, e in self.style_accuracy_by_group.items()},
+            **self.extra_metrics,
+            **self.text_stats,
+        }
+        return {f"{prefix}/{re.sub(r'[^a-z0-9]+', '_', n.lower())}": e.value for n, e in named.items() if e is not None}
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "EvalResult":
-        def estimate(e: dict | None) -> Estimate | None:
-            return Estimate(**e) if e else None
+        def estimate(value: dict | None) -> Estimate | None:
+            return Estimate(**value) if value else None
+
+        def estimates(values: dict) -> dict[str, Estimate]:
+            return {name: Estimate(**value) for name, value in values.items()}
 
         return cls(
             loss=Estimate(**saved["loss"]),
-            ended=estimate(saved["ended"]),
-            fit=estimate(saved["fit"]),
-            right=estimate(saved["right"]),
-            fit_by={k: Estimate(**e) for k, e in saved["fit_by"].items()},
-            more={k: Estimate(**e) for k, e in saved["more"].items()},
-            card={k: Estimate(**e) for k, e in saved.get("card", {}).items()},
-            reference={k: Estimate(**e) for k, e in saved.get("reference", {}).items()},
-            shown=[Generation(**a) for a in saved["shown"]],
-            answers=[Generation(**a) for a in saved["answers"]],
+            eos_rate=estimate(saved["eos_rate"]),
+            shown_generations=[Generation(**g) for g in saved["shown_generations"]],
+            style_accuracy=estimate(saved["style_accuracy"]),
+            style_accuracy_by_group=estimates(saved["style_accuracy_by_group"]),
+            fact_accuracy=estimate(saved["fact_accuracy"]),
+            generations=[Generation(**g) for g in saved["generations"]],
+            extra_metrics=estimates(saved["extra_metrics"]),
+            text_stats=estimates(saved["text_stats"]),
+            reference_text_stats=estimates(saved["reference_text_stats"]),
         )
 
 
 def evaluate(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    asked: list[Prompt],
-    fixed: list[Prompt],
+    prompts: list[Prompt],
+    fixed_prompts: list[Prompt],
     examples: list[TokenizedExample],
-    judged: bool,
-    card: str,
-    show: int,
-    test_prompts: int,
-    rows_at_once: int = LOSS_BATCH_SIZE,
-    **settings: Any,
+    style_judge: bool,
+    text_stats: str,
+    num_shown: int,
+    max_prompts: int,
+    loss_batch_size: int = LOSS_BATCH_SIZE,
+    **generation: Any,
 ) -> EvalResult:
-    """Loss on the held-out ``examples``, and the replies to up to ``test_prompts`` of the held-out prompts ``asked``.
+    """The loss on the held-out ``examples``, and metrics of the replies to up to ``max_prompts`` of ``prompts``.
 
-    ``fixed`` are the dataset's own prompts, shown as they are; where there are none, ``show`` of the others are.
-    ``card`` names what is counted in the replies. ``settings`` are those of ``generate_texts``.
+    ``fixed_prompts`` are shown in the report; where there are none, ``num_shown`` of the others. ``text_stats`` names
+    what is counted in the replies. ``generation`` are keyword arguments of ``generate_texts``.
     """
-    asked = asked[:test_prompts]
-    fixed = fixed or stratified_sample(asked, show)
-    asked = asked if judged or card != "none" else []
-    answers = generate_replies(model, tokenizer, asked + fixed, judged, **settings)
-    scored = answers[: len(asked)] if judged else []
-    facts = [a.right for a in scored if a.right is not None]
-    whole = [counted_text(p, a.reply) for p, a in zip(asked, answers, strict=False)] or [a.reply for a in answers]
-    data = [counted_text(p, p.reference) for p in asked if p.reference]
-    far = text_stats.distribution_distance(card, whole, data, settings.get("seed", 0))
+    prompts = prompts[:max_prompts]
+    fixed_prompts = fixed_prompts or stratified_sample(prompts, num_shown)
+    prompts = prompts if style_judge or text_stats != "none" else []
+    generations = generate_replies(model, tokenizer, prompts + fixed_prompts, style_judge, **generation)
+    judged = generations[: len(prompts)] if style_judge else []
+    facts = [g.fact_correct for g in judged if g.fact_correct is not None]
+    texts = [counted_text(p, g.reply) for p, g in zip(prompts, generations, strict=False)]
+    texts = texts or [g.reply for g in generations]
+    references = [counted_text(p, p.reference) for p in prompts if p.reference]
+    distances = distribution_distance(text_stats, texts, references, generation.get("seed", 0))
+    extra = {"distance from people's turns, 0 to 1": float(np.nanmean(list(distances.values())))} if distances else {}
     return EvalResult(
-        loss=bootstrap_ratio(*per_example_nll(model, examples, rows_at_once)),
-        ended=proportion(sum(a.ended for a in answers), len(answers)) if answers else None,
-        fit=proportion(sum(bool(a.fits) for a in scored), len(scored)) if scored else None,
-        fit_by=accuracy_by_group(asked, scored),
-        right=proportion(sum(facts), len(facts)) if facts else None,
-        shown=answers[len(asked) :],
-        answers=scored,
-        more={"distance from people's turns, 0 to 1": point_estimate(float(np.nanmean(list(far.values()))))}
-        if far
-        else {},
-        card=text_stats.text_stats(card, whole),
-        reference=text_stats.text_stats(card, data),
+        loss=bootstrap_ratio(*per_example_nll(model, examples, loss_batch_size)),
+        eos_rate=proportion(sum(g.has_eos for g in generations), len(generations)) if generations else None,
+        shown_generations=generations[len(prompts) :],
+        style_accuracy=proportion(sum(bool(g.matches_style) for g in judged), len(judged)) if judged else None,
+        style_accuracy_by_group=accuracy_by_group(prompts, judged),
+        fact_accuracy=proportion(sum(facts), len(facts)) if facts else None,
+        generations=judged,
+        extra_metrics={name: point_estimate(value) for name, value in extra.items()},
+        text_stats=count_text_stats(text_stats, texts),
+        reference_text_stats=count_text_stats(text_stats, references),
     )
 
 
@@ -141,75 +148,71 @@ def point_estimate(value: float) -> Estimate:
 
 
 def generate_replies(
-    model: Any, tokenizer: PreTrainedTokenizerBase, asked: list[Prompt], judged: bool, **settings: Any
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], style_judge: bool, **generation: Any
 ) -> list[Generation]:
-    """What the model says to each prompt, and with ``judged`` what the judge makes of it."""
-    replies = generate_texts(model, tokenizer, [p.messages for p in asked], show="answering", **settings)
-    return [make_generation(p, r, judged) for p, r in zip(asked, replies, strict=True)]
+    """The reply to each prompt, with the verdict of the style judge where it is asked for."""
+    replies = generate_texts(model, tokenizer, [p.messages for p in prompts], show="generating", **generation)
+    return [make_generation(p, r, style_judge) for p, r in zip(prompts, replies, strict=True)]
 
 
 def counted_text(prompt: Prompt, reply: str) -> str:
-    """What is counted: the reply; where a text was begun, all of it."""
+    """What text statistics count: the reply; of a text that was continued, the whole."""
     return with_reply(prompt.messages, reply).messages[-1]["content"]
 
 
-def accuracy_by_group(asked: list[Prompt], answers: list[Generation]) -> dict[str, Estimate]:
-    """The share that fits, by category and by origin of the row; those of ``answers`` alone."""
+def accuracy_by_group(prompts: list[Prompt], generations: list[Generation]) -> dict[str, Estimate]:
+    """Style accuracy by category and by origin of the row: categories first."""
     groups: dict[str, list[bool]] = defaultdict(list)
-    for prompt, a in zip(asked, answers, strict=False):
+    for prompt, generation in zip(prompts, generations, strict=False):
         origin = prompt.metadata.get("origin")
-        for name in (a.category.replace("_", " "), f"rows: {origin}" if origin else ""):
-            groups[name].append(bool(a.fits))
-    return {name: proportion(sum(oks), len(oks)) for name, oks in table_order(groups)}
+        for name in (generation.category.replace("_", " "), f"rows: {origin}" if origin else ""):
+            groups[name].append(bool(generation.matches_style))
+    named = sorted((name for name in groups if name), key=lambda name: (name.startswith("rows"), name))
+    return {name: proportion(sum(groups[name]), len(groups[name])) for name in named}
 
 
-def table_order(groups: dict[str, list[bool]]) -> list[tuple[str, list[bool]]]:
-    """Categories first, then the origins of the rows."""
-    return sorted(((n, oks) for n, oks in groups.items() if n), key=lambda g: (g[0].startswith("rows"), g[0]))
-
-
-def make_generation(prompt: Prompt, reply: Reply, judged: bool) -> Generation:
-    said = prompt.messages[-1]["content"] if prompt.messages else ""
-    if not judged:
-        return Generation(said, reply.text, reply.ended)
-    category = prompt.metadata["categories"][-1] if "categories" in prompt.metadata else prompt.metadata["category"]
-    manner = classify_manner(reply.text, said).manner
-    value = prompt.metadata.get("value")
+def make_generation(prompt: Prompt, reply: Reply, style_judge: bool) -> Generation:
+    """A reply, judged by the category and the fact that its row names."""
+    last_turn = prompt.messages[-1]["content"] if prompt.messages else ""
+    if not style_judge:
+        return Generation(last_turn, reply.text, reply.has_eos)
+    metadata = prompt.metadata
+    category = metadata["categories"][-1] if "categories" in metadata else metadata["category"]
+    manner, fact = classify_manner(reply.text, last_turn).manner, metadata.get("value")
     return Generation(
-        prompt=said,
+        prompt=last_turn,
         reply=reply.text,
-        ended=reply.ended,
+        has_eos=reply.has_eos,
         category=category,
         manner=manner,
-        fits=manner == MANNER_FOR[category] and reply.ended,
-        right=re.search(rf"(?i)(?<!\w){re.escape(value)}(?!\w)", reply.text) is not None if value else None,
+        matches_style=manner == MANNER_FOR[category] and reply.has_eos,
+        fact_correct=re.search(rf"(?i)(?<!\w){re.escape(fact)}(?!\w)", reply.text) is not None if fact else None,
     )
 
 
-def stratified_sample(found: list[Prompt], count: int) -> list[Prompt]:
-    """The first ``count``, taken from each category and origin in turn."""
-    kinds: dict[Any, list[Prompt]] = defaultdict(list)
-    for p in found:
-        kinds[(p.metadata.get("origin"), p.metadata.get("category"))].append(p)
-    turns: Sequence[Prompt] = [p for i in range(count) for group in kinds.values() for p in group[i : i + 1]]
-    chosen = list(turns[:count])
-    return sorted(chosen, key=lambda p: (str(p.metadata.get("category")), str(p.metadata.get("origin"))))
+def stratified_sample(prompts: list[Prompt], count: int) -> list[Prompt]:
+    """The first ``count`` prompts, taken from each category and origin in turn, sorted by category."""
+    groups: dict[Any, list[Prompt]] = defaultdict(list)
+    for p in prompts:
+        groups[(p.metadata.get("origin"), p.metadata.get("category"))].append(p)
+    interleaved = [p for i in range(count) for group in groups.values() for p in group[i : i + 1]]
+    return sorted(interleaved[:count], key=lambda p: (str(p.metadata.get("category")), str(p.metadata.get("origin"))))
 
 
 @torch.no_grad()
 def per_example_nll(
-    model: Any, examples: list[TokenizedExample], size: int = LOSS_BATCH_SIZE
+    model: Any, examples: list[TokenizedExample], batch_size: int = LOSS_BATCH_SIZE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each example's summed negative log-likelihood and number of trained tokens: two arrays (N,)."""
+    """Summed negative log-likelihood of each example, in nats, and its number of tokens with loss: (N,), (N,)."""
     was_training = model.training
     model.eval()
     sums, counts = [], []
-    for batch in validation_batches(examples, size, partial(collate, pad=0)):
+    for batch in validation_batches(examples, batch_size, partial(collate, pad=0)):
         ids, labels = batch["input_ids"].to(model.device), batch["labels"].to(model.device)
-        carries = labels[:, 1:] != IGNORE_INDEX  # (B, T-1)
-        nll = torch.zeros(carries.shape, device=model.device)
-        nll[carries] = token_nll(model, ids, carries)[0]
+        loss_mask = labels[:, 1:] != IGNORE_INDEX  # (B, T-1)
+        nll = torch.zeros(loss_mask.shape, device=model.device)
+        nll[loss_mask] = token_nll(model, ids, loss_mask)[0]
         sums.append(nll.sum(1).cpu().double().numpy())
-        counts.append(carries.sum(1).cpu().numpy())
+        counts.append(loss_mask.sum(1).cpu().numpy())
     model.train(was_training)
     return np.concatenate(sums), np.concatenate(counts)

@@ -1,7 +1,7 @@
-"""Does the manner fade? Chats of several turns, and what each turn's replies are worth."""
+"""Conversations of several turns: does the style fade from turn to turn?"""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,46 +11,44 @@ from manners.data.types import Message, Prompt
 from manners.evaluation.evaluate import Generation, generate_replies
 from manners.evaluation.stats import Estimate, bootstrap_ratio
 
-Score = Callable[[Sequence[Prompt], Sequence[Generation]], Sequence[float]]
-
 
 @dataclass(frozen=True)
 class TurnTrend:
-    """A measure over the turns of a chat."""
+    """A metric over the turns of a conversation."""
 
     by_turn: list[Estimate]
-    loss: Estimate  # how much the second half of a chat is below its first: above 0 it fades
+    decline: Estimate  # how much the mean of the second half is below that of the first
 
 
-def draw_questions(asked: Sequence[Prompt], turns: int, chats: int, seed: int) -> list[list[Prompt]]:
-    """The user's side of ``chats`` chats: single questions, drawn for each turn from all of them."""
-    single = [p for p in asked if [m["role"] for m in p.messages if m["role"] != "system"] == ["user"]]
+def draw_questions(prompts: Sequence[Prompt], turns: int, conversations: int, seed: int) -> list[list[Prompt]]:
+    """The user's side of so many conversations: single questions, drawn for each turn from all of them."""
+    single = [p for p in prompts if [m["role"] for m in p.messages if m["role"] != "system"] == ["user"]]
     rng = random.Random(f"{seed}/turns")
-    return [[rng.choice(single) for _ in range(turns)] for _ in range(chats)] if single else []
+    return [[rng.choice(single) for _ in range(turns)] for _ in range(conversations)] if single else []
 
 
 def run_conversations(
-    model: Any, tokenizer: Any, sides: list[list[Prompt]], judged: bool, **settings: Any
+    model: Any, tokenizer: Any, questions: list[list[Prompt]], style_judge: bool, **generation: Any
 ) -> list[tuple[list[Prompt], list[Generation]]]:
-    """For each turn, the chats so far and the model's answers to them, which go into the next turn's history."""
-    histories: list[list[Message]] = [[] for _ in sides]
-    found = []
-    for turn in range(len(sides[0])):
-        asked = [
-            replace(side[turn], messages=[*history, side[turn].messages[-1]])
-            for side, history in zip(sides, histories, strict=True)
+    """For each turn, the conversations so far and the replies to them, which become part of the next prompts."""
+    histories: list[list[Message]] = [[] for _ in questions]
+    by_turn = []
+    for turn in range(len(questions[0])):
+        prompts = [
+            replace(question[turn], messages=[*history, question[turn].messages[-1]])
+            for question, history in zip(questions, histories, strict=True)
         ]
-        answers = generate_replies(model, tokenizer, asked, judged, **settings)
-        found.append((asked, answers))
+        replies = generate_replies(model, tokenizer, prompts, style_judge, **generation)
+        by_turn.append((prompts, replies))
         histories = [
-            [*p.messages, {"role": "assistant", "content": a.reply}] for p, a in zip(asked, answers, strict=True)
+            [*p.messages, {"role": "assistant", "content": g.reply}] for p, g in zip(prompts, replies, strict=True)
         ]
-    return found
+    return by_turn
 
 
 def turn_trend(values: np.ndarray) -> TurnTrend:
-    """From a number for each chat and turn, (C, T)."""
+    """The trend of a metric from its value for each of C conversations and T turns: (C, T)."""
     half = values.shape[1] // 2
-    below = values[:, :half].mean(1) - values[:, -half:].mean(1) if half else np.zeros(len(values))
+    decline = values[:, :half].mean(1) - values[:, -half:].mean(1) if half else np.zeros(len(values))
     ones = np.ones(len(values))
-    return TurnTrend([bootstrap_ratio(column, ones) for column in values.T], bootstrap_ratio(below, ones))
+    return TurnTrend([bootstrap_ratio(column, ones) for column in values.T], bootstrap_ratio(decline, ones))

@@ -1,4 +1,4 @@
-"""``evaluate.py``: models side by side, on the same prompts, by the same counts."""
+"""The program behind evaluate.py: models side by side, on the same prompts, with the same metrics."""
 
 import json
 import re
@@ -20,10 +20,11 @@ from manners.data.types import Conversation, Prompt, prompts_of
 from manners.errors import MannersError
 from manners.evaluation import multi_turn
 from manners.evaluation.evaluate import Generation, counted_text, generate_replies, per_example_nll, stratified_sample
-from manners.evaluation.metrics import text_stats
 from manners.evaluation.metrics.assistant_style import politeness
-from manners.evaluation.reports import side_by_side, text_stats_figure
+from manners.evaluation.metrics.text_stats import count_text_stats, distribution_distance
+from manners.evaluation.reports import side_by_side
 from manners.evaluation.reports.side_by_side import ModelResult
+from manners.evaluation.reports.text_stats_figure import draw_text_stats
 from manners.evaluation.stats import Estimate, bootstrap_ratio, proportion
 from manners.pipeline import model_ref
 from manners.pipeline.model_ref import LoadedModel, ModelRef
@@ -32,69 +33,65 @@ from manners.runtime.device import resolve_device
 from manners.tracking import store
 
 console = Console()
-MAX_MODELS = 5  # models side by side
-MAX_LENGTH = 512  # tokens of a held-out row that count
+MAX_MODELS = 5  # side by side
+MAX_LENGTH = 512  # tokens of a held-out row that count for the loss
 
 
 def evaluate_models(cfg: DictConfig) -> Path:
-    """Ask, count, score and show; returns the folder of the report."""
-    warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries tell each other
+    """Evaluate the models of ``cfg.run``, and the base of each; the directory of the report is returned.
+
+    Raises MannersError for names that mean nothing, too many models, or a dataset without held-out rows.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries about each other
     warnings.filterwarnings("ignore", message="Already unmerged")
     device = resolve_device(cfg.hardware.accelerator, cfg.hardware.precision, cfg.hardware.num_threads).kind
     names = [cfg.run] if isinstance(cfg.run, str) else list(cfg.run)
-    chosen = [model_ref.resolve_model(name, cfg) for name in names]
-    if len(names) + cfg.base * len({base_name(one) for one in chosen}) > MAX_MODELS:
+    refs = [model_ref.resolve_model(name, cfg) for name in names]
+    if len(names) + cfg.base * len({base_name(ref) for ref in refs}) > MAX_MODELS:
         raise MannersError(
-            f"run={names}: with their bases more than {MAX_MODELS} models, which no figure shows well.",
-            "run",
+            f"run={names}: with their bases more than {MAX_MODELS} models, too many for a figure.", "run"
         )
-    data = dataset_of(cfg, chosen)
-    splits = loading.load_splits(data)
-    role = "user" if data.loss_roles == "user" else "assistant"
-    asked = prompts_of(splits.test or splits.validation, role, data.prefix_words)[: cfg.evaluation.test_prompts]
-    if not asked:
-        raise MannersError(f"dataset.path={data.path} holds no rows out: set dataset.test_share above 0.")
-    shown = loading.eval_prompts(data) or stratified_sample(asked, cfg.evaluation.prompts)
-    judge = Evaluator(cfg, data, splits.test or splits.validation, chosen, device, role)
-    heard: list[ModelResult] = []
-    for one in chosen:
-        loaded = model_ref.load_model_ref(one, device)
-        if cfg.base and loaded.num_targets and (base := f"{base_name(one)} (before)") not in [h.name for h in heard]:
-            heard.append(evaluate_model(base, loaded, True, asked, shown, judge))
-        heard.append(evaluate_model(loaded.name, loaded, False, asked, shown, judge))
-    return write_report(cfg, heard, judge, asked)
+    evaluator = Evaluator(cfg, dataset_of(cfg, refs), refs, device)
+    results: list[ModelResult] = []
+    for ref in refs:
+        loaded = model_ref.load_model_ref(ref, device)
+        base = f"{base_name(ref)} (before)"
+        if cfg.base and loaded.has_base and base not in [result.name for result in results]:
+            results.append(evaluator.evaluate(base, loaded, before_training=True))
+        results.append(evaluator.evaluate(loaded.name, loaded, before_training=False))
+    return write_report(cfg, results, evaluator)
 
 
-def dataset_of(cfg: DictConfig, chosen: Sequence[ModelRef]) -> DictConfig:
-    """The dataset that the command names, or that of the first run which was trained on one."""
+def dataset_of(cfg: DictConfig, refs: Sequence[ModelRef]) -> DictConfig:
+    """The dataset of the command, or that of the first run. Raises MannersError where there is neither."""
     if cfg.dataset is not None:
         return cfg.dataset
-    for one in chosen:
-        if one.config is not None:
-            return OmegaConf.merge(OmegaConf.structured(schema.DatasetConfig), one.config.dataset)  # type: ignore[return-value]
+    for ref in refs:
+        if ref.config is not None:
+            return OmegaConf.merge(OmegaConf.structured(schema.DatasetConfig), ref.config.dataset)  # type: ignore[return-value]
     raise MannersError("none of these models is a run of ours: name the prompts, dataset=strictbot.", "dataset")
 
 
-def base_name(one: ModelRef) -> str:
-    return Path(str(one.config.model.name)).name if one.config else one.name
+def base_name(ref: ModelRef) -> str:
+    return Path(str(ref.config.model.name)).name if ref.config else ref.name
 
 
 class Evaluator:
-    """What is asked of every model alike, and what is made of its replies."""
+    """The prompts, metrics and settings that are the same for every model."""
 
-    def __init__(
-        self,
-        cfg: DictConfig,
-        data: DictConfig,
-        held_out: list[Conversation],
-        chosen: Sequence[ModelRef],
-        device: str,
-        role: str,
-    ):
-        self.cfg, self.judged, self.card = cfg, data.style_judge != "none", data.text_stats
-        self.held_out, self.loss_roles = held_out, data.loss_roles
+    def __init__(self, cfg: DictConfig, dataset: DictConfig, refs: Sequence[ModelRef], device: str):
+        splits = loading.load_splits(dataset)
+        self.cfg, self.dataset = cfg, dataset
+        self.style_judge = dataset.style_judge != "none"
+        self.rows: list[Conversation] = splits.test or splits.validation
+        role = "user" if dataset.loss_roles == "user" else "assistant"
+        self.prompts = prompts_of(self.rows, role, dataset.prefix_words)[: cfg.evaluation.test_prompts]
+        if not self.prompts:
+            raise MannersError(f"dataset.path={dataset.path} has no held-out rows: set dataset.test_share above 0.")
+        fixed = loading.eval_prompts(dataset)
+        self.shown_prompts = fixed or stratified_sample(self.prompts, cfg.evaluation.prompts)
         e = cfg.evaluation
-        self.settings: dict[str, Any] = {
+        self.generation: dict[str, Any] = {
             "max_new_tokens": e.max_new_tokens,
             "batch_size": e.batch_size,
             "do_sample": e.do_sample,
@@ -102,130 +99,130 @@ class Evaluator:
             "seed": cfg.seed,
             "role": role,
         }
-        source = model_ref.resolve_reward_model(cfg, chosen)
-        self.model = model_ref.load_scorer(source, device) if source else None
-        spec = OmegaConf.to_container(cfg.rewards, resolve=True)
-        self.functions = combine.build_components(spec, None) if spec else {}  # type: ignore[arg-type]
+        reward_model = model_ref.resolve_reward_model(cfg, refs)
+        self.score = model_ref.load_scorer(reward_model, device) if reward_model else None
+        self.rewards = combine.build_components(cfg.rewards, None) if cfg.rewards else {}
 
-    def scores(self, asked: Sequence[Prompt], answers: Sequence[Generation]) -> dict[str, list[float]]:
-        """What each reward makes of each reply, by the reward's name."""
-        replies = [a.reply for a in answers]
-        found = {}
-        if self.model:
-            found["reward model"] = self.model([(p.messages, r) for p, r in zip(asked, replies, strict=True)])
-        if self.functions:
-            ended = [a.ended for a in answers]
-            found |= combine.combine_rewards(self.functions, asked, replies, [[] for _ in replies], ended)[1]
-        return found
+    @property
+    def references(self) -> list[str]:
+        """The replies in the data."""
+        return [counted_text(p, p.reference) for p in self.prompts if p.reference]
 
-    def numbers(self, asked: Sequence[Prompt], answers: Sequence[Generation]) -> dict[str, Estimate]:
-        found = {"replies that end by themselves": proportion(sum(a.ended for a in answers), len(answers))}
-        if self.judged:
-            found["manner fits"] = proportion(sum(bool(a.fits) for a in answers), len(answers))
-        facts = [a.right for a in answers if a.right is not None]
-        if facts:  # does the manner change the content?
-            found["names the right fact"] = proportion(sum(facts), len(facts))
-        return found | {name: bootstrap_mean(values) for name, values in self.scores(asked, answers).items()}
+    def evaluate(self, name: str, loaded: LoadedModel, before_training: bool) -> ModelResult:
+        """The result of one model, as it was before its training or as it is now."""
+        tokenizer, text_stats = loaded.tokenizer, self.dataset.text_stats
+        with loaded.base_model() if before_training else nullcontext(loaded.model) as model:
+            prompts = [*self.prompts, *self.shown_prompts]
+            generations = generate_replies(model, tokenizer, prompts, self.style_judge, **self.generation)
+            turn_trends = self.turn_trends(model, tokenizer)
+            loss, benchmarks = self.loss(model, tokenizer), self.benchmarks(model, tokenizer)
+        tested, shown = generations[: len(self.prompts)], generations[len(self.prompts) :]
+        texts = [counted_text(p, g.reply) for p, g in zip(self.prompts, tested, strict=True)]
+        return ModelResult(
+            name,
+            tested,
+            shown,
+            metrics=self.metrics(self.prompts, tested) | {"held-out loss, nats per token": loss},
+            text_stats=count_text_stats(text_stats, texts, complete=True),
+            distances=distribution_distance(text_stats, texts, self.references, self.cfg.seed),
+            turn_trends=turn_trends,
+            benchmarks=benchmarks,
+        )
+
+    def metrics(self, prompts: Sequence[Prompt], generations: Sequence[Generation]) -> dict[str, Estimate]:
+        """EOS rate, style and fact accuracy, and the mean of each reward."""
+        metrics = {"replies with EOS": proportion(sum(g.has_eos for g in generations), len(generations))}
+        if self.style_judge:
+            matches = [bool(g.matches_style) for g in generations]
+            metrics["style accuracy"] = proportion(sum(matches), len(matches))
+        facts = [g.fact_correct for g in generations if g.fact_correct is not None]
+        if facts:
+            metrics["fact accuracy"] = proportion(sum(facts), len(facts))
+        scores = self.reward_scores(prompts, generations)
+        return metrics | {name: bootstrap_ratio(np.array(s), np.ones(len(s))) for name, s in scores.items()}
+
+    def reward_scores(self, prompts: Sequence[Prompt], generations: Sequence[Generation]) -> dict[str, list[float]]:
+        """The scores of the replies by the reward model and by each reward function."""
+        replies = [g.reply for g in generations]
+        scores = {}
+        if self.score:
+            scores["reward model"] = self.score([(p.messages, r) for p, r in zip(prompts, replies, strict=True)])
+        if self.rewards:
+            has_eos = [g.has_eos for g in generations]
+            scores |= combine.combine_rewards(self.rewards, prompts, replies, [[] for _ in replies], has_eos)[1]
+        return scores
 
     def loss(self, model: Any, tokenizer: Any) -> Estimate:
-        """Nats a token of the held-out rows, in the model's own tokens."""
-        return bootstrap_ratio(*per_example_nll(model, tokenize(self.held_out, tokenizer, self.loss_roles, MAX_LENGTH)))
+        """Nats per token of the held-out rows, in the model's own tokens."""
+        examples = tokenize(self.rows, tokenizer, self.dataset.loss_roles, MAX_LENGTH)
+        return bootstrap_ratio(*per_example_nll(model, examples))
 
-    def by_turn(self, model: Any, tokenizer: Any, asked: Sequence[Prompt]) -> dict[str, multi_turn.TurnTrend]:
-        sides = (
-            multi_turn.draw_questions(asked, self.cfg.turns, self.cfg.chats, self.cfg.seed) if self.cfg.turns else []
-        )
-        if not sides:
+    def turn_trends(self, model: Any, tokenizer: Any) -> dict[str, multi_turn.TurnTrend]:
+        """Style accuracy (or politeness) and rewards by turn of longer conversations; none where ``turns`` is 0."""
+        cfg = self.cfg
+        questions = multi_turn.draw_questions(self.prompts, cfg.turns, cfg.chats, cfg.seed) if cfg.turns else []
+        if not questions:
             return {}
-        found: dict[str, list[Sequence[float]]] = {}
-        for chats, answers in multi_turn.run_conversations(model, tokenizer, sides, self.judged, **self.settings):
-            measured = {"politeness": [politeness(a.reply) for a in answers]} | self.scores(chats, answers)
-            if self.judged:
-                measured = {"manner fits": [float(bool(a.fits)) for a in answers]} | self.scores(chats, answers)
-            for name, values in measured.items():
-                found.setdefault(name, []).append(values)
-        return {name: multi_turn.turn_trend(np.array(values).T) for name, values in found.items()}
+        by_turn = multi_turn.run_conversations(model, tokenizer, questions, self.style_judge, **self.generation)
+        values: dict[str, list[Sequence[float]]] = {}
+        for prompts, generations in by_turn:
+            if self.style_judge:
+                of_turn = {"style accuracy": [float(bool(g.matches_style)) for g in generations]}
+            else:
+                of_turn = {"politeness": [politeness(g.reply) for g in generations]}
+            for name, column in (of_turn | self.reward_scores(prompts, generations)).items():
+                values.setdefault(name, []).append(column)
+        return {name: multi_turn.turn_trend(np.array(columns).T) for name, columns in values.items()}
+
+    def benchmarks(self, model: Any, tokenizer: Any) -> dict[str, Estimate]:
+        """Standard benchmarks by lm-eval, where ``lm_eval`` names some."""
+        if not self.cfg.lm_eval:
+            return {}
+        from manners.evaluation.metrics.lm_eval import run_lm_eval
+
+        return run_lm_eval(model, tokenizer, list(self.cfg.lm_eval), self.cfg.evaluation.batch_size, None)
 
 
-def evaluate_model(
-    name: str, loaded: LoadedModel, before: bool, asked: Sequence[Prompt], shown: Sequence[Prompt], judge: Evaluator
-) -> ModelResult:
-    """One model on all prompts; ``before`` its training or after it."""
-    with loaded.before() if before else nullcontext(loaded.model) as model:
-        answers = generate_replies(model, loaded.tokenizer, [*asked, *shown], judge.judged, **judge.settings)
-        fading = judge.by_turn(model, loaded.tokenizer, asked)
-        loss, told = judge.loss(model, loaded.tokenizer), run_lm_eval(judge.cfg, model, loaded.tokenizer)
-    ours, theirs = answers[: len(asked)], answers[len(asked) :]
-    replies, data = [counted_text(p, a.reply) for p, a in zip(asked, ours, strict=True)], reference_replies(asked)
-    return ModelResult(
-        name,
-        ours,
-        theirs,
-        numbers=judge.numbers(asked, ours) | {"held-out loss, nats/token": loss},
-        card=text_stats.text_stats(judge.card, replies, whole=True),
-        apart=text_stats.distribution_distance(judge.card, replies, data, judge.cfg.seed),
-        fading=fading,
-        benchmarks=told,
-    )
-
-
-def reference_replies(asked: Sequence[Prompt]) -> list[str]:
-    """The data's own replies."""
-    return [counted_text(p, p.reference) for p in asked if p.reference]
-
-
-def run_lm_eval(cfg: DictConfig, model: Any, tokenizer: Any) -> dict[str, Estimate]:
-    """Standard benchmarks by lm-eval, where some are asked for."""
-    if not cfg.lm_eval:
-        return {}
-    from manners.evaluation.metrics import lm_eval
-
-    return lm_eval.run_lm_eval(model, tokenizer, list(cfg.lm_eval), cfg.evaluation.batch_size, None)
-
-
-def bootstrap_mean(values: Sequence[float]) -> Estimate:
-    return bootstrap_ratio(np.array(values, dtype=float), np.ones(len(values)))
-
-
-def write_report(cfg: DictConfig, heard: list[ModelResult], judge: Evaluator, asked: Sequence[Prompt]) -> Path:
-    """Tables and figures: to the terminal, a folder, and a run of its own in the tracking store."""
-    reference = text_stats.text_stats(judge.card, reference_replies(asked), whole=True)
-    title = "evaluation of " + ", ".join(h.name for h in heard if not h.name.endswith("(before)"))
-    folder = new_evaluation_dir(cfg, heard)
-    side_by_side.show_replies(console, heard, cfg.evaluation.prompts)
-    side_by_side.show_comparison(console, heard, reference)
-    card = side_by_side.card_markdown(title, heard, reference)
-    (folder / "report_card.md").write_text(card)
-    (folder / "before_after.md").write_text(side_by_side.replies_markdown(title, heard))
+def write_report(cfg: DictConfig, results: list[ModelResult], evaluator: Evaluator) -> Path:
+    """Tables and figures, to the terminal, a directory, and an MLflow run of their own."""
+    reference = count_text_stats(evaluator.dataset.text_stats, evaluator.references, complete=True)
+    title = "evaluation of " + ", ".join(r.name for r in results if not r.name.endswith("(before)"))
+    folder = new_evaluation_dir(cfg, results)
+    side_by_side.show_replies(console, results, cfg.evaluation.prompts)
+    side_by_side.show_comparison(console, results, reference)
+    comparison = side_by_side.comparison_markdown(title, results, reference)
+    (folder / "comparison.md").write_text(comparison)
+    (folder / "replies.md").write_text(side_by_side.replies_markdown(title, results))
     with (folder / "replies.jsonl").open("w") as file:
-        for h in heard:
-            for prompt, answer in zip(asked, h.answers, strict=True):
-                record = {"model": h.name, "messages": prompt.messages} | asdict(answer)
+        for result in results:
+            for prompt, generation in zip(evaluator.prompts, result.generations, strict=True):
+                record = {"model": result.name, "messages": prompt.messages} | asdict(generation)
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    if heard[0].card:
-        text_stats_figure.draw_text_stats({h.name: h.card for h in heard}, folder / "card.png")
-    if any(h.fading for h in heard):
-        side_by_side.turn_trend_figure(heard, folder / "turns.png")
-    metrics = {f"{slug(h.name)}/{slug(k)}": v for h in heard for k, v in h.metrics().items()}
-    tags = {"manners.method": "evaluate", "mlflow.note.content": card[:7900]}
-    store.log_evaluation(cfg, folder.name, tags, metrics, folder, report_tables(heard, reference))
-    console.print(f"\nreport, figure and all replies: {folder}", highlight=False, soft_wrap=True)
+    if results[0].text_stats:
+        draw_text_stats({result.name: result.text_stats for result in results}, folder / "text_stats.png")
+    if any(result.turn_trends for result in results):
+        side_by_side.turn_trend_figure(results, folder / "turns.png")
+    metrics = {f"{slug(r.name)}/{slug(name)}": value for r in results for name, value in r.values().items()}
+    tags = {"manners.method": "evaluate", "mlflow.note.content": comparison[:7900]}
+    store.log_evaluation(cfg, folder.name, tags, metrics, folder, report_tables(results, reference))
+    console.print(f"\nreport, figures and all replies: {folder}", highlight=False, soft_wrap=True)
     return folder
 
 
-def report_tables(heard: list[ModelResult], reference: dict[str, Estimate]) -> dict[str, dict[str, list[str]]]:
-    """The report card and all replies, by columns, for the tracking store's own tables."""
-    names = [h.name for h in heard]
-    lines = side_by_side.comparison_rows(heard, reference)
-    card = dict(zip(["measure", *names, "in the data"], map(list, zip(*lines, strict=True)), strict=True))
-    said = {h.name: [a.reply for a in h.answers] for h in heard}
-    return {"report_card": card, "replies": {"prompt": [a.prompt for a in heard[0].answers]} | said}
+def report_tables(results: list[ModelResult], reference: dict[str, Estimate]) -> dict[str, dict[str, list[str]]]:
+    """The comparison and all replies, by columns, for MLflow's tables."""
+    names = [result.name for result in results]
+    rows = side_by_side.comparison_rows(results, reference)
+    comparison = dict(zip(["metric", *names, "in the data"], map(list, zip(*rows, strict=True)), strict=True))
+    replies = {result.name: [g.reply for g in result.generations] for result in results}
+    prompts = [g.prompt for g in results[0].generations]
+    return {"comparison": comparison, "replies": {"prompt": prompts} | replies}
 
 
-def new_evaluation_dir(cfg: DictConfig, heard: list[ModelResult]) -> Path:
-    name = slug(heard[-1].name)
-    taken = len(list((Path(cfg.output_dir) / "evaluations").glob(f"{name}-*")))
-    folder = Path(cfg.output_dir) / "evaluations" / f"{name}-{taken + 1}"
+def new_evaluation_dir(cfg: DictConfig, results: list[ModelResult]) -> Path:
+    name = slug(results[-1].name)
+    number = len(list((Path(cfg.output_dir) / "evaluations").glob(f"{name}-*"))) + 1
+    folder = Path(cfg.output_dir) / "evaluations" / f"{name}-{number}"
     folder.mkdir(parents=True)
     return folder
 

@@ -15,7 +15,10 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that replaces ``path`` once it is complete on disk; until then ``path`` keeps its content."""
+    """Open a file that replaces ``path`` once it is complete on disk; until then ``path`` keeps its content.
+
+    Raises what the block raises, and removes the incomplete file.
+    """
     part = path.with_name(f"{path.name}.part")
     try:
         with part.open("wb") as file:

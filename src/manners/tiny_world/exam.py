@@ -28,7 +28,7 @@ def run_exam(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict
     right: dict[str, list[bool]] = defaultdict(list)
     mistakes = []
     for fact, reply in zip(facts(), replies, strict=True):
-        ok = answers(fact, reply.text) and reply.ended
+        ok = answers(fact, reply.text) and reply.has_eos
         right[f"{fact.subject.table}.{fact.relation}"].append(ok)
         if not ok:
             mistakes.append({"asked": fact.held_out_question(), "expected": fact.value, "reply": reply.text})

@@ -48,6 +48,7 @@ def pruning_callback(cfg: DictConfig) -> MetricsCallback | None:
     trial.study.pruner = make_pruner(cfg.sweep.pruner)
 
     def report(metrics: dict[str, float], step: int) -> None:
+        """Report the metric of a step to Optuna. Raises Pruned."""
         if metric in metrics:
             trial.report(metrics[metric], step)
             if trial.should_prune():

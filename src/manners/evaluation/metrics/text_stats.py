@@ -1,4 +1,4 @@
-"""What reports count in replies, by the name that ``dataset.text_stats`` gives it."""
+"""Text statistics of replies, by the name of a set: ``dataset.text_stats``."""
 
 from collections.abc import Sequence
 
@@ -8,22 +8,23 @@ from manners.evaluation.metrics import assistant_style, human_likeness
 from manners.evaluation.stats import Estimate
 
 
-def text_stats(card: str, replies: Sequence[str], whole: bool = False) -> dict[str, Estimate]:
-    """The mean of each feature over the replies, by its name in the report; ``whole`` has the rarer ones too."""
-    if card == "none" or not replies:
+def count_text_stats(name: str, replies: Sequence[str], complete: bool = False) -> dict[str, Estimate]:
+    """The mean of each feature over the replies, by its name in reports; ``complete`` adds the rarer features."""
+    if name == "none" or not replies:
         return {}
-    if card == "human":
+    if name == "human":
         rows = [human_likeness.turn_features(reply) for reply in replies]
-        values = {name: np.array([row[name] for row in rows]) for name in human_likeness.FEATURES}
+        columns = {feature: np.array([row[feature] for row in rows]) for feature in human_likeness.FEATURES}  # (N,)
         return {
-            name: human_likeness.mean_estimate(found, name in human_likeness.SIGNS, 0) for name, found in values.items()
+            feature: human_likeness.mean_estimate(values, feature in human_likeness.SIGNS, 0)
+            for feature, values in columns.items()
         }
-    counted = assistant_style.style_stats(replies)
-    return counted if whole else {name: counted[name] for name in assistant_style.SHORT}
+    stats = assistant_style.style_stats(replies)
+    return stats if complete else {feature: stats[feature] for feature in assistant_style.SHORT}
 
 
-def distribution_distance(card: str, replies: Sequence[str], data: Sequence[str], seed: int) -> dict[str, float]:
-    """How far the replies are from the data's own, by feature: 0 the same, 1 nothing in common. Of human turns only."""
-    if card != "human" or not replies or not data:
+def distribution_distance(name: str, replies: Sequence[str], references: Sequence[str], seed: int) -> dict[str, float]:
+    """Distance of each feature's distribution from that of the references, 0 to 1. For the human set only."""
+    if name != "human" or not replies or not references:
         return {}
-    return {line.name: line.distance for line in human_likeness.compare_with_people(replies, data, seed)}
+    return {row.name: row.distance for row in human_likeness.compare_with_people(replies, references, seed)}

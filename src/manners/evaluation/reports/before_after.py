@@ -13,52 +13,53 @@ from manners.evaluation.stats import Estimate
 
 
 def before_after_rows(before: EvalResult, after: EvalResult) -> list[dict[str, str]]:
-    """The fixed prompts with both replies, as records."""
+    """The shown prompts with both replies, as records."""
     return [
         {
             "prompt": b.prompt or "(the model speaks first)",
-            "wants": expected_manner(b),
+            "category": b.category.replace("_", " "),
             "before": format_reply(b),
             "after": format_reply(a),
         }
-        for b, a in zip(before.shown, after.shown, strict=True)
+        for b, a in zip(before.shown_generations, after.shown_generations, strict=True)
     ]
 
 
-def expected_manner(a: Generation) -> str:
-    return a.category.replace("_", " ")
-
-
-def format_reply(a: Generation) -> str:
-    """The reply, with the judge's word for it; an ellipsis where the limit cut it off."""
-    mark = {True: " ✓", False: " ✗", None: ""}[a.fits]
-    return (a.reply or "(nothing)") + ("" if a.ended else " …") + (f" ({a.manner}{mark})" if a.manner else "")
+def format_reply(generation: Generation) -> str:
+    """The reply, an ellipsis where it has no EOS, and the verdict of the style judge."""
+    mark = {True: " ✓", False: " ✗", None: ""}[generation.matches_style]
+    verdict = f" ({generation.manner}{mark})" if generation.manner else ""
+    return (generation.reply or "(nothing)") + ("" if generation.has_eos else " …") + verdict
 
 
 def before_after_numbers(before: EvalResult, after: EvalResult) -> list[tuple[str, str, str, str]]:
-    """Name, before, after, and the data's own replies where they were counted, each with its 95 % interval."""
-    return [(*line, "") for line in before_after_measures(before, after)] + [
-        (name, before.card[name].plain(), counted.plain(), told.plain() if (told := after.reference.get(name)) else "")
-        for name, counted in after.card.items()
-        if name in before.card
-        and (name == RUNS_ON or any(c[name].value for c in (before.card, after.card, after.reference) if name in c))
-    ]
+    """Name, before, after, and the replies in the data where they were counted, each with its 95 % interval."""
+    lines = [(*line, "") for line in before_after_measures(before, after)]
+    for name, counted in after.text_stats.items():
+        reference = after.reference_text_stats.get(name)
+        values = [e for e in (before.text_stats.get(name), counted, reference) if e]
+        if name in before.text_stats and (name == RUNS_ON or any(e.value for e in values)):
+            in_data = reference.plain() if reference else ""
+            lines.append((name, before.text_stats[name].plain(), counted.plain(), in_data))
+    return lines
 
 
 def before_after_measures(before: EvalResult, after: EvalResult) -> list[tuple[str, str, str]]:
+    """Name, before and after of the metrics of the method."""
     lines = []
-    if before.fit and after.fit:
-        lines.append(("manner fits", before.fit.percent(), after.fit.percent()))
-        for name in before.fit_by:
-            line = (f"  {name}", before.fit_by[name].percent(), after.fit_by[name].percent())
-            lines.append(line)
-    if before.right and after.right:
-        lines.append(("names the right fact", before.right.percent(), after.right.percent()))
-    lines.append(("held-out loss, nats/token", before.loss.plain(), after.loss.plain()))
-    lines.append(("held-out perplexity, a token", perplexity(before.loss), perplexity(after.loss)))
-    if before.ended and after.ended:
-        lines.append(("replies that end by themselves", before.ended.percent(), after.ended.percent()))
-    lines += [(name, before.more[name].plain(), after.more[name].plain()) for name in before.more if name in after.more]
+    if before.style_accuracy and after.style_accuracy:
+        lines.append(("style accuracy", before.style_accuracy.percent(), after.style_accuracy.percent()))
+        for name, estimate in before.style_accuracy_by_group.items():
+            lines.append((f"  {name}", estimate.percent(), after.style_accuracy_by_group[name].percent()))
+    if before.fact_accuracy and after.fact_accuracy:
+        lines.append(("fact accuracy", before.fact_accuracy.percent(), after.fact_accuracy.percent()))
+    lines.append(("held-out loss, nats per token", before.loss.plain(), after.loss.plain()))
+    lines.append(("held-out perplexity, per token", perplexity(before.loss), perplexity(after.loss)))
+    if before.eos_rate and after.eos_rate:
+        lines.append(("replies with EOS", before.eos_rate.percent(), after.eos_rate.percent()))
+    for name, estimate in before.extra_metrics.items():
+        if name in after.extra_metrics:
+            lines.append((name, estimate.plain(), after.extra_metrics[name].plain()))
     return lines
 
 
@@ -68,13 +69,12 @@ def perplexity(loss: Estimate) -> str:
 
 
 def before_after_markdown(title: str, before: EvalResult, after: EvalResult) -> str:
-    lines = [f"# {title}", "", "| measure | before | after | in the data |", "| --- | --- | --- | --- |"]
-    lines += [f"| {name.strip()} | {b} | {a} | {told} |" for name, b, a, told in before_after_numbers(before, after)]
+    """The report as it is written to ``before_after.md``."""
+    lines = [f"# {title}", "", "| metric | before | after | in the data |", "| --- | --- | --- | --- |"]
+    lines += [f"| {name.strip()} | {b} | {a} | {data} |" for name, b, a, data in before_after_numbers(before, after)]
     lines += ["", "Intervals are at 95 %.", "", "| prompt | before | after |", "| --- | --- | --- |"]
-    lines += [
-        f"| {markdown_cell(r['prompt'])} | {markdown_cell(r['before'])} | {markdown_cell(r['after'])} |"
-        for r in before_after_rows(before, after)
-    ]
+    for row in before_after_rows(before, after):
+        lines.append("| " + " | ".join(markdown_cell(row[key]) for key in ("prompt", "before", "after")) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -83,25 +83,18 @@ def markdown_cell(text: str) -> str:
 
 
 def show_before_after(console: Console, before: EvalResult, after: EvalResult) -> None:
+    """Print the report."""
     table = Table("prompt", "before", "after", header_style="bold", show_lines=True)
-    for r in before_after_rows(before, after):
-        table.add_row(*(as_text(r[k]) for k in ("prompt", "before", "after")))
+    for row in before_after_rows(before, after):
+        table.add_row(*(as_text(row[key]) for key in ("prompt", "before", "after")))
     console.print(table)
-    table = Table(
-        "",
-        "before",
-        "after",
-        "in the data",
-        header_style="bold",
-        box=None,
-        title="95 % intervals",
-        title_justify="left",
-    )
+    columns = ("", "before", "after", "in the data")
+    table = Table(*columns, header_style="bold", box=None, title="95 % intervals", title_justify="left")
     for line in before_after_numbers(before, after):
         table.add_row(*map(as_text, line))
     console.print(table)
 
 
 def as_text(text: str) -> Text:
-    """Text as it is: of a string, rich would take brackets for markup."""
+    """Text as it is: in a string, rich would take brackets for markup."""
     return Text(re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text))

@@ -48,9 +48,9 @@ def moving_average(values: Sequence[float], weight: float = 0.9) -> list[float]:
 
 
 def accuracy_figure(before: EvalResult, after: EvalResult, out: Path) -> Path:
-    """The share of fitting replies by category, before beside after, with 95 % intervals."""
-    names = ["all", *before.fit_by]
-    pairs = [(m.fit, *m.fit_by.values()) for m in (before, after)]
+    """Style accuracy by category, before and after, with 95 % intervals."""
+    names = ["all", *before.style_accuracy_by_group]
+    pairs = [(m.style_accuracy, *m.style_accuracy_by_group.values()) for m in (before, after)]
     figure, axes = plt.subplots(figsize=(7, 0.6 + 0.55 * len(names)), layout="constrained")
     for offset, estimates, label, color in ((-0.2, pairs[0], "before", BEFORE), (0.2, pairs[1], "after", AFTER)):
         known = [e for e in estimates if e]
@@ -59,7 +59,7 @@ def accuracy_figure(before: EvalResult, after: EvalResult, out: Path) -> Path:
         axes.barh(at, [e.value for e in known], 0.36, xerr=errors, color=color, label=label, ecolor="#495057")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set(xlim=(0, 1), xlabel="share of replies whose manner fits")
+    axes.set(xlim=(0, 1), xlabel="style accuracy")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return save_figure(figure, out)

@@ -1,4 +1,4 @@
-"""Several models on the same prompts: their table, in the terminal and as markdown, and the figures beside it."""
+"""Several models on the same prompts: tables in the terminal and as markdown, and the figure by turn."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,108 +18,117 @@ COLORS = (BEFORE, AFTER, "#e8590c", "#5f3dc4", "#2b8a3e", "#c2255c")
 
 @dataclass
 class ModelResult:
-    """What one model said, and what was found in it."""
+    """The replies of one model, and what was measured in them."""
 
     name: str
-    answers: list[Generation]  # to the held-out prompts
-    shown: list[Generation]  # to the prompts of the table
-    numbers: dict[str, Estimate] = field(default_factory=dict)  # ended, fits, right, scores
-    card: dict[str, Estimate] = field(default_factory=dict)
-    apart: dict[str, float] = field(default_factory=dict)  # from the data's own, 0 to 1
-    fading: dict[str, TurnTrend] = field(default_factory=dict)
+    generations: list[Generation]  # to the held-out prompts
+    shown_generations: list[Generation]  # to the prompts of the table
+    metrics: dict[str, Estimate] = field(default_factory=dict)  # EOS rate, style and fact accuracy, rewards, loss
+    text_stats: dict[str, Estimate] = field(default_factory=dict)
+    distances: dict[str, float] = field(default_factory=dict)  # from the replies in the data, 0 to 1
+    turn_trends: dict[str, TurnTrend] = field(default_factory=dict)
     benchmarks: dict[str, Estimate] = field(default_factory=dict)
 
-    def metrics(self) -> dict[str, float]:
-        return {name: e.value for name, e in (self.numbers | self.card | self.benchmarks).items()}
+    def values(self) -> dict[str, float]:
+        """The values for MLflow, by name."""
+        return {name: e.value for name, e in (self.metrics | self.text_stats | self.benchmarks).items()}
 
 
-def comparison_rows(heard: list[ModelResult], reference: dict[str, Estimate]) -> list[list[str]]:
-    """A line for each measure: its name, each model's value with its interval, the data's own."""
-    found = []
-    for kind in ("numbers", "card", "benchmarks"):
-        names = list(dict.fromkeys(name for h in heard for name in getattr(h, kind)))
-        for name in names:
-            values = [getattr(h, kind).get(name) for h in heard]
-            known = reference.get(name) if kind == "card" else None
-            found.append([name, *(e.plain() if e else "" for e in values), known.plain() if known else ""])
-    for name in dict.fromkeys(name for h in heard for name in h.apart):
-        found.append([f"distance: {name}", *(f"{h.apart[name]:.3f}" for h in heard), "0"])
-    return found
+def comparison_rows(results: list[ModelResult], reference: dict[str, Estimate]) -> list[list[str]]:
+    """A row for each metric: its name, the value of each model with its interval, the replies in the data."""
+    rows = []
+    for kind in ("metrics", "text_stats", "benchmarks"):
+        for name in dict.fromkeys(name for result in results for name in getattr(result, kind)):
+            estimates = [getattr(result, kind).get(name) for result in results]
+            in_data = reference.get(name) if kind == "text_stats" else None
+            rows.append([name, *(e.plain() if e else "" for e in estimates), in_data.plain() if in_data else ""])
+    for name in dict.fromkeys(name for result in results for name in result.distances):
+        rows.append([f"distance: {name}", *(f"{result.distances[name]:.3f}" for result in results), "0"])
+    return rows
 
 
-def show_comparison(console: Console, heard: list[ModelResult], reference: dict[str, Estimate]) -> None:
-    table = Table("", *(h.name for h in heard), "in the data", header_style="bold", box=None)
-    told = comparison_rows(heard, reference)
-    met = [line for line in told if any(value[:6] not in ("", "0.000 ") for value in line[1:])]
-    for line in met:
-        table.add_row(*map(as_text, line))
+def show_comparison(console: Console, results: list[ModelResult], reference: dict[str, Estimate]) -> None:
+    """Print the metrics of all models, and each metric by turn."""
+    table = Table("", *(result.name for result in results), "in the data", header_style="bold", box=None)
+    rows = comparison_rows(results, reference)
+    nonzero = [row for row in rows if any(value[:6] not in ("", "0.000 ") for value in row[1:])]
+    for row in nonzero:
+        table.add_row(*map(as_text, row))
     console.print(table)
-    if len(met) < len(told):
-        console.print(f"never met in any reply, and left out here: {', '.join(t[0] for t in told if t not in met)}")
-    for measure in dict.fromkeys(m for h in heard for m in h.fading):
-        turns = range(1, len(next(h.fading[measure].by_turn for h in heard if measure in h.fading)) + 1)
-        table = Table(f"{measure}, by turn", *map(str, turns), "lost in the second half", header_style="bold", box=None)
-        for h in heard:
-            if measure in h.fading:
-                found = h.fading[measure]
-                table.add_row(h.name, *(f"{e.value:.2f}" for e in found.by_turn), as_text(found.loss.plain()))
+    if len(nonzero) < len(rows):
+        console.print(f"0 in all replies, and left out here: {', '.join(r[0] for r in rows if r not in nonzero)}")
+    for metric, trends in trends_by_metric(results).items():
+        table = Table(*trend_header(metric, trends), header_style="bold", box=None)
+        for name, trend in trends.items():
+            table.add_row(name, *(f"{e.value:.2f}" for e in trend.by_turn), as_text(trend.decline.plain()))
         console.print(table)
 
 
-def card_markdown(title: str, heard: list[ModelResult], reference: dict[str, Estimate]) -> str:
-    head = ["measure", *(h.name for h in heard), "in the data"]
-    text = [f"# {title}", "", markdown_row(head), markdown_row(["---"] * len(head))]
-    text += [markdown_row(line) for line in comparison_rows(heard, reference)]
-    text += ["", f"{len(heard[0].answers)} held-out prompts; intervals are at 95 %."]
-    if heard[0].apart:
-        text += ["A distance is the Kolmogorov-Smirnov statistic between the model's turns and the people's own."]
-    for measure in dict.fromkeys(m for h in heard for m in h.fading):
-        found = {h.name: h.fading[measure] for h in heard if measure in h.fading}
-        turns = len(next(iter(found.values())).by_turn)
-        head = [f"{measure}, by turn", *map(str, range(1, turns + 1)), "lost in the second half"]
-        text += ["", markdown_row(head), markdown_row(["---"] * len(head))]
-        text += [markdown_row([n, *(f"{e.value:.2f}" for e in f.by_turn), f.loss.plain()]) for n, f in found.items()]
-    return "\n".join(text) + "\n"
+def trends_by_metric(results: list[ModelResult]) -> dict[str, dict[str, TurnTrend]]:
+    """For each metric, its trend by the name of the model."""
+    metrics = dict.fromkeys(metric for result in results for metric in result.turn_trends)
+    return {
+        metric: {result.name: result.turn_trends[metric] for result in results if metric in result.turn_trends}
+        for metric in metrics
+    }
 
 
-def replies_markdown(title: str, heard: list[ModelResult]) -> str:
-    text = [
-        f"# {title}",
-        "",
-        markdown_row(["prompt", *(h.name for h in heard)]),
-        markdown_row(["---"] * (len(heard) + 1)),
-    ]
-    for answers in zip(*(h.shown for h in heard), strict=True):
-        text.append(markdown_row([answers[0].prompt or "(the model speaks first)", *map(format_reply, answers)]))
-    return "\n".join(text) + "\n"
+def trend_header(metric: str, trends: dict[str, TurnTrend]) -> list[str]:
+    turns = len(next(iter(trends.values())).by_turn)
+    return [f"{metric}, by turn", *map(str, range(1, turns + 1)), "decline in the second half"]
+
+
+def comparison_markdown(title: str, results: list[ModelResult], reference: dict[str, Estimate]) -> str:
+    """The comparison as it is written to ``comparison.md``."""
+    header = ["metric", *(result.name for result in results), "in the data"]
+    lines = [f"# {title}", "", markdown_row(header), markdown_row(["---"] * len(header))]
+    lines += [markdown_row(row) for row in comparison_rows(results, reference)]
+    lines += ["", f"{len(results[0].generations)} held-out prompts; intervals are at 95 %."]
+    if results[0].distances:
+        lines += ["A distance is the Kolmogorov-Smirnov statistic between the model's turns and people's own."]
+    for metric, trends in trends_by_metric(results).items():
+        header = trend_header(metric, trends)
+        lines += ["", markdown_row(header), markdown_row(["---"] * len(header))]
+        for name, trend in trends.items():
+            lines.append(markdown_row([name, *(f"{e.value:.2f}" for e in trend.by_turn), trend.decline.plain()]))
+    return "\n".join(lines) + "\n"
+
+
+def replies_markdown(title: str, results: list[ModelResult]) -> str:
+    """The replies to the shown prompts, a column for each model."""
+    header = ["prompt", *(result.name for result in results)]
+    lines = [f"# {title}", "", markdown_row(header), markdown_row(["---"] * len(header))]
+    for generations in zip(*(result.shown_generations for result in results), strict=True):
+        prompt = generations[0].prompt or "(the model speaks first)"
+        lines.append(markdown_row([prompt, *map(format_reply, generations)]))
+    return "\n".join(lines) + "\n"
 
 
 def markdown_row(cells: list[str]) -> str:
     return "| " + " | ".join(map(markdown_cell, cells)) + " |"
 
 
-def show_replies(console: Console, heard: list[ModelResult], count: int) -> None:
-    table = Table("prompt", *(h.name for h in heard), header_style="bold", show_lines=True)
-    for answers in list(zip(*(h.shown for h in heard), strict=True))[:count]:
-        table.add_row(as_text(answers[0].prompt), *(as_text(format_reply(a)) for a in answers))
+def show_replies(console: Console, results: list[ModelResult], count: int) -> None:
+    """Print the replies to the first ``count`` of the shown prompts."""
+    table = Table("prompt", *(result.name for result in results), header_style="bold", show_lines=True)
+    for generations in list(zip(*(result.shown_generations for result in results), strict=True))[:count]:
+        table.add_row(as_text(generations[0].prompt), *(as_text(format_reply(g)) for g in generations))
     console.print(table)
 
 
-def turn_trend_figure(heard: list[ModelResult], out: Path) -> Path:
-    """Each measure by turn, a line for each model, with 95 % bands."""
-    measures = list(dict.fromkeys(m for h in heard for m in h.fading))
-    figure, panels = plt.subplots(
-        1, len(measures), figsize=(5 * len(measures), 3.6), layout="constrained", squeeze=False
-    )
-    for axes, measure in zip(panels[0], measures, strict=True):
-        for h, color in zip(heard, COLORS, strict=False):
-            if measure not in h.fading:
-                continue
-            values = h.fading[measure].by_turn
-            turns = range(1, len(values) + 1)
-            axes.plot(turns, [e.value for e in values], "o-", color=color, label=h.name, markersize=4)
+def turn_trend_figure(results: list[ModelResult], out: Path) -> Path:
+    """Each metric by turn, a line for each model, with 95 % bands."""
+    by_metric = trends_by_metric(results)
+    width = 5 * len(by_metric)
+    figure, panels = plt.subplots(1, len(by_metric), figsize=(width, 3.6), layout="constrained", squeeze=False)
+    colors = dict(zip((result.name for result in results), COLORS, strict=False))
+    for axes, (metric, trends) in zip(panels[0], by_metric.items(), strict=True):
+        for name, trend in trends.items():
+            values, turns = trend.by_turn, range(1, len(trend.by_turn) + 1)
+            color = colors[name]
+            axes.plot(turns, [e.value for e in values], "o-", color=color, label=name, markersize=4)
             axes.fill_between(turns, [e.low for e in values], [e.high for e in values], color=color, alpha=0.15)
-        axes.set(xlabel="turn of the chat", title=measure, xticks=list(turns))
+        axes.set(xlabel="turn of the conversation", title=metric, xticks=list(turns))
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].legend(frameon=False)
     return save_figure(figure, out)

@@ -29,12 +29,12 @@ def evaluate_settings(cfg: DictConfig) -> dict[str, Any]:
     """Keyword arguments of ``evaluate`` and of the generation in it."""
     e = cfg.evaluation
     return {
-        "judged": cfg.dataset.style_judge != "none",
+        "style_judge": cfg.dataset.style_judge != "none",
         "text_stats": cfg.dataset.text_stats,
         "role": "user" if cfg.dataset.loss_roles == "user" else "assistant",
-        "show": e.prompts,
-        "test_prompts": e.test_prompts,
-        "rows_at_once": min(LOSS_BATCH_SIZE, cfg.method.get("per_device_eval_batch_size", LOSS_BATCH_SIZE)),
+        "num_shown": e.prompts,
+        "max_prompts": e.test_prompts,
+        "loss_batch_size": min(LOSS_BATCH_SIZE, cfg.method.get("per_device_eval_batch_size", LOSS_BATCH_SIZE)),
         "max_new_tokens": e.max_new_tokens,
         "batch_size": e.batch_size,
         "do_sample": e.do_sample,
