@@ -1,4 +1,4 @@
-"""Talk with a model: ``python chat.py --help`` explains every option."""
+"""Chat with a model: ``python chat.py --help`` explains every option."""
 
 import re
 import sys
@@ -15,20 +15,20 @@ def chat(spec: RunSpec) -> None:
     chat.run_chat(spec.cfg)
 
 
-def spelled_out(words: list[str]) -> list[str]:
-    """``-p TEXT`` as the override ``prompt='TEXT'``, whatever is in it; Hydra's own -p is --package."""
-    if "-p" not in words:
-        return words
-    at = words.index("-p")
-    if at + 1 == len(words):
-        sys.exit('error: -p wants a prompt: -p "What would you feed to a hare?"')
-    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", words[at + 1])  # ${...} would be a reference to another option
-    text += " " * (text == "???")  # which would be a value still to come
-    return [*words[:at], f"prompt={QuotedString(text, Quote.single).with_quotes()}", *words[at + 2 :]]
+def expand_prompt_flag(arguments: list[str]) -> list[str]:
+    """``-p TEXT`` as the override ``prompt='TEXT'``, with TEXT quoted for Hydra, whose own -p means --package."""
+    if "-p" not in arguments:
+        return arguments
+    i = arguments.index("-p")
+    if i + 1 == len(arguments):
+        sys.exit('error: -p needs a prompt: -p "What would you feed to a hare?"')
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", arguments[i + 1])  # an unescaped ${...} is an interpolation
+    text += " " * (text == "???")  # OmegaConf's marker of a missing value
+    return [*arguments[:i], f"prompt={QuotedString(text, Quote.single).with_quotes()}", *arguments[i + 2 :]]
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = spelled_out(sys.argv[1:])
+    sys.argv[1:] = expand_prompt_flag(sys.argv[1:])
     try:
         main("chat", chat)
     except KeyboardInterrupt:

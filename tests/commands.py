@@ -1,7 +1,7 @@
-"""Commands as small as can be, typed in a process of their own or run in this one, and what they leave behind.
+"""Small training commands, run in a process of their own or in this one, and helpers to read their results.
 
-To import all that a command needs takes some seven seconds. Python's fork server does it once; each command is forked
-from it, and so shares no thread, connection, device or patch with these tests. It is real to a signal.
+Importing all that a command needs takes about seven seconds. Python's fork server imports it once, and each command is
+forked from it: a real process that can be killed, and that shares no thread, connection or patch with the tests.
 """
 
 import atexit
@@ -31,7 +31,7 @@ from manners.runtime import paths
 from tests import stores
 
 ROOT = paths.ROOT
-HEAVY = ["manners.pipeline.run", "mlflow.store.tracking.sqlalchemy_store", "tests.commands"]
+PRELOAD = ["manners.pipeline.run", "mlflow.store.tracking.sqlalchemy_store", "tests.commands"]
 ROWS = {"train": 24, "validation": 6, "test": 8}
 SMALL = [
     "evaluation.test_prompts=4",
@@ -39,166 +39,172 @@ SMALL = [
     "evaluation.max_new_tokens=6",
     "tracking.system_metrics=false",
 ]
-LIGHT = "'method.max_steps=4','method.per_device_train_batch_size=4'"  # of a stage
-ONLINE = [
+SHORT_STAGE = "'method.max_steps=4','method.per_device_train_batch_size=4'"  # for *_run_overrides
+SMALL_RL = [
     *SMALL,
-    f"policy_run_overrides=[{LIGHT}]",
-    f"reward_run_overrides=['adapter=none',{LIGHT}]",
+    f"policy_run_overrides=[{SHORT_STAGE}]",
+    f"reward_run_overrides=['adapter=none',{SHORT_STAGE}]",
     "method.batch_size=8",
     "method.num_ppo_epochs=2",
     "method.num_mini_batches=2",
     "method.response_length=6",
     "method.num_eval_prompts=4",
-    "method.min_sanity_accuracy=0",  # such a reward model sees through nothing
+    "method.min_sanity_accuracy=0",  # a reward model of four steps passes no check
 ]
 
 
-def strictbot(folder: Path) -> list[str]:
-    """The first rows of each split, in a file of their own: reading all would take longer than training on these."""
+def small_strictbot(folder: Path) -> list[str]:
+    """Options for a dataset of a few strictbot rows, written to ``folder``: reading all rows would take longer."""
     rows = (CORPORA / "strictbot" / "generated.jsonl").read_text().splitlines()
-    kept = [r for split, count in ROWS.items() for r in [r for r in rows if f'"split": "{split}"' in r][:count]]
-    (folder / "few.jsonl").write_text("\n".join(kept) + "\n")
-    views = "dataset.sample_types=[conversation,scored,preference,prompt]"
-    return ["dataset=jsonl", f"dataset.path={folder / 'few.jsonl'}", views, "dataset.style_judge=strictbot"]
+    few = [r for split, count in ROWS.items() for r in [r for r in rows if f'"split": "{split}"' in r][:count]]
+    (folder / "few.jsonl").write_text("\n".join(few) + "\n")
+    sample_types = "dataset.sample_types=[conversation,scored,preference,prompt]"
+    return ["dataset=jsonl", f"dataset.path={folder / 'few.jsonl'}", sample_types, "dataset.style_judge=strictbot"]
 
 
 @cache
-def server() -> ForkServerContext:
-    """Started by the first command, with an environment in which libraries print plainly and in wide lines."""
+def fork_server() -> ForkServerContext:
+    """The fork server, started once, with an environment in which libraries print plain text in wide lines."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(HEAVY)
+    context.set_forkserver_preload(PRELOAD)
     with patch.dict(os.environ, COLUMNS="200", TERM="dumb"):
         forkserver.ensure_running()
     return context
 
 
 class Command:
-    """``python train.py`` (or another script) with ``words``, started at once; ``said`` is what it writes."""
+    """``python train.py`` (or another script) with ``overrides``, started at once; ``env`` are its variables."""
 
-    def __init__(self, *words: str, script: Path = ROOT / "train.py", cwd: Path = ROOT, **env: str):
-        put_store(words)
-        self.file = tempfile.NamedTemporaryFile("r")  # noqa: SIM115  gone when the command is
-        typed, env = [str(script), *words], os.environ | {"COLUMNS": "200"} | env
-        how = (typed, str(cwd), env, Path(self.file.name))
-        self.process = server().Process(target=run, args=how, daemon=True)  # it ends with the tests, should they fail
+    def __init__(self, *overrides: str, script: Path = ROOT / "train.py", cwd: Path = ROOT, **env: str):
+        copy_store(overrides)
+        self.file = tempfile.NamedTemporaryFile("r")  # noqa: SIM115  deleted with the command
+        argv, env = [str(script), *overrides], os.environ | {"COLUMNS": "200"} | env
+        args = (argv, str(cwd), env, Path(self.file.name))
+        # A daemon, so that it ends with the tests where they fail.
+        self.process = fork_server().Process(target=run_script, args=args, daemon=True)
         self.process.start()
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         self.file.seek(0)
         return self.file.read()
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
+    def kill(self, signal_number: int = signal.SIGKILL) -> None:
         assert self.process.pid
-        os.kill(self.process.pid, number)
+        os.kill(self.process.pid, signal_number)
 
     def running(self) -> bool:
         return self.process.is_alive()
 
-    def wait(self, at_most: float = 300) -> int:
-        """The exit code, as a shell has it."""
-        self.process.join(at_most)
+    def wait(self, timeout: float = 300) -> int:
+        """The exit code, as a shell reports it."""
+        self.process.join(timeout)
         code = self.process.exitcode
         if code is None:
             self.kill()
-            raise AssertionError(f"it did not end in {at_most} s: {self.said}")
+            raise AssertionError(f"the command did not end within {timeout} s: {self.output}")
         return code if code >= 0 else 128 - code
 
-    def until(self, happened: Callable[[], object]) -> None:
-        """Return when ``happened()``. Fails where the command ends before."""
-        while not happened():
-            assert self.running(), self.said
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """Return as soon as ``condition()`` is true. Fails where the command ends before."""
+        while not condition():
+            assert self.running(), self.output
             time.sleep(0.005)
 
 
-def run(typed: list[str], cwd: str, env: dict[str, str], file: Path) -> None:
-    """What the forked process does: what a fresh interpreter would with ``typed``, up to Python's own way out."""
+def run_script(argv: list[str], cwd: str, env: dict[str, str], file: Path) -> None:
+    """Run in the forked process: the same as ``python *argv``, up to the exit handlers. ``file`` gets the output."""
     out = file.open("w", buffering=1)
-    for number in (1, 2):
-        os.dup2(out.fileno(), number)
+    for descriptor in (1, 2):
+        os.dup2(out.fileno(), descriptor)
     sys.stdout = sys.stderr = out
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the shell that started the tests makes of it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore Ctrl-C
     os.chdir(cwd)
-    home, before = env.get("HF_HOME"), os.environ.get("HF_HOME")
-    os.environ.update(env)  # over what the imports have set
-    if home and home != before:
+    home, old_home = env.get("HF_HOME"), os.environ.get("HF_HOME")
+    os.environ.update(env)
+    if home and home != old_home:
         from tests import hub_cache
 
         hub_cache.use(Path(home), pytest.MonkeyPatch())
-    sys.path[:0] = [str(Path(typed[0]).parent), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
-    sys.argv = typed
+    sys.path[:0] = [str(Path(argv[0]).parent), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.argv = argv
     try:
-        runpy.run_path(typed[0], run_name="__main__")
+        runpy.run_path(argv[0], run_name="__main__")
     finally:
         atexit._run_exitfuncs()
 
 
-def put_store(overrides: Sequence[str]) -> None:
-    said = dict(o.split("=", 1) for o in overrides if "=" in o)
-    if "output_dir" in said and not said.keys() & {"tracking.uri", "plan", "preview"}:
-        with suppress(OSError):  # of which the command itself is to tell
-            stores.copy_empty_store(Path(said["output_dir"]) / "mlflow.db")
+def copy_store(overrides: Sequence[str]) -> None:
+    """Put an empty MLflow store where the command would create one."""
+    options = dict(o.split("=", 1) for o in overrides if "=" in o)
+    if "output_dir" in options and not options.keys() & {"tracking.uri", "plan", "preview"}:
+        with suppress(OSError):  # the command itself reports it
+            stores.copy_empty_store(Path(options["output_dir"]) / "mlflow.db")
 
 
-def train(*overrides: str, **how) -> str:
-    """What the command said, which must have ended well."""
-    command = Command(*overrides, **how)
-    assert command.wait() == 0, command.said
-    return command.said
+def train(*overrides: str, **kwargs) -> str:
+    """The output of a command, which must succeed."""
+    command = Command(*overrides, **kwargs)
+    assert command.wait() == 0, command.output
+    return command.output
 
 
-def two(script: Path, *words: str) -> None:
-    """``script`` by two processes, whose environment tells them what torchrun's would."""
+def run_two_processes(script: Path, *overrides: str) -> None:
+    """Run ``script`` in two processes, with the environment variables that torchrun sets."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    both = [Command(*words, script=script, RANK=rank, LOCAL_RANK=rank, **env) for rank in ("0", "1")]
-    assert [one.wait() for one in both] == [0, 0], "\n".join(one.said for one in both)
+    commands = [Command(*overrides, script=script, RANK=rank, LOCAL_RANK=rank, **env) for rank in ("0", "1")]
+    assert [command.wait() for command in commands] == [0, 0], "\n".join(command.output for command in commands)
 
 
-def launched(*overrides: str, launcher: Sequence[str]) -> str:
-    """The same by several processes, which ``launcher`` starts: each an interpreter of its own."""
-    put_store(overrides)
+def train_with_launcher(*overrides: str, launcher: Sequence[str]) -> str:
+    """The output of a training command in several processes that ``launcher`` starts: torchrun or accelerate."""
+    copy_store(overrides)
     command = [sys.executable, *launcher, str(ROOT / "train.py"), *overrides]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    process = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
+    )
+    assert process.returncode == 0, process.stdout
+    return process.stdout
 
 
-def kill_once(command: Command, folder: Path, pattern: str, metric: str, step: int) -> Path:
-    """kill -9 as soon as ``metric`` of ``step`` is written and there is a checkpoint; the run's folder."""
+def kill_at_step(command: Command, folder: Path, pattern: str, metric: str, step: int) -> Path:
+    """kill -9 as soon as ``metric`` is logged at ``step`` and there is a checkpoint; returns the run directory."""
 
-    def come_so_far() -> bool:
+    def step_reached() -> bool:
         files = [f for f in folder.glob(f"runs/{pattern}/metrics.jsonl") if (f.parent / "last.ckpt").exists()]
-        return any(r["step"] >= step and metric in r for f in files for r in records(f))
+        return any(r["step"] >= step and metric in r for f in files for r in read_records(f))
 
-    command.until(come_so_far)
+    command.wait_until(step_reached)
     command.kill()
-    assert command.wait() == 128 + signal.SIGKILL, command.said
-    cut = only(folder, pattern)
-    assert json.loads((cut / "run.json").read_text())["status"] == "running"
-    return cut
+    assert command.wait() == 128 + signal.SIGKILL, command.output
+    run = find_run(folder, pattern)
+    assert json.loads((run / "run.json").read_text())["status"] == "running"
+    return run
 
 
-def records(file: Path) -> list[dict]:
+def read_records(file: Path) -> list[dict]:
+    """The complete lines of a JSON Lines file."""
     return [json.loads(line) for line in file.read_text().split("\n")[:-1]]
 
 
-def here(*overrides: str) -> float | None:
-    """The same in this process, which has imported all that it needs."""
+def train_in_process(*overrides: str) -> float | None:
+    """Run ``python train.py`` with ``overrides`` in this process; returns the metric that a sweep optimises."""
     from manners.pipeline import run as pipeline
 
     register()
     return pipeline.run(plan_run(list(overrides)))
 
 
-def only(out: Path, pattern: str) -> Path:
+def find_run(out: Path, pattern: str) -> Path:
+    """The one run directory whose name matches ``pattern``."""
     (folder,) = out.glob(f"runs/{pattern}")
     return folder
 
 
-def tracked(out: Path) -> tuple:
-    """MLflow's client, and its runs by name."""
+def mlflow_runs(out: Path) -> tuple:
+    """An MLflow client, and the runs in the store by name."""
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{out}/mlflow.db")
@@ -206,6 +212,7 @@ def tracked(out: Path) -> tuple:
     return client, {run.info.run_name: run for run in runs}
 
 
-def artifacts(client, run_id: str, folder: str = "") -> set[str]:
-    found = client.list_artifacts(run_id, folder)
-    return {f.path for f in found} | {p for f in found if f.is_dir for p in artifacts(client, run_id, f.path)}
+def artifact_paths(client, run_id: str, folder: str = "") -> set[str]:
+    """Every artifact of an MLflow run, in folders too."""
+    files = client.list_artifacts(run_id, folder)
+    return {f.path for f in files} | {p for f in files if f.is_dir for p in artifact_paths(client, run_id, f.path)}

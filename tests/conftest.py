@@ -1,16 +1,16 @@
-"""Small models of the true architectures, with random weights, and the tokenizer of the tiny base."""
+"""Fixtures: a small model with random weights, the tokenizer of the tiny base, copied MLflow stores."""
 
 import os
 import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite may run in parallel
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the network for anything
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job, whose children would ignore Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 
-# Files of minutes go first, so that of two workers none is left with one of them at the end.
+# The slow files go first, so that no worker is left alone with one of them at the end.
 LONG = (
     *("test_reward_runs", "test_run", "test_ppo_run", "test_ppo_variants", "test_dpo_run", "test_evaluate"),
     *("test_experiments", "test_default_run", "test_exam", "test_trainer", "test_folder"),
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def stores_are_copied(tmp_path_factory):
-    """See ``tests/stores.py``."""
+    """Make every new MLflow store a copy of an empty one: see ``tests/stores.py``."""
     from manners.tracking import store
     from tests import stores
 

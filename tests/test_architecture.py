@@ -1,4 +1,4 @@
-"""Rules of the project: which package may import which, sizes of files, names, docstrings, and that options have help."""
+"""Rules of the project: package layers, sizes of files, names, docstrings, and that every option has help."""
 
 import ast
 import inspect
@@ -189,7 +189,7 @@ def test_no_module_is_shorter_than_36_lines():
 
 def test_no_function_name_is_in_more_than_three_modules():
     modules = defaultdict(set)
-    for path in MODULES:
+    for path in (p for p in MODULES if p.name != "__main__.py"):  # each has its main
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef):
                 modules[node.name].add(module_name(path))

@@ -13,7 +13,7 @@ class MannersSweeper(Sweeper):
     """Hydra's interface: it calls ``setup`` and then ``sweep`` with the overrides of the command line."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.config = config
+        self.settings = config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -21,7 +21,7 @@ class MannersSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         from manners.sweep.run import run_sweep
 
-        return run_sweep(self.config, arguments, self.launcher)
+        return run_sweep(self.settings, arguments, self.launcher)
 
 
 NODE = {"_target_": f"{__name__}.{MannersSweeper.__name__}"}

@@ -24,46 +24,46 @@ def base(folder: Path, family: str = "qwen2", seed: int = 0, **changes) -> Path:
     return at
 
 
-def adapter(origin: Path, folder: Path, seed: int = 1, **settings) -> Path:
-    """A LoRA on the model in ``origin`` that changes it a lot."""
+def adapter(base_folder: Path, folder: Path, seed: int = 1, **settings) -> Path:
+    """A LoRA on the model in ``base_folder`` that changes it a lot."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_pretrained(origin)
+    model = AutoModelForCausalLM.from_pretrained(base_folder)
     config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", **settings)
     model = get_peft_model(model, config)
     for name, p in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.2)
     model.save_pretrained(folder)
-    load_tokenizer(str(origin)).save_pretrained(folder)
+    load_tokenizer(str(base_folder)).save_pretrained(folder)
     return folder
 
 
-def trained(origin: Path, folder: Path) -> ModelRef:
-    """A run of full fine-tuning: the model in ``origin``, every weight changed."""
+def trained(base_folder: Path, folder: Path) -> ModelRef:
+    """A run of full fine-tuning: the model in ``base_folder``, every weight changed."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(2)
-    model = prepare_for_training(AutoModelForCausalLM.from_pretrained(origin), "none", 0, 0, 0.0, None)
+    model = prepare_for_training(AutoModelForCausalLM.from_pretrained(base_folder), "none", 0, 0, 0.0, None)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
     model.save_pretrained(folder)
-    load_tokenizer(str(origin)).save_pretrained(folder)
+    load_tokenizer(str(base_folder)).save_pretrained(folder)
     made_by = {
         "method": {"name": "sft"},
-        "model": {"name": str(origin), "revision": None, "chat_template": "native"},
+        "model": {"name": str(base_folder), "revision": None, "chat_template": "native"},
         "adapter": {"kind": "none", "quantization": "none"},
     }
     OmegaConf.save(OmegaConf.create(made_by), folder / CONFIG_FILE)
-    return chosen(folder)
+    return make_ref(folder)
 
 
-def chosen(folder: Path) -> ModelRef:
+def make_ref(folder: Path) -> ModelRef:
     return ModelRef(folder.name, str(folder), RunArtifact(folder, "", folder.name))
 
 
-def voice(folder: Path) -> ChatModel:
-    return load_chat_model(chosen(folder), "cpu")
+def load(folder: Path) -> ChatModel:
+    return load_chat_model(make_ref(folder), "cpu")

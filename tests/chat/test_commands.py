@@ -14,23 +14,23 @@ from tests.data.files import read
 
 
 @dataclass
-class World:
-    turned: list[float] = field(default_factory=list)
-    asked: list = field(default_factory=list)
+class FakeTools:
+    scales: list[float] = field(default_factory=list)
+    scored: list = field(default_factory=list)
     trained: bool = True
 
-    def turn(self, scale):
+    def set_scale(self, scale):
         if not self.trained:
             raise MannersError("nothing to turn")
-        self.turned.append(scale)
+        self.scales.append(scale)
 
     def score(self, replies):
-        self.asked += replies
+        self.scored += replies
         return [0.25 * len(reply) for _, reply in replies]
 
     @property
     def tools(self):
-        return Tools(self.turn, self.score)
+        return Tools(self.set_scale, self.score)
 
 
 def talk(*words, **changes):
@@ -40,68 +40,68 @@ def talk(*words, **changes):
     return session
 
 
-def told(line, session=None, world=None):
-    return dispatch(line, session if session is not None else talk("a", "b"), (world or World()).tools)
+def run_command(line, session=None, tools=None):
+    return dispatch(line, session if session is not None else talk("a", "b"), (tools or FakeTools()).tools)
 
 
 def test_base_toggles():
-    world = World()
-    off = told("/base", world=world).session
-    assert off.base
-    assert world.turned == [0]  # a base that cannot be loaded is told of now
-    assert not told("/base", off).session.base
-    assert told("/base", off).words == "scale 1 again"
+    tools = FakeTools()
+    off = run_command("/base", tools=tools).session
+    assert off.use_base
+    assert tools.scales == [0]  # a base that cannot be loaded is told of now
+    assert not run_command("/base", off).session.use_base
+    assert run_command("/base", off).message == "scale 1 again"
 
 
 def test_compare_toggles():
-    on = told("/compare").session
+    on = run_command("/compare").session
     assert on.compare
-    assert not told("/compare", on).session.compare
+    assert not run_command("/compare", on).session.compare
 
 
 def test_strength_is_set_from_minus_one_to_two_and_ends_base():
     for argument, scale in (("0.5", 0.5), ("-1", -1.0), (" 2 ", 2.0), ("0", 0.0)):
-        world = World()
-        session = told(f"/scale {argument}", talk(base=True), world).session
+        tools = FakeTools()
+        session = run_command(f"/scale {argument}", talk(use_base=True), tools).session
         assert session.scale == scale
-        assert not session.base
-        assert world.turned == [scale]
+        assert not session.use_base
+        assert tools.scales == [scale]
     for wrong in ("/scale", "/scale 2.1", "/scale -1.01", "/scale nan", "/scale much"):
         with pytest.raises(
-            MannersError, match=r"scale is 1; another is a number from -1 to 2, such as /scale 0.5"
+            MannersError, match=r"not a number from -1 to 2\. The scale is still 1; try /scale 0\.5"
         ):
-            told(wrong)
+            run_command(wrong)
 
 
 @pytest.mark.parametrize("line", ["/base", "/compare", "/scale 0.5"])
 def test_where_there_is_nothing_to_turn_the_session_stays(line):
     with pytest.raises(MannersError, match="nothing to turn"):
-        told(line, world=World(trained=False))
+        run_command(line, tools=FakeTools(trained=False))
 
 
 def test_system_is_set_and_taken_away():
-    session = told("/system Be  blunt.").session
+    session = run_command("/system Be  blunt.").session
     assert session.messages[0] == {"role": "system", "content": "Be  blunt."}
-    assert told("/system", session).session == talk("a", "b")
+    assert run_command("/system", session).session == talk("a", "b")
 
 
 def test_undo_retry_and_reset():
     session = talk("a", "b", "c", "d", system="S", adapter_scale=0.5)
-    undone = told("/undo", session)
+    undone = run_command("/undo", session)
     assert undone.session == talk("a", "b", system="S", adapter_scale=0.5)
-    assert undone.words == "taken back: c"
-    assert told("/retry", session).session == talk("a", "b", "c", system="S", adapter_scale=0.5)
-    assert told("/retry", session).session.waits
-    assert told("/reset", session).session == talk(system="S", adapter_scale=0.5)
-    assert told("/reset", talk("a", "b", role="user")).session.waits  # the user begins
+    assert undone.message == "removed: c"
+    assert run_command("/retry", session).session == talk("a", "b", "c", system="S", adapter_scale=0.5)
+    assert run_command("/retry", session).session.is_model_turn
+    assert run_command("/reset", session).session == talk(system="S", adapter_scale=0.5)
+    assert run_command("/reset", talk("a", "b", role="user")).session.is_model_turn  # the user begins
 
 
 def test_what_is_saved_is_what_the_reader_reads(tmp_path):
     file = tmp_path / "chat.jsonl"
     file.write_text('{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}')  # no \n
     first, second = talk("Où?", 'Say "a,b"\n{c}', "d", "e", system="S"), talk("u", "a", "u2", role="user")
-    assert told(f"/save {file}", first).words == f"saved to {file}"
-    told(f"/save {file}", second)
+    assert run_command(f"/save {file}", first).message == f"saved to {file}"
+    run_command(f"/save {file}", second)
     rows = read(file).train
     assert [row.messages for row in rows[1:]] == [first.messages, second.messages]
     assert rows[0].messages[0]["content"] == "x"
@@ -110,53 +110,53 @@ def test_what_is_saved_is_what_the_reader_reads(tmp_path):
 
 def test_what_cannot_be_saved_is_refused_in_words(tmp_path):
     for line in ("/save", "/save chat", "/save chat.csv"):
-        with pytest.raises(MannersError, match=r"lines of a .jsonl file: /save chat.jsonl"):
-            told(line)
-    with pytest.raises(MannersError, match="nothing to save yet"):
-        told("/save chat.jsonl", talk("a", role="user"))
+        with pytest.raises(MannersError, match=r"rows of a .jsonl file: /save chat.jsonl"):
+            run_command(line)
+    with pytest.raises(MannersError, match="no reply to save yet"):
+        run_command("/save chat.jsonl", talk("a", role="user"))
     with pytest.raises(MannersError, match=r"cannot be written \(No such file or directory\)"):
-        told(f"/save {tmp_path / 'no' / 'chat.jsonl'}")
+        run_command(f"/save {tmp_path / 'no' / 'chat.jsonl'}")
 
 
 def test_every_reply_is_scored_on_what_was_said_before_it():
-    world = World()
-    words = told("/score", talk("a", "bb", "c", "dddd" * 40, system="S"), world).words
+    tools = FakeTools()
+    words = run_command("/score", talk("a", "bb", "c", "dddd" * 40, system="S"), tools).message
     system, a, bb, c = talk("a", "bb", "c", system="S").messages
-    assert world.asked == [([system, a], "bb"), ([system, a, bb, c], "dddd" * 40)]
+    assert tools.scored == [([system, a], "bb"), ([system, a, bb, c], "dddd" * 40)]
     first, second = words.splitlines()
     assert first == "   0.50  bb"
     assert second.startswith("  40.00  ")
     assert len(second) < 90
-    with pytest.raises(MannersError, match="no reply yet"):
-        told("/score", talk("a"))
+    with pytest.raises(MannersError, match="no reply to"):
+        run_command("/score", talk("a"))
 
 
 def test_the_reward_model_is_the_runs_own_or_the_one_that_is_named(tmp_path):
     def cfg(reward):
-        return OmegaConf.create({"reward": reward, "output_dir": str(tmp_path), "tracking": {"uri": "sqlite:///none"}})
+        return OmegaConf.create({"reward_from": reward, "output_dir": str(tmp_path), "tracking": {"uri": "sqlite:///none"}})
 
-    chosen = ModelRef("tiny", "tiny")
-    with pytest.raises(MannersError, match=r"none of these runs learned from a reward model.*reward=RUN"):
-        lazy_scorer(cfg("auto"), chosen, "cpu")([])
-    with pytest.raises(MannersError, match=r"begin again with reward_from=auto or reward_from=RUN"):
-        lazy_scorer(cfg("none"), chosen, "cpu")([])
-    with pytest.raises(MannersError, match=r"reward=nix is neither"):  # at once, not at the first /score
-        lazy_scorer(cfg("nix"), chosen, "cpu")
+    ref = ModelRef("tiny", "tiny")
+    with pytest.raises(MannersError, match=r"none of these runs was trained with a reward model.*reward_from=RUN"):
+        lazy_scorer(cfg("auto"), ref, "cpu")([])
+    with pytest.raises(MannersError, match=r"start again with reward_from=auto or reward_from=RUN"):
+        lazy_scorer(cfg("none"), ref, "cpu")([])
+    with pytest.raises(MannersError, match=r"reward_from=nix is neither"):  # at once, not at the first /score
+        lazy_scorer(cfg("nix"), ref, "cpu")
 
 
 def test_help_names_every_command():
-    lines = told("/help").words.splitlines()
+    lines = run_command("/help").message.splitlines()
     assert [line.split()[0] for line in lines] == list(COMMANDS)
     assert all(len(line.split()) > 2 and len(line) < 100 for line in lines)
 
 
 def test_quit_leaves():
-    assert told("/quit").leave
-    assert not told("/help").leave
+    assert run_command("/quit").quit
+    assert not run_command("/help").quit
 
 
 def test_an_unknown_command_is_answered_with_the_nearest():
-    with pytest.raises(MannersError, match=r"there is no /strenght. Did you mean '/scale'\?"):
-        told("/strenght 2")
+    with pytest.raises(MannersError, match=r"there is no /sclae. Did you mean '/scale'\?"):
+        run_command("/sclae 2")
     with pytest.raises(MannersError, match=r"there is no /xyzzy. Known: /base, /compare, .*/undo"):
-        told("/xyzzy")
+        run_command("/xyzzy")

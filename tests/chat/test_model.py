@@ -24,13 +24,13 @@ def logits(model, ids=IDS):
     return model(ids).logits
 
 
-def by_peft(origin, folder):
-    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(origin), folder).eval()
+def by_peft(base_folder, folder):
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), folder).eval()
 
 
-def merged(origin, folder, share):
+def merged(base_folder, folder, share):
     """The base with ``share`` of ``alpha / r · BA`` added to its weights, written as the paper has it."""
-    model = AutoModelForCausalLM.from_pretrained(origin).eval()
+    model = AutoModelForCausalLM.from_pretrained(base_folder).eval()
     settings = json.loads((folder / "adapter_config.json").read_text())
     weights = load_file(folder / "adapter_model.safetensors")
     for name, down in weights.items():
@@ -43,44 +43,44 @@ def merged(origin, folder, share):
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
 def test_strength_0_is_the_base_and_1_the_trained_model_to_the_bit_however_it_was_turned(tmp_path, family):
-    origin = checkpoints.base(tmp_path, family)
-    folder = checkpoints.adapter(origin, tmp_path / "run")
-    before, after = logits(AutoModelForCausalLM.from_pretrained(origin).eval()), logits(by_peft(origin, folder))
+    base_folder = checkpoints.base(tmp_path, family)
+    folder = checkpoints.adapter(base_folder, tmp_path / "run")
+    before, after = logits(AutoModelForCausalLM.from_pretrained(base_folder).eval()), logits(by_peft(base_folder, folder))
     assert (before - after).abs().max() > 0.1
-    voice = checkpoints.voice(folder)
-    assert torch.equal(logits(voice.model), after)
+    chat_model = checkpoints.load(folder)
+    assert torch.equal(logits(chat_model.model), after)
     for scale in (0.3, 0, 2, -1, 1, 0, 0.7):
-        voice.turn(scale)
+        chat_model.set_scale(scale)
         if scale in (0, 1):
-            assert torch.equal(logits(voice.model), after if scale else before)
-    assert voice.origin == str(origin)
+            assert torch.equal(logits(chat_model.model), after if scale else before)
+    assert chat_model.base_name == str(base_folder)
 
 
 @pytest.mark.parametrize("scale", [0.5, -1, 2])
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
 def test_between_and_beyond_it_is_that_share_of_the_update(tmp_path, family, scale):
-    origin = checkpoints.base(tmp_path, family)
-    folder = checkpoints.adapter(origin, tmp_path / "run")
-    voice = checkpoints.voice(folder)
-    voice.turn(scale)
-    by_hand = logits(merged(origin, folder, scale))
-    assert torch.allclose(logits(voice.model), by_hand, atol=2e-4)
-    assert (logits(by_peft(origin, folder)) - by_hand).abs().max() > 0.1
+    base_folder = checkpoints.base(tmp_path, family)
+    folder = checkpoints.adapter(base_folder, tmp_path / "run")
+    chat_model = checkpoints.load(folder)
+    chat_model.set_scale(scale)
+    by_hand = logits(merged(base_folder, folder, scale))
+    assert torch.allclose(logits(chat_model.model), by_hand, atol=2e-4)
+    assert (logits(by_peft(base_folder, folder)) - by_hand).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("settings", [{"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}])
 def test_other_scales_and_ranks_are_read_as_peft_reads_them(tmp_path, settings):
-    origin = checkpoints.base(tmp_path)
-    folder = checkpoints.adapter(origin, tmp_path / "run", **settings)
-    assert torch.equal(logits(checkpoints.voice(folder).model), logits(by_peft(origin, folder)))
+    base_folder = checkpoints.base(tmp_path)
+    folder = checkpoints.adapter(base_folder, tmp_path / "run", **settings)
+    assert torch.equal(logits(checkpoints.load(folder).model), logits(by_peft(base_folder, folder)))
 
 
 @pytest.mark.parametrize("family, tied", [("qwen2", True), ("qwen2", False), ("gpt2", True)])
 def test_tokens_that_were_added_have_their_embeddings(tmp_path, family, tied):
     """As peft loads them; at 0 they are what they were before they were trained."""
-    origin = checkpoints.base(tmp_path, family, tie_word_embeddings=tied)
-    tokenizer = load_tokenizer(str(origin), added_tokens=["<|end|>"])
-    new, model = tokenizer.convert_tokens_to_ids("<|end|>"), AutoModelForCausalLM.from_pretrained(origin)
+    base_folder = checkpoints.base(tmp_path, family, tie_word_embeddings=tied)
+    tokenizer = load_tokenizer(str(base_folder), added_tokens=["<|end|>"])
+    new, model = tokenizer.convert_tokens_to_ids("<|end|>"), AutoModelForCausalLM.from_pretrained(base_folder)
     lora.resize_embeddings(model, tokenizer)
     model = lora.prepare_for_training(model, "lora", 4, 8, 0.0, "all-linear", trainable_token_indices=[new])
     with torch.no_grad():
@@ -90,52 +90,52 @@ def test_tokens_that_were_added_have_their_embeddings(tmp_path, family, tied):
     model.save_pretrained(tmp_path / "run")
     tokenizer.save_pretrained(tmp_path / "run")
     ids = torch.tensor([[5, new, 99]])
-    again = lora.load_adapter(AutoModelForCausalLM.from_pretrained(origin), tmp_path / "run", tokenizer)
-    voice = checkpoints.voice(tmp_path / "run")
-    voice.turn(-1)
-    voice.turn(1)
-    assert torch.equal(logits(voice.model, ids), logits(again, ids))
-    voice.turn(0)
+    again = lora.load_adapter(AutoModelForCausalLM.from_pretrained(base_folder), tmp_path / "run", tokenizer)
+    chat_model = checkpoints.load(tmp_path / "run")
+    chat_model.set_scale(-1)
+    chat_model.set_scale(1)
+    assert torch.equal(logits(chat_model.model, ids), logits(again, ids))
+    chat_model.set_scale(0)
     with again.disable_adapter():
-        assert torch.equal(logits(voice.model, ids), logits(again, ids))
+        assert torch.equal(logits(chat_model.model, ids), logits(again, ids))
 
 
 def test_after_full_fine_tuning_the_weights_are_interpolated(tmp_path):
-    origin = checkpoints.base(tmp_path)
-    run = checkpoints.trained(origin, tmp_path / "run")
-    before, after = (AutoModelForCausalLM.from_pretrained(f).eval() for f in (origin, tmp_path / "run"))
-    voice = load_chat_model(run, "cpu")
-    assert torch.equal(logits(voice.model), logits(after))
+    base_folder = checkpoints.base(tmp_path)
+    run = checkpoints.trained(base_folder, tmp_path / "run")
+    before, after = (AutoModelForCausalLM.from_pretrained(f).eval() for f in (base_folder, tmp_path / "run"))
+    chat_model = load_chat_model(run, "cpu")
+    assert torch.equal(logits(chat_model.model), logits(after))
     for scale, model in ((0, before), (0.4, None), (2, None), (1, after), (-1, None), (0, before)):
-        voice.turn(scale)
-        assert model is None or torch.equal(logits(voice.model), logits(model))
-    voice.turn(0.5)
-    for ours, one, two in zip(voice.model.parameters(), before.parameters(), after.parameters(), strict=True):
+        chat_model.set_scale(scale)
+        assert model is None or torch.equal(logits(chat_model.model), logits(model))
+    chat_model.set_scale(0.5)
+    for ours, one, two in zip(chat_model.model.parameters(), before.parameters(), after.parameters(), strict=True):
         assert torch.allclose(ours, (one + two) / 2, atol=1e-6)
 
 
 def test_what_is_more_than_a_plain_lora_is_refused(tmp_path):
-    origin = checkpoints.base(tmp_path)
-    folder = checkpoints.adapter(origin, tmp_path / "run", use_dora=True)
+    base_folder = checkpoints.base(tmp_path)
+    folder = checkpoints.adapter(base_folder, tmp_path / "run", use_dora=True)
     with pytest.raises(MannersError, match=r"more than a plain LoRA \(LORA, use_dora.*merge_and_unload"):
-        checkpoints.voice(folder)
+        checkpoints.load(folder)
 
 
 def test_a_model_that_was_not_trained_here_has_nothing_to_turn():
-    voice = load_chat_model(ModelRef("tiny", "tiny"), "cpu")
-    voice.turn(1)
+    chat_model = load_chat_model(ModelRef("tiny", "tiny"), "cpu")
+    chat_model.set_scale(1)
     with pytest.raises(MannersError, match=r"tiny was not trained here.*Choose a run: run=latest"):
-        voice.turn(0)
+        chat_model.set_scale(0)
 
 
 def test_a_model_without_turns_and_one_that_is_not_there_are_refused_in_words(tmp_path):
-    origin = checkpoints.base(tmp_path)
-    (origin / "chat_template.jinja").unlink()
-    with pytest.raises(MannersError, match=r"run=base-qwen2-0 brings no chat template.*model.chat_template=plain"):
-        checkpoints.voice(origin)
+    base_folder = checkpoints.base(tmp_path)
+    (base_folder / "chat_template.jinja").unlink()
+    with pytest.raises(MannersError, match=r"run=base-qwen2-0 has no chat template.*model.chat_template=plain"):
+        checkpoints.load(base_folder)
     with pytest.raises(MannersError, match=r"hub cannot be reached, and model 'no/where'.*set user=FOLDER"):
         load_chat_model(ModelRef("no/where", "no/where"), "cpu", "user")
     run = checkpoints.adapter(checkpoints.base(tmp_path, seed=3), tmp_path / "run")
     (tmp_path / "base-qwen2-3" / "config.json").unlink()
     with pytest.raises(MannersError, match=r"run was trained from .*base-qwen2-3"):
-        checkpoints.voice(run)
+        checkpoints.load(run)

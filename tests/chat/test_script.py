@@ -56,19 +56,19 @@ def test_the_prompt_arrives_as_it_was_typed(compose):
     rng = random.Random(0)
     wild = ["".join(rng.choices("ab '\"\\${}[](),=:?\n#~.%", k=rng.randrange(1, 14))) for _ in range(300)]
     for text in HARD + wild:
-        (word,) = chat.spelled_out(["-p", text])
+        (word,) = chat.expand_prompt_flag(["-p", text])
         override = OverridesParser.create().parse_override(word)
         cfg = OmegaConf.create({override.key_or_group: override.value()})
         assert cfg.prompt.strip() == text.strip(), word
-    cfg = compose(chat.spelled_out(["seed=2", "-p", "".join(HARD), "turns=3"]))
+    cfg = compose(chat.expand_prompt_flag(["seed=2", "-p", "".join(HARD), "turns=3"]))
     assert cfg.prompt == "".join(HARD)
     assert (cfg.seed, cfg.turns) == (2, 3)
 
 
 def test_only_the_first_p_is_a_prompt_and_it_wants_one():
-    assert chat.spelled_out(["run=latest"]) == ["run=latest"]
-    with pytest.raises(SystemExit, match=r"-p wants a prompt: -p \""):
-        chat.spelled_out(["run=latest", "-p"])
+    assert chat.expand_prompt_flag(["run=latest"]) == ["run=latest"]
+    with pytest.raises(SystemExit, match=r"-p needs a prompt: -p \""):
+        chat.expand_prompt_flag(["run=latest", "-p"])
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_only_the_first_p_is_a_prompt_and_it_wants_one():
         (["run=nix"], "run=nix is neither a finished run"),
         ([], "has no finished run yet. Train one: python train.py"),
         (["self_chat=true", "user=tiny", "assistant=nix"], "assistant=nix is neither"),
-        (["self_chat=true", "turns=0"], "turns=0: nobody would speak. Set turns=8."),
+        (["self_chat=true", "turns=0"], "turns=0: a conversation needs at least one turn. Set turns=8."),
         (["prompt=' '"], "prompt is empty: -p "),
     ],
 )
@@ -91,7 +91,7 @@ def test_a_mistake_is_answered_before_any_model_is_loaded(compose, tmp_path, mon
 def test_a_model_that_plays_both_is_loaded_once(compose, tmp_path, monkeypatch):
     loaded, talked = [], []
     monkeypatch.setattr("manners.chat.model.load_chat_model", lambda *given: loaded.append(given[0].name) or object())
-    monkeypatch.setattr("manners.chat.self_chat.run_self_chat", lambda _cfg, voices: talked.append(voices))
+    monkeypatch.setattr("manners.chat.self_chat.run_self_chat", lambda _cfg, chat_models: talked.append(chat_models))
     run_chat(compose([f"output_dir={tmp_path}", "self_chat=true", "user=tiny", "assistant=tiny"]))
     assert loaded == ["tiny"]
     assert talked[0]["user"] is talked[0]["assistant"]

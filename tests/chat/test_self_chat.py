@@ -14,11 +14,11 @@ from tests.data.files import read
 
 
 @pytest.fixture(scope="module")
-def voices(tmp_path_factory):
+def chat_models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("self_chat")
-    origin = checkpoints.base(folder)
+    base_folder = checkpoints.base(folder)
     return {
-        role: checkpoints.voice(checkpoints.adapter(origin, folder / name, seed))
+        role: checkpoints.load(checkpoints.adapter(base_folder, folder / name, seed))
         for seed, (role, name) in enumerate({"user": "curious", "assistant": "blunt"}.items())
     }
 
@@ -36,14 +36,14 @@ def saved(folder):
     return json.loads(line)
 
 
-def test_each_says_what_it_would_say_after_the_words_of_both(voices, options, capsys, monkeypatch):
-    monkeypatch.setattr(self_chat.store, "record", lambda *_: None)
-    folder = self_chat.run_self_chat(options(system="Be brief.", adapter_scale=0.5), voices)
-    session, chance = Session(system="Be brief."), SamplingState.of(options())
+def test_each_says_what_it_would_say_after_the_words_of_both(chat_models, options, capsys, monkeypatch):
+    monkeypatch.setattr(self_chat.store, "log_evaluation", lambda *_: None)
+    folder = self_chat.run_self_chat(options(system="Be brief.", adapter_scale=0.5), chat_models)
+    session, sampling_state = Session(system="Be brief."), SamplingState.from_config(options())
     for role in ("user", "assistant", "user", "assistant"):
-        voices[role].turn(0.5)
+        chat_models[role].set_scale(0.5)
         asked = Session(session.turns, "Be brief.", role)
-        words = "".join(stream_reply(voices[role], prompt_ids(asked, voices[role], 8)[0], role, chance, chance.draw()))
+        words = "".join(stream_reply(chat_models[role], prompt_ids(asked, chat_models[role], 8)[0], role, sampling_state, sampling_state.draw_uniforms()))
         session = add_turn(session, role, words)
     assert saved(folder) == {"messages": session.messages, "user": "curious", "assistant": "blunt"}
     assert len(session.messages) == 5
@@ -54,25 +54,25 @@ def test_each_says_what_it_would_say_after_the_words_of_both(voices, options, ca
     assert row.messages == session.messages
 
 
-def test_a_prompt_opens_and_colours_tell_the_two_apart(voices, options, capsys, monkeypatch):
-    monkeypatch.setattr(self_chat.store, "record", lambda *_: None)
+def test_a_prompt_opens_and_colours_tell_the_two_apart(chat_models, options, capsys, monkeypatch):
+    monkeypatch.setattr(self_chat.store, "log_evaluation", lambda *_: None)
     monkeypatch.setenv("FORCE_COLOR", "1")
-    folder = self_chat.run_self_chat(options(prompt="What is a rose?"), voices)
+    folder = self_chat.run_self_chat(options(prompt="What is a rose?"), chat_models)
     assert saved(folder)["messages"][0] == {"role": "user", "content": "What is a rose?"}
     assert len(saved(folder)["messages"]) == 4
     seen = capsys.readouterr().out
     assert "\x1b[36mWhat is a rose?" in seen
     assert "\x1b[1;32massistant: " in seen
-    again = self_chat.run_self_chat(options(prompt="What is a rose?"), voices)
+    again = self_chat.run_self_chat(options(prompt="What is a rose?"), chat_models)
     assert again != folder  # nothing is written over
     assert saved(again) == saved(folder)
 
 
 @pytest.mark.parametrize("end", [[], KeyboardInterrupt])
-def test_what_was_said_before_the_end_is_kept(voices, options, monkeypatch, end):
+def test_what_was_said_before_the_end_is_kept(chat_models, options, monkeypatch, end):
     """Whether one has nothing more to say, or Ctrl-C ends it."""
 
-    def speech(_voice, _ids, role, *_):
+    def fake_stream_reply(_voice, _ids, role, *_):
         calls.append(role)
         if len(calls) < 3:
             yield f"{role}s words"
@@ -80,32 +80,32 @@ def test_what_was_said_before_the_end_is_kept(voices, options, monkeypatch, end)
             raise end
 
     calls, recorded = [], []
-    monkeypatch.setattr(terminal, "speak", speech)
-    monkeypatch.setattr(self_chat.store, "record", lambda *given: recorded.append(given))
-    folder = self_chat.run_self_chat(options(), voices)
+    monkeypatch.setattr(terminal, "stream_reply", fake_stream_reply)
+    monkeypatch.setattr(self_chat.store, "log_evaluation", lambda *given: recorded.append(given))
+    folder = self_chat.run_self_chat(options(), chat_models)
     assert [m["content"] for m in saved(folder)["messages"]] == ["users words", "assistants words"]
     assert recorded[0][3] == {"turns": 2}
 
 
-def test_the_transcript_is_on_disk_after_every_turn(voices, options, monkeypatch):
-    monkeypatch.setattr(self_chat.store, "record", lambda *_: None)
+def test_the_transcript_is_on_disk_after_every_turn(chat_models, options, monkeypatch):
+    monkeypatch.setattr(self_chat.store, "log_evaluation", lambda *_: None)
     seen = []
 
-    def speech(*_):
+    def fake_stream_reply(*_):
         files = list((tmp / "self_chat").rglob("transcript.jsonl"))
         seen.append(len(saved(files[0].parent)["messages"]) if files else 0)
         yield "words"
 
     tmp = self_chat.Path(options().output_dir)
-    monkeypatch.setattr(terminal, "speak", speech)
-    self_chat.run_self_chat(options(), voices)
+    monkeypatch.setattr(terminal, "stream_reply", fake_stream_reply)
+    self_chat.run_self_chat(options(), chat_models)
     assert seen == [0, 1, 2, 3]
 
 
-def test_the_transcript_is_an_artifact_of_a_run_of_its_own(voices, options, tmp_path):
+def test_the_transcript_is_an_artifact_of_a_run_of_its_own(chat_models, options, tmp_path):
     from mlflow import MlflowClient
 
-    folder = self_chat.run_self_chat(options(), voices)
+    folder = self_chat.run_self_chat(options(), chat_models)
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("manners").experiment_id])
     assert run.info.status == "FINISHED"

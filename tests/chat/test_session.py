@@ -30,9 +30,9 @@ def test_the_system_message_stands_first_and_no_message_is_there_unsaid():
 
 
 def test_it_is_the_models_turn_when_the_other_has_spoken_and_the_user_begins():
-    waits = [talk(*"abc"[:n]).waits for n in range(4)]
-    assert waits == [False, True, False, True]
-    assert [talk(*"abc"[:n], role="user").waits for n in range(4)] == [not w for w in waits]
+    is_model_turn = [talk(*"abc"[:n]).is_model_turn for n in range(4)]
+    assert is_model_turn == [False, True, False, True]
+    assert [talk(*"abc"[:n], role="user").is_model_turn for n in range(4)] == [not w for w in is_model_turn]
 
 
 def test_undo_takes_back_the_persons_last_turn_and_the_reply():
@@ -40,19 +40,19 @@ def test_undo_takes_back_the_persons_last_turn_and_the_reply():
     assert undo_turn(undo_turn(talk(*"abcd"))).turns == ()
     assert words(undo_turn(talk(*"abc", role="user"))) == "a"
     for empty in (Session(), talk("a", role="user")):
-        with pytest.raises(MannersError, match="nothing yet"):
+        with pytest.raises(MannersError, match="no turn of yours to undo"):
             undo_turn(empty)
 
 
 def test_retry_takes_back_the_reply_alone():
     again = drop_reply(talk(*"abcd"))
     assert words(again) == "a b c"
-    assert again.waits
+    assert again.is_model_turn
     opening = drop_reply(talk("a", role="user"))
     assert opening.turns == ()
-    assert opening.waits
+    assert opening.is_model_turn
     for nothing in (Session(), Session(role="user"), talk("a")):
-        with pytest.raises(MannersError, match="no reply yet"):
+        with pytest.raises(MannersError, match="no reply to"):
             drop_reply(nothing)
 
 
@@ -67,7 +67,7 @@ def test_the_oldest_turns_are_left_out_and_what_stays_begins_with_a_user():
         messages, count = fit_context(session, letters, room)
         assert " ".join(m["content"] for m in messages) == f"SS {kept}"
         assert count == left_out
-    with pytest.raises(MannersError, match="2 tokens: say it in fewer words"):
+    with pytest.raises(MannersError, match="context of 2 tokens: shorten it"):
         fit_context(session, letters, 2)
 
 

@@ -128,10 +128,10 @@ def test_cfg_job_prints_the_config_that_runs(overrides):
 
 
 def test_cfg_job_is_the_config_that_the_run_stores(tmp_path):
-    command = [*commands.strictbot(tmp_path), *commands.SMALL, "debug=quick", "method.max_steps=1"]
+    command = [*commands.small_strictbot(tmp_path), *commands.SMALL, "debug=quick", "method.max_steps=1"]
     command.append(f"output_dir={tmp_path / 'out'}")
     commands.train(*command)
-    stored = (commands.only(tmp_path / "out", "*") / "config.yaml").read_text()
+    stored = (commands.find_run(tmp_path / "out", "*") / "config.yaml").read_text()
     assert yaml.safe_load(train("--cfg", "job", "--resolve", *command).stdout) == yaml.safe_load(stored)
 
 
@@ -217,6 +217,8 @@ def test_impossible_sweep_is_refused(args, message):
         ("dataset.on_invalid_row=ignore", "dataset.on_invalid_row=ignore is not a choice. Known: raise, skip."),
         ("model=tinny", "model=tinny: no 'tinny' in model. Did you mean 'tiny'?"),
         ("experiment=strictbt", "experiment=strictbt: no 'strictbt' in experiment. Did you mean 'strictbot'?"),
+        ("experiment=[strictbt]", "no 'strictbt' in experiment. Did you mean 'strictbot'?"),
+        ("model=[[a]]", "can only concatenate str"),
         ("debug=quik", "debug=quik: no 'quik' in debug. Did you mean 'quick'?"),
         ("seed=${nope}", "seed=${nope}: Interpolation key 'nope' not found"),
         ("dataset=jsonl", "dataset.path has no value, and there is no default: set dataset.path=VALUE."),

@@ -15,7 +15,7 @@ from manners.export import card
 from manners.methods.reward import predict_scores
 from manners.models.reward_model import ScoreNormalizer
 from manners.pipeline import run as pipeline
-from manners.pipeline.dependencies import Stage
+from manners.config.compose import RunSpec
 from manners.pipeline.stages.context import save_language_model
 from tests import commands
 from tests.configs import compose
@@ -99,14 +99,14 @@ def test_a_base_and_data_of_the_hub_stand_in_the_metadata(tmp_path, monkeypatch)
 
 
 def test_a_run_of_train_py(tmp_path, capsys):
-    overrides = [*commands.strictbot(tmp_path), *commands.SMALL, "method.max_steps=2", f"output_dir={tmp_path}/o"]
-    pipeline.run(Stage(compose(*overrides), overrides), [])
-    run = commands.only(tmp_path / "o", "*")
+    overrides = [*commands.small_strictbot(tmp_path), *commands.SMALL, "method.max_steps=2", f"output_dir={tmp_path}/o"]
+    pipeline.run(RunSpec(compose(*overrides), overrides))
+    run = commands.find_run(tmp_path / "o", "*")
     out = export(run)
     assert f"model and card: {out}" in capsys.readouterr().out
     text = (out / "README.md").read_text()
     assert f"| command | `python train.py {shlex.join(overrides)}` |" in text
-    tags = commands.tracked(tmp_path / "o")[1][run.name].data.tags
+    tags = commands.mlflow_runs(tmp_path / "o")[1][run.name].data.tags
     assert tags["manners.data_digest"] in text and f"torch {torch.__version__}" in text
     assert (run / "before_after.md").read_text().partition("\n")[2].strip() in text
     assert plain(out).dtype == torch.bfloat16

@@ -9,7 +9,7 @@ import pytest
 
 from manners.errors import MannersError
 from manners.runtime import atomic_io
-from tests.commands import Command, only, records, strictbot, train
+from tests.commands import Command, find_run, read_records, small_strictbot, train
 from tests.faults.processes import METHODS, weights
 
 
@@ -24,7 +24,7 @@ def limited(write, size):
                 write()
             code = 0
         except MannersError as error:
-            code = 1 if "output_dir=outputs takes no more (File too large)" in str(error) else 71
+            code = 1 if "output_dir=outputs cannot be written (File too large)" in str(error) else 71
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -73,13 +73,13 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("fault", ["full", "read-only"])
 def test_a_command_ends_in_a_sentence_and_goes_on_when_there_is_room(tmp_path, small_disk, method, fault):
-    command = [*METHODS[method], "method.save_steps=2", *strictbot(tmp_path)]
+    command = [*METHODS[method], "method.save_steps=2", *small_strictbot(tmp_path)]
     train(*command, f"output_dir={tmp_path / 'whole'}")
     command += [f"output_dir={small_disk}"]
     run = Command(*command)
-    run.until(lambda: any(r["step"] >= 3 for f in small_disk.glob("runs/*/metrics.jsonl") for r in records(f)))
+    run.wait_until(lambda: any(r["step"] >= 3 for f in small_disk.glob("runs/*/metrics.jsonl") for r in read_records(f)))
     filler = small_disk / "filler"
-    folder = only(small_disk, "*")
+    folder = find_run(small_disk, "*")
     run.kill(signal.SIGSTOP)  # SIGSTOP: what is at hand is written as a whole, then the disk is full
     if fault == "full":
         subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4096"], capture_output=True)
@@ -88,12 +88,12 @@ def test_a_command_ends_in_a_sentence_and_goes_on_when_there_is_room(tmp_path, s
         subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
         subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
     run.kill(signal.SIGCONT)
-    assert run.wait() == 1, run.said
-    assert f"error: output_dir={small_disk} takes no more" in run.said and "Traceback" not in run.said
+    assert run.wait() == 1, run.output
+    assert f"error: output_dir={small_disk} cannot be written" in run.output and "Traceback" not in run.output
     assert (folder / "last.ckpt").exists()
     if fault == "full":
         filler.unlink()
     else:
         subprocess.run(["umount", str(folder)], check=True)
     assert "going on from the last checkpoint" in train(*command)
-    assert weights(folder) == weights(only(tmp_path / "whole", "*"))
+    assert weights(folder) == weights(find_run(tmp_path / "whole", "*"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from manners.runtime import run_dir
-from tests.commands import Command, only, strictbot, train
+from tests.commands import Command, find_run, small_strictbot, train
 from tests.faults.processes import METHODS, history, weights
 
 KILLS = 20
@@ -28,18 +28,18 @@ class Tally:
 @pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(tmp_path, method):
-    command = [*METHODS[method], "method.save_steps=2", *strictbot(tmp_path), f"output_dir={tmp_path}"]
+    command = [*METHODS[method], "method.save_steps=2", *small_strictbot(tmp_path), f"output_dir={tmp_path}"]
     began = time.monotonic()
     train(*command, "run_name=whole")
     lasts = time.monotonic() - began
-    whole = only(tmp_path, "whole*")
+    whole = find_run(tmp_path, "whole*")
     expected = weights(whole), history(tmp_path / "mlflow.db", whole.name)
     pick, tally = random.Random(f"kill/{method}"), Tally()
     for name in map("cut{}".format, itertools.count()):
         cut = Command(*command, f"run_name={name}")
         time.sleep(pick.uniform(0, lasts))
         if not cut.running():  # too late: it needs another moment
-            assert cut.wait() == 0, cut.said
+            assert cut.wait() == 0, cut.output
             continue
         cut.kill()
         cut.wait()
@@ -47,9 +47,9 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(tmp_path, metho
         if folder and run_dir.load_state(folder).get("status") == "finished":
             continue  # it was only saying its last words: typed again, the command would run once more
         tally.tried += 1
-        tally.moments.append(phase(cut.said, tmp_path, name))
+        tally.moments.append(phase(cut.output, tmp_path, name))
         train(*command, f"run_name={name}")
-        folder = only(tmp_path, f"{name}-*")
+        folder = find_run(tmp_path, f"{name}-*")
         assert weights(folder) == expected[0], tally
         assert history(tmp_path / "mlflow.db", folder.name) == expected[1], tally
         assert not (folder / "unsent.jsonl").exists()

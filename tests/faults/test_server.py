@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.commands import Command, only, records, strictbot, train
+from tests.commands import Command, find_run, read_records, small_strictbot, train
 from tests.faults.processes import METHODS, OF_THE_CLOCK, history, weights
 
 pytestmark = pytest.mark.long
@@ -63,48 +63,48 @@ def server(tmp_path_factory):
 def whole(server, tmp_path_factory):
     """The run that nothing befalls: its command, folder, weights and history."""
     folder = tmp_path_factory.mktemp("runs")
-    command = [*METHODS["sft"], "method.max_steps=60", *strictbot(folder), f"output_dir={folder}"]
+    command = [*METHODS["sft"], "method.max_steps=60", *small_strictbot(folder), f"output_dir={folder}"]
     command += [f"tracking.uri={server.uri}"]
     train(*command, "run_name=whole")
-    run = only(folder, "whole*")
+    run = find_run(folder, "whole*")
     return command, folder, weights(run), history(server.store, run.name)
 
 
 def at_step(folder, name, step):
     """Whether the run has come so far."""
-    return any(r["step"] >= step for f in folder.glob(f"runs/{name}-*/metrics.jsonl") for r in records(f))
+    return any(r["step"] >= step for f in folder.glob(f"runs/{name}-*/metrics.jsonl") for r in read_records(f))
 
 
 def test_a_server_that_comes_back_hears_all_of_it(server, whole):
     command, folder, ends, told = whole
     run = Command(*command, "run_name=back")
-    run.until(lambda: at_step(folder, "back", 3))
+    run.wait_until(lambda: at_step(folder, "back", 3))
     server.kill()
-    run.until(lambda: at_step(folder, "back", 12))
+    run.wait_until(lambda: at_step(folder, "back", 12))
     run.kill(signal.SIGSTOP)  # a server takes longer to start than this run to end
     server.start()
     run.kill(signal.SIGCONT)
-    assert run.wait() == 0, run.said
-    back = only(folder, "back-*")
+    assert run.wait() == 0, run.output
+    back = find_run(folder, "back-*")
     assert weights(back) == ends and history(server.store, back.name) == told
-    assert not (back / "unsent.jsonl").exists() and "replay" not in run.said
-    assert files(server, back) == files(server, only(folder, "whole*"))
+    assert not (back / "unsent.jsonl").exists() and "replay" not in run.output
+    assert files(server, back) == files(server, find_run(folder, "whole*"))
 
 
 def test_one_that_never_does_costs_seconds_and_is_told_the_rest_by_replay(server, whole):
     command, folder, ends, told = whole
     run = Command(*command, "run_name=gone")
-    run.until(lambda: at_step(folder, "gone", 3))
+    run.wait_until(lambda: at_step(folder, "gone", 3))
     server.kill()
-    run.until(lambda: at_step(folder, "gone", 60))
+    run.wait_until(lambda: at_step(folder, "gone", 60))
     began = time.monotonic()
-    assert run.wait() == 0, run.said
+    assert run.wait() == 0, run.output
     lasted = time.monotonic() - began
-    gone = only(folder, "gone-*")
+    gone = find_run(folder, "gone-*")
     assert weights(gone) == ends
-    kept = {(k, r["step"]) for r in records(gone / "metrics.jsonl") for k in r if k not in ("step", "time")}
+    kept = {(k, r["step"]) for r in read_records(gone / "metrics.jsonl") for k in r if k not in ("step", "time")}
     assert {(k, s) for k, s in kept if not any(c in k for c in OF_THE_CLOCK)} == told.keys()
-    assert f"python -m manners.tracking.sync {gone}" in run.said and "Traceback" not in run.said
+    assert f"python -m manners.tracking.sync {gone}" in run.output and "Traceback" not in run.output
     print(f"a server that is gone: {lasted:.1f} s from the last step to the end of the command")
     assert lasted < 60
 
@@ -120,22 +120,22 @@ def test_one_that_never_does_costs_seconds_and_is_told_the_rest_by_replay(server
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     assert second.stdout.startswith("0 values and 0 other things")
     assert history(server.store, gone.name) == told
-    assert files(server, gone) == files(server, only(folder, "whole*"))
+    assert files(server, gone) == files(server, find_run(folder, "whole*"))
 
 
 def test_one_that_hangs_holds_the_end_up_for_a_bounded_time(server, whole):
     command, folder, ends, told = whole
     run = Command(*command, "run_name=hung")
-    run.until(lambda: at_step(folder, "hung", 3))
+    run.wait_until(lambda: at_step(folder, "hung", 3))
     server.kill(signal.SIGSTOP)
     try:
-        run.until(lambda: at_step(folder, "hung", 60))
+        run.wait_until(lambda: at_step(folder, "hung", 60))
         began = time.monotonic()
-        assert run.wait() == 0, run.said
+        assert run.wait() == 0, run.output
         lasted = time.monotonic() - began
     finally:
         server.kill(signal.SIGCONT)
-    hung = only(folder, "hung-*")
+    hung = find_run(folder, "hung-*")
     assert weights(hung) == ends
     print(f"a server that hangs: {lasted:.1f} s from the last step to the end of the command")
     assert lasted < 120

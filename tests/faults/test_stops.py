@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.commands import ROOT, Command, only, records, strictbot, train
+from tests.commands import ROOT, Command, find_run, read_records, small_strictbot, train
 from tests.faults.processes import METHODS, history, weights
 
 NUMBERS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
@@ -33,21 +33,21 @@ main("{script}", task)
 
 
 def has(folder, step):
-    return any(r["step"] >= step for file in folder.glob("runs/cut*/metrics.jsonl") for r in records(file))
+    return any(r["step"] >= step for file in folder.glob("runs/cut*/metrics.jsonl") for r in read_records(file))
 
 
 @pytest.mark.long
 @NUMBERS
 @pytest.mark.parametrize("method", METHODS)
 def test_a_whole_command_saves_at_once_and_goes_on_to_the_same_end(tmp_path, method, number):
-    command = [*METHODS[method], "method.save_steps=100", *strictbot(tmp_path), f"output_dir={tmp_path}"]
+    command = [*METHODS[method], "method.save_steps=100", *small_strictbot(tmp_path), f"output_dir={tmp_path}"]
     train(*command, "run_name=whole")
     cut = Command(*command, "run_name=cut")
-    cut.until(lambda: has(tmp_path, 3))
+    cut.wait_until(lambda: has(tmp_path, 3))
     cut.kill(number)
     assert cut.wait() == 128 + number
-    assert cut.said.endswith("stopped; the same command goes on\n") and "Traceback" not in cut.said
-    folder, whole = only(tmp_path, "cut*"), only(tmp_path, "whole*")
+    assert cut.output.endswith("stopped; the same command goes on\n") and "Traceback" not in cut.output
+    folder, whole = find_run(tmp_path, "cut*"), find_run(tmp_path, "whole*")
     assert (folder / "last.ckpt").exists()  # nothing but the signal saved it
     assert "going on from the last checkpoint" in train(*command, "run_name=cut")
     assert weights(folder) == weights(whole)

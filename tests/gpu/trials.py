@@ -17,7 +17,7 @@ from manners.models import loading
 from manners.models.lora import prepare_for_training
 from manners.models.policy import Policy
 from manners.runtime.device import Device
-from tests.methods.ppo.cases import early_stops, ppo, prompts, share_of
+from tests.methods.ppo.cases import early_stops, ppo, prompts, preferred_share
 from tests.methods.test_sft import module
 
 # Qwen2.5-0.5B as it is published, and a model of its kind for a CPU. Both know more tokens than the tiny tokenizer.
@@ -53,7 +53,7 @@ def sft(model: Any, device: Device, folder: Path, steps: int, rows: int = 8, len
     vocab, half = model.config.vocab_size, length // 2
     ids = torch.randint(5, vocab, (rows, length), generator=torch.Generator().manual_seed(1)).tolist()
     examples = [TokenizedExample(row, [IGNORE_INDEX] * half + row[half:]) for row in ids]
-    together = partial(collate, pad=0)
+    together = partial(collate, pad_token_id=0)
     logged: list[dict[str, float]] = []
     learner = module(model, total=steps, log=lambda found, _step: logged.append(found), learning_rate=1e-3)
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,14 +89,14 @@ def in_four_bits(shape: dict[str, int], folder: Path) -> tuple[Any, int, int]:
 def play(shape: dict[str, int], device: Device, folder: Path, tokenizer: Any, replies: int, length: int) -> Any:
     """Two iterations of PPO: the metrics of each, and seconds and peak GB of both together."""
     model = prepare_for_training(network(shape), "lora", 16, 32, 0.0, "all-linear").to(device.kind)
-    actor = Policy(model, "head", device.precision == "bf16")
+    trained = Policy(model, "head", device.precision == "bf16")
     settings = ppo(total_episodes=2 * replies, batch_size=replies, response_length=length, learning_rate=1e-4)
-    parts = share_of(torch.arange(shape["vocab_size"]) % 2 == 0)
-    game = PPOTrainer(actor, tokenizer, early_stops(tokenizer), parts, settings, 1, SINGLE_PROCESS)
+    parts = preferred_share(torch.arange(shape["vocab_size"]) % 2 == 0)
+    trainer = PPOTrainer(trained, tokenizer, early_stops(tokenizer), parts, settings, 1, SINGLE_PROCESS)
     logged: list[dict[str, float]] = []
     forget_peak()
     started = time.perf_counter()
-    train_ppo(game, prompts(replies), [], folder, lambda m, _step: logged.append(m), lambda *_: None, print)
+    train_ppo(trainer, prompts(replies), [], folder, lambda m, _step: logged.append(m), lambda *_: None, print)
     spent = {"seconds": time.perf_counter() - started, "peak GB": peak()}
     return [found for found in logged if "objective/kl" in found], spent
 

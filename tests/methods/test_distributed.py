@@ -33,7 +33,7 @@ def test_processes_split_each_batch_and_know_its_targets():
     assert with_filler == [i for i, full in enumerate(one) if len(full["input_ids"]) == 1]
 
 
-def test_local_batch_gives_neighbours_in_length_to_different_processes():
+def test_local_batch_spreads_similar_lengths_over_processes():
     rows = [TokenizedExample([1] * n, [1] * n) for n in (3, 4, 8, 9)]
     shapes = [local_batch(rows, collate_rows, rank, 2)["input_ids"].shape for rank in (0, 1)]
     assert shapes == [(2, 8), (2, 9)]
@@ -63,7 +63,7 @@ def trained(tokenizer, tmp_path_factory):
     Qwen2ForCausalLM(config).save_pretrained(model)
     for name in CASES:
         train_case(model, one / name, name)
-    commands.two(Path(distributed_cases.__file__), str(model), str(two))
+    commands.run_two_processes(Path(distributed_cases.__file__), str(model), str(two))
     return one, two
 
 

@@ -98,7 +98,7 @@ def test_split_sizes_halve_down_to_one_row():
     assert split_sizes(10, compose("method=dpo")) == [10, 5, 2, 1]  # TRL needs microbatches of one size
 
 
-def test_step_memory_grows_with_rows_targets_and_trainable_weights():
+def test_step_memory_grows_with_rows_length_and_targets():
     cfg = sft()
     base = step_memory(cfg, CPU, 4, 100, 50)
     assert step_memory(cfg, CPU, 8, 100, 50) > step_memory(cfg, CPU, 4, 100, 100) > base

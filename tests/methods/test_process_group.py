@@ -11,7 +11,15 @@ from safetensors.torch import load_file
 from manners.errors import MannersError
 from manners.methods.distributed import ProcessGroup, check_batch_divides, init_distributed
 from tests import commands
-from tests.commands import ONLINE, here, launched, only, records, strictbot, tracked
+from tests.commands import (
+    SMALL_RL,
+    train_in_process,
+    train_with_launcher,
+    find_run,
+    read_records,
+    small_strictbot,
+    mlflow_runs,
+)
 from tests.methods.ppo import together
 from tests.methods.ppo.together import CASES, play
 
@@ -50,7 +58,7 @@ def trained(model_folder, tmp_path_factory):
     alone, two = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("two")
     found = {}
     play(model_folder, alone, ProcessGroup(), found)
-    commands.two(Path(together.__file__), str(model_folder), str(two))
+    commands.run_two_processes(Path(together.__file__), str(model_folder), str(two))
     return alone, two, found
 
 
@@ -81,15 +89,15 @@ def test_dpo_refuses_several_processes(monkeypatch):
 
 # --- The command ---
 
-COMMAND = ["method=ppo", *ONLINE, "method.total_episodes=16", "method.eval_steps=1", "method.log_samples_steps=1"]
+COMMAND = ["method=ppo", *SMALL_RL, "method.total_episodes=16", "method.eval_steps=1", "method.log_samples_steps=1"]
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """In one process, which trains the stages too."""
-    out, data = tmp_path_factory.mktemp("out"), strictbot(tmp_path_factory.mktemp("data"))
+    out, data = tmp_path_factory.mktemp("out"), small_strictbot(tmp_path_factory.mktemp("data"))
     command = [*COMMAND, *data, f"output_dir={out}"]
-    here(*command, "run_name=alone")
+    train_in_process(*command, "run_name=alone")
     return out, command
 
 
@@ -97,17 +105,21 @@ def alone(tmp_path_factory):
 def commanded(alone, request):
     """The same by two."""
     out, command = alone
-    return out, request.param, launched(*command, f"run_name={request.param}", launcher=LAUNCHERS[request.param])
+    return (
+        out,
+        request.param,
+        train_with_launcher(*command, f"run_name={request.param}", launcher=LAUNCHERS[request.param]),
+    )
 
 
 def test_command_in_two_processes_makes_one_run(commanded):
     out, name, said = commanded
     assert said.count("model, report and figures:") == 1
-    client, runs = tracked(out)
+    client, runs = mlflow_runs(out)
     assert set(runs) == {p.name for p in (out / "runs").iterdir()}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    folder = only(out, f"{name}*")
-    written = records(folder / "metrics.jsonl")
+    folder = find_run(out, f"{name}*")
+    written = read_records(folder / "metrics.jsonl")
     for metric, steps in (("objective/kl", [1, 2]), ("reward/model", [1, 2]), ("eval/scores", [0, 1, 2])):
         history = client.get_metric_history(runs[folder.name].info.run_id, metric)
         assert sorted(m.step for m in history) == steps == [r["step"] for r in written if metric in r]
@@ -116,7 +128,7 @@ def test_command_in_two_processes_makes_one_run(commanded):
 
 def test_command_in_two_processes_trains_the_model_of_one(commanded):
     out, name, _ = commanded
-    one, two = (load_file(only(out, f"{n}*") / "model" / "adapter_model.safetensors") for n in ("alone", name))
+    one, two = (load_file(find_run(out, f"{n}*") / "model" / "adapter_model.safetensors") for n in ("alone", name))
     assert one.keys() == two.keys()
     for key, weight in one.items():
         assert torch.allclose(two[key], weight, atol=1e-3), key
@@ -138,6 +150,6 @@ def test_accelerate_may_start_one_process_as_asked(monkeypatch):
 def test_missing_dependency_is_not_trained_by_two_processes(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(MannersError) as caught:
-        here(*COMMAND, *strictbot(tmp_path), f"output_dir={tmp_path / 'out'}")
+        train_in_process(*COMMAND, *small_strictbot(tmp_path), f"output_dir={tmp_path / 'out'}")
     assert str(caught.value).startswith("there is no policy run yet. Train it first, in one process: python train.")
     assert not (tmp_path / "out").exists()

@@ -20,11 +20,11 @@ def batch(rows=ROWS, starts=STARTS, pad=0, beyond=0):
     """``ids`` right-padded, and which positions predict a token of the reply."""
     width = max(map(len, rows)) + beyond
     ids = torch.full((len(rows), width), pad)
-    chosen = torch.zeros((len(rows), width - 1), dtype=torch.bool)
+    response_mask = torch.zeros((len(rows), width - 1), dtype=torch.bool)
     for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
         ids[i, : len(row)] = torch.tensor(row)
-        chosen[i, start - 1 : len(row) - 1] = True
-    return ids, chosen
+        response_mask[i, start - 1 : len(row) - 1] = True
+    return ids, response_mask
 
 
 def plainly(model, temperature=HEAT):
@@ -62,45 +62,45 @@ def close(a, b, tolerance=1e-4):
 @pytest.mark.parametrize("family", DECODERS)
 def test_numbers_are_those_of_the_plain_model(family, adapted):
     model = language_model(family)
-    actor = Policy(lora(model) if adapted else model)
-    disturb(actor.model, by=0.05)
-    disturb(actor.value_head)
-    logprobs, entropy, states = plainly(actor.model)
+    trained = Policy(lora(model) if adapted else model)
+    disturb(trained.model, by=0.05)
+    disturb(trained.value_head)
+    logprobs, entropy, states = plainly(trained.model)
     with torch.no_grad():
-        judged = actor.judge(*batch(), HEAT)
+        judged = trained.forward(*batch(), HEAT)
     assert close(judged.logprobs, logprobs)
     assert close(judged.entropy, entropy)
-    assert close(judged.values, states @ actor.value_head.weight[0] + actor.value_head.bias)
+    assert close(judged.values, states @ trained.value_head.weight[0] + trained.value_head.bias)
 
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_padding_changes_nothing(family):
-    actor = Policy(language_model(family))
-    disturb(actor.value_head)
+    trained = Policy(language_model(family))
+    disturb(trained.value_head)
     with torch.no_grad():
-        plain, padded = actor.judge(*batch(), HEAT), actor.judge(*batch(pad=41, beyond=7), HEAT)
-        reference = [actor.reference_logprobs(*b, HEAT) for b in (batch(), batch(pad=41, beyond=7))]
+        plain, padded = trained.forward(*batch(), HEAT), trained.forward(*batch(pad=41, beyond=7), HEAT)
+        reference = [trained.reference_logprobs(*b, HEAT) for b in (batch(), batch(pad=41, beyond=7))]
     assert all(close(a, b) for a, b in zip(vars(plain).values(), vars(padded).values(), strict=True))
     assert close(*reference)
 
 
 def test_the_value_before_a_token_has_not_seen_it():
-    actor = Policy(language_model("qwen2"))
-    disturb(actor.value_head)
+    trained = Policy(language_model("qwen2"))
+    disturb(trained.value_head)
     row, other = list(ROWS[1]), list(ROWS[1])
     other[6] = 50  # the second token of the reply, which begins at 5
     with torch.no_grad():
-        values, changed = (actor.judge(*batch([r], [5]), HEAT).values for r in (row, other))
+        values, changed = (trained.forward(*batch([r], [5]), HEAT).values for r in (row, other))
     assert torch.equal(values[:2], changed[:2])  # those that predict tokens 5 and 6
     assert (values[2:] != changed[2:]).all()
 
 
 def test_values_begin_at_zero_and_rloo_has_none():
     with torch.no_grad():
-        assert not Policy(language_model("qwen2")).judge(*batch(), HEAT).values.any()
-        actor = Policy(language_model("qwen2"), "none")
-        disturb(actor.value_head)
-        assert not actor.judge(*batch(), HEAT).values.any()
+        assert not Policy(language_model("qwen2")).forward(*batch(), HEAT).values.any()
+        trained = Policy(language_model("qwen2"), "none")
+        disturb(trained.value_head)
+        assert not trained.forward(*batch(), HEAT).values.any()
 
 
 @pytest.mark.parametrize("critic", ["head", "adapter"])
@@ -108,29 +108,29 @@ def test_values_begin_at_zero_and_rloo_has_none():
 def test_the_reference_is_the_model_as_it_was_before_training(family, critic):
     model = language_model(family)
     before = copy.deepcopy(model)
-    actor = Policy(lora(model), critic)
+    trained = Policy(lora(model), critic)
     wanted = plainly(before)[0]
-    assert close(actor.reference_logprobs(*batch(), HEAT), wanted)
-    disturb(actor, "lora_")
-    assert close(actor.reference_logprobs(*batch(), HEAT), wanted)
+    assert close(trained.reference_logprobs(*batch(), HEAT), wanted)
+    disturb(trained, "lora_")
+    assert close(trained.reference_logprobs(*batch(), HEAT), wanted)
     with torch.no_grad():
-        assert not close(actor.judge(*batch(), HEAT).logprobs, wanted, 0.1)
-    assert all(p.requires_grad for n, p in actor.named_parameters() if "lora_" in n)
+        assert not close(trained.forward(*batch(), HEAT).logprobs, wanted, 0.1)
+    assert all(p.requires_grad for n, p in trained.named_parameters() if "lora_" in n)
 
 
 def test_full_fine_tuning_keeps_a_frozen_copy_of_the_actual_start():
     model = language_model("qwen2")
     disturb(model, by=0.1)  # as if SFT had been here
     wanted = plainly(model)[0]
-    actor = Policy(model)
-    held = {n for n, p in actor.named_parameters() if not p.requires_grad}
+    trained = Policy(model)
+    held = {n for n, p in trained.named_parameters() if not p.requires_grad}
     assert held and all(n.startswith("reference.") for n in held)
-    optimizer = torch.optim.SGD(trainable_parameters(actor).values(), lr=0.1)
-    actor.judge(*batch(), HEAT).logprobs.sum().backward()
+    optimizer = torch.optim.SGD(trainable_parameters(trained).values(), lr=0.1)
+    trained.forward(*batch(), HEAT).logprobs.sum().backward()
     optimizer.step()
-    assert close(actor.reference_logprobs(*batch(), HEAT), wanted)
+    assert close(trained.reference_logprobs(*batch(), HEAT), wanted)
     with torch.no_grad():
-        assert not close(actor.judge(*batch(), HEAT).logprobs, wanted, 0.1)
+        assert not close(trained.forward(*batch(), HEAT).logprobs, wanted, 0.1)
 
 
 DROPOUTS = {
@@ -144,35 +144,35 @@ DROPOUTS = {
 @pytest.mark.parametrize("critic", ["head", "adapter"])
 @pytest.mark.parametrize("family", DECODERS)
 def test_dropout_is_off_even_while_the_model_trains(family, critic):
-    actor = Policy(lora(language_model(family, **DROPOUTS[family]), dropout=0.5), critic).train()
-    disturb(actor)
+    trained = Policy(lora(language_model(family, **DROPOUTS[family]), dropout=0.5), critic).train()
+    disturb(trained)
     with torch.no_grad():
-        first, again = actor.judge(*batch(), HEAT), actor.judge(*batch(), HEAT)
+        first, again = trained.forward(*batch(), HEAT), trained.forward(*batch(), HEAT)
     assert torch.equal(first.logprobs, again.logprobs)
     assert torch.equal(first.values, again.values)
-    assert torch.equal(actor.reference_logprobs(*batch(), HEAT), actor.reference_logprobs(*batch(), HEAT))
+    assert torch.equal(trained.reference_logprobs(*batch(), HEAT), trained.reference_logprobs(*batch(), HEAT))
 
 
 # --- The critic's own adapter ---
 
 
 def test_the_policy_does_not_depend_on_the_critics_adapter():
-    actor = Policy(lora(language_model("qwen2")), "adapter")
-    disturb(actor.value_head)
+    trained = Policy(lora(language_model("qwen2")), "adapter")
+    disturb(trained.value_head)
     with torch.no_grad():
-        before = actor.judge(*batch(), HEAT)
-        disturb(actor, f".{CRITIC}.")
-        after = actor.judge(*batch(), HEAT)
+        before = trained.forward(*batch(), HEAT)
+        disturb(trained, f".{CRITIC}.")
+        after = trained.forward(*batch(), HEAT)
     assert torch.equal(before.logprobs, after.logprobs)
     assert torch.equal(before.entropy, after.entropy)
     assert not close(before.values, after.values, 0.1)
 
 
-def gradients(actor, of):
-    actor.zero_grad()
-    judged = actor.judge(*batch(), HEAT)
+def gradients(trained, of):
+    trained.zero_grad()
+    judged = trained.forward(*batch(), HEAT)
     of(judged).backward()
-    return {n: p.grad.clone() for n, p in trainable_parameters(actor).items() if p.grad is not None and p.grad.any()}
+    return {n: p.grad.clone() for n, p in trainable_parameters(trained).items() if p.grad is not None and p.grad.any()}
 
 
 def both(judged):
@@ -186,10 +186,10 @@ def test_policy_and_critic_each_learn_from_their_own_loss(checkpointing):
     model = prepare_for_training(
         language_model("qwen2"), "lora", 4, 8, 0.0, "all-linear", gradient_checkpointing=checkpointing
     )
-    actor = Policy(model, "adapter").train()
-    disturb(actor)
-    actor.reference_logprobs(*batch(), HEAT)
-    joint = gradients(actor, both)
+    trained = Policy(model, "adapter").train()
+    disturb(trained)
+    trained.reference_logprobs(*batch(), HEAT)
+    joint = gradients(trained, both)
     own = {n for n in joint if ".default." in n}, {n for n in joint if f".{CRITIC}." in n}
     assert own[0] and len(own[0]) == len(own[1]) == 2 * 7 * 2  # A and B of seven layers in two blocks
     assert set(joint) == own[0] | own[1] | {"value_head.weight", "value_head.bias"}
@@ -201,18 +201,18 @@ def test_policy_and_critic_each_learn_from_their_own_loss(checkpointing):
         alone = Policy(lora(language_model("qwen2")), "head")
         with torch.no_grad():
             for name, p in trainable_parameters(alone).items():
-                p.copy_(actor.get_parameter(name.replace(".default.", f".{adapter}.")))
+                p.copy_(trained.get_parameter(name.replace(".default.", f".{adapter}.")))
         wanted = gradients(alone, loss)
         found = {n: joint[n.replace(".default.", f".{adapter}.")] for n in wanted}
         assert all(torch.allclose(wanted[n], found[n], rtol=1e-4, atol=1e-4) for n in wanted)
 
 
 def test_entropy_has_a_gradient_only_where_it_is_wanted():
-    actor = Policy(language_model("qwen2"))
-    assert not actor.judge(*batch(), HEAT).entropy.requires_grad
-    assert actor.judge(*batch(), HEAT, entropy_grad=True).entropy.requires_grad
+    trained = Policy(language_model("qwen2"))
+    assert not trained.forward(*batch(), HEAT).entropy.requires_grad
+    assert trained.forward(*batch(), HEAT, entropy_grad=True).entropy.requires_grad
     with torch.no_grad():
-        assert not actor.judge(*batch(), HEAT, entropy_grad=True).entropy.requires_grad
+        assert not trained.forward(*batch(), HEAT, entropy_grad=True).entropy.requires_grad
 
 
 def test_merged_decodes_the_same_policy_and_leaves_every_bit_as_it_was():
@@ -235,11 +235,11 @@ def test_merged_decodes_the_same_policy_and_leaves_every_bit_as_it_was():
 def test_in_bf16_the_ratio_stays_one_and_log_probabilities_are_close():
     model = prepare_for_training(language_model("qwen2"), "lora", 4, 8, 0.0, "all-linear")
     ids = torch.randint(5, 60, (4, 12), generator=torch.Generator().manual_seed(0))
-    chosen = torch.ones(4, 11, dtype=torch.bool)
+    response_mask = torch.ones(4, 11, dtype=torch.bool)
     exact, rough = Policy(model), Policy(model, bf16=True)
-    once, again = rough.judge(ids, chosen, 0.7), rough.judge(ids, chosen, 0.7)
+    once, again = rough.forward(ids, response_mask, 0.7), rough.forward(ids, response_mask, 0.7)
     assert torch.equal(once.logprobs, again.logprobs) and once.logprobs.dtype == torch.float32
-    difference = (once.logprobs - exact.judge(ids, chosen, 0.7).logprobs).abs().max()
+    difference = (once.logprobs - exact.forward(ids, response_mask, 0.7).logprobs).abs().max()
     assert 0 < difference < 0.2  # eight bits of mantissa
     (once.logprobs.sum() + once.values.sum()).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)

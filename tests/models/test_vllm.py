@@ -19,7 +19,7 @@ from manners.models.generation import Sampling, generate_ids
 from manners.models.vllm import VLLMBackend
 from manners.pipeline.stages.ppo import vllm_backend
 from tests import commands
-from tests.methods.ppo.cases import early_stops, liked, ppo, prompts, share_of
+from tests.methods.ppo.cases import early_stops, preferred_tokens, ppo, prompts, preferred_share
 from tests.methods.ppo.cases import policy as make_policy
 
 PROMPT_IDS = [[5, 6, 7], [8, 9], [5, 6, 7], [11, 12, 13, 14]]
@@ -111,7 +111,7 @@ def perturbed(policy):
 
 def make_trainer(policy, tokenizer, vllm=None, **changes):
     config = ppo(generation_backend="vllm" if vllm else "native", **changes)
-    rewards = share_of(liked(policy.model))
+    rewards = preferred_share(preferred_tokens(policy.model))
     return PPOTrainer(policy, tokenizer, early_stops(tokenizer), rewards, config, 3, ProcessGroup(), vllm)
 
 

@@ -19,7 +19,7 @@ from manners.evaluation.reports.side_by_side import ModelResult
 from manners.evaluation.stats import Estimate
 from manners.pipeline import model_ref
 from manners.runtime import paths
-from tests.commands import ONLINE, ROOT, artifacts, here, only, strictbot, tracked
+from tests.commands import SMALL_RL, ROOT, artifact_paths, train_in_process, find_run, small_strictbot, mlflow_runs
 
 
 def evaluation(*overrides):
@@ -33,7 +33,7 @@ def chain(tmp_path_factory):
     """A light PPO chain: three finished runs."""
     out = tmp_path_factory.mktemp("out")
     taught = "policy_run_overrides=['method.max_steps=20']"  # enough to answer otherwise than before
-    here("method=ppo", *ONLINE, *strictbot(out), taught, "method.total_episodes=8", f"output_dir={out}")
+    train_in_process("method=ppo", *SMALL_RL, *small_strictbot(out), taught, "method.total_episodes=8", f"output_dir={out}")
     return out
 
 
@@ -42,7 +42,7 @@ def report(chain):
     """The two runs that answer, with the base, the reward model and chats of four turns."""
     from manners.pipeline import evaluate
 
-    policy, tuned = only(chain, "manners-sft-*").name, only(chain, "manners-ppo-*").name
+    policy, tuned = find_run(chain, "manners-sft-*").name, find_run(chain, "manners-ppo-*").name
     short = "+rewards.brevity={_target_: manners.rewards.combine.brevity}"
     cfg = evaluation(f"run=[{policy},{tuned}]", "reward_from=auto", "turns=4", "chats=3", f"output_dir={chain}", short)
     return evaluate.evaluate_models(cfg), policy, tuned
@@ -74,9 +74,9 @@ def test_the_replies_before_are_those_of_the_base_and_differ_from_those_after(re
 def test_figures_and_the_tracking_store_have_it_too(report, chain):
     folder, _, tuned = report
     assert {"card.png", "turns.png", "before_after.md"} <= {p.name for p in folder.iterdir()}
-    client, runs = tracked(chain)
+    client, runs = mlflow_runs(chain)
     found = runs[folder.name]
-    assert {"report_card.json", "replies.json", "report_card.md"} <= artifacts(client, found.info.run_id)
+    assert {"report_card.json", "replies.json", "report_card.md"} <= artifact_paths(client, found.info.run_id)
     assert found.data.tags["manners.method"] == "evaluate"
     card = (folder / "report_card.md").read_text()
     shown = re.search(r"^\| words \|.*\| (\d+\.\d+) \[[^|]*\| [^|]*\|$", card, re.MULTILINE)
@@ -85,20 +85,20 @@ def test_figures_and_the_tracking_store_have_it_too(report, chain):
 
 def test_latest_is_the_run_that_finished_last(chain):
     assert (
-        model_ref.resolve_model("latest", evaluation(f"output_dir={chain}")).name == only(chain, "manners-ppo-*").name
+        model_ref.resolve_model("latest", evaluation(f"output_dir={chain}")).name == find_run(chain, "manners-ppo-*").name
     )
-    assert model_ref.latest_run(evaluation(f"output_dir={chain}"), ("sft",)).name == only(chain, "manners-sft-*").name
+    assert model_ref.latest_run(evaluation(f"output_dir={chain}"), ("sft",)).name == find_run(chain, "manners-sft-*").name
 
 
 def test_what_cannot_answer_or_is_not_there_is_refused_with_what_to_type(chain, tmp_path):
-    cfg, scores = evaluation(f"output_dir={chain}"), only(chain, "manners-reward-*").name
+    cfg, scores = evaluation(f"output_dir={chain}"), find_run(chain, "manners-reward-*").name
     with pytest.raises(MannersError, match="is a run of method=reward, and one of sft, dpo, ppo, rloo is needed"):
         model_ref.resolve_model(scores, cfg)
     with pytest.raises(MannersError, match=f"Did you mean '{scores}'"):
         model_ref.resolve_model(scores[:-1] + "x", cfg)
     with pytest.raises(MannersError, match=r"has no finished run yet\. Train one: python train.py"):
         model_ref.resolve_model("latest", evaluation(f"output_dir={tmp_path}"))
-    sft = model_ref.resolve_model(only(chain, "manners-sft-*").name, cfg)
+    sft = model_ref.resolve_model(find_run(chain, "manners-sft-*").name, cfg)
     with pytest.raises(MannersError, match="Name one: reward_from=RUN"):
         model_ref.resolve_reward_model(evaluation("reward_from=auto"), [sft])
 

@@ -18,7 +18,7 @@ from manners.data.tokenize import IGNORE_INDEX
 from manners.models import loading
 from manners.pipeline.stages import sft
 from tests import hub_cache
-from tests.commands import here, only
+from tests.commands import train_in_process, find_run
 from tests.data.formats.test_politeness import corpus, line
 
 MINUTE = 60  # seconds of CPU time, which a busy machine lengthens less than time itself
@@ -47,7 +47,7 @@ def out(tmp_path_factory):
 def run(out, *overrides):
     """``python train.py``, quick. ``pytest -s`` shows what each took."""
     started = time.process_time()
-    here(*overrides, "debug=quick", f"output_dir={out}")
+    train_in_process(*overrides, "debug=quick", f"output_dir={out}")
     took = time.process_time() - started
     print(f"{took:.0f} s of CPU time: {' '.join(overrides)}")
     assert took < MINUTE
@@ -84,7 +84,7 @@ def adapter(folder):
 
 def test_strictbot(out):
     run(out, "study=strictbot", "method=ppo")
-    stages = [only(out, f"strictbot-{method}-Qwen2.5-0.5B-Instruct-*") for method in ("sft", "reward", "ppo")]
+    stages = [find_run(out, f"strictbot-{method}-Qwen2.5-0.5B-Instruct-*") for method in ("sft", "reward", "ppo")]
     assert linked(stages)
     rows = reported(stages[2])
     assert {
@@ -126,7 +126,7 @@ def requests(tmp_path):
 def test_polite_gpt2(out, requests):
     run(out, "study=polite_gpt2", f"dataset.path={requests}")
     names = {"sft": "gpt2", "reward": "bert-base-uncased", "ppo": "gpt2"}
-    stages = [only(out, f"polite_gpt2-{method}-{model}-*") for method, model in names.items()]
+    stages = [find_run(out, f"polite_gpt2-{method}-{model}-*") for method, model in names.items()]
     assert linked(stages)
     assert {"politeness", "reward, standard deviations"} <= set(reported(stages[2]))
     assert adapter(stages[2]) == (GPT2, {"c_attn", "c_proj", "c_fc"})
@@ -137,7 +137,7 @@ def test_polite_gpt2(out, requests):
 
 def test_polite_helper(out):
     run(out, "study=polite_helper")
-    folder = only(out, "polite_helper-sft-*")
+    folder = find_run(out, "polite_helper-sft-*")
     rows = reported(folder)
     assert "How do I remove a coffee stain from a white shirt?" in rows and "politeness" in rows
     assert adapter(folder) == (TINYLLAMA, PROJECTIONS)
@@ -146,7 +146,7 @@ def test_polite_helper(out):
 
 def test_chatbot(out):
     run(out, "study=chatbot")
-    folder = only(out, "chatbot-sft-*")
+    folder = find_run(out, "chatbot-sft-*")
     assert "replies that end by themselves" in reported(folder)
     # It is counted how many replies go on as the other speaker; random words never do, and 0 has no line in a report.
     assert json.loads((folder / "after.json").read_text())["card"]["runs on as both speakers"]["value"] == 0
@@ -166,7 +166,7 @@ def test_human_user(out, monkeypatch):
         sft, "learn", lambda run, how, rows, *rest: seen.update(rows=rows) or learn(run, how, rows, *rest)
     )
     run(out, "study=human_user", "hardware=cpu")
-    folder = only(out, "human_user-sft-*")
+    folder = find_run(out, "human_user-sft-*")
     assert "asks a question" in reported(folder)
     assert adapter(folder) == (QWEN_7B, PROJECTIONS)
     answers(folder)

@@ -9,7 +9,7 @@ from manners.config import validate
 from manners.errors import MannersError
 from manners.methods import distributed
 from manners.methods.distributed import init_distributed
-from tests.commands import SMALL, here, launched, only, records, strictbot, tracked, train
+from tests.commands import SMALL, train_in_process, train_with_launcher, find_run, read_records, small_strictbot, mlflow_runs, train
 from tests.configs import compose
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -75,17 +75,17 @@ WAYS = {  # method → what is said beside hardware=, and the launcher
 def test_two_processes_make_one_run_and_the_model_that_one_makes(tmp_path, method):
     sharing, chosen, launcher = WAYS[method]
     out = tmp_path / "out"
-    command = [*COMMAND, *strictbot(tmp_path), *chosen, f"method={method}", f"output_dir={out}"]
-    here(*command, "method.per_device_train_batch_size=8", "run_name=one")
+    command = [*COMMAND, *small_strictbot(tmp_path), *chosen, f"method={method}", f"output_dir={out}"]
+    train_in_process(*command, "method.per_device_train_batch_size=8", "run_name=one")
     both = f"hardware={sharing}", "method.per_device_train_batch_size=4", "run_name=two"
-    said = launched(*command, *both, launcher=launcher) if launcher else train(*command, *both)
+    said = train_with_launcher(*command, *both, launcher=launcher) if launcher else train(*command, *both)
     assert said.count("model, report and figures:") == 1
-    client, runs = tracked(out)
+    client, runs = mlflow_runs(out)
     assert set(runs) == {p.name for p in (out / "runs").iterdir()}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    one, two = only(out, "one*"), only(out, "two*")
+    one, two = find_run(out, "one*"), find_run(out, "two*")
     history = client.get_metric_history(runs[two.name].info.run_id, "eval/loss")
-    assert [m.step for m in history] == [r["step"] for r in records(two / "metrics.jsonl") if "eval/loss" in r] == [3, 6]
+    assert [m.step for m in history] == [r["step"] for r in read_records(two / "metrics.jsonl") if "eval/loss" in r] == [3, 6]
     (file,) = (one / "model").glob("*.safetensors")
     weights, theirs = load_file(file), load_file(two / "model" / file.name)
     assert weights.keys() == theirs.keys()

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from manners.pipeline.stages import ppo
-from tests.commands import ONLINE, Command, artifacts, here, kill_once, only, records, strictbot, tracked, train
+from tests.commands import SMALL_RL, Command, artifact_paths, train_in_process, kill_at_step, find_run, read_records, small_strictbot, mlflow_runs, train
 
 ITERATIONS = 5
 PPO = [
     "method=ppo",
-    *ONLINE,
+    *SMALL_RL,
     f"method.total_episodes={8 * ITERATIONS}",
     "method.eval_steps=2",
     "method.save_steps=2",
@@ -32,7 +32,7 @@ EVERY_ITERATION = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return strictbot(tmp_path_factory.mktemp("data"))
+    return small_strictbot(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def out(tmp_path_factory, data, in_memory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ppo, "save", watch)
-        here(*PPO, *data, f"output_dir={out}")
+        train_in_process(*PPO, *data, f"output_dir={out}")
     return out
 
 
@@ -61,27 +61,27 @@ def out(tmp_path_factory, data, in_memory):
 def cut(out, data):
     """The same command under another name, which so has a folder of its own; killed, and typed again."""
     command = [*PPO, *data, f"output_dir={out}", "run_name=cut"]
-    folder = kill_once(Command(*command), out, "cut*", "objective/kl", 3)
+    folder = kill_at_step(Command(*command), out, "cut*", "objective/kl", 3)
     said = train(*command)
     assert "going on from the last checkpoint" in said
-    assert only(out, "cut*") == folder
+    assert find_run(out, "cut*") == folder
     (out / "said").write_text(said)
     return folder
 
 
 def test_one_command_trains_all_three_and_a_command_says_how_they_follow(out, cut):
-    names = [only(out, f"manners-{method}-tiny-*").name for method in ("sft", "reward", "ppo")]
-    for folder in (only(out, "manners-ppo*"), cut):
+    names = [find_run(out, f"manners-{method}-tiny-*").name for method in ("sft", "reward", "ppo")]
+    for folder in (find_run(out, "manners-ppo*"), cut):
         lineage = (folder / "lineage.md").read_text()
         assert [line.split()[1] for line in lineage.splitlines()] == [*names[:2], folder.name]
     assert lineage in (out / "said").read_text()
-    _, runs = tracked(out)
+    _, runs = mlflow_runs(out)
     assert set(names) <= runs.keys() and {run.info.status for run in runs.values()} == {"FINISHED"}
 
 
 def test_the_runs_are_linked_both_ways(out):
-    _, runs = tracked(out)
-    sft, judge, last = (runs[only(out, f"manners-{m}-tiny-*").name] for m in ("sft", "reward", "ppo"))
+    _, runs = mlflow_runs(out)
+    sft, judge, last = (runs[find_run(out, f"manners-{m}-tiny-*").name] for m in ("sft", "reward", "ppo"))
     assert last.data.tags["manners.policy_run_id"] == sft.info.run_id
     assert last.data.tags["manners.reward_run_id"] == judge.info.run_id
     for earlier in (sft, judge):
@@ -89,32 +89,32 @@ def test_the_runs_are_linked_both_ways(out):
 
 
 def test_the_tags_of_a_stage_tell_its_own_command(out):
-    _, runs = tracked(out)
-    overrides = runs[only(out, "manners-sft*").name].data.tags["manners.overrides"]
+    _, runs = mlflow_runs(out)
+    overrides = runs[find_run(out, "manners-sft*").name].data.tags["manners.overrides"]
     assert "method=sft" in overrides and "method=ppo" not in overrides
 
 
 def test_its_folder_and_its_artifacts_are_complete(out):
-    folder = only(out, "manners-ppo*")
+    folder = find_run(out, "manners-ppo*")
     assert {"before_after.md", "after.json", "curves.png", "lineage.md", "model", "config.yaml"} <= {
         p.name for p in folder.iterdir()
     }
     assert not list(folder.glob("*.ckpt")) and not list(folder.glob("best*"))
     report = (folder / "before_after.md").read_text()
     assert "reward, standard deviations" in report and "KL to the start" in report
-    client, runs = tracked(out)
-    have = artifacts(client, runs[folder.name].info.run_id)
+    client, runs = mlflow_runs(out)
+    have = artifact_paths(client, runs[folder.name].info.run_id)
     tables = {f"rollouts/{i:05d}.json" for i in range(1, ITERATIONS + 1)}
     assert tables | {"lineage.md", "before_after.md", "figures/curves.png", f"{ADAPTER}", "model/manners.yaml"} <= have
 
 
 def check_metrics(out, folder):
     """Each metric of an iteration once for each, in the file and in MLflow."""
-    client, runs = tracked(out)
+    client, runs = mlflow_runs(out)
     run_id = runs[folder.name].info.run_id
     logged = runs[folder.name].data.metrics.keys()
     assert logged >= EVERY_ITERATION | {"eval/scores", "eval/reward_model", "before/loss", "after/loss"}
-    written = records(folder / "metrics.jsonl")
+    written = read_records(folder / "metrics.jsonl")
     for name in logged:
         steps = sorted(m.step for m in client.get_metric_history(run_id, name))
         group = name.split("/")[0]
@@ -124,7 +124,7 @@ def check_metrics(out, folder):
 
 
 def check_tables(out, folder):
-    client, runs = tracked(out)
+    client, runs = mlflow_runs(out)
     for i in range(1, ITERATIONS + 1):
         table = client.download_artifacts(runs[folder.name].info.run_id, f"rollouts/{i:05d}.json")
         with open(table) as file:
@@ -134,12 +134,12 @@ def check_tables(out, folder):
 
 
 def test_every_metric_and_table_of_every_iteration_is_there_once(out):
-    check_metrics(out, only(out, "manners-ppo*"))
-    check_tables(out, only(out, "manners-ppo*"))
+    check_metrics(out, find_run(out, "manners-ppo*"))
+    check_tables(out, find_run(out, "manners-ppo*"))
 
 
 def test_killed_and_started_again_it_ends_as_if_nothing_had_happened(out, cut):
-    assert (cut / ADAPTER).read_bytes() == (only(out, "manners-ppo*") / ADAPTER).read_bytes()
+    assert (cut / ADAPTER).read_bytes() == (find_run(out, "manners-ppo*") / ADAPTER).read_bytes()
     check_metrics(out, cut)
     check_tables(out, cut)
 
@@ -147,9 +147,9 @@ def test_killed_and_started_again_it_ends_as_if_nothing_had_happened(out, cut):
 def test_the_second_time_both_inputs_are_reused(out, cut):
     for method in ("sft", "reward"):
         assert len(list(out.glob(f"runs/manners-{method}*"))) == 1
-    _, runs = tracked(out)
-    used = [key for key in runs[only(out, "manners-sft*").name].data.tags if key.startswith("manners.used_by.")]
-    assert {f"manners.used_by.{cut.name}", f"manners.used_by.{only(out, 'manners-ppo*').name}"} <= set(used)
+    _, runs = mlflow_runs(out)
+    used = [key for key in runs[find_run(out, "manners-sft*").name].data.tags if key.startswith("manners.used_by.")]
+    assert {f"manners.used_by.{cut.name}", f"manners.used_by.{find_run(out, 'manners-ppo*').name}"} <= set(used)
 
 
 def test_lineage_show_tells_what_would_happen_and_makes_nothing(out, data, tmp_path):
@@ -165,7 +165,7 @@ def test_lineage_show_tells_what_would_happen_and_makes_nothing(out, data, tmp_p
 
 def test_what_was_trained_loads_without_us_and_says_the_same(out, in_memory, tmp_path):
     """SFT's folder and PPO's, in a process that cannot import manners; of the latter, the logits as in memory."""
-    sft, folder = only(out, "manners-sft*") / "model", only(out, "manners-ppo*") / "model"
+    sft, folder = find_run(out, "manners-sft*") / "model", find_run(out, "manners-ppo*") / "model"
     code = f"""
 import sys
 sys.modules["manners"] = None
@@ -187,7 +187,7 @@ with torch.no_grad():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert torch.allclose(load_file(tmp_path / "theirs")["logits"], in_memory["logits"], atol=1e-4)
-    earlier = load_file(only(out, "manners-sft*") / ADAPTER)
+    earlier = load_file(find_run(out, "manners-sft*") / ADAPTER)
     assert load_file(folder.parent / ADAPTER).keys() == earlier.keys()  # and it is more than SFT's alone:
     name = next(iter(earlier))
     assert load_file(folder.parent / ADAPTER)[name].numel() == 2 * earlier[name].numel()

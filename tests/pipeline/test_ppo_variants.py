@@ -7,16 +7,16 @@ import pytest
 from safetensors.torch import load_file
 
 from manners.errors import MannersError
-from tests.commands import LIGHT, ONLINE, Command, here, only, records, strictbot, tracked, train
+from tests.commands import SHORT_STAGE, SMALL_RL, Command, train_in_process, find_run, read_records, small_strictbot, mlflow_runs, train
 
-ONCE = [*ONLINE, "method.total_episodes=8", "method.eval_steps=1", "method.num_ppo_epochs=1"]
+ONCE = [*SMALL_RL, "method.total_episodes=8", "method.eval_steps=1", "method.num_ppo_epochs=1"]
 TWICE = "method.total_episodes=16"
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """What each command shares: where runs are kept, and the data. The first trains the SFT and the reward run."""
-    return [*strictbot(tmp_path_factory.mktemp("data")), f"output_dir={tmp_path_factory.mktemp('out')}"]
+    return [*small_strictbot(tmp_path_factory.mktemp("data")), f"output_dir={tmp_path_factory.mktemp('out')}"]
 
 
 @pytest.fixture(scope="module")
@@ -29,23 +29,23 @@ def out(world):
 @pytest.fixture(scope="module")
 def go(world, out):
     def go(name, *overrides, method="ppo"):
-        here(f"method={method}", *ONCE, *world, f"run_name={name}", *overrides)
-        return only(out, f"{name}-*")
+        train_in_process(f"method={method}", *ONCE, *world, f"run_name={name}", *overrides)
+        return find_run(out, f"{name}-*")
 
     return go
 
 
 def metrics(folder):
-    return {name: value for record in records(folder / "metrics.jsonl") for name, value in record.items()}
+    return {name: value for record in read_records(folder / "metrics.jsonl") for name, value in record.items()}
 
 
 def test_full_fine_tuning_pays_for_the_distance_to_a_frozen_copy(go):
     """What SFT taught is merged, so the policy is whole weights; it moves, and the copy does not."""
-    folder = go("whole", TWICE, "adapter=none", f"policy_run_overrides=['adapter=lora',{LIGHT}]")
+    folder = go("whole", TWICE, "adapter=none", f"policy_run_overrides=['adapter=lora',{SHORT_STAGE}]")
     found = metrics(folder)
     assert (folder / "model" / "model.safetensors").exists()
     assert not (folder / "model" / "adapter_config.json").exists()
-    kl = [r["objective/kl_k3"] for r in records(folder / "metrics.jsonl") if "objective/kl_k3" in r]
+    kl = [r["objective/kl_k3"] for r in read_records(folder / "metrics.jsonl") if "objective/kl_k3" in r]
     assert kl[0] == 0 < kl[1] and found["policy/approxkl_avg"] > 0
     from transformers import AutoModelForCausalLM
 
@@ -91,7 +91,7 @@ def test_a_users_own_rewards_act_beside_the_model_and_each_is_logged(go, my_rewa
     """The module lies where the command is typed."""
     monkeypatch.chdir(my_rewards)
     folder = go("native", TWICE, *OWN, "method.missing_eos_penalty=0")
-    for record in records(folder / "metrics.jsonl"):
+    for record in read_records(folder / "metrics.jsonl"):
         if "objective/scores" in record:
             parts = record["reward/model"] + 0.5 * record["reward/loud"] + 2 * record["reward/row"]
             assert record["objective/scores"] == pytest.approx(parts, abs=1e-5)
@@ -103,7 +103,7 @@ def test_a_users_own_rewards_act_beside_the_model_and_each_is_logged(go, my_rewa
 def test_a_module_on_pythonpath_pays_alone_by_the_command(world, out, my_rewards):
     rules = ["~method.rewards.model", OWN[0], "policy_from=none", "run_name=path"]
     train("method=ppo", *ONCE, *world, *rules, PYTHONPATH=str(my_rewards))
-    folder = only(out, "path-*")
+    folder = find_run(out, "path-*")
     found = metrics(folder)
     assert "reward/loud" in found and "reward/model" not in found
     assert (folder / "lineage.md").read_text().count("\n") == 1  # it came from no run
@@ -112,7 +112,7 @@ def test_a_module_on_pythonpath_pays_alone_by_the_command(world, out, my_rewards
 def test_a_function_that_is_not_there_ends_the_run_before_its_stages_are_trained(tmp_path, world):
     bad = "+method.rewards.mine={_target_:my_rewards_nowhere.shouts}"
     with pytest.raises(MannersError, match=r"method\.rewards\.mine\._target_=my_rewards_nowhere\.shouts cannot be"):
-        here("method=ppo", *ONCE, *world, bad, f"output_dir={tmp_path}", "seed=5")
+        train_in_process("method=ppo", *ONCE, *world, bad, f"output_dir={tmp_path}", "seed=5")
     assert not list(tmp_path.iterdir())
 
 
@@ -123,8 +123,8 @@ def auto(go):
 
 def test_a_policy_may_be_named_by_folder_or_by_mlflow_id_and_is_then_the_one_that_would_be_found(auto, go, out):
     """The same inputs, hence the same run: each ends in the bytes of the others."""
-    sft, judge = only(out, "manners-sft-*"), only(out, "manners-reward-*")
-    _, runs = tracked(out)
+    sft, judge = find_run(out, "manners-sft-*"), find_run(out, "manners-reward-*")
+    _, runs = mlflow_runs(out)
     by_folder = go("by-folder", f"policy_from={sft}", f"reward_from={judge / 'model'}")
     by_id = go("by-id", f"policy_from={runs[sft.name].info.run_id}", f"reward_from={judge.name}")
     weights = [(f / "model" / "adapter_model.safetensors").read_bytes() for f in (auto, by_folder, by_id)]
@@ -136,7 +136,7 @@ def test_a_policy_may_be_named_by_folder_or_by_mlflow_id_and_is_then_the_one_tha
 
 
 def runs_of(out):
-    return {name: run.data.tags for name, run in tracked(out)[1].items()}
+    return {name: run.data.tags for name, run in mlflow_runs(out)[1].items()}
 
 
 def test_ppo_goes_on_from_ppo(auto, go):
@@ -148,12 +148,12 @@ def test_ppo_goes_on_from_ppo(auto, go):
 
 def test_an_unsound_reward_model_is_refused_by_the_command(out, world):
     with pytest.raises(MannersError, match=r"the reward model manners-reward-tiny-\w+ sees through"):
-        here("method=ppo", *ONCE, *world, "method.min_sanity_accuracy=1.0", "run_name=strict")
-    assert runs_of(out)[only(out, "strict-*").name]["manners.error"].startswith("MannersError: the reward model")
-    assert tracked(out)[1][only(out, "strict-*").name].info.status == "FAILED"
+        train_in_process("method=ppo", *ONCE, *world, "method.min_sanity_accuracy=1.0", "run_name=strict")
+    assert runs_of(out)[find_run(out, "strict-*").name]["manners.error"].startswith("MannersError: the reward model")
+    assert mlflow_runs(out)[1][find_run(out, "strict-*").name].info.status == "FAILED"
 
 
 def test_a_folder_that_is_no_model_is_refused_without_a_traceback(tmp_path, world):
     command = Command("method=ppo", *ONCE, *world, "policy_from=nowhere", "plan=true", cwd=tmp_path)
     assert command.wait() == 1
-    assert command.said.startswith("error: policy_from=nowhere is neither a folder with a model nor a finished run.")
+    assert command.output.startswith("error: policy_from=nowhere is neither a folder with a model nor a finished run.")

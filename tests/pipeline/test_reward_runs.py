@@ -15,7 +15,7 @@ from transformers import BertTokenizer  # isort: skip
 from manners.methods.reward import predict_scores
 from manners.models import loading, reward_model
 from manners.models.reward_model import ScoreNormalizer
-from tests.commands import ONLINE, SMALL, Command, artifacts, here, kill_once, only, records, strictbot, tracked, train
+from tests.commands import SMALL_RL, SMALL, Command, artifact_paths, train_in_process, kill_at_step, find_run, read_records, small_strictbot, mlflow_runs, train
 from tests.data.formats.test_politeness import corpus, line
 from tests.hub_cache import create_snapshot
 
@@ -50,16 +50,16 @@ def our_scores(folder):
 
 @pytest.fixture(scope="module")
 def losses(tmp_path_factory):
-    out, data = tmp_path_factory.mktemp("out"), strictbot(tmp_path_factory.mktemp("data"))
+    out, data = tmp_path_factory.mktemp("out"), small_strictbot(tmp_path_factory.mktemp("data"))
     for loss, adapter in (("mse", "none"), ("huber", "lora"), ("pairwise", "lora")):
         more = [f"method.loss={loss}", f"adapter={adapter}", f"run_name={loss}", "method.corruption_ratio=0.2"]
-        here("method=reward", *SMALL, *data, *more, "method.max_steps=3", "method.logging_steps=1", f"output_dir={out}")
+        train_in_process("method=reward", *SMALL, *data, *more, "method.max_steps=3", "method.logging_steps=1", f"output_dir={out}")
     return out
 
 
 @pytest.mark.parametrize("loss", ["mse", "huber", "pairwise"])
 def test_a_reward_run_is_examined_and_reported(losses, loss):
-    folder = only(losses, f"{loss}*")
+    folder = find_run(losses, f"{loss}*")
     names = {p.name for p in folder.iterdir()}
     pictures = {"predicted.png", "calibration.png"} if loss != "pairwise" else set()
     assert REPORT | pictures <= names and not {"predicted.png"} & (names - pictures)
@@ -71,10 +71,10 @@ def test_a_reward_run_is_examined_and_reported(losses, loss):
         assert 0 < units.mean < 1 and 0.1 < units.scale < 1
     report = (folder / "reward_report.md").read_text()
     assert ("pairs" in report if loss == "pairwise" else "mean squared error" in report) and "shuffled" in report
-    client, runs = tracked(losses)
+    client, runs = mlflow_runs(losses)
     run = runs[folder.name]
     assert run.info.status == "FINISHED" and {"train/loss", "eval/loss"} <= run.data.metrics.keys()
-    have = artifacts(client, run.info.run_id)
+    have = artifact_paths(client, run.info.run_id)
     assert {"reward_report.md", "worst_errors.json", "model/sanity.json", "model/normalizer.json"} <= have
     assert {f"figures/{name}" for name in pictures} <= have
 
@@ -83,7 +83,7 @@ def test_a_reward_run_is_examined_and_reported(losses, loss):
 def test_it_loads_with_plain_transformers_and_scores_the_same(losses, loss):
     from peft import AutoPeftModelForSequenceClassification
 
-    folder = only(losses, f"{loss}*") / "model"
+    folder = find_run(losses, f"{loss}*") / "model"
     network = AutoModelForSequenceClassification if loss == "mse" else AutoPeftModelForSequenceClassification
     ours = our_scores(folder)
     assert len(set(ours)) == 3
@@ -127,8 +127,8 @@ def polite(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory, hub, polite):
     """PPO on the tiny policy, paid by a BERT: one command trains both."""
-    out, data, judge = tmp_path_factory.mktemp("out"), strictbot(tmp_path_factory.mktemp("data")), judging(polite)
-    short = [o for o in ONLINE if not o.startswith("reward_run_overrides")]
+    out, data, judge = tmp_path_factory.mktemp("out"), small_strictbot(tmp_path_factory.mktemp("data")), judging(polite)
+    short = [o for o in SMALL_RL if not o.startswith("reward_run_overrides")]
     listed = ",".join(f"'{o}'" for o in judge)
     more = ["policy_from=none", "method.total_episodes=8", f"reward_run_overrides=[{listed}]", f"output_dir={out}"]
     train("method=ppo", *short, *data, *more, **hub)
@@ -141,7 +141,7 @@ def judging(polite):
 
 
 def test_a_bert_by_its_hub_name_learns_to_score_requests(bert):
-    folder = only(bert, "manners-reward-bert-base-uncased-*")
+    folder = find_run(bert, "manners-reward-bert-base-uncased-*")
     assert {*REPORT, "predicted.png", "calibration.png"} <= {p.name for p in folder.iterdir()}
     units = ScoreNormalizer.load(folder / "model")
     assert 5 < units.mean < 20 and units.scale > 3  # of the annotators' scale
@@ -154,24 +154,24 @@ def test_a_bert_by_its_hub_name_learns_to_score_requests(bert):
 @pytest.mark.long
 def test_a_reward_run_that_was_killed_ends_in_the_same_bytes(bert, hub, polite):
     alone = ["method=reward", *judging(polite), *SMALL, f"output_dir={bert}", "run_name=cut"]
-    kill_once(Command(*alone, **hub), bert, "cut*", "train/loss", 5)
+    kill_at_step(Command(*alone, **hub), bert, "cut*", "train/loss", 5)
     train(*alone, **hub)
-    whole, cut = only(bert, "manners-reward-*"), only(bert, "cut*")
+    whole, cut = find_run(bert, "manners-reward-*"), find_run(bert, "cut*")
     for name in ("model.safetensors", "normalizer.json", "sanity.json"):
         assert (whole / "model" / name).read_bytes() == (cut / "model" / name).read_bytes()
-    client, runs = tracked(bert)
+    client, runs = mlflow_runs(bert)
     for name, last in (("train/loss", 60), ("eval/loss", 60)):
         every = 1 if name == "train/loss" else 10
         steps = list(range(every, last + 1, every))
         history = client.get_metric_history(runs[cut.name].info.run_id, name)
         assert sorted(m.step for m in history) == steps
-        assert [r["step"] for r in records(cut / "metrics.jsonl") if name in r] == steps
+        assert [r["step"] for r in read_records(cut / "metrics.jsonl") if name in r] == steps
 
 
 def test_ppo_is_paid_by_a_bert_that_reads_with_a_tokenizer_of_its_own(bert):
-    folder, judge = only(bert, "manners-ppo-*"), only(bert, "manners-reward-*")
+    folder, judge = find_run(bert, "manners-ppo-*"), find_run(bert, "manners-reward-*")
     assert "policy" not in (folder / "lineage.md").read_text() and judge.name in (folder / "lineage.md").read_text()
-    client, runs = tracked(bert)
+    client, runs = mlflow_runs(bert)
     run_id = runs[folder.name].info.run_id
     assert runs[folder.name].data.tags["manners.reward_run_id"] == runs[judge.name].info.run_id
     assert [m.step for m in client.get_metric_history(run_id, "reward/model")] == [1]

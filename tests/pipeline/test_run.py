@@ -26,13 +26,13 @@ def train(out: Path, *overrides: str, **how) -> str:
 def refused(out: Path, *overrides: str) -> str:
     """What the command says, which must end with exit code 1 and in words."""
     command = commands.Command(*SMALL, f"output_dir={out}", *overrides)
-    assert command.wait() == 1, command.said
-    assert "Traceback" not in command.said
-    return command.said
+    assert command.wait() == 1, command.output
+    assert "Traceback" not in command.output
+    return command.output
 
 
 def only_run(out: Path) -> Path:
-    return commands.only(out, "*")
+    return commands.find_run(out, "*")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tracked(finished):
-    client, runs = commands.tracked(finished[0])
+    client, runs = commands.mlflow_runs(finished[0])
     (run,) = runs.values()
     return client, run
 
@@ -104,7 +104,7 @@ def test_mlflow_holds_every_step_of_every_metric(tracked):
 
 def test_mlflow_holds_tables_figures_and_the_model(tracked):
     client, run = tracked
-    have = commands.artifacts(client, run.info.run_id)
+    have = commands.artifact_paths(client, run.info.run_id)
     assert {"config.yaml", "code.diff", "before_after.md", "before_after.json", "figures/learning_curve.png"} <= have
     model = {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "generation_config.json"}
     assert {f"model/{name}" for name in model | {"chat_template.jinja", "manners.yaml"}} <= have
@@ -113,11 +113,11 @@ def test_mlflow_holds_tables_figures_and_the_model(tracked):
 def test_killed_and_started_again_it_ends_as_if_nothing_had_happened(finished, tmp_path):
     """kill -9 in mid-training; the same command must end in the same weights, metrics and MLflow run."""
     whole = only_run(finished[0])
-    cut = commands.kill_once(commands.Command(*SMALL, f"output_dir={tmp_path}"), tmp_path, "*", "train/loss", 5)
+    cut = commands.kill_at_step(commands.Command(*SMALL, f"output_dir={tmp_path}"), tmp_path, "*", "train/loss", 5)
     assert "going on from the last checkpoint" in train(tmp_path)
     weights = "model/adapter_model.safetensors"
     assert (cut / weights).read_bytes() == (whole / weights).read_bytes()
-    client, runs = commands.tracked(tmp_path)
+    client, runs = commands.mlflow_runs(tmp_path)
     (tracked,) = runs.values()
     history = client.get_metric_history(tracked.info.run_id, "train/loss")
     assert sorted(m.step for m in history) == list(range(1, 13))
@@ -155,7 +155,7 @@ def test_compiled_layers_learn_what_those_as_written_do(tmp_path):
     said = train(tmp_path / "fast", "adapter=none", "hardware.compile=true")
     assert "compiling the layers" in said
     plain, fast = (
-        [r["eval/loss"] for r in commands.records(only_run(tmp_path / kind) / "metrics.jsonl") if "eval/loss" in r]
+        [r["eval/loss"] for r in commands.read_records(only_run(tmp_path / kind) / "metrics.jsonl") if "eval/loss" in r]
         for kind in ("plain", "fast")
     )
     assert len(plain) == 3 and fast == pytest.approx(plain, rel=1e-3)

@@ -8,7 +8,7 @@ import pytest
 
 from manners.data.types import Prompt
 from manners.errors import MannersError
-from manners.rewards import combine
+from manners.rewards import functions
 from manners.rewards.combine import RewardComponent, build_components, combine_rewards
 
 PROMPTS = [
@@ -58,7 +58,7 @@ def test_functions_are_called_as_trl_calls_them():
                 [{"role": "assistant", "content": "Because I say so"}],
             ],
             "completion_ids": IDS,
-            "ended": ENDED,
+            "has_eos": ENDED,
             "category": ["greeting", None],
             "number": [3, 5],
         }
@@ -102,7 +102,7 @@ def test_the_model_gives_way_to_a_function_of_its_name(theirs):
         ({"polite": {"_target_": "their_rewards.missing"}}, ["rewards.polite", "their_rewards.missing", "found"]),
         ({"polite": {"_target_": "no_such_package.f"}}, ["rewards.polite", "no_such_package"]),
         ({"polite": {"_target_": "their rewards"}}, ["rewards.polite", "their rewards"]),
-        ({"polite": {"_target_": "their_rewards.nothing"}}, ["their_rewards.nothing", "no function"]),
+        ({"polite": {"_target_": "their_rewards.nothing"}}, ["their_rewards.nothing", "cannot be found"]),
         ({"model": {"weight": 1.0}}, ["rewards.model", "reward_from=none", "_target_"]),
         ({"model": {"weight": math.nan}}, ["rewards.model.weight", "nan"]),
         ({}, ["nothing to reward"]),
@@ -134,9 +134,9 @@ def replies(*texts):
 
 def test_brevity_by_hand():
     texts = ("", "a b c d", "a b c d e f", "a b c d e f g h")
-    assert combine.brevity(**replies(*texts), words=4, ended=[True] * 4) == [0, 0, -0.5, -1.0]
+    assert functions.brevity(**replies(*texts), words=4, has_eos=[True] * 4) == [0, 0, -0.5, -1.0]
 
 
 def test_variety_by_hand():
     texts = ("", "word", "a b c d", "a b A b a b", "no no no no no")
-    assert combine.distinct_bigrams(**replies(*texts)) == pytest.approx([1, 1, 1, 2 / 5, 1 / 4])
+    assert functions.distinct_bigrams(**replies(*texts)) == pytest.approx([1, 1, 1, 2 / 5, 1 / 4])

@@ -4,13 +4,13 @@ import json
 
 from mlflow import MlflowClient
 
-from tests.commands import SMALL, strictbot, train
+from tests.commands import SMALL, small_strictbot, train
 
 
 def test_sweep_is_one_run_with_nested_jobs_and_is_not_repeated(tmp_path):
     out = tmp_path / "out"
     search = [
-        *("-m", *strictbot(tmp_path), *SMALL, f"output_dir={out}", "method.max_steps=3", "method.eval_steps=1"),
+        *("-m", *small_strictbot(tmp_path), *SMALL, f"output_dir={out}", "method.max_steps=3", "method.eval_steps=1"),
         *("sweep.sampler=tpe", "sweep.trials=2", "method.learning_rate=tag(log,interval(1e-4,1e-2))"),
     ]
     first = train(*search)

@@ -18,7 +18,7 @@ from manners.runtime.run_dir import STATE_FILE
 from manners.sweep import jobs
 from manners.sweep.run import run_sweep
 from manners.tracking.pruning import pruning_callback
-from tests.commands import strictbot
+from tests.commands import small_strictbot
 
 METRIC = OBJECTIVE["sft"][0]
 
@@ -72,7 +72,7 @@ def cached_compose(monkeypatch):
 def sweep(tmp_path):
     """Runs ``python train.py -m`` with ``arguments`` on a fake launcher, and returns the launcher."""
     compose_module.register()
-    always = [*strictbot(tmp_path), f"output_dir={tmp_path / 'out'}"]
+    always = [*small_strictbot(tmp_path), f"output_dir={tmp_path / 'out'}"]
 
     def start(*arguments, result, max_jobs=math.inf):
         launcher = FakeLauncher(tmp_path / "out", result, max_jobs)

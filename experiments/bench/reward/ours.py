@@ -1,4 +1,4 @@
-"""Our side: the package's own path, from token ids to a trained reward model (Batches, RewardModule, ``fit``).
+"""Our side: the package's own path, from token ids to a trained reward model.
 
 Not in it are MLflow, which has a line of its own, and checkpoints, which no side writes.
 """
@@ -38,7 +38,7 @@ class Timed(RewardModule):
             self.clock.stop()
 
 
-def passages(taken: list[Row], in_pairs: bool) -> list[RewardExample]:
+def examples(taken: list[Row], in_pairs: bool) -> list[RewardExample]:
     read = lambda row: RewardExample(row["input_ids"], [0] * len(row["input_ids"]), target=row["score"])  # noqa: E731
     if not in_pairs:
         return [read(row) for row in taken]
@@ -47,18 +47,19 @@ def passages(taken: list[Row], in_pairs: bool) -> list[RewardExample]:
 
 def train(network: Any, pad: int, taken: list[Row], args: Any, folder: Path) -> tuple[Clock, int]:
     """One pass over the rows with the package's defaults, but for what all sides agree on."""
-    families, slots = [PromptGroup([passage], share_prompt=False) for passage in passages(taken, args.pairs)], []
-    together = partial(collate_groups, pad=pad, share_prompt=False)
+    groups, slots = [PromptGroup([example], share_prompt=False) for example in examples(taken, args.pairs)], []
+    collate_rows = partial(collate_groups, pad=pad, share_prompt=False)
 
-    def counted(found: list[PromptGroup]) -> dict:
-        batch = together(found)
+    def collate_and_count(rows: list[PromptGroup]) -> dict:
+        batch = collate_rows(rows)
         slots.append(batch["input_ids"].numel())
         return batch
 
-    steps, parts = len(families) // args.batch, 2 if args.apart else 1
-    shuffled = ResumableBatches(
-        families, args.batch, counted, steps, accumulate=1, seed=args.seed, by_length=True, parts=parts
-    )
+    steps, rows_at_once = len(groups) // args.batch, args.batch // 2 if args.apart else args.batch
+    batches = ResumableBatches(
+        groups, args.batch, collate_and_count, steps, accumulate=1, seed=args.seed, group_by_length=True,
+        microbatch_size=rows_at_once,
+    )  # fmt: skip
     module = Timed(
         network,
         "pairwise" if args.pairs else "mse",
@@ -69,11 +70,11 @@ def train(network: Any, pad: int, taken: list[Row], args: Any, folder: Path) -> 
         warmup_steps=0,
         weight_decay=0.0,
         max_grad_norm=CLIP,
-        accumulate=parts,
+        accumulate=batches.accumulate,
         logging_steps=5,
     )
     module.clock = Clock()
-    fit_with_lightning(module, shuffled, [together(families[:1])], folder, Device("cpu", "32"), 10**6, 10**6, 0)
+    fit_with_lightning(module, batches, [collate_rows(groups[:1])], folder, Device("cpu", "32"), 10**6, 10**6, 0)
     discard_checkpoints(folder)
     return module.clock, sum(slots)
 

@@ -1,4 +1,4 @@
-"""Our side: the package's own path, from token ids to trained weights (Batches, SFTModule, Lightning by ``fit``).
+"""Our side: the package's own path, from token ids to trained weights.
 
 Not in it are MLflow, which has a line of its own, and checkpoints, which no side writes.
 """
@@ -37,12 +37,14 @@ class Timed(SFTModule):
             self.clock.stop()
 
 
-def train(model: object, tokenizer: object, taken: list[Row], batch: int, seed: int, parts: int, folder: Path) -> tuple:
+def train(model: object, tokenizer: object, taken: list[Row], batch: int, seed: int, rows: int, folder: Path) -> tuple:
     """One pass over the rows with the package's defaults, but for what all sides agree on."""
     examples = [TokenizedExample(row["input_ids"], row["labels"]) for row in taken]
-    together = partial(collate, pad=tokenizer.pad_token_id)
+    collate_rows = partial(collate, pad=tokenizer.pad_token_id)
     steps = len(examples) // batch
-    shuffled = ResumableBatches(examples, batch, together, steps, accumulate=1, seed=seed, by_length=True, parts=parts)
+    batches = ResumableBatches(
+        examples, batch, collate_rows, steps, accumulate=1, seed=seed, group_by_length=True, microbatch_size=rows
+    )
     module = Timed(
         model,
         log=NullLogger().log,
@@ -52,29 +54,29 @@ def train(model: object, tokenizer: object, taken: list[Row], batch: int, seed: 
         warmup_steps=0,
         weight_decay=0.0,
         max_grad_norm=CLIP,
-        accumulate=parts,
+        accumulate=batches.accumulate,
         logging_steps=5,
     )
     module.clock = Clock()
-    fit_with_lightning(module, shuffled, [together(examples[:1])], folder, Device("cpu", "32"), 10**6, 10**6, 0)
-    shares = [group[i : i + batch // parts] for group in shuffled.groups for i in range(0, batch, batch // parts)]
-    slots = sum(len(rows) * max(examples[i].length for i in rows) for rows in shares)
+    fit_with_lightning(module, batches, [collate_rows(examples[:1])], folder, Device("cpu", "32"), 10**6, 10**6, 0)
+    microbatches = [indices[i : i + rows] for indices in batches.batches for i in range(0, batch, rows)]
+    slots = sum(len(indices) * max(examples[i].length for i in indices) for indices in microbatches)
     return module.clock, steps, slots
 
 
 def main() -> None:
     args = arguments("Our SFT.", "--apart", "--compile")
-    parts = 4 if args.apart else 1
     warm, taken, held_out = rows(args)
     warm = taken if args.compile else warm  # all shapes are met, and compiled for, before the clock starts
+    rows_at_once = args.batch // 4 if args.apart else args.batch
     model, tokenizer = loading.load_model(str(args.model)), loading.load_tokenizer(str(args.model))
     model = lora.prepare_for_training(model, "lora" if args.lora else "none", 16, 32, 0.0, "all-linear")
     silent, scratch = contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory()
     with silent, scratch as folder, compiled_layers(model, args.compile):
-        train(model, tokenizer, warm, args.batch, args.seed, parts, Path(folder))
+        train(model, tokenizer, warm, args.batch, args.seed, rows_at_once, Path(folder))
         discard_checkpoints(Path(folder))
         gc.collect()  # Lightning's trainer and module hold each other, and the optimizer's states with them
-        clock, steps, slots = train(model, tokenizer, taken, args.batch, args.seed, parts, Path(folder))
+        clock, steps, slots = train(model, tokenizer, taken, args.batch, args.seed, rows_at_once, Path(folder))
     say(clock, steps, slots, taken, loss(model, held_out))
 
 

@@ -1,4 +1,4 @@
-"""What is typed with a slash: each command makes a new session of the old one, and may have something to say."""
+"""The slash commands: each maps the session to a new session, possibly with a message to print."""
 
 import json
 from collections.abc import Callable
@@ -16,31 +16,31 @@ from manners.errors import MannersError, did_you_mean
 from manners.pipeline import model_ref
 from manners.pipeline.model_ref import ModelRef
 
-Score = Callable[[list[tuple[list[Message], str]]], list[float]]
+Scorer = Callable[[list[tuple[list[Message], str]]], list[float]]
 
 
 class Result(NamedTuple):
     session: Session
-    words: str = ""
-    leave: bool = False
+    message: str = ""
+    quit: bool = False
 
 
 @dataclass(frozen=True)
 class Tools:
-    """What commands need of the world."""
+    """The functions of models that commands call."""
 
-    turn: SetScale
-    score: Score
+    set_scale: SetScale
+    score: Scorer
 
 
 class Command(NamedTuple):
     run: Callable[[Session, str, Tools], Result]
     argument: str
-    meaning: str
+    help: str
 
 
 def dispatch(line: str, session: Session, tools: Tools) -> Result:
-    """The command in ``line``, which begins with a slash. Raises MannersError for what it cannot do."""
+    """Run the command in ``line``, which starts with a slash. Raises MannersError if it is unknown or fails."""
     name, _, argument = line.partition(" ")
     if name not in COMMANDS:
         raise MannersError(f"there is no {name}. {did_you_mean(name, COMMANDS)}")
@@ -48,41 +48,42 @@ def dispatch(line: str, session: Session, tools: Tools) -> Result:
 
 
 def toggle_base(session: Session, _argument: str, tools: Tools) -> Result:
-    tools.turn(0)
-    off = not session.base
-    words = "the model before training answers now" if off else f"scale {session.scale:g} again"
-    return Result(replace(session, base=off), words)
+    tools.set_scale(0)  # fails now, not at the next reply, if there is no base model
+    use_base = not session.use_base
+    message = "the base model replies now" if use_base else f"scale {session.scale:g} again"
+    return Result(replace(session, use_base=use_base), message)
 
 
 def toggle_compare(session: Session, _argument: str, tools: Tools) -> Result:
-    tools.turn(0)
-    on = not session.compare
-    words = "both answer now; the conversation goes on with what the trained one says" if on else "one answers again"
-    return Result(replace(session, compare=on), words)
+    tools.set_scale(0)
+    compare = not session.compare
+    on = "both models reply now; the conversation continues with the trained model's reply"
+    return Result(replace(session, compare=compare), on if compare else "one model replies again")
 
 
 def set_adapter_scale(session: Session, argument: str, tools: Tools) -> Result:
+    """Raises MannersError for a scale outside [-1, 2]."""
     try:
         scale = float(argument)
     except ValueError:
         scale = float("nan")
     if not -1 <= scale <= 2:
         raise MannersError(
-            f"the scale is {session.scale:g}; another is a number from -1 to 2, such as /scale 0.5"
+            f"/scale {argument}: not a number from -1 to 2. The scale is still {session.scale:g}; try /scale 0.5"
         )
-    tools.turn(scale)
-    return Result(replace(session, scale=scale, base=False), f"scale {scale:g}")
+    tools.set_scale(scale)
+    return Result(replace(session, scale=scale, use_base=False), f"scale {scale:g}")
 
 
 def set_system(session: Session, argument: str, _tools: Tools) -> Result:
-    words = f"the system message from here on: {argument}" if argument else "no system message"
-    return Result(replace(session, system=argument or None), words)
+    message = f"system message set: {argument}" if argument else "system message removed"
+    return Result(replace(session, system=argument or None), message)
 
 
 def undo(session: Session, _argument: str, _tools: Tools) -> Result:
-    shorter = undo_turn(session)
-    line = session.turns[len(shorter.turns)]["content"]
-    return Result(shorter, f"taken back: {shorten(line, 60, placeholder=' …')}")
+    undone = undo_turn(session)
+    removed = session.turns[len(undone.turns)]["content"]
+    return Result(undone, f"removed: {shorten(removed, 60, placeholder=' …')}")
 
 
 def retry(session: Session, _argument: str, _tools: Tools) -> Result:
@@ -94,68 +95,70 @@ def reset(session: Session, _argument: str, _tools: Tools) -> Result:
 
 
 def save_conversation(session: Session, argument: str, _tools: Tools) -> Result:
-    """One more line of the file, as ``dataset=jsonl`` reads it."""
+    """Append the conversation to a file as a row for ``dataset=jsonl``. Raises MannersError if it cannot be written."""
     file = Path(argument).expanduser()
     if file.suffix != ".jsonl":
-        raise MannersError("conversations are saved as lines of a .jsonl file: /save chat.jsonl")
+        raise MannersError("conversations are saved as rows of a .jsonl file: /save chat.jsonl")
     if len(session.turns) < 2:
-        raise MannersError("there is nothing to save yet.")
+        raise MannersError("there is no reply to save yet.")
     try:
-        whole = not file.exists() or file.read_bytes()[-1:] in (b"", b"\n")
+        ends_line = not file.exists() or file.read_bytes()[-1:] in (b"", b"\n")
+        row = json.dumps({"messages": session.messages}, ensure_ascii=False)
         with file.open("a", encoding="utf-8") as out:
-            out.write(("" if whole else "\n") + json.dumps({"messages": session.messages}, ensure_ascii=False) + "\n")
+            out.write(("" if ends_line else "\n") + row + "\n")
     except OSError as error:
         raise MannersError(f"{file} cannot be written ({error.strerror}): /save another.jsonl") from None
     return Result(session, f"saved to {file}")
 
 
-def score_reply(session: Session, _argument: str, tools: Tools) -> Result:
-    said = session.messages
-    replies = [(said[:i], message["content"]) for i, message in enumerate(said) if message["role"] == "assistant"]
+def score_replies(session: Session, _argument: str, tools: Tools) -> Result:
+    """Raises MannersError if there is no reply yet, or no reward model."""
+    messages = session.messages
+    replies = [(messages[:i], m["content"]) for i, m in enumerate(messages) if m["role"] == "assistant"]
     if not replies:
-        raise MannersError("there is no reply yet to score.")
+        raise MannersError("there is no reply to score yet.")
     scores = tools.score(replies)
     lines = [f"{s:7.2f}  {shorten(reply, 70, placeholder=' …')}" for s, (_, reply) in zip(scores, replies, strict=True)]
     return Result(session, "\n".join(lines))
 
 
 def show_help(session: Session, _argument: str, _tools: Tools) -> Result:
-    rows = [(f"{name} {command.argument}", command.meaning) for name, command in COMMANDS.items()]
-    return Result(session, "\n".join(f"{words:18}{meaning}" for words, meaning in rows))
+    rows = [(f"{name} {command.argument}", command.help) for name, command in COMMANDS.items()]
+    return Result(session, "\n".join(f"{usage:18}{text}" for usage, text in rows))
 
 
 def quit_chat(session: Session, _argument: str, _tools: Tools) -> Result:
-    return Result(session, leave=True)
+    return Result(session, quit=True)
 
 
 COMMANDS = {
-    "/base": Command(toggle_base, "", "the model before its training answers; again: the trained one"),
-    "/compare": Command(toggle_compare, "", "both answer, side by side; again: one"),
+    "/base": Command(toggle_base, "", "let the base model reply; again: the trained model"),
+    "/compare": Command(toggle_compare, "", "show the replies of both, side by side; again: of one"),
     "/scale": Command(
-        set_adapter_scale, "NUMBER", "how much of the training acts: 0 none, 1 all, 2 twice, -1 its opposite"
+        set_adapter_scale, "NUMBER", "adapter scale: 0 base, 1 trained, 2 twice the change, -1 its opposite"
     ),
-    "/system": Command(set_system, "TEXT", "set the system message; without TEXT: none"),
-    "/undo": Command(undo, "", "take back your last line and the reply to it"),
-    "/retry": Command(retry, "", "another reply to your last line"),
-    "/reset": Command(reset, "", "begin anew"),
-    "/save": Command(save_conversation, "FILE.jsonl", "append the conversation, as dataset=jsonl reads it"),
-    "/score": Command(score_reply, "", "the reward model's opinion of each reply so far"),
-    "/help": Command(show_help, "", "this list"),
-    "/quit": Command(quit_chat, "", "leave; so does Ctrl-D"),
+    "/system": Command(set_system, "TEXT", "set the system message; without TEXT: remove it"),
+    "/undo": Command(undo, "", "remove your last turn and the reply to it"),
+    "/retry": Command(retry, "", "generate another reply to your last turn"),
+    "/reset": Command(reset, "", "start a new conversation"),
+    "/save": Command(save_conversation, "FILE.jsonl", "append the conversation as a row for dataset=jsonl"),
+    "/score": Command(score_replies, "", "show the reward model's score of each reply"),
+    "/help": Command(show_help, "", "show this list"),
+    "/quit": Command(quit_chat, "", "quit; so does Ctrl-D"),
 }
 
 
-def lazy_scorer(cfg: DictConfig, chosen: ModelRef, device: str) -> Score:
-    """The reward model that ``cfg.reward_from`` names: found now, loaded when it is first asked."""
-    source = None if cfg.reward_from == "auto" else model_ref.resolve_reward_model(cfg, [chosen])
-    loaded: list[Score] = []
+def lazy_scorer(cfg: DictConfig, ref: ModelRef, device: str) -> Scorer:
+    """The reward model that ``cfg.reward_from`` names: a wrong name fails now, the model is loaded on first use."""
+    named = None if cfg.reward_from == "auto" else model_ref.resolve_reward_model(cfg, [ref])
+    loaded: list[Scorer] = []
 
     def score(replies: list[tuple[list[Message], str]]) -> list[float]:
-        found = model_ref.resolve_reward_model(cfg, [chosen]) if cfg.reward_from == "auto" else source
-        if found is None:
-            raise MannersError("there is no reward model to ask: begin again with reward_from=auto or reward_from=RUN.")
+        reward_ref = model_ref.resolve_reward_model(cfg, [ref]) if cfg.reward_from == "auto" else named
+        if reward_ref is None:
+            raise MannersError("there is no reward model: start again with reward_from=auto or reward_from=RUN.")
         if not loaded:
-            loaded.append(model_ref.load_scorer(found, device))
+            loaded.append(model_ref.load_scorer(reward_ref, device))
         return loaded[0](replies)
 
     return score

@@ -1,7 +1,6 @@
-"""Two models that talk with each other; what they say is kept as data."""
+"""Self-chat: two models talk with each other, and the transcript is saved as a dataset row."""
 
 import json
-import os
 import re
 from dataclasses import replace
 from itertools import count
@@ -12,50 +11,46 @@ from omegaconf import DictConfig, OmegaConf
 from manners.chat.model import ChatModel
 from manners.chat.session import Session, add_turn
 from manners.chat.streaming import SamplingState
-from manners.chat.terminal import COLOURS, Screen, with_reply
+from manners.chat.terminal import COLORS, Screen, generate_reply
+from manners.runtime.atomic_io import atomic_write
 from manners.tracking import store
 
 
-def run_self_chat(cfg: DictConfig, voices: dict[str, ChatModel]) -> Path:
-    """``cfg.turns`` turns of both together, fewer where one says nothing. The user opens, with ``cfg.prompt`` if set.
+def run_self_chat(cfg: DictConfig, chat_models: dict[str, ChatModel]) -> Path:
+    """Generate ``cfg.turns`` turns, fewer if a reply is empty. The user begins, with ``cfg.prompt`` if it is set.
 
-    The transcript is written after every turn; at the end its folder, which is returned, goes to a run of its own.
+    The transcript is written after every turn. At the end its folder, which is returned, is logged as an MLflow run.
     """
-    screen, chance = Screen(person=False, colours=True), SamplingState.of(cfg)
-    names = {role: voice.name for role, voice in voices.items()}
-    folder = new_self_chat_dir(Path(cfg.output_dir) / "arena", names)
+    screen, sampling_state = Screen(interactive=False, colors=True), SamplingState.from_config(cfg)
+    names = {role: chat_model.name for role, chat_model in chat_models.items()}
+    folder = new_self_chat_dir(Path(cfg.output_dir) / "self_chat", names)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    for voice in voices.values():
-        voice.turn(cfg.adapter_scale)
+    for chat_model in chat_models.values():
+        chat_model.set_scale(cfg.adapter_scale)
     session = Session(system=cfg.system, scale=cfg.adapter_scale)
     try:
         for i in range(cfg.turns):
             role = ("user", "assistant")[i % 2]
-            screen.out.print(f"{role}: ", end="", style=f"bold {COLOURS[role]}")
+            screen.out.print(f"{role}: ", end="", style=f"bold {COLORS[role]}")
             if i == 0 and cfg.prompt:
                 session = add_turn(session, role, screen.stream(iter([cfg.prompt.strip()]), role))
-            elif longer := with_reply(replace(session, role=role), voices[role], chance, screen):
-                session = longer
+            elif extended := generate_reply(replace(session, role=role), chat_models[role], sampling_state, screen):
+                session = extended
             else:
                 break
-            write_row(folder / "transcript.jsonl", {"messages": session.messages, **names})
+            row = {"messages": session.messages, **names}
+            with atomic_write(folder / "transcript.jsonl") as file:
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
     except KeyboardInterrupt:
         screen.note("\nstopped")
-    tags = {"manners.method": "arena"} | {f"manners.{role}": name for role, name in names.items()}
+    tags = {"manners.method": "self_chat"} | {f"manners.{role}": name for role, name in names.items()}
     store.log_evaluation(cfg, folder.name, tags, {"turns": len(session.turns)}, folder)
     screen.note(f"transcript: {folder / 'transcript.jsonl'}")
     return folder
 
 
-def new_self_chat_dir(under: Path, names: dict[str, str]) -> Path:
+def new_self_chat_dir(parent: Path, names: dict[str, str]) -> Path:
     name = re.sub(r"[^\w.-]+", "_", f"{names['user']}-and-{names['assistant']}")
-    folder = next(under / f"{name}-{n}" for n in count(1) if not (under / f"{name}-{n}").exists())
+    folder = next(parent / f"{name}-{n}" for n in count(1) if not (parent / f"{name}-{n}").exists())
     folder.mkdir(parents=True)
     return folder
-
-
-def write_row(file: Path, row: dict[str, object]) -> None:
-    """As a whole or not at all."""
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, file)

@@ -1,4 +1,4 @@
-"""A conversation as a value: what was said, and how the next turn is to be made. No model here, and no terminal."""
+"""A conversation and its settings as an immutable value, independent of model and terminal."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -6,31 +6,30 @@ from dataclasses import dataclass, replace
 from manners.data.types import Message
 from manners.errors import MannersError
 
-OTHER = {"user": "assistant", "assistant": "user"}
+OTHER_ROLE = {"user": "assistant", "assistant": "user"}
 
 
 @dataclass(frozen=True)
 class Session:
-    """``turns`` begin with the user's, as training data does. As the user the model therefore speaks first."""
+    """``turns`` begin with a user turn, as in training data; in the role of the user the model therefore begins."""
 
     turns: tuple[Message, ...] = ()
     system: str | None = None
-    role: str = "assistant"  # whom the model plays
+    role: str = "assistant"  # of the model
     scale: float = 1.0
-    base: bool = False  # what training changed is off, whatever the scale
-    compare: bool = False  # the model before training answers too
+    use_base: bool = False  # the base model replies, whatever the scale
+    compare: bool = False  # the base model replies as well
 
     @property
-    def person(self) -> str:
-        return OTHER[self.role]
+    def human_role(self) -> str:
+        return OTHER_ROLE[self.role]
 
     @property
     def messages(self) -> list[Message]:
         return [*system_messages(self), *self.turns]
 
     @property
-    def waits(self) -> bool:
-        """Whether it is the model's turn."""
+    def is_model_turn(self) -> bool:
         return self.turns[-1]["role"] != self.role if self.turns else self.role == "user"
 
 
@@ -38,34 +37,37 @@ def system_messages(session: Session) -> list[Message]:
     return [{"role": "system", "content": session.system}] if session.system else []
 
 
-def add_turn(session: Session, role: str, words: str) -> Session:
-    return replace(session, turns=(*session.turns, {"role": role, "content": words}))
+def add_turn(session: Session, role: str, content: str) -> Session:
+    return replace(session, turns=(*session.turns, {"role": role, "content": content}))
 
 
 def undo_turn(session: Session) -> Session:
-    """Without the person's last turn and all after it."""
-    last = max((i for i, turn in enumerate(session.turns) if turn["role"] == session.person), default=None)
+    """The session without the human's last turn and everything after it. Raises MannersError if there is none."""
+    last = max((i for i, turn in enumerate(session.turns) if turn["role"] == session.human_role), default=None)
     if last is None:
-        raise MannersError("you have said nothing yet that could be taken back.")
+        raise MannersError("there is no turn of yours to undo yet.")
     return replace(session, turns=session.turns[:last])
 
 
 def drop_reply(session: Session) -> Session:
-    """Without the model's last turn, so that it is its turn again."""
-    if not session.turns or session.waits:
-        raise MannersError("there is no reply yet that could be made anew.")
+    """The session without the model's last turn. Raises MannersError if the last turn is not the model's."""
+    if not session.turns or session.is_model_turn:
+        raise MannersError("there is no reply to retry yet.")
     return replace(session, turns=session.turns[:-1])
 
 
-def fit_context(session: Session, length: Callable[[list[Message]], int], room: int) -> tuple[list[Message], int]:
-    """The messages of at most ``room`` tokens, and how many of the oldest turns had to be left out.
+def fit_context(
+    session: Session, count_tokens: Callable[[list[Message]], int], max_tokens: int
+) -> tuple[list[Message], int]:
+    """The messages that fit in ``max_tokens``, and the number of oldest turns that were dropped.
 
-    What stays begins with a user's turn, as the template has it, unless that would leave nothing.
+    What remains starts with a user turn, as chat templates expect, unless only the last turn fits. Raises MannersError
+    if not even that fits.
     """
     turns = list(session.turns)
     starts = [0, *(i for i, turn in enumerate(turns) if i and turn["role"] == "user"), max(len(turns) - 1, 0)]
     for start in starts:
         messages = [*system_messages(session), *turns[start:]]
-        if length(messages) <= room:
+        if count_tokens(messages) <= max_tokens:
             return messages, start
-    raise MannersError(f"that is longer than the model can read, {room} tokens: say it in fewer words.")
+    raise MannersError(f"the message is longer than the model's context of {max_tokens} tokens: shorten it.")

@@ -1,4 +1,4 @@
-"""From a conversation to the model's next turn, piece by piece."""
+"""Generate the model's next turn of a conversation, and stream its text."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,82 +19,86 @@ from manners.models.loading import stop_token_ids
 
 @dataclass(frozen=True)
 class SamplingState:
-    """How replies are drawn: the same seed gives the same conversation, and /retry another reply."""
+    """Sampling parameters and random generator: a seed reproduces a conversation, and /retry draws a new reply."""
 
     max_new_tokens: int
-    temperature: float  # 0 takes the likeliest token
+    temperature: float  # 0 is greedy decoding
     generator: torch.Generator
 
     @classmethod
-    def of(cls, cfg: DictConfig) -> "SamplingState":
+    def from_config(cls, cfg: DictConfig) -> "SamplingState":
         temperature = cfg.temperature if cfg.do_sample else 0.0
         return cls(cfg.max_new_tokens, temperature, torch.Generator().manual_seed(cfg.seed))
 
-    def draw(self) -> torch.Tensor:
+    def draw_uniforms(self) -> torch.Tensor:
+        """The random numbers of one reply, (R,) with R = ``max_new_tokens``."""
         return torch.rand(self.max_new_tokens, generator=self.generator)
 
 
-def prompt_ids(session: Session, voice: ChatModel, max_new_tokens: int) -> tuple[list[int], int]:
-    """The token ids that the model is given to go on from, and how many of the oldest turns they leave out.
+def prompt_ids(session: Session, chat_model: ChatModel, max_new_tokens: int) -> tuple[list[int], int]:
+    """The token ids of the prompt for the model's next turn, and the number of oldest turns dropped from it.
 
-    A reply has room for ``max_new_tokens``, but for no more than half of what the model can read.
+    ``max_new_tokens`` of the context are reserved for the reply, but at most half of it. Raises MannersError if the
+    chat template rejects the conversation.
     """
-    tokenizer, reads = voice.tokenizer, context_length(voice)
+    tokenizer, max_length = chat_model.tokenizer, context_length(chat_model)
 
-    def encoded(messages: list[Message]) -> list[int]:
+    def encode(messages: list[Message]) -> list[int]:
         text = prompt_text(messages, tokenizer, session.role)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    max_prompt = max_length - min(max_new_tokens, max_length // 2)
     try:
-        messages, left_out = fit_context(session, lambda m: len(encoded(m)), reads - min(max_new_tokens, reads // 2))
-        return encoded(messages), left_out
-    except TemplateError as error:  # Gemma's refuses system messages
+        messages, num_dropped = fit_context(session, lambda m: len(encode(m)), max_prompt)
+        return encode(messages), num_dropped
+    except TemplateError as error:  # Gemma's template rejects system messages
         raise MannersError(
-            f"the model's chat template refuses this conversation: {error}. /system alone takes the system message "
-            "away, /undo the last turn."
+            f"the model's chat template rejects this conversation: {error}. Remove the system message by /system "
+            "without text, or the last turn by /undo."
         ) from None
 
 
-def context_length(voice: ChatModel) -> int:
-    """The longest text that the model was built for, in tokens."""
-    return int(getattr(voice.model.config, "max_position_embeddings", 2048))
+def context_length(chat_model: ChatModel) -> int:
+    """The model's maximum sequence length in tokens."""
+    return int(getattr(chat_model.model.config, "max_position_embeddings", 2048))
 
 
 def stream_reply(
-    voice: ChatModel, ids: list[int], role: str, chance: SamplingState, uniforms: torch.Tensor
+    chat_model: ChatModel, ids: list[int], role: str, sampling_state: SamplingState, uniforms: torch.Tensor
 ) -> Iterator[str]:
-    """The next turn, by ``role``, after the prompt ``ids``, in pieces. At the scale that the voice is set to."""
-    tokenizer = voice.tokenizer
-    limit = min(chance.max_new_tokens, context_length(voice) - len(ids))
-    stops = tuple(stop_token_ids(voice.model, tokenizer))
-    sampling = Sampling(limit, stops, tokenizer.pad_token_id, chance.temperature)
-    end = text_before_reply(tokenizer) if role == "user" else ""  # a plain template ends a user's turn in no other way
-    yield from text_pieces(stream_tokens(voice.model, ids, sampling, uniforms), tokenizer, end)
+    """The next turn, by ``role``, after the prompt ``ids``, in chunks; sampled with ``uniforms`` (R,)."""
+    tokenizer = chat_model.tokenizer
+    max_new_tokens = min(sampling_state.max_new_tokens, context_length(chat_model) - len(ids))
+    stop_ids = tuple(stop_token_ids(chat_model.model, tokenizer))
+    sampling = Sampling(max_new_tokens, stop_ids, tokenizer.pad_token_id, sampling_state.temperature)
+    stop_text = text_before_reply(tokenizer) if role == "user" else ""  # plain templates end a user turn only by this
+    yield from decode_stream(stream_tokens(chat_model.model, ids, sampling, uniforms), tokenizer, stop_text)
 
 
-def text_pieces(tokens: Iterable[int], tokenizer: Any, end: str = "") -> Iterator[str]:
-    """The text of ``tokens`` as it comes; joined, what ``decode`` makes of all of them, stripped and up to ``end``.
+def decode_stream(tokens: Iterable[int], tokenizer: Any, stop_text: str = "") -> Iterator[str]:
+    """Decode ``tokens`` in chunks; joined they are the decoded text of all tokens, stripped, up to ``stop_text``.
 
-    Only what no later token can change is shown: no half of a character, and no beginning of ``end``.
+    A chunk contains only text that no later token can change: no incomplete character, no beginning of ``stop_text``.
     """
     ids: list[int] = []
     shown = text = ""
     for token in tokens:
         ids.append(token)
         text = str(tokenizer.decode(ids, skip_special_tokens=True))
-        if end and end in text:
-            text = text.partition(end)[0]
+        if stop_text and stop_text in text:
+            text = text.partition(stop_text)[0]
             break
-        certain = stable_prefix(text, end)
-        if len(certain) > len(shown):
-            yield certain[len(shown) :]
-            shown = certain
+        stable = stable_prefix(text, stop_text)
+        if len(stable) > len(shown):
+            yield stable[len(shown) :]
+            shown = stable
     if len(text.strip()) > len(shown):
         yield text.strip()[len(shown) :]
 
 
-def stable_prefix(text: str, end: str) -> str:
-    """What of ``text`` stays whatever follows. A character whose bytes have not all come decodes as U+FFFD."""
+def stable_prefix(text: str, stop_text: str) -> str:
+    """The part of ``text`` that no later token can change. An incomplete character decodes as U+FFFD."""
     text = text.rstrip("\ufffd")
-    begun = next((n for n in range(min(len(end), len(text)), 0, -1) if text.endswith(end[:n])), 0)
-    return text[: len(text) - begun].strip()
+    lengths = range(min(len(stop_text), len(text)), 0, -1)
+    overlap = next((n for n in lengths if text.endswith(stop_text[:n])), 0)
+    return text[: len(text) - overlap].strip()

@@ -1,4 +1,4 @@
-"""The conversation of a person with a model: at a terminal, through a pipe, or for one prompt."""
+"""Chat between a person and a model: in a terminal, through a pipe, or with a single prompt."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -19,150 +19,162 @@ from manners.chat.streaming import SamplingState, prompt_ids, stream_reply
 from manners.errors import MannersError
 from manners.pipeline.model_ref import ModelRef
 
-COLOURS = {"user": "cyan", "assistant": "green"}
-PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False, "soft_wrap": True}  # words as they are
+COLORS = {"user": "cyan", "assistant": "green"}
+PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False, "soft_wrap": True}  # text as it is
 
 
 @dataclass
 class Screen:
-    """Where words go. A ``person`` at a terminal can stop a reply and mend a mistake; a pipe can do neither."""
+    """The output. In an ``interactive`` terminal Ctrl-C stops a reply and an error does not end the chat."""
 
-    person: bool
-    colours: bool
+    interactive: bool
+    colors: bool
     out: Console = field(default_factory=partial(Console, **PLAIN))
     err: Console = field(default_factory=partial(Console, **PLAIN, stderr=True))
-    noted: set[str] = field(default_factory=set)
+    notes_shown: set[str] = field(default_factory=set)
 
-    def note(self, words: str) -> None:
-        """What is no turn: a pipe carries turns alone."""
-        (self.out if self.person else self.err).print(words, style="dim")
+    def note(self, text: str) -> None:
+        """Print what is not part of the conversation; to stderr in a pipe."""
+        (self.out if self.interactive else self.err).print(text, style="dim")
 
-    def once(self, words: str) -> None:
-        if words not in self.noted:
-            self.noted.add(words)
-            self.note(words)
+    def note_once(self, text: str) -> None:
+        if text not in self.notes_shown:
+            self.notes_shown.add(text)
+            self.note(text)
 
-    def stream(self, pieces: Iterator[str], role: str) -> str:
-        """Show a turn as it comes, and return it."""
-        coloured = partial(self.out.print, end="", style=COLOURS[role])
-        plain = partial(print, end="", flush=True, file=self.out.file)  # rich would turn tabs into spaces
-        text = self.heard(pieces, coloured if self.colours else plain)
+    def stream(self, chunks: Iterator[str], role: str) -> str:
+        """Print a turn while it is generated, and return it."""
+        print_colored = partial(self.out.print, end="", style=COLORS[role])
+        print_plain = partial(print, end="", flush=True, file=self.out.file)  # rich would expand tabs
+        text = self.consume(chunks, print_colored if self.colors else print_plain)
         self.out.print()
         return text
 
-    def stream_beside(self, sides: dict[str, Iterator[str]], role: str) -> str:
-        """Turns in columns, one after the other as they are made; the last is returned."""
-        if not self.person:
-            for name, pieces in sides.items():
+    def stream_columns(self, replies: dict[str, Iterator[str]], role: str) -> str:
+        """Print several replies in columns, each while it is generated, one after another; return the last."""
+        if not self.interactive:
+            for name, chunks in replies.items():
                 self.out.print(f"{name}: ", end="")
-                text = self.stream(pieces, role)
+                text = self.stream(chunks, role)
             return text
-        texts = [Text(style=COLOURS[role]) for _ in sides]
-        table = Table(*(Column(name, ratio=1) for name in sides), box=None, expand=True, header_style="dim")
+        texts = [Text(style=COLORS[role]) for _ in replies]
+        table = Table(*(Column(name, ratio=1) for name in replies), box=None, expand=True, header_style="dim")
         table.add_row(*texts)
         with Live(table, console=self.out, auto_refresh=False, vertical_overflow="visible") as live:
-            for shown, pieces in zip(texts, sides.values(), strict=True):
-                self.heard(pieces, partial(append_live, live, shown))
+            for cell, chunks in zip(texts, replies.values(), strict=True):
+                self.consume(chunks, partial(append_live, live, cell))
         return texts[-1].plain
 
-    def heard(self, pieces: Iterator[str], show: Callable[[str], object]) -> str:
-        """All of ``pieces``, or those up to Ctrl-C, which stops a reply and not the program."""
+    def consume(self, chunks: Iterator[str], show: Callable[[str], object]) -> str:
+        """The joined ``chunks``, each shown; in a terminal Ctrl-C ends the reply early and not the program."""
         text = ""
         try:
-            for piece in pieces:
-                text += piece
-                show(piece)
+            for chunk in chunks:
+                text += chunk
+                show(chunk)
         except KeyboardInterrupt:
-            if not self.person:
+            if not self.interactive:
                 raise
         return text
 
 
-def append_live(live: Live, shown: Text, piece: str) -> None:
-    shown.append(piece)
+def append_live(live: Live, cell: Text, chunk: str) -> None:
+    cell.append(chunk)
     live.refresh()
 
 
-def run_terminal(cfg: DictConfig, chosen: ModelRef, voice: ChatModel) -> None:
-    """Talk until the person leaves, the pipe ends, or the one prompt is answered."""
-    person = cfg.prompt is None and sys.stdin.isatty()
-    screen = Screen(person, colours=person)
+def run_terminal(cfg: DictConfig, ref: ModelRef, chat_model: ChatModel) -> None:
+    """Chat until the user quits, the pipe ends, or the single prompt is answered."""
+    interactive = cfg.prompt is None and sys.stdin.isatty()
+    screen, sampling_state = Screen(interactive, colors=interactive), SamplingState.from_config(cfg)
     session = Session(system=cfg.system, role=cfg.role, scale=cfg.adapter_scale)
-    tools = Tools(voice.turn, lazy_scorer(cfg, chosen, str(voice.model.device)))
-    voice.turn(cfg.adapter_scale)
+    tools = Tools(chat_model.set_scale, lazy_scorer(cfg, ref, str(chat_model.model.device)))
+    chat_model.set_scale(cfg.adapter_scale)
     if cfg.prompt is not None:
-        with_reply(add_turn(session, session.person, cfg.prompt.strip()), voice, SamplingState.of(cfg), screen)
+        session = add_turn(session, session.human_role, cfg.prompt.strip())
+        generate_reply(session, chat_model, sampling_state, screen)
         return
-    if person:
-        origin = f", trained from {voice.origin}" if voice.origin else ""
-        screen.note(f"{voice.name}{origin}. It is the {cfg.role}; /help lists what you can type, /quit leaves.")
-    run_session(session, typed_lines(session) if person else piped_lines(), voice, tools, SamplingState.of(cfg), screen)
+    if interactive:
+        base = f", trained from {chat_model.base_name}" if chat_model.base_name else ""
+        screen.note(f"{chat_model.name}{base}, in the role of the {cfg.role}. /help lists the commands, /quit quits.")
+    lines = read_terminal(session) if interactive else read_pipe()
+    run_session(session, lines, chat_model, tools, sampling_state, screen)
 
 
 def run_session(
-    session: Session, lines: Iterable[str], voice: ChatModel, tools: Tools, chance: SamplingState, screen: Screen
+    session: Session,
+    lines: Iterable[str],
+    chat_model: ChatModel,
+    tools: Tools,
+    sampling_state: SamplingState,
+    screen: Screen,
 ) -> Session:
-    """The session after all ``lines``; each is a turn or a command."""
-    if session.waits:
-        session = with_reply(session, voice, chance, screen) or session
+    """The session after all ``lines``, each a turn or a command. In a pipe, raises MannersError for a wrong line."""
+    if session.is_model_turn:
+        session = generate_reply(session, chat_model, sampling_state, screen) or session
     for line in filter(None, map(str.strip, lines)):
         try:
-            turn = Result(add_turn(session, session.person, line))
-            result = dispatch(line, session, tools) if line.startswith("/") else turn
-            if result.leave:
+            if line.startswith("/"):
+                result = dispatch(line, session, tools)
+            else:
+                result = Result(add_turn(session, session.human_role, line))
+            if result.quit:
                 break
-            if result.words:
-                screen.out.print(result.words, style="dim" if screen.person else None)
-            if result.session.waits:
-                session = with_reply(result.session, voice, chance, screen) or session
+            if result.message:
+                screen.out.print(result.message, style="dim" if screen.interactive else None)
+            if result.session.is_model_turn:
+                session = generate_reply(result.session, chat_model, sampling_state, screen) or session
             else:
                 session = result.session
         except MannersError as error:
-            if not screen.person:
+            if not screen.interactive:
                 raise
             screen.out.print(str(error), style="red")
         except KeyboardInterrupt:
-            if not screen.person:
+            if not screen.interactive:
                 raise
     return session
 
 
-def with_reply(session: Session, voice: ChatModel, chance: SamplingState, screen: Screen) -> Session | None:
-    """With the model's turn; None where it said nothing, or was stopped before it could."""
-    ids, left_out = prompt_ids(session, voice, chance.max_new_tokens)
-    if left_out:
-        screen.once("(longer than the model can read: from here on the oldest turns are left out)")
-    draws = chance.draw()
+def generate_reply(
+    session: Session, chat_model: ChatModel, sampling_state: SamplingState, screen: Screen
+) -> Session | None:
+    """The session with the model's next turn; None if the reply is empty."""
+    ids, num_dropped = prompt_ids(session, chat_model, sampling_state.max_new_tokens)
+    if num_dropped:
+        screen.note_once("(the conversation exceeds the model's context: from here on the oldest turns are left out)")
+    uniforms = sampling_state.draw_uniforms()
 
-    def at(scale: float) -> Iterator[str]:
-        voice.turn(scale)
-        yield from stream_reply(voice, ids, session.role, chance, draws)
+    def stream_at(scale: float) -> Iterator[str]:
+        chat_model.set_scale(scale)
+        yield from stream_reply(chat_model, ids, session.role, sampling_state, uniforms)
 
     if session.compare:
-        sides = {"before training": at(0), f"scale {session.scale:g}": at(session.scale)}
-        text = screen.stream_beside(sides, session.role)
+        replies = {"base": stream_at(0), f"scale {session.scale:g}": stream_at(session.scale)}
+        text = screen.stream_columns(replies, session.role)
     else:
-        text = screen.stream(at(0 if session.base else session.scale), session.role)
+        text = screen.stream(stream_at(0 if session.use_base else session.scale), session.role)
     if not text:
-        screen.note("(nothing was said: the conversation is as it was before)")
+        screen.note("(empty reply: the conversation is unchanged)")
     return add_turn(session, session.role, text) if text else None
 
 
-def typed_lines(session: Session) -> Iterator[str]:
-    """What the person types, until Ctrl-D. Arrow keys edit it and bring back earlier lines."""
-    import readline  # noqa: F401  it is enough that it is there
+def read_terminal(session: Session) -> Iterator[str]:
+    """The lines typed until Ctrl-D, with line editing and history."""
+    import readline  # noqa: F401  importing it is what enables both
 
     while True:
         try:
-            yield input(f"{session.person}> ")
+            yield input(f"{session.human_role}> ")
         except EOFError:
             print()
             return
         except KeyboardInterrupt:
-            print("  (/quit or Ctrl-D leaves)")
+            print("  (/quit or Ctrl-D quits)")
 
 
-def piped_lines() -> Iterator[str]:
+def read_pipe() -> Iterator[str]:
+    """The lines of stdin. Raises MannersError if they are not UTF-8."""
     try:
         yield from sys.stdin
     except UnicodeDecodeError as error:

@@ -38,6 +38,7 @@ EXAMPLES = {
 
 
 def print_help(script: str, cfg: DictConfig) -> None:
+    """Print examples, groups and options of a script, with the values of this command line."""
     console = Console(soft_wrap=True)
     console.print(f"[bold]python {script}.py[/] \\[GROUP=CHOICE ...] \\[KEY=VALUE ...] \\[-m]\n")
     width = 3 + max(len(words.replace("\\", "")) for words in EXAMPLES[script])
@@ -64,11 +65,13 @@ def print_help(script: str, cfg: DictConfig) -> None:
 
 
 def first_comment(text: str) -> str:
+    """The first comment of a config file, which says what the choice is."""
     lines = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
     return next((line for line in lines if not line.startswith("@package")), "")
 
 
 def add_options(table: Table, node: DictConfig, path: str = "") -> None:
+    """Add a row for each option of a group, and then of the groups in it."""
     groups = []
     for name, field in options(OmegaConf.get_type(node)).items():
         value = "???" if OmegaConf.is_missing(node, name) else node._get_node(name)

@@ -93,6 +93,7 @@ def sweep_job(config_name: str, task: Task) -> Callable[..., object]:
         return None
 
     def planned(cfg: DictConfig) -> RunSpec:
+        """The run that Hydra composed ``cfg`` for."""
         overrides = [o for o in HydraConfig.get().overrides.task if not override_key(o).startswith("sweep")]
         return plan_run(overrides, cfg) if config_name == "train" else RunSpec(cfg, overrides)
 
@@ -142,6 +143,7 @@ def check_job(config_name: str, overrides: list[str], cfg: DictConfig | None = N
 
 
 def quoting_hint(override: str) -> str:
+    """How to quote an override that cannot be parsed."""
     key, _, value = override.partition("=")
     if value.startswith("["):
         inner = ", ".join(f"'{item.strip()}'" for item in value.strip("[]").split(","))

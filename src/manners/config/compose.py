@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import hydra
 import yaml
@@ -147,7 +148,8 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
         except UnicodeDecodeError as error:
             source = override_source(config_name, "", overrides)
             raise MannersError(f"{source}: the file is not UTF-8 text ({error.reason}).") from None
-        except (HydraException, OmegaConfBaseException, ValueError) as error:  # model=null is a bare ValueError
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+            # model=null is a bare ValueError, model=[[a]] a bare TypeError
             raise MannersError(explain(error, config_name, overrides)) from None
         if key := unknown_key(cfg, OmegaConf.get_type(cfg)):
             raise MannersError(no_such_option(override_source(config_name, key, overrides), key, cfg))
@@ -181,7 +183,8 @@ def explain_missing(config_name: str, error: MissingConfigException, overrides: 
     """The sentence on a choice that a config group does not have."""
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     source = override_source(config_name, group, overrides)
-    return f"{source}: no '{choice}' in {group}. {did_you_mean(choice, error.options or [])}"
+    choices = error.options or GlobalHydra.instance().config_loader().get_group_options(group)
+    return f"{source}: no '{choice}' in {group}. {did_you_mean(choice, choices)}"
 
 
 def explain(error: Exception, config_name: str, overrides: list[str]) -> str:
@@ -205,7 +208,7 @@ def no_such_option(source: str, key: str, cfg: DictConfig) -> str:
     """The sentence on a key that no schema has, with its present name, or the nearest in its own group or anywhere."""
     parent, _, leaf = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
-    near = [f"{parent}.{k}" if parent else str(k) for k in node] if isinstance(node, DictConfig) else []
+    near = [f"{parent}.{k!s}" if parent else str(k) for k in node] if isinstance(node, DictConfig) else []
     if not parent and "method" in cfg:
         near += ["experiment", "debug"]  # groups of train.yaml that are no part of the config
     same_leaf = [name for name in option_names(cfg) if name.rpartition(".")[2] == leaf]
@@ -243,7 +246,7 @@ def config_file(name: str) -> str:
     return f"conf/{name}.yaml"
 
 
-def unknown_key(node: DictConfig, node_schema: type, path: str = "") -> str:
+def unknown_key(node: Any, node_schema: Any, path: str = "") -> str:
     """The first key that no schema knows: Hydra's '+' gets past a schema, so the config is held against it again."""
     option_fields = schema.options(node_schema)
     for key in map(str, node):

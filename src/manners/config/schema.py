@@ -29,6 +29,8 @@ def option(
 
 @dataclass
 class ModelConfig:
+    """The base model."""
+
     name: str = option(MISSING, "hub name or local folder; 'tiny' is the base model in the package")
     revision: str | None = option(None, "branch, tag or commit on the hub")
     chat_template: str = option(
@@ -41,6 +43,8 @@ class ModelConfig:
 
 @dataclass
 class DatasetConfig:
+    """The data, and what of it is used."""
+
     path: str = option(MISSING, "file, folder, hub name, or 'package:NAME' for a corpus in the package")
     format: str = option(
         "auto",
@@ -79,6 +83,8 @@ class DatasetConfig:
 
 @dataclass
 class AdapterConfig:
+    """LoRA, QLoRA or full fine-tuning."""
+
     kind: str = option(MISSING, "none is full fine-tuning", ("none", "lora", "qlora"))
     r: int = option(16, "rank of the update", ge=1)
     lora_alpha: int = option(32, "scale of the update: it is multiplied by alpha / r")
@@ -90,6 +96,8 @@ class AdapterConfig:
 
 @dataclass
 class HardwareConfig:
+    """Devices, precision and memory."""
+
     accelerator: str = option("auto", "device", ("auto", "cpu", "mps", "cuda"))
     precision: str = option("auto", "number format of the forward pass", ("auto", "32", "bf16", "fp16"))
     num_threads: int | None = option(None, "CPU threads; torch's own choice by default", ge=1)
@@ -103,6 +111,8 @@ class HardwareConfig:
 
 @dataclass
 class EvaluationConfig:
+    """The evaluation before and after training."""
+
     prompts: int = option(12, "prompts in the before/after table", ge=0)
     test_prompts: int = option(600, "test prompts to answer for the metrics, at most", ge=0)
     max_new_tokens: int = option(64, "longest reply, in tokens", ge=1)
@@ -113,6 +123,8 @@ class EvaluationConfig:
 
 @dataclass
 class TrackingConfig:
+    """MLflow."""
+
     uri: str = option("sqlite:///${output_dir}/mlflow.db", "MLflow store or server")
     experiment: str = option("${experiment_name}", "MLflow experiment")
     system_metrics: bool = option(True, "log CPU, memory and GPU use")
@@ -120,6 +132,8 @@ class TrackingConfig:
 
 @dataclass
 class SweepConfig:
+    """Several jobs in one command."""
+
     sampler: str = option("grid", "every combination (grid), or a search by Optuna", ("grid", "tpe", "random"))
     trials: int = option(20, "jobs of a search")
     pruner: str = option("none", "stops the jobs of a search that fall behind", ("none", "median", "hyperband"))
@@ -370,6 +384,7 @@ class ChatConfig(SavedModelConfig):
 
 
 def is_schema(node_type: Any) -> bool:
+    """Whether a node of a config is a group with options of its own."""
     return isinstance(node_type, type) and is_dataclass(node_type)
 
 

@@ -90,6 +90,7 @@ class ResumableBatches:
             yield microbatch
 
     def state_dict(self) -> dict[str, Any]:
+        """What a restart needs to know."""
         return {"position": self.position, "num_microbatches": self.num_microbatches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -45,33 +45,33 @@ def report(spec: RunSpec, console: Console = context.console) -> None:
     estimate = estimate_peak_memory(cfg, device, worst, rows, reward_cfg)
     with console.status("measuring two steps on the longest rows"):
         measured = profile.profile(cfg, splits, rows, reward_cfg) if estimate.total <= min(total, free) else None
-    print_table(console, cfg, device, estimate, measured)
+    _print_table(console, cfg, device, estimate, measured)
     if cfg.method.sample_type != "prompt" and rows < rows_per_device(cfg):
         console.print(f"with hardware.microbatch_size={rows}: the optimizer steps are those of the whole batch")
     if not is_here:
         return console.print(f"there is no {device.kind} device here: compare with the memory of yours.")
-    console.print(f"this machine has {gigabytes(total)} GB, of which {gigabytes(free)} GB are free", highlight=False)
+    console.print(f"this machine has {_gigabytes(total)} GB, of which {_gigabytes(free)} GB are free", highlight=False)
     time = (
-        duration(cfg, worst, measured) if measured else "two steps were not measured: they may need more than is free"
+        _duration(cfg, worst, measured) if measured else "two steps were not measured: they may need more than is free"
     )
     console.print(time, highlight=False, soft_wrap=True)
     if (measured.peak if measured else estimate.total) <= total:
         return console.print("it fits", style="bold green")
     console.print("it does not fit", style="bold red")
-    print_suggestions(console, spec, device, reward_cfg, estimate, total)
+    _print_suggestions(console, spec, device, reward_cfg, estimate, total)
 
 
 def requested_device(cfg: DictConfig) -> tuple[Device, bool]:
     """The device that the config asks for, and whether this machine has it."""
-    h = cfg.hardware
-    if h.accelerator == "cuda" and not torch.cuda.is_available():
+    if (h := cfg.hardware).accelerator == "cuda" and not torch.cuda.is_available():
         return Device("cuda", "bf16" if h.precision == "auto" else h.precision), False
     return resolve_device(h.accelerator, h.precision, h.num_threads), True
 
 
 def worst_case(cfg: DictConfig, device: Device) -> WorstCaseBatch:
-    run = RunContext(cfg, dependencies.splits_of(cfg), device, RunDir(Path()), NullLogger())
-    return worst_case_batch(run, configured_tokenizer(cfg))
+    """The longest rows of a config, as its method tokenizes them."""
+    splits = dependencies.splits_of(cfg)
+    return worst_case_batch(RunContext(cfg, splits, device, RunDir(Path()), NullLogger()), configured_tokenizer(cfg))
 
 
 def choose_rows(
@@ -86,7 +86,7 @@ def choose_rows(
     return sizes[0]
 
 
-def print_suggestions(
+def _print_suggestions(
     console: Console, spec: RunSpec, device: Device, reward_cfg: DictConfig | None, estimate: MemoryEstimate, total: int
 ) -> None:
     """Print the overrides that would make the run fit: the cheapest, and no more than needed."""
@@ -108,40 +108,39 @@ def print_suggestions(
         if estimate.total <= total:
             break
     start = "add to the command" if estimate.total <= total else "not even this would be enough"
-    console.print(
-        f"{start}: {microbatching.format_overrides(chosen)}  ({gigabytes(estimate.total)} GB)", soft_wrap=True
-    )
+    text = microbatching.format_overrides(chosen)
+    console.print(f"{start}: {text}  ({_gigabytes(estimate.total)} GB)", soft_wrap=True)
 
 
-def print_table(
+def _print_table(
     console: Console, cfg: DictConfig, device: Device, estimate: MemoryEstimate, measured: Profile | None
 ) -> None:
     run = f"{cfg.method.name}, {cfg.model.name}, {cfg.adapter.kind}, on {device.kind}, {device.number_format}"
     console.print(f"{run}; peak memory in GB, reached in {estimate.phase}:", highlight=False, soft_wrap=True)
     table = Table("", Column(justify="right"), box=None, padding=(0, 2, 0, 0), show_header=False)
     for name, size in estimate.parts.most_common():
-        table.add_row(name, gigabytes(size))
-    table.add_row("estimated", gigabytes(estimate.total), style="bold")
+        table.add_row(name, _gigabytes(size))
+    table.add_row("estimated", _gigabytes(estimate.total), style="bold")
     if measured:
-        table.add_row("measured in two steps on the longest rows", gigabytes(measured.peak), style="bold")
+        table.add_row("measured in two steps on the longest rows", _gigabytes(measured.peak), style="bold")
     console.print(table, highlight=False)
 
 
-def duration(cfg: DictConfig, worst: WorstCaseBatch, measured: Profile) -> str:
+def _duration(cfg: DictConfig, worst: WorstCaseBatch, measured: Profile) -> str:
     m, is_online = cfg.method, cfg.method.sample_type == "prompt"
     steps = -(-m.total_episodes // m.batch_size) if is_online else total_steps(cfg, worst.num_rows)
     seconds = steps * measured.seconds
     return (
-        f"time without evaluation: at most {format_seconds(seconds)} ({steps:,} steps of {measured.seconds:.2f} s on "
-        f"the longest rows); with rows of mean length about {format_seconds(seconds * worst.mean_length)}"
+        f"time without evaluation: at most {_format_seconds(seconds)} ({steps:,} steps of {measured.seconds:.2f} s on "
+        f"the longest rows); with rows of mean length about {_format_seconds(seconds * worst.mean_length)}"
     )
 
 
-def gigabytes(size: float) -> str:
+def _gigabytes(size: float) -> str:
     return f"{size / 1e9:.2f}"
 
 
-def format_seconds(seconds: float) -> str:
+def _format_seconds(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

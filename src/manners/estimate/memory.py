@@ -14,8 +14,6 @@ from manners.models.memory import TrainingSetup
 from manners.pipeline.dependencies import resolve_explicit
 from manners.runtime.device import Device
 
-REFERENCE_TOKENS = 4096  # in a batch of ``reference_nll``
-
 
 @dataclass(frozen=True)
 class MemoryEstimate:
@@ -26,6 +24,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
+        """Bytes of all parts."""
         return self.parts.total()
 
 
@@ -38,7 +37,8 @@ def estimate_peak_memory(
     phases = {"training": training_phase(cfg, setup, worst, rows)}
     if cfg.method.name != "reward":
         length = worst.length if is_online else worst.length + cfg.evaluation.max_new_tokens
-        scored = max(1, REFERENCE_TOKENS // worst.length) if is_online else LOSS_BATCH_SIZE
+        scored = min(LOSS_BATCH_SIZE, cfg.method.get("per_device_eval_batch_size", 1))
+        scored = max(1, 4096 // worst.length) if is_online else scored  # as ``reference_nll``
         phases["evaluation"] = generation_phase(setup, cfg.evaluation.batch_size, length)
         phases["evaluation"] |= Counter({memory.LOGITS: setup.logits(scored * worst.targets)})
         if is_online:  # sampling happens between updates: gradients and optimizer states stay

@@ -54,13 +54,14 @@ class Profile:
     seconds: float
 
 
-@dataclass
 class StepClock(NullLogger):
     """Records when each step is logged."""
 
-    times: list[float]
+    def __init__(self) -> None:
+        self.times: list[float] = []
 
     def log(self, metrics: dict[str, float], step: int) -> None:
+        """Note the time of training metrics."""
         if any(name.startswith("train/") for name in metrics):
             self.times.append(time.perf_counter())
 
@@ -76,8 +77,8 @@ def profile(cfg: DictConfig, splits: Splits, microbatch_size: int, reward_cfg: D
         raise MannersError(
             "the profiling process was killed, as happens when memory runs out: stop other programs, or ask for less."
         )
-    last_line = (process.stderr.strip().splitlines() or ["no error message"])[-1]
-    raise MannersError(f"the profiling process ended without a result: {last_line}")
+    error = process.stderr.strip().rpartition("\n")[2] or "it printed no error"
+    raise MannersError(f"the profiling process ended without a result: {error}")
 
 
 def main(place: str) -> None:
@@ -89,8 +90,7 @@ def main(place: str) -> None:
     folder = Path(place)
     cfg, splits, microbatch_size, reward_cfg = pickle.loads((folder / REQUEST).read_bytes())  # noqa: S301  our own
     device = resolve_device(cfg.hardware.accelerator, cfg.hardware.precision, cfg.hardware.num_threads)
-    directory = RunDir(folder, RunState(microbatch_size=microbatch_size))
-    run = RunContext(cfg, splits, device, directory, StepClock([]))
+    run = RunContext(cfg, splits, device, RunDir(folder, RunState(microbatch_size=microbatch_size)), StepClock())
     torch.manual_seed(cfg.seed)
     warm_up()
     baseline = psutil.Process().memory_info().rss if device.kind != "cuda" else 0
@@ -124,8 +124,7 @@ def two_steps(run: RunContext, module: Callable[..., Any], worst: WorstCaseBatch
     cfg.method.max_steps, cfg.method.logging_steps, cfg.method.warmup_steps = 2, 1, 0
     cfg.hardware.compile = False  # two steps would be nearly all compilation
     context.fit_module(replace(run, cfg=cfg), module, worst.train, worst.eval, worst.collate)
-    first, *_, last = run.logger.times  # type: ignore[union-attr]
-    return float(last - first)
+    return float(run.logger.times[-1] - run.logger.times[0])  # type: ignore[union-attr]
 
 
 def profile_ppo(run: RunContext, reward_cfg: DictConfig | None) -> float:
@@ -168,8 +167,7 @@ def warm_up() -> None:
 
 def peak_memory() -> int:
     """The most bytes that this process has held. On Linux ru_maxrss counts the process that started it, too."""
-    status = Path("/proc/self/status")
-    if status.exists():
+    if (status := Path("/proc/self/status")).exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,1 +1,1 @@
-"""What a model does before and after training: its replies, their manner, and how sure we can be of it."""
+"""Evaluation of language models and reward models: metrics with confidence intervals, and reports."""

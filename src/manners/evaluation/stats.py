@@ -1,4 +1,4 @@
-"""How sure a number is: intervals at 95 %, by scipy."""
+"""Estimates with 95 % confidence intervals."""
 
 from dataclasses import dataclass
 
@@ -8,25 +8,32 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Estimate:
+    """A value with the bounds of its 95 % confidence interval."""
+
     value: float
     low: float
     high: float
 
     def percent(self) -> str:
+        """Format as percentages: "80.0 % [49.0, 94.3]"."""
         return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
     def plain(self) -> str:
+        """Format as numbers: "1.500 [1.250, 1.750]"."""
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def proportion(hits: int, of: int) -> Estimate:
-    """A proportion, with Wilson's interval (1927), which behaves near 0 and 1 and for few cases."""
-    ci = stats.binomtest(hits, of).proportion_ci(0.95, method="wilson")
-    return Estimate(hits / of, float(ci.low), float(ci.high))
+def proportion(successes: int, total: int) -> Estimate:
+    """A proportion with Wilson's score interval (1927), which behaves near 0 and 1 and for small samples."""
+    ci = stats.binomtest(successes, total).proportion_ci(0.95, method="wilson")
+    return Estimate(successes / total, float(ci.low), float(ci.high))
 
 
 def bootstrap_ratio(sums: np.ndarray, weights: np.ndarray, seed: int = 0) -> Estimate:
-    """Σ sums / Σ weights, with a percentile bootstrap over the pairs (N,): loss a token, over conversations."""
+    """Σ sums / Σ weights, both (N,), with a percentile bootstrap over the N pairs.
+
+    With summed losses and token counts, this is the loss per token, resampled by conversation.
+    """
     if len(sums) < 2:
         value = float(sums.sum() / weights.sum())
         return Estimate(value, value, value)
@@ -41,53 +48,55 @@ def bootstrap_ratio(sums: np.ndarray, weights: np.ndarray, seed: int = 0) -> Est
     return Estimate(float(sums.sum() / weights.sum()), float(ci.low), float(ci.high))
 
 
-def clustered_proportion(hits: np.ndarray, of: np.ndarray, seed: int = 0) -> Estimate:
-    """Σ hits / Σ of, for cases that come in groups (G,), such as the pairs of a prompt: by bootstrap of the groups.
+def clustered_proportion(successes: np.ndarray, totals: np.ndarray, seed: int = 0) -> Estimate:
+    """Σ successes / Σ totals, both (G,), of cases in G groups, such as the pairs of a prompt: bootstrap over groups.
 
-    Where every case hits, or none, a bootstrap would be sure of it; Wilson's interval over the groups is not.
+    Where all cases succeed, or none, a bootstrap interval would have no width: Wilson's, over the groups, is used.
     """
-    value = float(hits.sum() / of.sum())
-    return proportion(round(value * len(of)), len(of)) if value in (0.0, 1.0) else bootstrap_ratio(hits, of, seed)
+    value = float(successes.sum() / totals.sum())
+    if value in (0.0, 1.0):
+        return proportion(round(value * len(totals)), len(totals))
+    return bootstrap_ratio(successes, totals, seed)
 
 
-def resamples(groups: int, seed: int = 0, times: int = 500) -> np.ndarray:
-    """How often a bootstrap draws each group: (1 + times, groups). The first line is the sample itself, each once."""
-    drawn = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=times)
-    return np.vstack([np.ones((1, groups)), drawn])
+def resamples(groups: int, seed: int = 0, num_resamples: int = 500) -> np.ndarray:
+    """How often each bootstrap resample draws each of G groups: (1 + R, G). Row 0 is the sample itself, all ones."""
+    counts = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=num_resamples)
+    return np.vstack([np.ones((1, groups)), counts])
 
 
 def bootstrap_estimate(values: np.ndarray) -> Estimate | None:
-    """From a statistic's value on each line of ``resamples`` (1 + R,), with its percentile interval.
+    """The estimate from a statistic on each row of ``resamples`` (1 + R,), with its percentile interval.
 
-    None where the sample itself gives no number; resamples that give none are left out.
+    None where the statistic of the sample itself is not finite. Resamples where it is not are left out.
     """
     if not np.isfinite(values[0]):
         return None
-    drawn = values[1:][np.isfinite(values[1:])]
-    low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (values[0], values[0])
+    finite = values[1:][np.isfinite(values[1:])]
+    low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (values[0], values[0])
     return Estimate(float(values[0]), float(low), float(high))
 
 
 def correlation(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Pearson's, of (N,) or (R, N) under each line of ``weights`` (R, N): (R,); nan where x or y does not vary."""
-    count = weights.sum(1)
-    apart, spread = [], []
+    """Pearson's r of x and y, (N,) or (R, N), under each row of ``weights`` (R, N): (R,). nan for a constant x or y."""
+    total = weights.sum(1)
+    deviations, norms = [], []
     for values in (x, y):
-        mean = (weights * values).sum(1) / count
-        apart.append(values - mean[:, None])
-        far = np.sqrt((weights * apart[-1] ** 2).sum(1))
-        # what rounding leaves of a constant is no spread: the bound at which scipy's pearsonr warns
-        spread.append(np.where(far <= 1e-13 * np.sqrt(count) * np.abs(mean), np.nan, far))
-    return (weights * apart[0] * apart[1]).sum(1) / (spread[0] * spread[1])
+        mean = (weights * values).sum(1) / total
+        deviations.append(values - mean[:, None])
+        norm = np.sqrt((weights * deviations[-1] ** 2).sum(1))
+        # rounding leaves a residue of a constant: the bound is the one at which scipy's pearsonr warns
+        norms.append(np.where(norm <= 1e-13 * np.sqrt(total) * np.abs(mean), np.nan, norm))
+    return (weights * deviations[0] * deviations[1]).sum(1) / (norms[0] * norms[1])
 
 
 def ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Ranks of ``values`` (N,) when each comes as often as a line of ``weights`` says: (R, N). Ties share the middle.
+    """Ranks (R, N) of ``values`` (N,) when each occurs as often as a row of ``weights`` (R, N) says; ties get the mean.
 
-    With these, ``correlation`` under the same weights is Spearman's of each resample, without sorting it anew.
+    ``correlation`` of such ranks under the same weights is Spearman's rho of each resample, with a single sort.
     """
     order = np.argsort(values)
-    found, place = np.unique(values, return_inverse=True)
-    starts = np.searchsorted(values[order], found)
-    as_often = np.add.reduceat(weights[:, order], starts, axis=1)  # (R, different values)
-    return (as_often.cumsum(1) - (as_often - 1) / 2)[:, place]
+    distinct, index = np.unique(values, return_inverse=True)
+    starts = np.searchsorted(values[order], distinct)
+    counts = np.add.reduceat(weights[:, order], starts, axis=1)  # (R, distinct values)
+    return (counts.cumsum(1) - (counts - 1) / 2)[:, index]

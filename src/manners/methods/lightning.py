@@ -78,14 +78,15 @@ class TrainingModule(L.LightningModule):
         self.tokens_seen = 0  # targets that carried loss, up to the last logged metrics
 
     def compute_loss(self, batch: Batch) -> tuple[torch.Tensor, int, int]:
-        """The batch's summed loss (), the number of correct predictions, and the number of targets."""
+        """The batch's summed loss (), its correct predictions and its targets. Raises unless overridden."""
         raise NotImplementedError
 
     def metrics(self, accumulator: "MetricAccumulator", prefix: str) -> dict[str, float]:
-        """The method's metrics of what was accumulated, each as ``prefix``/name."""
+        """The method's metrics of what was accumulated, each as ``prefix``/name. Raises unless overridden."""
         raise NotImplementedError
 
     def configure_model(self) -> None:
+        """Shard the weights, where the strategy is FSDP."""
         shard_with_fsdp(self)
 
     def measure(self, batch: Batch, accumulator: "MetricAccumulator") -> torch.Tensor:
@@ -97,15 +98,17 @@ class TrainingModule(L.LightningModule):
         return loss
 
     def training_step(self, batch: Batch, _index: int) -> torch.Tensor:
+        """The microbatch's part of the mean loss () over all targets of the optimizer step, on all devices."""
         loss = self.measure(batch, self.train_metrics)
-        # The mean is over all targets of the optimizer step, on all devices: Lightning divides by the number of
-        # microbatches, DDP and FSDP by the number of processes.
+        # Lightning divides by the number of microbatches, DDP and FSDP by that of processes.
         return loss / batch["step_num_targets"] * (self.accumulate * self.process_group.size)
 
     def validation_step(self, batch: Batch, _index: int) -> None:
+        """Count one batch of the validation."""
         self.measure(batch, self.eval_metrics)
 
     def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the validation."""
         metrics = self.metrics(self.eval_metrics.reduce(self.process_group), "eval")
         self.eval_metrics = MetricAccumulator()
         if not self.trainer.sanity_checking:
@@ -138,6 +141,7 @@ class TrainingModule(L.LightningModule):
             self.train_metrics = MetricAccumulator(logged_at_step=step)
 
     def configure_optimizers(self) -> Any:
+        """AdamW with weight decay on matrices only, and the learning-rate schedule."""
         params = trainable_parameters(self.model).values()
         groups = [
             {"params": [p for p in params if p.ndim >= 2], "weight_decay": self.weight_decay},
@@ -150,6 +154,7 @@ class TrainingModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the trainable weights only, and add what an exact resume needs."""
         trainable = {f"model.{name}" for name in trainable_parameters(self.model)}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
         # Each process has its own random state; the metrics are those of all processes together.
@@ -161,6 +166,7 @@ class TrainingModule(L.LightningModule):
         checkpoint["accumulate"] = self.accumulate
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what ``on_save_checkpoint`` added."""
         self.rng = (checkpoint["rng"], checkpoint["cuda_rng"])
         self.tokens_seen = checkpoint["tokens_seen"]
         self.train_metrics = MetricAccumulator(**checkpoint["train_metrics"])
@@ -170,6 +176,7 @@ class TrainingModule(L.LightningModule):
         rescale_batch_counters(checkpoint["loops"]["fit_loop"], self.accumulate, checkpoint["accumulate"])
 
     def on_train_start(self) -> None:
+        """Restore the random state."""
         if hasattr(self, "rng"):  # restored last, after whatever drew random numbers since the start
             torch.set_rng_state(self.rng[0][self.process_group.rank].cpu())
             if self.rng[1]:
@@ -217,17 +224,21 @@ class MetricAccumulator:
 
     @property
     def loss(self) -> float:
+        """Mean loss per target."""
         return self.loss_sum / max(self.num_targets, 1)
 
     @property
     def accuracy(self) -> float:
+        """Fraction of the targets that were predicted right."""
         return self.num_correct / max(self.num_targets, 1)
 
     @property
     def tokens_per_second(self) -> float:
+        """Tokens per second of this process or, after ``reduce``, of all."""
         return self.num_tokens / (time.perf_counter() - self.started_at)
 
     def metrics(self, prefix: str) -> dict[str, float]:
+        """What every method logs, each as ``prefix``/name."""
         return {
             f"{prefix}/loss": self.loss,
             f"{prefix}/non_padding_fraction": self.num_tokens / max(self.num_padded_tokens, 1),
@@ -235,6 +246,7 @@ class MetricAccumulator:
         }
 
     def state(self) -> dict[str, Any]:
+        """The sums, for a checkpoint."""
         return {k: v for k, v in vars(self).items() if k != "started_at"}
 
 
@@ -267,7 +279,8 @@ def fit_with_lightning(
     optimizer steps stay the same. Only with one process: the others would wait for one that starts over.
 
     Every one of several processes calls it, with its own part of the batches. Only the first one writes files and ends
-    with the best weights; where the weights were sharded (``strategy="fsdp"``), they are only in the folder.
+    with the best weights; where the weights were sharded (``strategy="fsdp"``), they are only in the folder. Raises
+    OutOfMemoryError where not even one row fits.
     """
     train = partial(
         train_once, module, batches, eval_batches, folder, device, eval_steps, save_steps, patience, process_group,
@@ -292,6 +305,7 @@ def fit_with_lightning(
 
 
 def can_halve(batches: ResumableBatches, device: Device, process_group: ProcessGroup) -> bool:
+    """Whether a run that is out of memory can go on with a smaller microbatch."""
     return device.kind in RETRY_ON and process_group.size == 1 and batches.microbatch_size > 1
 
 

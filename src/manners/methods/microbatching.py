@@ -98,6 +98,7 @@ def row_tokens(chat: Conversation, method: str, roles: str, limit: int) -> tuple
 
 
 def text_tokens(texts: Iterable[str]) -> int:
+    """Tokens of turns with these texts, about."""
     return sum(len(text.encode()) // BYTES_PER_TOKEN + TOKENS_PER_TURN for text in texts)
 
 
@@ -156,12 +157,14 @@ def suggest_overrides(cfg: Any) -> Iterator[dict[str, str]]:
 
 
 def halved(key: str, value: int, least: int) -> Iterator[dict[str, str]]:
+    """Overrides of ``key`` with a half of ``value``, a quarter, ... down to ``least``."""
     while value // 2 >= least:
         value //= 2
         yield {key: str(value)}
 
 
 def format_overrides(overrides: dict[str, str]) -> str:
+    """Overrides as they are typed."""
     return " ".join(f"{key}={value}" for key, value in overrides.items())
 
 

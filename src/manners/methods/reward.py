@@ -29,6 +29,7 @@ class RewardModule(TrainingModule):
         self.loss, self.ranking_coef = loss, ranking_coef
 
     def compute_loss(self, batch: Batch) -> tuple[torch.Tensor, int, int]:
+        """The loss (), summed over replies or pairs; of these, how many are right; and their number."""
         scores = normalized_scores(self.model, batch)
         if self.loss == "pairwise":
             chosen, rejected = scores.chunk(2)
@@ -41,6 +42,7 @@ class RewardModule(TrainingModule):
         return loss, int(within.sum()), len(scores)
 
     def metrics(self, accumulator: MetricAccumulator, prefix: str) -> dict[str, float]:
+        """Right is a pair in the right order, or a score within half a standard deviation."""
         name = "pair_accuracy" if self.loss == "pairwise" else "within_half_sd"
         return accumulator.metrics(prefix) | {f"{prefix}/{name}": accumulator.accuracy}
 

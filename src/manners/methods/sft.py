@@ -15,6 +15,7 @@ class SFTModule(TrainingModule):
     """Trains ``model`` on batches of ``input_ids`` and ``labels``; logs loss, perplexity and token accuracy."""
 
     def compute_loss(self, batch: Batch) -> tuple[torch.Tensor, int, int]:
+        """Cross-entropy, summed over the targets: ()."""
         return sft_loss(self.model, batch)
 
     def metrics(self, accumulator: MetricAccumulator, prefix: str) -> dict[str, float]:

@@ -84,10 +84,12 @@ class ModelShape:
 
     @property
     def linear_weights(self) -> int:
+        """Weights of the linear modules of all layers."""
         return self.layers * sum(i * o for i, o in self.linear_sizes)
 
     @property
     def num_parameters(self) -> int:
+        """Weights of the model, biases left out."""
         return self.linear_weights + self.embeddings + 2 * self.layers * self.hidden
 
 
@@ -105,6 +107,7 @@ class TrainingSetup:
 
     @property
     def trainable(self) -> int:
+        """Weights that training changes."""
         s = self.shape
         return self.lora_rank * s.layers * sum(i + o for i, o in s.linear_sizes) or s.num_parameters
 
@@ -115,10 +118,12 @@ class TrainingSetup:
 
     @property
     def matmul_bytes(self) -> int:
+        """Bytes of a number in a matrix product."""
         return 4 if self.device.precision == "32" else 2
 
     @property
     def weight_bytes(self) -> int:
+        """Bytes of the model's weights, without an adapter."""
         linear = self.shape.linear_weights
         per_linear = NF4_BYTES if self.quantized else self.residual_bytes
         return round(linear * per_linear + (self.shape.num_parameters - linear) * self.residual_bytes)

@@ -44,6 +44,7 @@ class LogLines:
     def __exit__(self, *_: object) -> None: ...
 
     def update(self, completed: int, **numbers: float) -> None:
+        """Report how many steps are completed, and the latest numbers."""
         now, steps = time.monotonic(), completed - self.logged
         last = completed >= self.total
         if steps and (last or steps >= LOG_FRACTION * self.total or now - self.logged_at >= LOG_SECONDS):
@@ -51,6 +52,7 @@ class LogLines:
             self.logged, self.logged_at = completed, now
 
     def line(self, completed: int, seconds: float, numbers: dict[str, float]) -> str:
+        """The log line: progress, numbers, speed, elapsed and remaining time."""
         rate = (completed - self.first) / max(seconds, 1e-9)
         parts = [
             f"{self.description} {completed}/{self.total} ({completed / self.total:.0%})",
@@ -87,6 +89,7 @@ class TerminalBar:
         self.bar.stop()
 
     def update(self, completed: int, **numbers: float) -> None:
+        """Report how many steps are completed, and the latest numbers."""
         fields: dict[str, Any] = {"numbers": "  ".join(format_numbers(numbers))} if numbers else {}
         self.bar.update(self.task, completed=completed, **fields)
 
@@ -104,6 +107,7 @@ def progress(total: int, description: str, completed: int = 0, enabled: bool = T
 
 
 def format_numbers(numbers: dict[str, float]) -> list[str]:
+    """The numbers as a log line or bar shows them."""
     return [
         f"{value:,.0f} {name.replace('_per_second', '/s')}" if name.endswith("_per_second") else f"{name} {value:.4g}"
         for name, value in numbers.items()

@@ -43,6 +43,7 @@ def weights_fingerprint(cfg: DictConfig, data_digest: str, dependencies: dict[st
 
 
 def hash_config(cfg: DictConfig, keys: tuple[str, ...], more: dict[str, Any]) -> str:
+    """Twelve hex digits over ``keys`` of the resolved config and ``more``."""
     resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
     for group, names in NOT_HASHED.items():
@@ -80,6 +81,7 @@ class RunDir:
     is_rerun: bool = False  # a run with this fingerprint has a directory already, finished or at work
 
     def update_state(self, **changes: Any) -> None:
+        """Change fields of the state and write it."""
         self.state = replace(self.state, **changes)
         with atomic_write(self.path / STATE_FILE) as file:
             file.write(json.dumps(asdict(self.state), indent=1).encode())
@@ -90,7 +92,7 @@ class RunArtifact:
     """The model of an earlier run."""
 
     model_dir: Path
-    fingerprint: str  # of its weights: the run's, or that of the files where nobody knows the run
+    fingerprint: str  # of its weights: the run's, or that of the files where the run is unknown
     name: str  # of the run
     run_id: str = ""  # MLflow's
 
@@ -101,18 +103,19 @@ class RunArtifact:
         if not file.exists():
             return None
         try:
-            found = OmegaConf.load(file)
-            wrong = [key for key in REQUIRED_CONFIG if not isinstance(OmegaConf.select(found, key), str)]
+            config = OmegaConf.load(file)
+            wrong = [key for key in REQUIRED_CONFIG if not isinstance(OmegaConf.select(config, key), str)]
         except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, RecursionError) as error:
             raise MannersError(f"{file} is damaged: {str(error).splitlines()[0]}.") from None
-        if wrong or not isinstance(found, DictConfig) or "revision" not in found.model:
+        if wrong or not isinstance(config, DictConfig) or "revision" not in config.model:
             raise MannersError(f"{file} is damaged: it does not say {wrong[0] if wrong else 'model.revision'}.")
-        if "loss_roles" not in found.dataset:
-            raise MannersError(f"{file} was written by an older version of Manners: train that run anew.")
-        return found
+        if "loss_roles" not in config.dataset:
+            raise MannersError(f"{file} was written by an older version of Manners: train that run again.")
+        return config
 
 
 def artifact_of(path: Path, state: RunState) -> RunArtifact:
+    """The model of the run in a directory."""
     return RunArtifact(path / MODEL_DIR, state.weights_fingerprint, path.name, state.mlflow_run_id)
 
 
@@ -141,7 +144,7 @@ def find_by_name(name: str, output_dir: str) -> RunArtifact | None:
         model_dir = path / MODEL_DIR if (path / MODEL_DIR).is_dir() else path
         if (model_dir / "config.json").exists() or (model_dir / "adapter_config.json").exists():
             state = load_state(model_dir.parent)
-            if state is None:  # nobody's run: it goes by its own name
+            if state is None:  # no run of ours: it has the name of its folder
                 return RunArtifact(model_dir, folder_digest(model_dir), path.name)
             return RunArtifact(model_dir, state.weights_fingerprint, model_dir.parent.name, state.mlflow_run_id)
     for path, state in all_runs(output_dir):
@@ -159,6 +162,7 @@ def all_runs(output_dir: str, pattern: str = "*") -> Iterator[tuple[Path, RunSta
 
 
 def folder_digest(model_dir: Path) -> str:
+    """Twelve hex digits over the weights in a folder."""
     sha = hashlib.sha256()
     for file in sorted(model_dir.glob("*.safetensors")):
         sha.update(file.read_bytes())
@@ -230,11 +234,12 @@ def load_state(path: Path) -> RunState | None:
     except (ValueError, RecursionError, AttributeError, TypeError, OSError):
         sound = False
     if not sound:
-        raise MannersError(f"{file} is damaged. Without the folder {path} its command trains that run anew.")
+        raise MannersError(f"{file} is damaged. Without the folder {path} its command trains that run again.")
     return state
 
 
 def try_lock(lock: FileLock) -> bool:
+    """Acquire a lock without waiting. Whether it was free."""
     try:
         lock.acquire(blocking=False)
     except Timeout:

@@ -42,7 +42,7 @@ def record_signal(number: int, _frame: Any) -> None:
 
 
 def install_handlers() -> None:
-    """Install our handlers, again where a library has replaced them meanwhile."""
+    """Install our handlers, again where a library has replaced them since."""
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, record_signal)

@@ -31,7 +31,7 @@ def plot_sweep(jobs: Sequence[SweepJob], metric: str, direction: str, path: Path
     varying = {key: axis_values(v) for key, v in values.items() if key != "seed" and len(set(v)) > 1}
     if not varying:
         return []
-    study = optuna.create_study(direction=direction)
+    study = optuna.create_study(direction=direction)  # type: ignore[arg-type]
     for i, job in enumerate(finished):
         params = {key: column[i] for key, (column, _) in varying.items() if column[i] is not None}
         distributions = {key: varying[key][1] for key in params}
@@ -39,7 +39,7 @@ def plot_sweep(jobs: Sequence[SweepJob], metric: str, direction: str, path: Path
     plot = optuna_plots.plot_slice if len(varying) == 1 else optuna_plots.plot_parallel_coordinate
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        axes = plot(study, target_name=f"{metric} ({'less' if direction == 'minimize' else 'more'} is better)")
+        axes: Any = plot(study, target_name=f"{metric} ({'less' if direction == 'minimize' else 'more'} is better)")
     axes.figure.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(axes.figure)
     return [path]

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: what each runs, what came of it, and the jobs by configuration with their seeds together."""
+"""The jobs of a sweep: what each runs, how it ended, and the ranking of configurations over their seeds."""
 
 import math
 import statistics
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # Optuna takes a second to import, which a grid need not wait
 class SweepJob:
     """One job: its choice of values, its run, and how that ended."""
 
-    choice: Choice  # what sets it apart from the others
+    choice: Choice  # the values that differ between jobs
     trial: int | None = None  # of a search
     spec: RunSpec | None = None
     fingerprint: str = ""  # of its run
@@ -35,11 +35,12 @@ class SweepJob:
 
     @property
     def name(self) -> str:
+        """The overrides of its choice."""
         return " ".join(choice_overrides(self.choice)) or "the only one"
 
 
 def grid_batches(choices: list[Choice], jobs_at_once: int) -> Iterator[list[SweepJob]]:
-    """The jobs of a grid, as many together as the launcher runs at once."""
+    """The jobs of a grid, in batches of as many as the launcher runs at once."""
     remaining = iter(choices)
     while chunk := list(islice(remaining, jobs_at_once)):
         yield [SweepJob(choice) for choice in chunk]
@@ -95,10 +96,12 @@ class ConfigurationRow:
 
     @property
     def metrics(self) -> list[float]:
+        """The metrics of the seeds that finished."""
         return [job.metric for job in self.jobs if job.status == "finished" and job.metric is not None]
 
     @property
     def mean(self) -> float:
+        """Mean over the seeds that finished."""
         return statistics.fmean(self.metrics)
 
     @property
@@ -123,6 +126,7 @@ def rank_configurations(done: list[SweepJob], direction: str) -> list[Configurat
 
 
 def sort_key(job: SweepJob, direction: str) -> tuple[bool, float]:
+    """Sorts jobs with a result first, the best at the front."""
     if job.status != "finished" or job.metric is None:
         return True, 0.0
     return False, job.metric if direction == "minimize" else -job.metric

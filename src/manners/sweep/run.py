@@ -76,7 +76,7 @@ def run_batches(
         for job in batch:
             try:
                 jobs.resolve_job(job, fixed, last)
-            except MannersError as error:  # values that are valid beside the first of the others, and not together
+            except MannersError as error:  # values that are valid with the first of the others, but not with each other
                 job.status, job.error = "failed", str(error)
                 continue
             last = job
@@ -160,6 +160,7 @@ def jobs_at_once(launcher: DictConfig) -> int:
 
 
 def format_eta(seconds: float, trained: int, left: int) -> str:
+    """The time that the remaining jobs take, at the mean duration of those that ran."""
     minutes = seconds / trained * left / 60
     return f"about {minutes:.0f} min left" if minutes >= 1 else "less than a minute left"
 

@@ -49,6 +49,7 @@ class Search:
 
     @property
     def num_remaining(self) -> int:
+        """Trials that are still to be proposed."""
         return int(self.cfg.sweep.trials) - self.num_proposed
 
     def ended(self) -> list[Choice]:

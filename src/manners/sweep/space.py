@@ -38,7 +38,8 @@ def parse_arguments(arguments: list[str]) -> list[Override]:
 
 
 def override_parser() -> OverridesParser:
-    return OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what a glob(*) matches
+    """Hydra's parser, which knows what a glob(*) matches."""
+    return OverridesParser.create(GlobalHydra.instance().config_loader())
 
 
 def read_space(arguments: list[Override], space: Any) -> tuple[list[str], list[Dimension]]:

@@ -55,7 +55,7 @@ class AsyncMLflowWriter:
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
 
-    def metrics(self, values: dict[str, float], step: int) -> None:
+    def put_metrics(self, values: dict[str, float], step: int) -> None:
         """Log the values that are new: a resumed run repeats some steps, and each is kept once."""
         new = self._new(values, step)
         if new:

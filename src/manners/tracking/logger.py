@@ -28,7 +28,7 @@ PACKAGES = ("torch", "transformers", "peft", "lightning", "mlflow", "hydra-core"
 
 
 class NullLogger:
-    """Logs nothing: one process of a distributed run logs for all."""
+    """Logs nothing, with the methods of ``MLflowLogger``: one process of a distributed run logs for all."""
 
     def log(self, metrics: dict[str, float], step: int) -> None: ...
 
@@ -57,7 +57,7 @@ class MLflowLogger:
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Log metrics of an optimizer step or iteration. ``on_metrics`` may raise Pruned."""
-        self.writer.metrics(metrics, step)
+        self.writer.put_metrics(metrics, step)
         if self.on_metrics:
             self.on_metrics(metrics, step)
 

@@ -1,4 +1,4 @@
-"""The MLflow store: whether it can be reached, and what it holds of earlier runs."""
+"""The MLflow store: whether it can be reached, its experiments, and what it has of earlier runs."""
 
 import json
 import logging
@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,10 +19,15 @@ from omegaconf import DictConfig
 
 from manners.errors import MannersError, did_you_mean
 from manners.runtime.run_dir import MODEL_DIR, STATE_FILE, RunArtifact, RunState
-from manners.tracking import ui
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+# A saved view of an experiment: by default MLflow 3 lists runs without any result.
+VIEW = "results"
+VIEW_COLUMNS = (
+    *("metrics.`after/style_accuracy`", "metrics.`after/loss`", "params.`seed`"),
+    *("tags.`manners.method`", "tags.`manners.summary`"),
+)
 
 
 def find_stage_run(cfg: DictConfig, fingerprint: str) -> RunArtifact | None:
@@ -167,9 +173,23 @@ def experiment_id(client: Any, cfg: DictConfig) -> str:
     local = urlparse(cfg.tracking.uri).scheme not in ("http", "https")
     location = (Path(cfg.output_dir) / "artifacts").resolve().as_uri() if local else None
     created = str(client.create_experiment(cfg.tracking.experiment, artifact_location=location))
-    for key, value in ui.experiment_tags(created).items():
+    for key, value in experiment_tags(created).items():
         client.set_experiment_tag(created, key, value)
     return created
+
+
+def experiment_tags(experiment_id: str) -> dict[str, str]:
+    """Tags by which MLflow's UI opens an experiment on the saved view, not on its pages for chat traces."""
+    page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
+    now, state = int(time.time() * 1000), json.dumps({"selectedColumns": VIEW_COLUMNS})
+    return {
+        "mlflow.experimentKind": "custom_model_development",
+        "mlflow.note.content": f"[Runs with their results]({page}); in each, the replies before and after training. "
+        "Over seeds: `make report`",
+        f"mlflow.sharedViewState.{VIEW}": json.dumps(
+            {"name": VIEW, "createdAt": now, "updatedAt": now, "state": state}
+        ),
+    }
 
 
 def logged_steps(client: Any, run_id: str) -> dict[str, set[int]]:

@@ -44,7 +44,8 @@ def sync_run(folder: Path, uri: str | None) -> str:
     return f"{values} values and {others} other records sent to {uri}"
 
 
-def main() -> None:
+def sync_from_command_line() -> None:
+    """The command: print what was sent, or the error."""
     parser = argparse.ArgumentParser(prog="python -m manners.tracking.sync", description=__doc__)
     parser.add_argument("folder", type=Path, help="of the run, such as outputs/runs/NAME")
     parser.add_argument("--uri", help="of the MLflow store; by default the run's own")
@@ -56,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sync_from_command_line()

@@ -206,8 +206,8 @@ def test_the_price_of_kl_follows_the_kl(kl, wanted):
 
 
 def test_the_price_settles_where_the_kl_meets_its_target():
-    """A policy whose KL is 1/β: the price must go to where that is the target, and stay."""
-    price = 1.0
+    """A policy whose KL is 1/β: the kl_coef must go to where that is the target, and stay."""
+    kl_coef = 1.0
     for _ in range(3000):
-        price = adapt_kl_coef(price, 1 / price, target=6.0, horizon=1000, episodes=64)
-    assert 1 / price == pytest.approx(6.0, rel=1e-3)
+        kl_coef = adapt_kl_coef(kl_coef, 1 / kl_coef, target=6.0, horizon=1000, episodes=64)
+    assert 1 / kl_coef == pytest.approx(6.0, rel=1e-3)

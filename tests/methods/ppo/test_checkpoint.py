@@ -1,4 +1,4 @@
-"""What a restart finds: everything or nothing."""
+"""Checkpoints: complete, written atomically, and only for the model that wrote them."""
 
 import pytest
 import torch
@@ -6,44 +6,42 @@ import torch
 from manners.methods.ppo.checkpoint import TrainerState, load_checkpoint, save_checkpoint, trainable_weights
 from manners.methods.ppo.diagnostics import WINDOW, CollapseDetector
 from manners.methods.ppo.trainer import make_optimizer
-from tests.methods.ppo.cases import policy, ppo
+from tests.methods.ppo.cases import make_policy, ppo_config
 
 
-def test_a_checkpoint_holds_all_that_a_run_remembers(small_qwen2, tmp_path):
-    """So that a restart neither warns of the same collapse again nor forgets what the replies were like at first."""
-    actor, collapse = policy(small_qwen2), CollapseDetector()
+def test_load_checkpoint_restores_state_and_weights(small_qwen2, tmp_path):
+    """The state includes the collapse detector: its first window, and the warnings given already."""
+    policy, collapse = make_policy(small_qwen2), CollapseDetector()
     for reward in range(2 * WINDOW):
-        collapse.watch(float(reward), 20.0, ["no no no no"] if reward > WINDOW else ["the cat eats a fish"])
+        collapse.update(float(reward), 20.0, ["no no no no"] if reward > WINDOW else ["the cat eats a fish"])
     assert collapse.warned and collapse.first
     state = TrainerState(0.07, 16, -0.25, 12, collapse)
-    optimizer = make_optimizer(actor, ppo())
-    before = trainable_weights(actor)
-    save_checkpoint(tmp_path, state, actor, optimizer)
+    optimizer = make_optimizer(policy, ppo_config())
+    saved = trainable_weights(policy)
+    save_checkpoint(tmp_path, state, policy, optimizer)
     with torch.no_grad():
-        actor.value_head.weight.add_(1)
-    assert load_checkpoint(tmp_path, actor, optimizer) == state
-    assert all(torch.equal(p, before[name]) for name, p in trainable_weights(actor).items())
+        policy.value_head.weight.add_(1)
+    assert load_checkpoint(tmp_path, policy, optimizer) == state
+    assert all(torch.equal(p, saved[name]) for name, p in trainable_weights(policy).items())
 
 
-def test_a_checkpoint_half_written_is_never_met(small_qwen2, tmp_path, monkeypatch):
-    class Cut(Exception):
+def test_load_checkpoint_ignores_a_half_written_file(small_qwen2, tmp_path, monkeypatch):
+    class Killed(Exception):
         pass
 
-    def die(*_):
-        raise Cut
+    def killed(*_):
+        raise Killed
 
-    with monkeypatch.context() as patch:
-        patch.setattr("manners.runtime.atomic_io.os.replace", die)  # all is written but not yet in place
-        with pytest.raises(Cut):
-            save_checkpoint(
-                tmp_path, TrainerState(0.05), policy(small_qwen2), make_optimizer(policy(small_qwen2), ppo())
-            )
-    actor = policy(small_qwen2)
-    assert load_checkpoint(tmp_path, actor, make_optimizer(actor, ppo())) is None
+    policy = make_policy(small_qwen2)
+    optimizer = make_optimizer(policy, ppo_config())
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("manners.runtime.atomic_io.os.replace", killed)  # all is written, but not in place yet
+        save_checkpoint(tmp_path, TrainerState(0.05), policy, optimizer)
+    assert load_checkpoint(tmp_path, policy, optimizer) is None
 
 
-def test_a_checkpoint_of_another_model_is_refused(small_qwen2, tmp_path):
-    lora, full = policy(small_qwen2), policy(small_qwen2, "none")
-    save_checkpoint(tmp_path, TrainerState(0.05), lora, make_optimizer(lora, ppo()))
+def test_load_checkpoint_refuses_another_model(small_qwen2, tmp_path):
+    lora, full = make_policy(small_qwen2), make_policy(small_qwen2, "none")
+    save_checkpoint(tmp_path, TrainerState(0.05), lora, make_optimizer(lora, ppo_config()))
     with pytest.raises(RuntimeError, match="another model"):
-        load_checkpoint(tmp_path, full, make_optimizer(full, ppo()))
+        load_checkpoint(tmp_path, full, make_optimizer(full, ppo_config()))

@@ -14,7 +14,7 @@ from manners.methods.ppo.loss import policy_loss, update_policy, value_loss
 from manners.methods.ppo.rollout import Rollout
 from manners.methods.ppo.trainer import make_optimizer
 from manners.models.lora import trainable_parameters
-from tests.methods.ppo.cases import early_stops, policy, ppo, rloo, rolled_out
+from tests.methods.ppo.cases import early_stops, policy, ppo, rloo, sample_rollout
 from tests.methods.ppo.test_advantages import Meeting
 
 # --- The losses ---
@@ -62,25 +62,33 @@ def test_clipped_value_loss_by_hand(new, target, wanted, slope):
 
 def case(model, tokenizer, kind="lora", critic="head"):
     """A policy that has learned a little already, its rollout, and advantages of either sign."""
-    actor = policy(model, kind, critic)
+    trained = policy(model, kind, critic)
     torch.manual_seed(3)
     with torch.no_grad():
-        for p in trainable_parameters(actor).values():
+        for p in trainable_parameters(trained).values():
             p.add_(0.05 * torch.randn_like(p))
-    rolled = rolled_out(actor, tokenizer, early_stops(tokenizer))
-    advantages, returns = (torch.randn(rolled.mask.shape) * rolled.mask for _ in range(2))
-    return actor, rolled, advantages, returns
+    batch = sample_rollout(trained, tokenizer, early_stops(tokenizer))
+    advantages, returns = (torch.randn(batch.mask.shape) * batch.mask for _ in range(2))
+    return trained, batch, advantages, returns
 
 
 def run(case, settings, process_group=None, rows=slice(None)):
-    """Update a copy of the case's actor."""
-    actor, rolled, advantages, returns = copy.deepcopy(case)
-    part = Rollout(*(getattr(rolled, name)[rows] for name in vars(rolled)))
-    optimizer = make_optimizer(actor, settings)
+    """Update a copy of the case's trained."""
+    trained, batch, advantages, returns = copy.deepcopy(case)
+    part = Rollout(*(getattr(batch, name)[rows] for name in vars(batch)))
+    optimizer = make_optimizer(trained, settings)
     done = update_policy(
-        actor, optimizer, part, advantages[rows], returns[rows], settings, random.Random(0), 0, process_group or ProcessGroup()
+        trained,
+        optimizer,
+        part,
+        advantages[rows],
+        returns[rows],
+        settings,
+        random.Random(0),
+        0,
+        process_group or ProcessGroup(),
     )
-    return actor, done
+    return trained, done
 
 
 def changes(before, after):
@@ -102,8 +110,8 @@ def once(**changes):
 
 def gradient(case, settings, process_group=None, rows=slice(None)):
     """What the last minibatch left in the weights' gradients."""
-    actor, _ = run(case, settings, process_group, rows)
-    return torch.cat([p.grad.flatten() for p in trainable_parameters(actor).values() if p.grad is not None])
+    trained, _ = run(case, settings, process_group, rows)
+    return torch.cat([p.grad.flatten() for p in trainable_parameters(trained).values() if p.grad is not None])
 
 
 @pytest.mark.parametrize("critic", ["head", "adapter"])
@@ -120,7 +128,7 @@ def test_nor_do_the_weights_after_several_epochs_of_minibatches(small_qwen2, tok
     (few, a), (many, b) = (run(start, ppo(microbatch_tokens=n)) for n in (10**6, 64))
     assert apart(start[0], few) > 1e-3
     assert apart(few, many) < 1e-4
-    assert a.steps == b.steps == 4 * 2
+    assert a.optimizer_steps == b.optimizer_steps == 4 * 2
     assert a.metrics == pytest.approx(b.metrics, rel=1e-3, abs=1e-4)
 
 
@@ -149,18 +157,18 @@ def test_gradient_checkpointing_spares_memory_and_changes_nothing(small_qwen2, t
 
 def test_the_gradient_is_that_of_the_mean_over_all_tokens(small_qwen2, tokenizer):
     """Written with the plain model's logits, reply by reply. At a ratio of 1 that of the surrogate is −A ∇ log π."""
-    actor, rolled, advantages, returns = start = case(small_qwen2, tokenizer)
+    trained, batch, advantages, returns = start = case(small_qwen2, tokenizer)
     settings = once(vf_coef=0.3, cliprange_value=1e6, temperature=0.8)
     found = gradient(start, settings)
     total = 0.0
-    for row, (prompt, reply) in enumerate(zip(rolled.prompt_ids, rolled.reply_ids, strict=True)):
+    for row, (prompt, reply) in enumerate(zip(batch.prompt_ids, batch.reply_ids, strict=True)):
         at, n = slice(len(prompt) - 1, len(prompt) + len(reply) - 1), len(reply)
-        out = actor.model(torch.tensor([prompt + reply]), output_hidden_states=True)
+        out = trained.model(torch.tensor([prompt + reply]), output_hidden_states=True)
         logprobs = torch.log_softmax(out.logits[0, at] / 0.8, -1)[range(n), reply]
-        values = actor.value_head(out.hidden_states[-1][0, at])[:, 0]
+        values = trained.value_head(out.hidden_states[-1][0, at])[:, 0]
         total = total - (advantages[row, :n] * logprobs).sum() + 0.3 * 0.5 * ((values - returns[row, :n]) ** 2).sum()
-    (total / sum(map(len, rolled.reply_ids))).backward()
-    wanted = torch.cat([p.grad.flatten() for p in trainable_parameters(actor).values()])
+    (total / sum(map(len, batch.reply_ids))).backward()
+    wanted = torch.cat([p.grad.flatten() for p in trainable_parameters(trained).values()])
     assert (found - wanted).norm() < 1e-4 * wanted.norm()
 
 
@@ -189,78 +197,78 @@ def test_target_kl_ends_the_update_before_the_policy_goes_further(small_qwen2, t
     start = case(small_qwen2, tokenizer)
     far = {"learning_rate": 3e-2, "num_mini_batches": 4, "num_ppo_epochs": 3}
     _, whole = run(start, ppo(**far))
-    assert (whole.steps, whole.stopped) == (12, False)
+    assert (whole.optimizer_steps, whole.stopped_early) == (12, False)
     stopped_at, done = run(start, ppo(**far, target_kl=0.02))
-    assert done.stopped and 1 <= done.steps < 12
+    assert done.stopped_early and 1 <= done.optimizer_steps < 12
     assert done.metrics["policy/approxkl_avg"] <= 0.02
     never, still = run(start, ppo(**far, target_kl=1e9))
-    assert not still.stopped and apart(never, stopped_at) > 1e-3
+    assert not still.stopped_early and apart(never, stopped_at) > 1e-3
 
 
 def test_the_entropy_bonus_makes_the_policy_less_sure(small_qwen2, tokenizer):
     start = case(small_qwen2, tokenizer)
-    actor, rolled, *_ = start
-    nothing = torch.zeros(rolled.mask.shape)
+    trained, batch, *_ = start
+    nothing = torch.zeros(batch.mask.shape)
 
     def entropy_after(coef):
         settings = ppo(learning_rate=1e-3, entropy_coef=coef, vf_coef=0.0)
-        trained, _ = run((actor, rolled, nothing, nothing), settings)
-        trained.eval()
-        again = rolled_out_like(trained, rolled)
+        updated, _ = run((trained, batch, nothing, nothing), settings)
+        updated.eval()
+        again = rolled_out_like(updated, batch)
         return float(again.entropy[again.mask].mean())
 
     none, more = entropy_after(0.0), entropy_after(1.0)
-    assert none == pytest.approx(float(rolled.entropy[rolled.mask].mean()), abs=1e-5)
+    assert none == pytest.approx(float(batch.entropy[batch.mask].mean()), abs=1e-5)
     assert more > none + 1e-3
 
 
-def rolled_out_like(actor, rolled):
+def rolled_out_like(trained, batch):
     """The same replies, read by another policy."""
-    from manners.methods.ppo.rollout import micro_batches, scatter_tokens
+    from manners.methods.ppo.rollout import microbatches, scatter_tokens
 
-    again = copy.deepcopy(rolled)
+    again = copy.deepcopy(batch)
     with torch.no_grad():
-        for part in micro_batches(again, list(range(len(again.texts))), 10**6, 0):
-            judged = actor.judge(part.ids, part.chosen, 0.8)
+        for part in microbatches(again, list(range(len(again.texts))), 10**6, 0):
+            judged = trained.forward(part.ids, part.response_mask, 0.8)
             scatter_tokens(again.entropy, judged.entropy, part.rows, again.mask)
             scatter_tokens(again.logprobs, judged.logprobs, part.rows, again.mask)
     return again
 
 
 def test_good_tokens_grow_likelier_and_bad_ones_rarer(small_qwen2, tokenizer):
-    actor, rolled, *_ = case(small_qwen2, tokenizer)
-    good = torch.zeros(rolled.mask.shape)
+    trained, batch, *_ = case(small_qwen2, tokenizer)
+    good = torch.zeros(batch.mask.shape)
     good[:4], good[4:] = 1.0, -1.0
-    trained, _ = run((actor, rolled, good * rolled.mask, torch.zeros_like(good)), ppo(learning_rate=3e-3, vf_coef=0.0))
-    moved = (rolled_out_like(trained, rolled).logprobs - rolled.logprobs)[rolled.mask]
-    assert moved[good[rolled.mask] > 0].mean() > 0 > moved[good[rolled.mask] < 0].mean()
+    trained, _ = run((trained, batch, good * batch.mask, torch.zeros_like(good)), ppo(learning_rate=3e-3, vf_coef=0.0))
+    moved = (rolled_out_like(trained, batch).logprobs - batch.logprobs)[batch.mask]
+    assert moved[good[batch.mask] > 0].mean() > 0 > moved[good[batch.mask] < 0].mean()
 
 
 @pytest.mark.parametrize("broken", ["advantages", "weights"])
 def test_a_number_that_breaks_is_told_before_it_reaches_the_weights(small_qwen2, tokenizer, broken):
-    actor, rolled, advantages, returns = case(small_qwen2, tokenizer)
+    trained, batch, advantages, returns = case(small_qwen2, tokenizer)
     if broken == "advantages":
         advantages[0, 0] = math.nan
     else:
-        actor.value_head.weight.data[0, 0] = math.inf
-    optimizer = make_optimizer(actor, ppo())
-    before = {n: p.detach().clone() for n, p in trainable_parameters(actor).items()}
-    with pytest.raises(FloatingPointError, match="no finite number"):
-        update_policy(actor, optimizer, rolled, advantages, returns, once(), random.Random(0), 0, ProcessGroup())
-    assert all(torch.equal(p, before[n]) for n, p in trainable_parameters(actor).items())
+        trained.value_head.weight.data[0, 0] = math.inf
+    optimizer = make_optimizer(trained, ppo())
+    before = {n: p.detach().clone() for n, p in trainable_parameters(trained).items()}
+    with pytest.raises(FloatingPointError, match="is not finite"):
+        update_policy(trained, optimizer, batch, advantages, returns, once(), random.Random(0), 0, ProcessGroup())
+    assert all(torch.equal(p, before[n]) for n, p in trainable_parameters(trained).items())
 
 
 def test_the_critic_learns_at_a_rate_of_its_own_and_rloo_has_none(small_qwen2):
     for critic in ("head", "adapter"):
-        actor = policy(small_qwen2, critic=critic)
-        optimizer = make_optimizer(actor, ppo(learning_rate=1e-4, value_learning_rate=1e-2))
-        names = {id(p): n for n, p in actor.named_parameters()}
+        trained = policy(small_qwen2, critic=critic)
+        optimizer = make_optimizer(trained, ppo(learning_rate=1e-4, value_learning_rate=1e-2))
+        names = {id(p): n for n, p in trained.named_parameters()}
         first, second = ([names[id(p)] for p in g["params"]] for g in optimizer.param_groups)
         assert [g["lr"] for g in optimizer.param_groups] == [1e-4, 1e-2]
         assert all(".default." in n for n in first) and len(first) == 28
         assert len(second) == (2 if critic == "head" else 30)
-    actor = policy(small_qwen2, critic="none")
-    [group] = make_optimizer(actor, rloo()).param_groups
+    trained = policy(small_qwen2, critic="none")
+    [group] = make_optimizer(trained, rloo()).param_groups
     assert len(group["params"]) == 28
 
 
@@ -289,10 +297,10 @@ def test_two_processes_do_what_one_would(small_qwen2, tokenizer, minibatches):
     assert all(torch.equal(p, trainable_parameters(second)[n]) for n, p in trainable_parameters(first).items())
     assert apart(alone, first) < 1e-4
     assert a.metrics == b.metrics == pytest.approx(told.metrics, rel=1e-3, abs=1e-4)
-    assert a.steps == told.steps
+    assert a.optimizer_steps == told.optimizer_steps
 
 
 def test_a_share_of_the_rows_is_a_run_of_neighbours():
     worlds = [ProcessGroup(rank, 2) for rank in (0, 1)]
-    assert [w.mine(list("abcdef")) for w in worlds] == [["a", "b", "c"], ["d", "e", "f"]]
-    assert [w.local([5, 0, 3, 2], 3) for w in worlds] == [[0, 2], [2, 0]]
+    assert [w.shard(list("abcdef")) for w in worlds] == [["a", "b", "c"], ["d", "e", "f"]]
+    assert [w.local_indices([5, 0, 3, 2], 3) for w in worlds] == [[0, 2], [2, 0]]

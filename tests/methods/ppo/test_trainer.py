@@ -22,7 +22,16 @@ from manners.methods.ppo.trainer import (
 )
 from manners.rewards.combine import RewardComponent
 from manners.runtime.signals import ShutdownRequested
-from tests.methods.ppo.cases import early_stops, liked, policy, ppo, prompts, rloo, rolled_out, share_of
+from tests.methods.ppo.cases import (
+    early_stops,
+    preferred_tokens,
+    policy,
+    ppo,
+    prompts,
+    rloo,
+    sample_rollout,
+    preferred_share,
+)
 
 CRITICS = {"ppo": "head", "rloo": "none"}
 HELD_OUT = 100  # the number of the first held-out prompt
@@ -37,23 +46,23 @@ class Run:
 
     def __init__(self, model, tokenizer, settings, folder, parts=None, cut=None, kind="lora", critic=None):
         self.metrics, self.tables, self.said, self.seen = {}, {}, [], {}
-        self.actor = policy(model, kind, critic or CRITICS[settings.name])
+        self.trained = policy(model, kind, critic or CRITICS[settings.name])
         self.cut = cut
         folder.mkdir(exist_ok=True)
-        self.num_targets = None
-        stops, parts = early_stops(tokenizer), parts or share_of(liked(model))
-        game = PPOTrainer(self.actor, tokenizer, stops, parts, settings, seed=3, process_group=ProcessGroup())
+        self.result = None
+        stops, parts = early_stops(tokenizer), parts or preferred_share(preferred_tokens(model))
+        trainer = PPOTrainer(self.trained, tokenizer, stops, parts, settings, seed=3, process_group=ProcessGroup())
         asked = prompts(12), prompts(5, HELD_OUT)
-        self.go = lambda: train_ppo(game, *asked, folder, self.log, self.table, self.said.append)
+        self.go = lambda: train_ppo(trainer, *asked, folder, self.log, self.table, self.said.append)
 
     def __call__(self):
-        self.num_targets = self.go()
+        self.result = self.go()
         return self
 
     def log(self, metrics, step):
         self.metrics |= {(name, step): value for name, value in metrics.items()}
         if "eval/scores" in metrics:
-            self.seen[step] = trainable_weights(self.actor)
+            self.seen[step] = trainable_weights(self.trained)
         elif step == self.cut:
             raise Cut
 
@@ -80,18 +89,19 @@ def test_the_reward_rises(small_qwen2, tokenizer, tmp_path, make):
     run = Run(small_qwen2, tokenizer, settings, tmp_path)()
     rewards = run.of("objective/scores")
     assert len(rewards) == 15
-    assert 0.35 < rewards[0] < 0.65  # half of the tokens are liked
+    assert 0.35 < rewards[0] < 0.65  # half of the tokens are preferred_tokens
     assert sum(rewards[-3:]) / 3 > rewards[0] + 0.2
     before, after = run.of("eval/scores")
     assert after > before + 0.2
-    assert run.num_targets.best_reward == after
+    assert run.result.best_reward == after
     assert max(abs(r - 1) for r in run.of("val/ratio_first")) < 1e-5
 
 
 def test_a_price_on_kl_holds_the_policy_back(small_qwen2, tokenizer, tmp_path):
     same_run = {"total_episodes": 8 * 32, "batch_size": 32, "learning_rate": 1e-2}
     free, held = (
-        Run(small_qwen2, tokenizer, ppo(**same_run, kl_coef=price), tmp_path / str(price))() for price in (0.0, 2.0)
+        Run(small_qwen2, tokenizer, ppo(**same_run, kl_coef=kl_coef), tmp_path / str(kl_coef))()
+        for kl_coef in (0.0, 2.0)
     )
     assert free.of("objective/kl")[0] == held.of("objective/kl")[0] == 0.0  # no step was taken yet
     assert 0 < held.of("objective/kl_k3")[-1] < 0.5 * free.of("objective/kl_k3")[-1]
@@ -121,8 +131,8 @@ CASES = [
 def test_cut_off_and_started_again(small_qwen2, tokenizer, tmp_path, make, kind, critic, cuts):
     settings = resumable(make)
     whole = Run(small_qwen2, tokenizer, settings, tmp_path / "whole", kind=kind, critic=critic)()
-    assert whole.num_targets.resumed_from == 0
-    assert len(set(whole.of("objective/kl_coef"))) == 7  # the price does adapt
+    assert whole.result.resumed_from == 0
+    assert len(set(whole.of("objective/kl_coef"))) == 7  # the kl_coef does adapt
     assert len(whole.tables) == 3 and all(len(rows) == 3 for rows in whole.tables.values())
     for cut in cuts:
         folder = tmp_path / f"cut{cut}"
@@ -130,17 +140,17 @@ def test_cut_off_and_started_again(small_qwen2, tokenizer, tmp_path, make, kind,
         with pytest.raises(Cut):
             first()
         again = Run(small_qwen2, tokenizer, settings, folder, kind=kind, critic=critic)()
-        assert again.num_targets.resumed_from == (cut - 1) // 2 * 2
+        assert again.result.resumed_from == (cut - 1) // 2 * 2
         assert (folder / LAST).exists()
-        assert same(trainable_weights(again.actor), trainable_weights(whole.actor))
+        assert same(trainable_weights(again.trained), trainable_weights(whole.trained))
         assert first.metrics | again.metrics == whole.metrics
-        assert {k: v for k, v in whole.metrics.items() if k[1] > again.num_targets.resumed_from}.items() <= (
+        assert {k: v for k, v in whole.metrics.items() if k[1] > again.result.resumed_from}.items() <= (
             again.metrics.items()
         )
         assert first.tables | again.tables == whole.tables
-        assert (again.num_targets.best_iteration, again.num_targets.best_reward) == (
-            whole.num_targets.best_iteration,
-            whole.num_targets.best_reward,
+        assert (again.result.best_iteration, again.result.best_reward) == (
+            whole.result.best_iteration,
+            whole.result.best_reward,
         )
     # What is bitwise the same is not so because nothing moved.
     assert not same(whole.seen[0], whole.seen[7])
@@ -151,7 +161,7 @@ def test_told_to_stop_it_saves_and_goes_on(small_qwen2, tokenizer, tmp_path, whe
     """While the fifth iteration is scored, which then has changed nothing; and in the third, evaluated to its end."""
     settings = resumable(ppo, save_steps=100)
     whole = Run(small_qwen2, tokenizer, settings, tmp_path / "whole")()
-    (pay,) = share_of(liked(small_qwen2)).values()
+    (pay,) = preferred_share(preferred_tokens(small_qwen2)).values()
     scored = []
 
     def told(*args, **columns):
@@ -164,8 +174,8 @@ def test_told_to_stop_it_saves_and_goes_on(small_qwen2, tokenizer, tmp_path, whe
     with pytest.raises(ShutdownRequested):
         first()
     again = Run(small_qwen2, tokenizer, settings, tmp_path / "cut")()
-    assert again.num_targets.resumed_from == saved
-    assert same(trainable_weights(again.actor), trainable_weights(whole.actor))
+    assert again.result.resumed_from == saved
+    assert same(trainable_weights(again.trained), trainable_weights(whole.trained))
     assert (first.metrics | again.metrics).keys() == whole.metrics.keys()
 
 
@@ -174,8 +184,8 @@ def test_a_finished_run_started_again_is_as_it_was(small_qwen2, tokenizer, tmp_p
     whole = Run(small_qwen2, tokenizer, settings, tmp_path)()
     again = Run(small_qwen2, tokenizer, settings, tmp_path)()
     assert again.metrics == {}
-    assert same(trainable_weights(again.actor), trainable_weights(whole.actor))
-    assert again.num_targets.best_reward == whole.num_targets.best_reward
+    assert same(trainable_weights(again.trained), trainable_weights(whole.trained))
+    assert again.result.best_reward == whole.result.best_reward
 
 
 # --- What it keeps ---
@@ -184,15 +194,15 @@ def test_a_finished_run_started_again_is_as_it_was(small_qwen2, tokenizer, tmp_p
 def test_the_weights_that_scored_best_on_held_out_prompts_are_kept(small_qwen2, tokenizer, tmp_path):
     """A judge that likes the replies of the second evaluation best, whatever they are."""
     marks = iter([0.1, 0.9, 0.4, 0.2])
-    share = share_of(liked(small_qwen2))["share"].function
+    share = preferred_share(preferred_tokens(small_qwen2))["share"].function
 
     def judge(number, **columns):
         return [next(marks)] * len(number) if number[0] >= HELD_OUT else share(**columns)
 
     run = Run(small_qwen2, tokenizer, resumable(ppo), tmp_path, {"judge": RewardComponent(1.0, judge)})()
     assert run.of("eval/scores") == pytest.approx([0.1, 0.9, 0.4, 0.2])
-    assert (run.num_targets.best_iteration, run.num_targets.best_reward) == (3, pytest.approx(0.9))
-    assert same(trainable_weights(run.actor), run.seen[3])
+    assert (run.result.best_iteration, run.result.best_reward) == (3, pytest.approx(0.9))
+    assert same(trainable_weights(run.trained), run.seen[3])
 
 
 def test_metrics_have_trls_names_and_agree_with_each_other(small_qwen2, tokenizer, tmp_path):
@@ -202,11 +212,11 @@ def test_metrics_have_trls_names_and_agree_with_each_other(small_qwen2, tokenize
         assert at["objective/rlhf_reward"] == pytest.approx(at["objective/scores"] + at["objective/non_score_reward"])
         assert at["objective/non_score_reward"] == pytest.approx(-at["objective/kl_coef"] * at["objective/kl"])
         assert at["objective/kl"] == at["objective/kl_k1"]
-        assert at["objective/scores"] == pytest.approx(at["reward/share"] - 0.5 * (1 - at["objective/ended"]))
-        assert at["val/num_eos_tokens"] == pytest.approx(8 * at["objective/ended"])
+        assert at["objective/scores"] == pytest.approx(at["reward/share"] - 0.5 * (1 - at["objective/eos_rate"]))
+        assert at["val/num_eos_tokens"] == pytest.approx(8 * at["objective/eos_rate"])
         assert at["episode"] == 8 * step
         assert at["policy/optimizer_steps"] == 2 * 2
-    assert run.of("lr") == pytest.approx([5e-3 * (1 - i / 7) for i in range(7)])
+    assert run.of("train/learning_rate") == pytest.approx([5e-3 * (1 - i / 7) for i in range(7)])
     assert all(math.isfinite(v) for v in run.metrics.values())
 
 
@@ -230,7 +240,7 @@ def test_a_reward_that_is_no_number_ends_the_run_in_words(small_qwen2, tokenizer
 
 
 def test_a_loss_that_breaks_leaves_the_last_checkpoint_to_go_on_from(small_qwen2, tokenizer, tmp_path):
-    share = share_of(liked(small_qwen2))["share"].function
+    share = preferred_share(preferred_tokens(small_qwen2))["share"].function
     calls = []
 
     def huge(number, **columns):
@@ -241,11 +251,11 @@ def test_a_loss_that_breaks_leaves_the_last_checkpoint_to_go_on_from(small_qwen2
     with pytest.raises(MannersError, match="iteration 4: "):
         Run(small_qwen2, tokenizer, resumable(ppo), tmp_path / "cut", {"share": RewardComponent(1.0, huge)})()
     again = Run(small_qwen2, tokenizer, resumable(ppo), tmp_path / "cut")()
-    assert again.num_targets.resumed_from == 2
-    assert same(trainable_weights(again.actor), trainable_weights(whole.actor))
+    assert again.result.resumed_from == 2
+    assert same(trainable_weights(again.trained), trainable_weights(whole.trained))
 
 
-# --- Prompts, draws, scores ---
+# --- Prompts, uniforms, scores ---
 
 
 def test_every_prompt_is_asked_once_in_an_epoch():
@@ -277,30 +287,30 @@ def test_each_iteration_and_seed_has_draws_of_its_own():
 
 
 def test_scores_are_clipped_and_replies_without_an_end_pay_by_hand(small_qwen2, tokenizer):
-    rolled = rolled_out(policy(small_qwen2), tokenizer, early_stops(tokenizer), count=4)
-    rolled.ended = torch.tensor([True, False, True, False])
+    batch = sample_rollout(policy(small_qwen2), tokenizer, early_stops(tokenizer), count=4)
+    batch.has_eos = torch.tensor([True, False, True, False])
     parts = {
         "a": RewardComponent(2.0, lambda **_: [0.2, 0.4, 5.0, -9.0]),
         "b": RewardComponent(1.0, lambda **_: [0.1, 0.1, 0.1, 0.1]),
     }
-    scores, by_part = score_replies(rolled, parts, ppo(reward_clip=1.5, missing_eos_penalty=0.3))
+    scores, by_part = score_replies(batch, parts, ppo(reward_clip=1.5, missing_eos_penalty=0.3))
     assert scores.tolist() == pytest.approx([0.5, 0.9 - 0.3, 1.5, -1.5 - 0.3])
     assert by_part == {"a": [0.2, 0.4, 5.0, -9.0], "b": [0.1, 0.1, 0.1, 0.1]}
-    scores, _ = score_replies(rolled, parts, ppo(missing_eos_penalty=1.0))
+    scores, _ = score_replies(batch, parts, ppo(missing_eos_penalty=1.0))
     assert scores.tolist() == pytest.approx([0.5, 0.9 - 1, 10.1, -17.9 - 1])
 
 
 def test_rloo_credits_every_token_with_what_its_reply_has_over_its_siblings(small_qwen2, tokenizer):
-    """Before whitening: the score less the price of the reply's KL, less the siblings' mean."""
-    rolled = rolled_out(policy(small_qwen2), tokenizer, early_stops(tokenizer))
-    rolled.ref_logprobs = torch.where(rolled.mask, rolled.logprobs - 0.1, 0.0)  # k1 is 0.1 a token
+    """Before whitening: the score less the kl_coef of the reply's KL, less the siblings' mean."""
+    batch = sample_rollout(policy(small_qwen2), tokenizer, early_stops(tokenizer))
+    batch.ref_logprobs = torch.where(batch.mask, batch.logprobs - 0.1, 0.0)  # k1 is 0.1 a token
     scores = torch.tensor([1.0, 2.0, 3.0, 6.0, 0.0, 0.0, 0.0, 4.0])
-    advantages, returns, kl = compute_advantages(rolled, scores, rloo(num_generations=4), 0.5, ProcessGroup())
+    advantages, returns, kl = compute_advantages(batch, scores, rloo(num_generations=4), 0.5, ProcessGroup())
     assert not returns.any()
-    lengths = rolled.mask.sum(1)
+    lengths = batch.mask.sum(1)
     assert torch.allclose(kl.sum(1), 0.1 * lengths, atol=1e-4)
     paid = (scores - 0.5 * 0.1 * lengths).tolist()
     raw = [paid[i] - sum(paid[j] for j in range(i // 4 * 4, i // 4 * 4 + 4) if j != i) / 3 for i in range(8)]
     tokens = torch.tensor([a for a, n in zip(raw, lengths.tolist(), strict=True) for _ in range(n)]).double()
     wanted = (tokens - tokens.mean()) / tokens.std() + tokens.mean()
-    assert torch.allclose(advantages[rolled.mask].double(), wanted, atol=1e-4)
+    assert torch.allclose(advantages[batch.mask].double(), wanted, atol=1e-4)

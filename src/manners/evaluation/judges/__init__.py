@@ -1,1 +1,1 @@
-"""Who decides whether a reply has the right style."""
+"""Classifiers of the style of a reply."""

@@ -7,7 +7,7 @@ import mlflow
 import pytest
 from omegaconf import OmegaConf
 
-from manners.tracking import logger, store, ui
+from manners.tracking import logger, store
 from tests.configs import changed
 
 
@@ -18,9 +18,9 @@ def test_new_experiment_has_a_view_with_columns_that_runs_have(tmp_path):
     assert store.experiment_id(client, cfg) == experiment_id
     tags = client.get_experiment(experiment_id).tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
-    page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={ui.VIEW}"
+    page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={store.VIEW}"
     assert page in tags["mlflow.note.content"]
-    view = json.loads(tags[f"mlflow.sharedViewState.{ui.VIEW}"])
+    view = json.loads(tags[f"mlflow.sharedViewState.{store.VIEW}"])
     assert isinstance(view["createdAt"], int)
     columns = json.loads(view["state"])["selectedColumns"]
     params = logger.flatten_params(OmegaConf.to_container(cfg))
@@ -30,7 +30,7 @@ def test_new_experiment_has_a_view_with_columns_that_runs_have(tmp_path):
 def test_view_columns_are_metrics_of_the_evaluation():
     from manners.evaluation.evaluate import EvalResult
 
-    columns = {c.split("`")[1].removeprefix("after/") for c in ui.COLUMNS if c.startswith("metrics.")}
+    columns = {c.split("`")[1].removeprefix("after/") for c in store.VIEW_COLUMNS if c.startswith("metrics.")}
     assert columns <= {f.name for f in fields(EvalResult)}
 
 
