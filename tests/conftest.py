@@ -13,7 +13,7 @@ import pytest
 # The slow files go first, so that no worker is left alone with one of them at the end.
 LONG = (
     *("test_reward_runs", "test_run", "test_ppo_run", "test_ppo_variants", "test_dpo_run", "test_evaluate"),
-    *("test_experiments", "test_default_run", "test_exam", "test_trainer", "test_folder"),
+    *("test_experiments", "test_default_run", "test_exam", "test_trainer", "test_ppo_resume", "test_folder"),
 )
 
 

@@ -1,4 +1,4 @@
-"""Small random checkpoints with lively adapters, saved as runs save them, and what chat.py makes of them."""
+"""Small random checkpoints with non-zero adapters, saved as runs save them."""
 
 from pathlib import Path
 
@@ -13,19 +13,19 @@ from manners.runtime.run_dir import CONFIG_FILE, RunArtifact
 from tests.families import language_model
 
 
-def base(folder: Path, family: str = "qwen2", seed: int = 0, **changes) -> Path:
-    """A model with the tiny base's tokenizer. It reads 256 tokens."""
-    tokenizer, at = load_tokenizer("tiny"), folder / f"base-{family}-{seed}"
-    reads = {"n_positions" if family == "gpt2" else "max_position_embeddings": 256}
+def base(folder: Path, family: str = "qwen2", seed: int = 0, **overrides) -> Path:
+    """A model with the tiny base's tokenizer. Its context is 256 tokens."""
+    tokenizer, path = load_tokenizer("tiny"), folder / f"base-{family}-{seed}"
+    context = {"n_positions" if family == "gpt2" else "max_position_embeddings": 256}
     stops = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    model = language_model(family, seed, vocab_size=len(tokenizer), **(reads | stops | changes))
-    model.save_pretrained(at)
-    tokenizer.save_pretrained(at)
-    return at
+    model = language_model(family, seed, vocab_size=len(tokenizer), **(context | stops | overrides))
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
 
 
 def adapter(base_folder: Path, folder: Path, seed: int = 1, **settings) -> Path:
-    """A LoRA on the model in ``base_folder`` that changes it a lot."""
+    """A LoRA on the model in ``base_folder`` with a large update."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -42,7 +42,7 @@ def adapter(base_folder: Path, folder: Path, seed: int = 1, **settings) -> Path:
 
 
 def trained(base_folder: Path, folder: Path) -> ModelRef:
-    """A run of full fine-tuning: the model in ``base_folder``, every weight changed."""
+    """A run of full fine-tuning: the model in ``base_folder``, with every weight changed."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(2)
@@ -52,12 +52,12 @@ def trained(base_folder: Path, folder: Path) -> ModelRef:
             p.add_(0.1 * torch.randn_like(p))
     model.save_pretrained(folder)
     load_tokenizer(str(base_folder)).save_pretrained(folder)
-    made_by = {
+    train_cfg = {
         "method": {"name": "sft"},
         "model": {"name": str(base_folder), "revision": None, "chat_template": "native"},
         "adapter": {"kind": "none", "quantization": "none"},
     }
-    OmegaConf.save(OmegaConf.create(made_by), folder / CONFIG_FILE)
+    OmegaConf.save(OmegaConf.create(train_cfg), folder / CONFIG_FILE)
     return make_ref(folder)
 
 

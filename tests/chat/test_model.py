@@ -1,4 +1,4 @@
-"""The dial against peft and against weights merged by hand."""
+"""The adapter scale against peft and against weights merged by hand."""
 
 import json
 
@@ -24,28 +24,31 @@ def logits(model, ids=IDS):
     return model(ids).logits
 
 
-def by_peft(base_folder, folder):
+def with_peft(base_folder, folder):
     return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), folder).eval()
 
 
-def merged(base_folder, folder, share):
-    """The base with ``share`` of ``alpha / r · BA`` added to its weights, written as the paper has it."""
+def merged(base_folder, folder, scale):
+    """The base with ``scale * alpha / r * B A`` added to its weights, as in the LoRA paper."""
     model = AutoModelForCausalLM.from_pretrained(base_folder).eval()
     settings = json.loads((folder / "adapter_config.json").read_text())
     weights = load_file(folder / "adapter_model.safetensors")
-    for name, down in weights.items():
+    for name, lora_a in weights.items():
         if ".lora_A." in name:
-            update = settings["lora_alpha"] / settings["r"] * weights[name.replace("lora_A", "lora_B")] @ down
+            update = settings["lora_alpha"] / settings["r"] * weights[name.replace("lora_A", "lora_B")] @ lora_a
             layer = model.get_submodule(name.removeprefix("base_model.model.").split(".lora_A")[0])
-            layer.weight.data += share * (update.T if isinstance(layer, Conv1D) else update)
+            layer.weight.data += scale * (update.T if isinstance(layer, Conv1D) else update)
     return model
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
-def test_strength_0_is_the_base_and_1_the_trained_model_to_the_bit_however_it_was_turned(tmp_path, family):
+def test_scale_0_is_base_and_1_is_peft_bit_for_bit(tmp_path, family):
     base_folder = checkpoints.base(tmp_path, family)
     folder = checkpoints.adapter(base_folder, tmp_path / "run")
-    before, after = logits(AutoModelForCausalLM.from_pretrained(base_folder).eval()), logits(by_peft(base_folder, folder))
+    before, after = (
+        logits(AutoModelForCausalLM.from_pretrained(base_folder).eval()),
+        logits(with_peft(base_folder, folder)),
+    )
     assert (before - after).abs().max() > 0.1
     chat_model = checkpoints.load(folder)
     assert torch.equal(logits(chat_model.model), after)
@@ -58,26 +61,26 @@ def test_strength_0_is_the_base_and_1_the_trained_model_to_the_bit_however_it_wa
 
 @pytest.mark.parametrize("scale", [0.5, -1, 2])
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
-def test_between_and_beyond_it_is_that_share_of_the_update(tmp_path, family, scale):
+def test_set_scale_multiplies_the_lora_update(tmp_path, family, scale):
     base_folder = checkpoints.base(tmp_path, family)
     folder = checkpoints.adapter(base_folder, tmp_path / "run")
     chat_model = checkpoints.load(folder)
     chat_model.set_scale(scale)
     by_hand = logits(merged(base_folder, folder, scale))
     assert torch.allclose(logits(chat_model.model), by_hand, atol=2e-4)
-    assert (logits(by_peft(base_folder, folder)) - by_hand).abs().max() > 0.1
+    assert (logits(with_peft(base_folder, folder)) - by_hand).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("settings", [{"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}])
-def test_other_scales_and_ranks_are_read_as_peft_reads_them(tmp_path, settings):
+def test_scale_lora_reads_rslora_and_rank_pattern_like_peft(tmp_path, settings):
     base_folder = checkpoints.base(tmp_path)
     folder = checkpoints.adapter(base_folder, tmp_path / "run", **settings)
-    assert torch.equal(logits(checkpoints.load(folder).model), logits(by_peft(base_folder, folder)))
+    assert torch.equal(logits(checkpoints.load(folder).model), logits(with_peft(base_folder, folder)))
 
 
 @pytest.mark.parametrize("family, tied", [("qwen2", True), ("qwen2", False), ("gpt2", True)])
-def test_tokens_that_were_added_have_their_embeddings(tmp_path, family, tied):
-    """As peft loads them; at 0 they are what they were before they were trained."""
+def test_scale_lora_restores_added_token_embeddings(tmp_path, family, tied):
+    """At scale 1 as peft loads them, at 0 as before training."""
     base_folder = checkpoints.base(tmp_path, family, tie_word_embeddings=tied)
     tokenizer = load_tokenizer(str(base_folder), added_tokens=["<|end|>"])
     new, model = tokenizer.convert_tokens_to_ids("<|end|>"), AutoModelForCausalLM.from_pretrained(base_folder)
@@ -90,17 +93,19 @@ def test_tokens_that_were_added_have_their_embeddings(tmp_path, family, tied):
     model.save_pretrained(tmp_path / "run")
     tokenizer.save_pretrained(tmp_path / "run")
     ids = torch.tensor([[5, new, 99]])
-    again = lora.load_adapter(AutoModelForCausalLM.from_pretrained(base_folder), tmp_path / "run", tokenizer)
+    with_peft_adapter = lora.load_adapter(
+        AutoModelForCausalLM.from_pretrained(base_folder), tmp_path / "run", tokenizer
+    )
     chat_model = checkpoints.load(tmp_path / "run")
     chat_model.set_scale(-1)
     chat_model.set_scale(1)
-    assert torch.equal(logits(chat_model.model, ids), logits(again, ids))
+    assert torch.equal(logits(chat_model.model, ids), logits(with_peft_adapter, ids))
     chat_model.set_scale(0)
-    with again.disable_adapter():
-        assert torch.equal(logits(chat_model.model, ids), logits(again, ids))
+    with with_peft_adapter.disable_adapter():
+        assert torch.equal(logits(chat_model.model, ids), logits(with_peft_adapter, ids))
 
 
-def test_after_full_fine_tuning_the_weights_are_interpolated(tmp_path):
+def test_set_scale_interpolates_fully_fine_tuned_weights(tmp_path):
     base_folder = checkpoints.base(tmp_path)
     run = checkpoints.trained(base_folder, tmp_path / "run")
     before, after = (AutoModelForCausalLM.from_pretrained(f).eval() for f in (base_folder, tmp_path / "run"))
@@ -114,21 +119,21 @@ def test_after_full_fine_tuning_the_weights_are_interpolated(tmp_path):
         assert torch.allclose(ours, (one + two) / 2, atol=1e-6)
 
 
-def test_what_is_more_than_a_plain_lora_is_refused(tmp_path):
+def test_check_plain_lora_rejects_dora(tmp_path):
     base_folder = checkpoints.base(tmp_path)
     folder = checkpoints.adapter(base_folder, tmp_path / "run", use_dora=True)
     with pytest.raises(MannersError, match=r"more than a plain LoRA \(LORA, use_dora.*merge_and_unload"):
         checkpoints.load(folder)
 
 
-def test_a_model_that_was_not_trained_here_has_nothing_to_turn():
+def test_set_scale_raises_for_a_model_without_base():
     chat_model = load_chat_model(ModelRef("tiny", "tiny"), "cpu")
     chat_model.set_scale(1)
     with pytest.raises(MannersError, match=r"tiny was not trained here.*Choose a run: run=latest"):
         chat_model.set_scale(0)
 
 
-def test_a_model_without_turns_and_one_that_is_not_there_are_refused_in_words(tmp_path):
+def test_load_chat_model_reports_what_is_missing(tmp_path):
     base_folder = checkpoints.base(tmp_path)
     (base_folder / "chat_template.jinja").unlink()
     with pytest.raises(MannersError, match=r"run=base-qwen2-0 has no chat template.*model.chat_template=plain"):

@@ -1,4 +1,4 @@
-"""chat.py as it is typed."""
+"""chat.py on the command line."""
 
 import os
 import random
@@ -51,28 +51,28 @@ def compose():
         yield lambda overrides: composing.compose("chat", overrides)
 
 
-def test_the_prompt_arrives_as_it_was_typed(compose):
-    """Through Hydra's grammar and then OmegaConf's, whatever they make of the characters in it."""
+def test_prompt_flag_survives_hydra_and_omegaconf(compose):
+    """Through the grammars of Hydra and OmegaConf, whatever characters the prompt contains."""
     rng = random.Random(0)
-    wild = ["".join(rng.choices("ab '\"\\${}[](),=:?\n#~.%", k=rng.randrange(1, 14))) for _ in range(300)]
-    for text in HARD + wild:
-        (word,) = chat.expand_prompt_flag(["-p", text])
-        override = OverridesParser.create().parse_override(word)
+    random_texts = ["".join(rng.choices("ab '\"\\${}[](),=:?\n#~.%", k=rng.randrange(1, 14))) for _ in range(300)]
+    for text in HARD + random_texts:
+        (override_text,) = chat.expand_prompt_flag(["-p", text])
+        override = OverridesParser.create().parse_override(override_text)
         cfg = OmegaConf.create({override.key_or_group: override.value()})
-        assert cfg.prompt.strip() == text.strip(), word
+        assert cfg.prompt.strip() == text.strip(), override_text
     cfg = compose(chat.expand_prompt_flag(["seed=2", "-p", "".join(HARD), "turns=3"]))
     assert cfg.prompt == "".join(HARD)
     assert (cfg.seed, cfg.turns) == (2, 3)
 
 
-def test_only_the_first_p_is_a_prompt_and_it_wants_one():
+def test_prompt_flag_requires_a_prompt():
     assert chat.expand_prompt_flag(["run=latest"]) == ["run=latest"]
     with pytest.raises(SystemExit, match=r"-p needs a prompt: -p \""):
         chat.expand_prompt_flag(["run=latest", "-p"])
 
 
 @pytest.mark.parametrize(
-    "overrides, sentence",
+    "overrides, message",
     [
         (["run=nix"], "run=nix is neither a finished run"),
         ([], "has no finished run yet. Train one: python train.py"),
@@ -81,24 +81,24 @@ def test_only_the_first_p_is_a_prompt_and_it_wants_one():
         (["prompt=' '"], "prompt is empty: -p "),
     ],
 )
-def test_a_mistake_is_answered_before_any_model_is_loaded(compose, tmp_path, monkeypatch, overrides, sentence):
+def test_run_chat_rejects_options_before_loading_models(compose, tmp_path, monkeypatch, overrides, message):
     monkeypatch.setattr("manners.chat.model.load_chat_model", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(MannersError) as error:
         run_chat(compose([f"output_dir={tmp_path}", *overrides]))
-    assert sentence in str(error.value)
+    assert message in str(error.value)
 
 
-def test_a_model_that_plays_both_is_loaded_once(compose, tmp_path, monkeypatch):
-    loaded, talked = [], []
-    monkeypatch.setattr("manners.chat.model.load_chat_model", lambda *given: loaded.append(given[0].name) or object())
-    monkeypatch.setattr("manners.chat.self_chat.run_self_chat", lambda _cfg, chat_models: talked.append(chat_models))
+def test_run_chat_loads_a_model_in_both_roles_once(compose, tmp_path, monkeypatch):
+    loaded, calls = [], []
+    monkeypatch.setattr("manners.chat.model.load_chat_model", lambda ref, *_: loaded.append(ref.name) or object())
+    monkeypatch.setattr("manners.chat.self_chat.run_self_chat", lambda _cfg, chat_models: calls.append(chat_models))
     run_chat(compose([f"output_dir={tmp_path}", "self_chat=true", "user=tiny", "assistant=tiny"]))
     assert loaded == ["tiny"]
-    assert talked[0]["user"] is talked[0]["assistant"]
+    assert calls[0]["user"] is calls[0]["assistant"]
 
 
-def test_through_a_pipe(tmp_path):
-    """Each line a turn, plain text out; and nothing that takes seconds is imported without need."""
+def test_chat_py_in_a_pipe_prints_plain_replies(tmp_path):
+    """Each line is a turn; slow libraries that are not needed are not imported."""
     folder = checkpoints.adapter(checkpoints.base(tmp_path), tmp_path / "run")
     command = [
         sys.executable,
@@ -117,9 +117,9 @@ def test_through_a_pipe(tmp_path):
         timeout=200,
     )
     imported = [line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
-    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
-    assert done.returncode == 0, said
-    assert said == []
+    messages = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == 0, messages
+    assert messages == []
     assert len(done.stdout.splitlines()) == 2
     assert all(line.strip() for line in done.stdout.splitlines())
     assert "\x1b" not in done.stdout

@@ -1,4 +1,4 @@
-"""Two small models that talk with each other, and what is kept of it."""
+"""Self-chat of two small models, and what is saved of it."""
 
 import json
 
@@ -36,73 +36,81 @@ def saved(folder):
     return json.loads(line)
 
 
-def test_each_says_what_it_would_say_after_the_words_of_both(chat_models, options, capsys, monkeypatch):
+def test_self_chat_conditions_each_reply_on_both_roles(chat_models, options, capsys, monkeypatch):
     monkeypatch.setattr(self_chat.store, "log_evaluation", lambda *_: None)
     folder = self_chat.run_self_chat(options(system="Be brief.", adapter_scale=0.5), chat_models)
     session, sampling_state = Session(system="Be brief."), SamplingState.from_config(options())
     for role in ("user", "assistant", "user", "assistant"):
         chat_models[role].set_scale(0.5)
-        asked = Session(session.turns, "Be brief.", role)
-        words = "".join(stream_reply(chat_models[role], prompt_ids(asked, chat_models[role], 8)[0], role, sampling_state, sampling_state.draw_uniforms()))
-        session = add_turn(session, role, words)
+        prompt = Session(session.turns, "Be brief.", role)
+        text = "".join(
+            stream_reply(
+                chat_models[role],
+                prompt_ids(prompt, chat_models[role], 8)[0],
+                role,
+                sampling_state,
+                sampling_state.draw_uniforms(),
+            )
+        )
+        session = add_turn(session, role, text)
     assert saved(folder) == {"messages": session.messages, "user": "curious", "assistant": "blunt"}
     assert len(session.messages) == 5
-    shown = [f"{turn['role']}: {turn['content']}" for turn in session.turns]
-    assert capsys.readouterr().out.splitlines() == shown
+    printed = [f"{turn['role']}: {turn['content']}" for turn in session.turns]
+    assert capsys.readouterr().out.splitlines() == printed
     assert OmegaConf.load(folder / "config.yaml").seed == 1
     (row,) = read(folder / "transcript.jsonl").train
     assert row.messages == session.messages
 
 
-def test_a_prompt_opens_and_colours_tell_the_two_apart(chat_models, options, capsys, monkeypatch):
+def test_self_chat_starts_with_prompt_and_colors_roles(chat_models, options, capsys, monkeypatch):
     monkeypatch.setattr(self_chat.store, "log_evaluation", lambda *_: None)
     monkeypatch.setenv("FORCE_COLOR", "1")
     folder = self_chat.run_self_chat(options(prompt="What is a rose?"), chat_models)
     assert saved(folder)["messages"][0] == {"role": "user", "content": "What is a rose?"}
     assert len(saved(folder)["messages"]) == 4
-    seen = capsys.readouterr().out
-    assert "\x1b[36mWhat is a rose?" in seen
-    assert "\x1b[1;32massistant: " in seen
+    output = capsys.readouterr().out
+    assert "\x1b[36mWhat is a rose?" in output
+    assert "\x1b[1;32massistant: " in output
     again = self_chat.run_self_chat(options(prompt="What is a rose?"), chat_models)
-    assert again != folder  # nothing is written over
+    assert again != folder  # nothing is overwritten
     assert saved(again) == saved(folder)
 
 
 @pytest.mark.parametrize("end", [[], KeyboardInterrupt])
-def test_what_was_said_before_the_end_is_kept(chat_models, options, monkeypatch, end):
-    """Whether one has nothing more to say, or Ctrl-C ends it."""
+def test_self_chat_keeps_the_turns_before_an_early_end(chat_models, options, monkeypatch, end):
+    """After an empty reply, and after Ctrl-C."""
 
-    def fake_stream_reply(_voice, _ids, role, *_):
+    def fake_stream_reply(_chat_model, _ids, role, *_):
         calls.append(role)
         if len(calls) < 3:
             yield f"{role}s words"
         elif end:
             raise end
 
-    calls, recorded = [], []
+    calls, logged = [], []
     monkeypatch.setattr(terminal, "stream_reply", fake_stream_reply)
-    monkeypatch.setattr(self_chat.store, "log_evaluation", lambda *given: recorded.append(given))
+    monkeypatch.setattr(self_chat.store, "log_evaluation", lambda *args: logged.append(args))
     folder = self_chat.run_self_chat(options(), chat_models)
     assert [m["content"] for m in saved(folder)["messages"]] == ["users words", "assistants words"]
-    assert recorded[0][3] == {"turns": 2}
+    assert logged[0][3] == {"turns": 2}
 
 
-def test_the_transcript_is_on_disk_after_every_turn(chat_models, options, monkeypatch):
+def test_self_chat_writes_the_transcript_every_turn(chat_models, options, monkeypatch):
     monkeypatch.setattr(self_chat.store, "log_evaluation", lambda *_: None)
-    seen = []
+    num_messages = []
 
     def fake_stream_reply(*_):
-        files = list((tmp / "self_chat").rglob("transcript.jsonl"))
-        seen.append(len(saved(files[0].parent)["messages"]) if files else 0)
+        files = list((output_dir / "self_chat").rglob("transcript.jsonl"))
+        num_messages.append(len(saved(files[0].parent)["messages"]) if files else 0)
         yield "words"
 
-    tmp = self_chat.Path(options().output_dir)
+    output_dir = self_chat.Path(options().output_dir)
     monkeypatch.setattr(terminal, "stream_reply", fake_stream_reply)
     self_chat.run_self_chat(options(), chat_models)
-    assert seen == [0, 1, 2, 3]
+    assert num_messages == [0, 1, 2, 3]
 
 
-def test_the_transcript_is_an_artifact_of_a_run_of_its_own(chat_models, options, tmp_path):
+def test_self_chat_logs_the_transcript_to_mlflow(chat_models, options, tmp_path):
     from mlflow import MlflowClient
 
     folder = self_chat.run_self_chat(options(), chat_models)

@@ -1,12 +1,12 @@
-"""What the model is given, and what of its tokens is shown when."""
+"""Prompts, and the text streamed from generated tokens."""
 
 import pytest
 import torch
 
 from manners.chat.session import Session, add_turn
-from manners.chat.streaming import SamplingState, prompt_ids, stream_reply, decode_stream
+from manners.chat.streaming import SamplingState, decode_stream, prompt_ids, stream_reply
 from manners.errors import MannersError
-from manners.evaluation.generate import generate_texts as answer
+from manners.evaluation.generate import generate_texts
 from manners.models.generation import Sampling, generate_ids, stream_tokens
 from manners.models.loading import load_tokenizer, stop_token_ids
 from tests.chat import checkpoints
@@ -25,42 +25,42 @@ def sampling_state_of(seed=0, temperature=0.7, length=40):
     return SamplingState(length, temperature, torch.Generator().manual_seed(seed))
 
 
-def conversation(*words, **changes):
-    session = Session(**changes)
-    for i, line in enumerate(words):
-        session = add_turn(session, ("user", "assistant")[i % 2], line)
+def make_session(*contents, **fields):
+    session = Session(**fields)
+    for i, content in enumerate(contents):
+        session = add_turn(session, ("user", "assistant")[i % 2], content)
     return session
 
 
 @pytest.mark.parametrize("family", DECODERS)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_a_stream_is_what_generate_gives(family, temperature):
+def test_stream_tokens_equals_generate_ids(family, temperature):
     model, uniforms = language_model(family), torch.rand(len(PROMPTS), 25, generator=torch.Generator().manual_seed(1))
-    endless = generate_ids(model, PROMPTS, Sampling(25, (), 0, temperature), uniforms)
-    sampling = Sampling(25, (endless[0][6],), 0, temperature)
-    full = generate_ids(model, PROMPTS, sampling, uniforms)
+    unstopped = generate_ids(model, PROMPTS, Sampling(25, (), 0, temperature), uniforms)
+    sampling = Sampling(25, (unstopped[0][6],), 0, temperature)
+    generated = generate_ids(model, PROMPTS, sampling, uniforms)
     streamed = [list(stream_tokens(model, p, sampling, row)) for p, row in zip(PROMPTS, uniforms, strict=True)]
-    assert streamed == full
-    assert len(full[0]) <= 7 < len(endless[0])
+    assert streamed == generated
+    assert len(generated[0]) <= 7 < len(unstopped[0])
 
 
-def test_a_stream_gives_each_token_before_it_computes_the_next():
-    model, passes = language_model("qwen2"), []
-    model.register_forward_pre_hook(lambda *_: passes.append(1))
+def test_stream_tokens_yields_before_the_next_forward_pass():
+    model, forward_passes = language_model("qwen2"), []
+    model.register_forward_pre_hook(lambda *_: forward_passes.append(1))
     tokens = stream_tokens(model, PROMPTS[0], Sampling(25, (), 0))
     for count in (1, 2, 3):
         next(tokens)
-        assert len(passes) == count
-    assert torch.is_grad_enabled()  # between tokens, the caller's own
+        assert len(forward_passes) == count
+    assert torch.is_grad_enabled()  # between tokens, the caller's setting
     with pytest.raises(ValueError, match="uniforms"):
         next(stream_tokens(model, PROMPTS[0], Sampling(25, (), 0, temperature=1.0)))
 
 
 @pytest.mark.parametrize("system", [None, "Be blunt."])
-def test_many_turns_are_rendered_as_the_template_renders_the_whole(chat_model, system):
-    session = conversation("Hello.", "What?", "What is a rose?", system=system)
-    ids, left_out = prompt_ids(session, chat_model, 40)
-    full = chat_model.tokenizer.apply_chat_template(
+def test_prompt_ids_match_the_chat_template(chat_model, system):
+    session = make_session("Hello.", "What?", "What is a rose?", system=system)
+    ids, num_dropped = prompt_ids(session, chat_model, 40)
+    expected = chat_model.tokenizer.apply_chat_template(
         [{"role": "system", "content": system}] * bool(system)
         + [
             {"role": "user", "content": "Hello."},
@@ -70,86 +70,90 @@ def test_many_turns_are_rendered_as_the_template_renders_the_whole(chat_model, s
         tokenize=False,
         add_generation_prompt=True,
     )
-    assert chat_model.tokenizer.decode(ids) == full
-    assert left_out == 0
+    assert chat_model.tokenizer.decode(ids) == expected
+    assert num_dropped == 0
 
 
-def test_as_the_user_it_opens_and_goes_on(chat_model):
+def test_prompt_ids_in_the_role_of_the_user(chat_model):
     opening, _ = prompt_ids(Session(role="user"), chat_model, 40)
     assert chat_model.tokenizer.decode(opening) == "<|im_start|>user\n"
-    later, _ = prompt_ids(conversation("Hi.", "Good day.", role="user"), chat_model, 40)
+    later, _ = prompt_ids(make_session("Hi.", "Good day.", role="user"), chat_model, 40)
     expected = "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\nGood day.<|im_end|>\n<|im_start|>user\n"
     assert chat_model.tokenizer.decode(later) == expected
 
 
-def test_a_long_conversation_loses_its_oldest_turns_and_leaves_room_for_the_reply(chat_model):
-    """The model reads 256 tokens."""
-    session = conversation(*(["The hare eats grass. " * 4] * 16), "What is a rose?")
-    ids, left_out = prompt_ids(session, chat_model, 40)
+def test_prompt_ids_reserve_context_for_the_reply(chat_model):
+    """The model's context is 256 tokens."""
+    session = make_session(*(["The hare eats grass. " * 4] * 16), "What is a rose?")
+    ids, num_dropped = prompt_ids(session, chat_model, 40)
     assert 100 < len(ids) <= 216
-    assert left_out % 2 == 0 < left_out
+    assert num_dropped % 2 == 0 < num_dropped
     assert chat_model.tokenizer.decode(ids).startswith("<|im_start|>user\nThe hare")
     assert len(prompt_ids(session, chat_model, 1000)[0]) <= 128  # a reply gets no more than half
     with pytest.raises(MannersError, match="context of 216 tokens: shorten it"):
-        prompt_ids(conversation("The hare eats grass. " * 100), chat_model, 40)
+        prompt_ids(make_session("The hare eats grass. " * 100), chat_model, 40)
 
 
-def test_a_template_that_refuses_the_conversation_is_answered_in_words(chat_model):
-    own = chat_model.tokenizer.chat_template
+def test_prompt_ids_report_a_template_error(chat_model):
+    template = chat_model.tokenizer.chat_template
     chat_model.tokenizer.chat_template = "{{ raise_exception('no system here') }}"
     try:
         with pytest.raises(MannersError, match=r"no system here. Remove the system message by /system"):
-            prompt_ids(conversation("Hi.", system="S"), chat_model, 40)
+            prompt_ids(make_session("Hi.", system="S"), chat_model, 40)
     finally:
-        chat_model.tokenizer.chat_template = own
+        chat_model.tokenizer.chat_template = template
 
 
 @pytest.mark.parametrize("role", ["assistant", "user"])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_what_was_streamed_is_what_evaluation_would_have_read(chat_model, role, temperature):
-    """One reply by the same uniforms: ``generate`` of evaluate.py, whose uniforms are a batch's first row."""
-    session = conversation("What would you feed to a hare?", *["Grass."] * (role == "user"), role=role)
+def test_stream_reply_equals_generate_texts(chat_model, role, temperature):
+    """With the same uniforms, which are the first row of a batch in evaluation."""
+    session = make_session("What would you feed to a hare?", *["Grass."] * (role == "user"), role=role)
     settings = {"max_new_tokens": 40, "do_sample": temperature > 0, "temperature": temperature, "role": role}
     for seed in range(3):
-        (reply,) = answer(chat_model.model, chat_model.tokenizer, [session.messages], seed=seed, **settings)
+        (reply,) = generate_texts(chat_model.model, chat_model.tokenizer, [session.messages], seed=seed, **settings)
         sampling_state = sampling_state_of(seed, temperature)
-        chunks = list(stream_reply(chat_model, prompt_ids(session, chat_model, 40)[0], role, sampling_state, sampling_state.draw_uniforms()))
+        chunks = list(
+            stream_reply(
+                chat_model, prompt_ids(session, chat_model, 40)[0], role, sampling_state, sampling_state.draw_uniforms()
+            )
+        )
         assert "".join(chunks) == reply.text
         assert len(chunks) > 5
 
 
-def decode_text(tokenizer, text, end=""):
-    return list(decode_stream(tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer, end))
+def decode_text(tokenizer, text, stop_text=""):
+    return list(decode_stream(tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer, stop_text))
 
 
-def test_no_half_of_a_character_is_ever_shown(tokenizer):
-    """The tiny base has no tokens for these: they come byte by byte."""
+def test_decode_stream_never_yields_incomplete_characters(tokenizer):
+    """The tiny model encodes these characters byte by byte."""
     text = "naïve 日本語 🦔🦔 end"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    halves = [n for n in range(len(ids)) if "\ufffd" in tokenizer.decode(ids[:n])]
-    assert len(halves) > 8
-    shown = decode_text(tokenizer, text)
-    assert "".join(shown) == text
-    assert "\ufffd" not in "".join(shown)
-    assert len(shown) > 5
-    broken = ids[: halves[-1]]  # a reply that the limit cut within a character says so at its end
-    assert "".join(decode_stream(broken, tokenizer)) == tokenizer.decode(broken)
+    incomplete = [n for n in range(len(ids)) if "\ufffd" in tokenizer.decode(ids[:n])]
+    assert len(incomplete) > 8
+    chunks = decode_text(tokenizer, text)
+    assert "".join(chunks) == text
+    assert "\ufffd" not in "".join(chunks)
+    assert len(chunks) > 5
+    truncated = ids[: incomplete[-1]]  # a reply truncated within a character ends with U+FFFD
+    assert "".join(decode_stream(truncated, tokenizer)) == tokenizer.decode(truncated)
 
 
-def test_space_around_a_reply_is_no_part_of_it_and_stop_tokens_are_not_shown(tokenizer):
+def test_decode_stream_strips_space_and_special_tokens(tokenizer):
     assert "".join(decode_text(tokenizer, "\n  Yes.  No. \n<|im_end|>")) == "Yes.  No."
     assert decode_text(tokenizer, "<|im_end|>") == []
 
 
-def test_a_users_turn_ends_where_the_template_opens_the_reply(tokenizer):
-    end = "\nAssistant:"
-    chunks = decode_text(tokenizer, "Hi.\nAssist me.\nAssistant: Yes.\nUser: No.", end)
+def test_decode_stream_ends_at_stop_text(tokenizer):
+    stop_text = "\nAssistant:"
+    chunks = decode_text(tokenizer, "Hi.\nAssist me.\nAssistant: Yes.\nUser: No.", stop_text)
     assert "".join(chunks) == "Hi.\nAssist me."
     assert not [p for p in chunks if p.endswith("\nAss")]
-    assert "".join(decode_text(tokenizer, "Hi.\nAss", end)) == "Hi.\nAss"  # what only looked like it is shown at the end
+    assert "".join(decode_text(tokenizer, "Hi.\nAss", stop_text)) == "Hi.\nAss"  # a partial match is shown at the end
 
 
-def test_a_plain_template_ends_the_users_turn_in_the_stream(tmp_path):
+def test_stream_reply_ends_a_user_turn_of_plain_template(tmp_path):
     folder = checkpoints.base(tmp_path)
     plain = load_tokenizer(str(folder), chat_template="plain")
     plain.save_pretrained(folder)
@@ -161,7 +165,9 @@ def test_a_plain_template_ends_the_users_turn_in_the_stream(tmp_path):
     sampling_state = sampling_state_of(temperature=0.0)
     ids, _ = prompt_ids(Session(role="user"), chat_model, 40)
     assert chat_model.tokenizer.decode(ids) == "User:"
-    assert "".join(stream_reply(chat_model, ids, "user", sampling_state, sampling_state.draw_uniforms())) == "Hello there."
+    assert (
+        "".join(stream_reply(chat_model, ids, "user", sampling_state, sampling_state.draw_uniforms())) == "Hello there."
+    )
 
 
 def one_hot(token):

@@ -10,12 +10,12 @@ import pytest
 import torch
 import yaml
 
+from manners.config.compose import RunSpec
 from manners.evaluation.generate import generate_texts
 from manners.export import card
 from manners.methods.reward import predict_scores
 from manners.models.reward_model import ScoreNormalizer
 from manners.pipeline import run as pipeline
-from manners.config.compose import RunSpec
 from manners.pipeline.stages.context import save_language_model
 from tests import commands
 from tests.configs import compose

@@ -1,4 +1,4 @@
-"""A disk that takes no more in mid-run: the last checkpoint survives, one sentence says so, the command goes on."""
+"""A disk that becomes full or read-only during a run: the last checkpoint survives, and the command resumes."""
 
 import os
 import resource
@@ -10,11 +10,11 @@ import pytest
 from manners.errors import MannersError
 from manners.runtime import atomic_io
 from tests.commands import Command, find_run, read_records, small_strictbot, train
-from tests.faults.processes import METHODS, weights
+from tests.faults.processes import METHODS, model_weights
 
 
-def limited(write, size):
-    """``write()`` in a process that may write no file beyond ``size`` bytes; how it ended."""
+def exit_code_with_limit(write, size):
+    """The exit code of a process that calls ``write()`` with files limited to ``size`` bytes; 1 for MannersError."""
     pid = os.fork()
     if pid == 0:
         code = 70
@@ -31,8 +31,8 @@ def limited(write, size):
 
 
 @pytest.mark.parametrize("library", ["torch", "safetensors", "python"])
-def test_what_was_written_before_survives_and_the_room_is_given_back(tmp_path, library):
-    """Each library words a full disk in its own way, and torch hides it."""
+def test_atomic_write_keeps_the_old_file_on_a_full_disk(tmp_path, library):
+    """Each library reports a full disk in its own way, and torch hides it; the partial file is removed."""
     import torch
     from safetensors.torch import save_file
 
@@ -45,46 +45,48 @@ def test_what_was_written_before_survives_and_the_room_is_given_back(tmp_path, l
             else:
                 file.write(bytes(size))
 
-    assert limited(lambda: write(1000), 10_000) == 0
+    assert exit_code_with_limit(lambda: write(1000), 10_000) == 0
     before = (tmp_path / "file").read_bytes()
-    assert limited(lambda: write(100_000), 10_000) == 1
+    assert exit_code_with_limit(lambda: write(100_000), 10_000) == 1
     assert (tmp_path / "file").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_another_error_stays_what_it_is():
+def test_report_disk_errors_leaves_other_errors_alone():
     with pytest.raises(FileNotFoundError), atomic_io.report_disk_errors("outputs"):
         open("nowhere/at/all").close()
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 160 MB, and a function that mounts it anew."""
-    where = tmp_path / "disk"
-    where.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=160m", "tmpfs", str(where)]
+    """The folder of a file system of 160 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=160m", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root can mount a small disk")
-    yield where
-    subprocess.run(["umount", "-l", str(where)], check=True)
+        pytest.skip("only root can mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("fault", ["full", "read-only"])
-def test_a_command_ends_in_a_sentence_and_goes_on_when_there_is_room(tmp_path, small_disk, method, fault):
+def test_command_fails_with_a_message_and_resumes_with_space(tmp_path, small_disk, method, fault):
     command = [*METHODS[method], "method.save_steps=2", *small_strictbot(tmp_path)]
-    train(*command, f"output_dir={tmp_path / 'whole'}")
+    train(*command, f"output_dir={tmp_path / 'full'}")
     command += [f"output_dir={small_disk}"]
     run = Command(*command)
-    run.wait_until(lambda: any(r["step"] >= 3 for f in small_disk.glob("runs/*/metrics.jsonl") for r in read_records(f)))
+    run.wait_until(
+        lambda: any(r["step"] >= 3 for f in small_disk.glob("runs/*/metrics.jsonl") for r in read_records(f))
+    )
     filler = small_disk / "filler"
     folder = find_run(small_disk, "*")
-    run.kill(signal.SIGSTOP)  # SIGSTOP: what is at hand is written as a whole, then the disk is full
+    run.kill(signal.SIGSTOP)
     if fault == "full":
         subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4096"], capture_output=True)
     else:
-        # Files are open for writing, so that the disk itself cannot be remounted: its folder is covered by itself.
+        # The file system cannot be remounted while files are open for writing, but the folder can be bound to itself.
         subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
         subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
     run.kill(signal.SIGCONT)
@@ -95,5 +97,5 @@ def test_a_command_ends_in_a_sentence_and_goes_on_when_there_is_room(tmp_path, s
         filler.unlink()
     else:
         subprocess.run(["umount", str(folder)], check=True)
-    assert "going on from the last checkpoint" in train(*command)
-    assert weights(folder) == weights(find_run(tmp_path / "whole", "*"))
+    assert "resuming from the last checkpoint" in train(*command)
+    assert model_weights(folder) == model_weights(find_run(tmp_path / "full", "*"))

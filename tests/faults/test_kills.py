@@ -1,7 +1,6 @@
-"""kill -9 at random moments: the same command ends in the same weights and the same history.
+"""kill -9 at random moments: the same command ends in the same weights and the same metrics.
 
-One kill of each method is in `make test` already, at a moment of its own: tests/test_pipeline.py (SFT),
-tests/test_reward_runs.py, tests/test_online.py (PPO) and tests/test_dpo.py.
+`make test` has one kill of each method, in tests/pipeline: test_run (SFT), test_ppo_run and test_dpo_run.
 """
 
 import itertools
@@ -13,61 +12,62 @@ import pytest
 
 from manners.runtime import run_dir
 from tests.commands import Command, find_run, small_strictbot, train
-from tests.faults.processes import METHODS, history, weights
+from tests.faults.processes import METHODS, metric_history, model_weights
 
-KILLS = 20
+NUM_KILLS = 20
 
 
 @dataclass
 class Tally:
-    tried: int = 0
-    survived: int = 0
+    killed: int = 0
+    resumed: int = 0
     moments: list[str] = field(default_factory=list)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
-def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(tmp_path, method):
+def test_run_killed_at_any_moment_resumes_to_the_same_result(tmp_path, method):
     command = [*METHODS[method], "method.save_steps=2", *small_strictbot(tmp_path), f"output_dir={tmp_path}"]
-    began = time.monotonic()
-    train(*command, "run_name=whole")
-    lasts = time.monotonic() - began
-    whole = find_run(tmp_path, "whole*")
-    expected = weights(whole), history(tmp_path / "mlflow.db", whole.name)
-    pick, tally = random.Random(f"kill/{method}"), Tally()
-    for name in map("cut{}".format, itertools.count()):
-        cut = Command(*command, f"run_name={name}")
-        time.sleep(pick.uniform(0, lasts))
-        if not cut.running():  # too late: it needs another moment
-            assert cut.wait() == 0, cut.output
+    started = time.monotonic()
+    train(*command, "run_name=full")
+    duration = time.monotonic() - started
+    full = find_run(tmp_path, "full*")
+    expected = model_weights(full), metric_history(tmp_path / "mlflow.db", full.name)
+    rng, tally = random.Random(f"kill/{method}"), Tally()
+    for name in map("killed{}".format, itertools.count()):
+        process = Command(*command, f"run_name={name}")
+        time.sleep(rng.uniform(0, duration))
+        if not process.running():  # it ended before the kill, which so does not count
+            assert process.wait() == 0, process.output
             continue
-        cut.kill()
-        cut.wait()
+        process.kill()
+        process.wait()
         folder = next(iter(tmp_path.glob(f"runs/{name}-*")), None)
-        if folder and run_dir.load_state(folder).get("status") == "finished":
-            continue  # it was only saying its last words: typed again, the command would run once more
-        tally.tried += 1
-        tally.moments.append(phase(cut.output, tmp_path, name))
+        state = run_dir.load_state(folder) if folder else None
+        if state and state.status == "finished":
+            continue  # killed after the end: the command would make a second run
+        tally.killed += 1
+        tally.moments.append(training_phase(tmp_path, name))
         train(*command, f"run_name={name}")
         folder = find_run(tmp_path, f"{name}-*")
-        assert weights(folder) == expected[0], tally
-        assert history(tmp_path / "mlflow.db", folder.name) == expected[1], tally
+        assert model_weights(folder) == expected[0], tally
+        assert metric_history(tmp_path / "mlflow.db", folder.name) == expected[1], tally
         assert not (folder / "unsent.jsonl").exists()
-        tally.survived += 1
-        print(f"{method}: {tally.survived} of {tally.tried} survived, killed {tally.moments[-1]}", flush=True)
-        if tally.tried == KILLS:
+        tally.resumed += 1
+        print(f"{method}: {tally.resumed} of {tally.killed} resumed, killed {tally.moments[-1]}", flush=True)
+        if tally.killed == NUM_KILLS:
             break
     counts = {m: tally.moments.count(m) for m in dict.fromkeys(tally.moments)}
-    print(f"{method}: kill -9 tried {tally.tried}, survived {tally.survived}, lost 0, in {lasts:.1f} s each: {counts}")
+    print(f"{method}: killed {tally.killed}, resumed {tally.resumed}, in {duration:.1f} s each: {counts}")
 
 
-def phase(said: str, out, name: str) -> str:
-    """Where the kill fell, for the report."""
+def training_phase(out, name: str) -> str:
+    """When the run was killed, for the report."""
     folder = next(iter(out.glob(f"runs/{name}-*")), None)
     if folder is None:
-        return "before the run began"
+        return "before the run started"
     if (folder / "after.json").exists() or (folder / "model").exists():
-        return "while the results were written"
+        return "while writing results"
     if (folder / "last.ckpt").exists():
-        return "in training, after a checkpoint"
-    return "in training, before a checkpoint" if (folder / "metrics.jsonl").exists() else "while it began"
+        return "in training, with a checkpoint"
+    return "in training, before the first checkpoint" if (folder / "metrics.jsonl").exists() else "while starting"

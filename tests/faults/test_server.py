@@ -1,6 +1,6 @@
-"""A real MLflow server is killed in mid-run: training ends as if nothing had happened, and nothing is lost.
+"""A real MLflow server is killed during a run: training is not affected, and no record is lost.
 
-The short forms, on a stand-in for MLflow's client, are in tests/test_tracking.py.
+The same with a fake client, in seconds, is in tests/tracking.
 """
 
 import os
@@ -15,13 +15,13 @@ from urllib.request import urlopen
 import pytest
 
 from tests.commands import Command, find_run, read_records, small_strictbot, train
-from tests.faults.processes import METHODS, OF_THE_CLOCK, history, weights
+from tests.faults.processes import DEPEND_ON_TIME, METHODS, metric_history, model_weights
 
 pytestmark = pytest.mark.long
 
 
 class Server:
-    """``mlflow server`` on loopback, with a store and artifacts of its own."""
+    """``mlflow server`` on localhost, with its own store and artifacts."""
 
     def __init__(self, folder):
         self.folder, self.store = folder, folder / "server.db"
@@ -33,7 +33,7 @@ class Server:
     def start(self):
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.store}"]
-        command += ["--artifacts-destination", str(self.folder / "kept")]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
         with (self.folder / "server.log").open("a") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + 120
@@ -60,92 +60,93 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(server, tmp_path_factory):
-    """The run that nothing befalls: its command, folder, weights and history."""
+def uninterrupted(server, tmp_path_factory):
+    """A run whose server stays up: its command, output directory, weights and metrics."""
     folder = tmp_path_factory.mktemp("runs")
     command = [*METHODS["sft"], "method.max_steps=60", *small_strictbot(folder), f"output_dir={folder}"]
     command += [f"tracking.uri={server.uri}"]
-    train(*command, "run_name=whole")
-    run = find_run(folder, "whole*")
-    return command, folder, weights(run), history(server.store, run.name)
+    train(*command, "run_name=full")
+    run = find_run(folder, "full*")
+    return command, folder, model_weights(run), metric_history(server.store, run.name)
 
 
-def at_step(folder, name, step):
-    """Whether the run has come so far."""
+def has_reached(folder, name, step):
+    """Whether the run has logged ``step``."""
     return any(r["step"] >= step for f in folder.glob(f"runs/{name}-*/metrics.jsonl") for r in read_records(f))
 
 
-def test_a_server_that_comes_back_hears_all_of_it(server, whole):
-    command, folder, ends, told = whole
+def test_server_that_restarts_gets_every_record(server, uninterrupted):
+    command, folder, expected_weights, expected_metrics = uninterrupted
     run = Command(*command, "run_name=back")
-    run.wait_until(lambda: at_step(folder, "back", 3))
+    run.wait_until(lambda: has_reached(folder, "back", 3))
     server.kill()
-    run.wait_until(lambda: at_step(folder, "back", 12))
-    run.kill(signal.SIGSTOP)  # a server takes longer to start than this run to end
+    run.wait_until(lambda: has_reached(folder, "back", 12))
+    run.kill(signal.SIGSTOP)  # the server takes longer to start than the run to end
     server.start()
     run.kill(signal.SIGCONT)
     assert run.wait() == 0, run.output
     back = find_run(folder, "back-*")
-    assert weights(back) == ends and history(server.store, back.name) == told
-    assert not (back / "unsent.jsonl").exists() and "replay" not in run.output
-    assert files(server, back) == files(server, find_run(folder, "whole*"))
+    assert model_weights(back) == expected_weights
+    assert metric_history(server.store, back.name) == expected_metrics
+    assert not (back / "unsent.jsonl").exists() and "manners.tracking.sync" not in run.output
+    assert artifact_files(server, back) == artifact_files(server, find_run(folder, "full*"))
 
 
-def test_one_that_never_does_costs_seconds_and_is_told_the_rest_by_replay(server, whole):
-    command, folder, ends, told = whole
+def test_server_that_stays_away_gets_the_rest_from_sync(server, uninterrupted):
+    command, folder, expected_weights, expected_metrics = uninterrupted
     run = Command(*command, "run_name=gone")
-    run.wait_until(lambda: at_step(folder, "gone", 3))
+    run.wait_until(lambda: has_reached(folder, "gone", 3))
     server.kill()
-    run.wait_until(lambda: at_step(folder, "gone", 60))
-    began = time.monotonic()
+    run.wait_until(lambda: has_reached(folder, "gone", 60))
+    started = time.monotonic()
     assert run.wait() == 0, run.output
-    lasted = time.monotonic() - began
+    delay = time.monotonic() - started
     gone = find_run(folder, "gone-*")
-    assert weights(gone) == ends
-    kept = {(k, r["step"]) for r in read_records(gone / "metrics.jsonl") for k in r if k not in ("step", "time")}
-    assert {(k, s) for k, s in kept if not any(c in k for c in OF_THE_CLOCK)} == told.keys()
+    assert model_weights(gone) == expected_weights
+    logged = {(k, r["step"]) for r in read_records(gone / "metrics.jsonl") for k in r if k not in ("step", "time")}
+    assert {(k, s) for k, s in logged if not any(c in k for c in DEPEND_ON_TIME)} == expected_metrics.keys()
     assert f"python -m manners.tracking.sync {gone}" in run.output and "Traceback" not in run.output
-    print(f"a server that is gone: {lasted:.1f} s from the last step to the end of the command")
-    assert lasted < 60
+    print(f"a server that is away: {delay:.1f} s from the last step to the end of the command")
+    assert delay < 60
 
-    def replay():
+    def sync():
         return subprocess.run(
             [sys.executable, "-m", "manners.tracking.sync", str(gone)], capture_output=True, text=True
         )
 
-    away = replay()
+    away = sync()
     assert away.returncode == 1 and "no server answers" in away.stderr and "Traceback" not in away.stderr
     server.start()
-    first, second = replay(), replay()
+    first, second = sync(), sync()
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
-    assert second.stdout.startswith("0 values and 0 other things")
-    assert history(server.store, gone.name) == told
-    assert files(server, gone) == files(server, find_run(folder, "whole*"))
+    assert second.stdout.startswith("0 values and 0 other records")
+    assert metric_history(server.store, gone.name) == expected_metrics
+    assert artifact_files(server, gone) == artifact_files(server, find_run(folder, "full*"))
 
 
-def test_one_that_hangs_holds_the_end_up_for_a_bounded_time(server, whole):
-    command, folder, ends, told = whole
+def test_server_that_hangs_delays_the_end_for_a_bounded_time(server, uninterrupted):
+    command, folder, expected_weights, expected_metrics = uninterrupted
     run = Command(*command, "run_name=hung")
-    run.wait_until(lambda: at_step(folder, "hung", 3))
+    run.wait_until(lambda: has_reached(folder, "hung", 3))
     server.kill(signal.SIGSTOP)
     try:
-        run.wait_until(lambda: at_step(folder, "hung", 60))
-        began = time.monotonic()
+        run.wait_until(lambda: has_reached(folder, "hung", 60))
+        started = time.monotonic()
         assert run.wait() == 0, run.output
-        lasted = time.monotonic() - began
+        delay = time.monotonic() - started
     finally:
         server.kill(signal.SIGCONT)
     hung = find_run(folder, "hung-*")
-    assert weights(hung) == ends
-    print(f"a server that hangs: {lasted:.1f} s from the last step to the end of the command")
-    assert lasted < 120
+    assert model_weights(hung) == expected_weights
+    print(f"a server that hangs: {delay:.1f} s from the last step to the end of the command")
+    assert delay < 120
     subprocess.run([sys.executable, "-m", "manners.tracking.sync", str(hung)], check=True)
-    assert history(server.store, hung.name) == told
+    assert metric_history(server.store, hung.name) == expected_metrics
 
 
-def files(server, run):
-    """The artifacts of a run, by path below its own folder."""
-    with sqlite3.connect(server.store) as base:
-        ((run_id,),) = base.execute("select run_uuid from runs where name = ?", (run.name,)).fetchall()
-    (root,) = (server.folder / "kept").glob(f"*/{run_id}/artifacts")
+def artifact_files(server, run):
+    """The relative paths of a run's artifacts."""
+    with sqlite3.connect(server.store) as connection:
+        ((run_id,),) = connection.execute("select run_uuid from runs where name = ?", (run.name,)).fetchall()
+    (root,) = (server.folder / "artifacts").glob(f"*/{run_id}/artifacts")
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}

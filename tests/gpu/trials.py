@@ -17,7 +17,7 @@ from manners.models import loading
 from manners.models.lora import prepare_for_training
 from manners.models.policy import Policy
 from manners.runtime.device import Device
-from tests.methods.ppo.cases import early_stops, ppo, prompts, preferred_share
+from tests.methods.ppo.cases import early_stops, ppo, preferred_share, prompts
 from tests.methods.test_sft import module
 
 # Qwen2.5-0.5B as it is published, and a model of its kind for a CPU. Both know more tokens than the tiny tokenizer.

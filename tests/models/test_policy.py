@@ -1,4 +1,4 @@
-"""The policy's numbers against the plain model's, and that policy, critic and reference keep apart."""
+"""Policy, critic and reference: their numbers against the plain model's, and that they stay independent."""
 
 import copy
 
@@ -12,125 +12,117 @@ from manners.models.policy import CRITIC, Policy
 from tests.families import DECODERS, language_model
 
 ROWS = [[5, 9, 33, 2, 7], [8, 1, 90, 4, 61, 12, 13, 44, 6], [3, 77], [15, 16, 17, 18, 19, 20]]
-STARTS = [2, 5, 1, 4]  # where each reply begins: the tokens before are the prompt
-HEAT = 0.6
+REPLY_STARTS = [2, 5, 1, 4]  # the tokens before are the prompt
+TEMPERATURE = 0.6
 
 
-def batch(rows=ROWS, starts=STARTS, pad=0, beyond=0):
-    """``ids`` right-padded, and which positions predict a token of the reply."""
-    width = max(map(len, rows)) + beyond
+def make_batch(rows=ROWS, reply_starts=REPLY_STARTS, pad=0, padding=0):
+    """Right-padded ids (B, T), and the response mask (B, T-1)."""
+    width = max(map(len, rows)) + padding
     ids = torch.full((len(rows), width), pad)
     response_mask = torch.zeros((len(rows), width - 1), dtype=torch.bool)
-    for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
+    for i, (row, start) in enumerate(zip(rows, reply_starts, strict=True)):
         ids[i, : len(row)] = torch.tensor(row)
         response_mask[i, start - 1 : len(row) - 1] = True
     return ids, response_mask
 
 
-def plainly(model, temperature=HEAT):
-    """Log-probabilities, entropies and last states of the replies' tokens: row by row, from all logits."""
-    found = [], [], []
-    for row, start in zip(ROWS, STARTS, strict=True):
+def forward_plain(model):
+    """Log-probabilities (N,), entropies (N,) and last hidden states (N, H) of the response tokens, row by row."""
+    logprobs, entropies, hidden = [], [], []
+    for row, start in zip(ROWS, REPLY_STARTS, strict=True):
         with torch.no_grad():
-            out = model(torch.tensor([row]), use_cache=False, output_hidden_states=True)
-        for at in range(start, len(row)):
-            seen = Categorical(logits=out.logits[0, at - 1].double() / temperature)
-            found[0].append(seen.log_prob(torch.tensor(row[at])))
-            found[1].append(seen.entropy())
-            found[2].append(out.hidden_states[-1][0, at - 1])
-    return tuple(torch.stack(values) for values in found)
+            output = model(torch.tensor([row]), use_cache=False, output_hidden_states=True)
+        for t in range(start, len(row)):
+            distribution = Categorical(logits=output.logits[0, t - 1].double() / TEMPERATURE)
+            logprobs.append(distribution.log_prob(torch.tensor(row[t])))
+            entropies.append(distribution.entropy())
+            hidden.append(output.hidden_states[-1][0, t - 1])
+    return torch.stack(logprobs), torch.stack(entropies), torch.stack(hidden)
 
 
-def lora(model, dropout=0.0):
-    return prepare_for_training(model, "lora", 4, 8, dropout, "all-linear")
+def forward(policy, *batch, **kwargs):
+    return policy(*(batch or make_batch()), TEMPERATURE, **kwargs)
 
 
-def disturb(module, part="", by=0.3, seed=1):
-    """Change the trainable weights whose name holds ``part``."""
-    torch.manual_seed(seed)
+@torch.no_grad()
+def forward_no_grad(policy, *batch):
+    return forward(policy, *batch)
+
+
+def reference_logprobs(policy, *batch):
+    return policy.reference_logprobs(*(batch or make_batch()), TEMPERATURE)
+
+
+def lora(model, dropout=0.0, **kwargs):
+    return prepare_for_training(model, "lora", 4, 8, dropout, "all-linear", **kwargs)
+
+
+def perturb(module, part="", std=0.3):
+    """Add noise to the trainable weights whose name contains ``part``."""
+    torch.manual_seed(1)
     with torch.no_grad():
         for name, p in trainable_parameters(module).items():
             if part in name:
-                p.add_(by * torch.randn_like(p))
+                p.add_(std * torch.randn_like(p))
 
 
 def close(a, b, tolerance=1e-4):
     return torch.allclose(a.double(), b.double(), atol=tolerance, rtol=0)
 
 
+# --- Forward pass ---
+
+
 @pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("family", DECODERS)
-def test_numbers_are_those_of_the_plain_model(family, adapted):
+def test_forward_equals_the_plain_model(family, adapted):
     model = language_model(family)
-    trained = Policy(lora(model) if adapted else model)
-    disturb(trained.model, by=0.05)
-    disturb(trained.value_head)
-    logprobs, entropy, states = plainly(trained.model)
-    with torch.no_grad():
-        judged = trained.forward(*batch(), HEAT)
-    assert close(judged.logprobs, logprobs)
-    assert close(judged.entropy, entropy)
-    assert close(judged.values, states @ trained.value_head.weight[0] + trained.value_head.bias)
+    policy = Policy(lora(model) if adapted else model)
+    perturb(policy.model, std=0.05)
+    perturb(policy.value_head)
+    logprobs, entropies, hidden = forward_plain(policy.model)
+    output = forward_no_grad(policy)
+    assert close(output.logprobs, logprobs)
+    assert close(output.entropy, entropies)
+    assert close(output.values, hidden @ policy.value_head.weight[0] + policy.value_head.bias)
 
 
 @pytest.mark.parametrize("family", DECODERS)
-def test_padding_changes_nothing(family):
-    trained = Policy(language_model(family))
-    disturb(trained.value_head)
-    with torch.no_grad():
-        plain, padded = trained.forward(*batch(), HEAT), trained.forward(*batch(pad=41, beyond=7), HEAT)
-        reference = [trained.reference_logprobs(*b, HEAT) for b in (batch(), batch(pad=41, beyond=7))]
-    assert all(close(a, b) for a, b in zip(vars(plain).values(), vars(padded).values(), strict=True))
-    assert close(*reference)
+def test_forward_does_not_depend_on_padding(family):
+    policy, padded_batch = Policy(language_model(family)), make_batch(pad=41, padding=7)
+    perturb(policy.value_head)
+    output, padded = forward_no_grad(policy), forward_no_grad(policy, *padded_batch)
+    assert all(close(a, b) for a, b in zip(vars(output).values(), vars(padded).values(), strict=True))
+    assert close(reference_logprobs(policy), reference_logprobs(policy, *padded_batch))
 
 
-def test_the_value_before_a_token_has_not_seen_it():
-    trained = Policy(language_model("qwen2"))
-    disturb(trained.value_head)
+def test_value_does_not_see_the_token_that_it_precedes():
+    policy = Policy(language_model("qwen2"))
+    perturb(policy.value_head)
     row, other = list(ROWS[1]), list(ROWS[1])
     other[6] = 50  # the second token of the reply, which begins at 5
+    values, other_values = (forward_no_grad(policy, *make_batch([r], [5])).values for r in (row, other))
+    assert torch.equal(values[:2], other_values[:2])  # at the positions that predict tokens 5 and 6
+    assert (values[2:] != other_values[2:]).all()
+
+
+def test_values_start_at_zero():
+    assert not forward_no_grad(Policy(language_model("qwen2"))).values.any()
+
+
+def test_values_are_zero_without_a_critic():
+    policy = Policy(language_model("qwen2"), "none")
+    perturb(policy.value_head)
+    assert not forward_no_grad(policy).values.any()
+
+
+def test_entropy_has_a_gradient_only_where_asked_for():
+    policy = Policy(language_model("qwen2"))
+    assert not forward(policy).entropy.requires_grad
+    assert forward(policy, entropy_grad=True).entropy.requires_grad
     with torch.no_grad():
-        values, changed = (trained.forward(*batch([r], [5]), HEAT).values for r in (row, other))
-    assert torch.equal(values[:2], changed[:2])  # those that predict tokens 5 and 6
-    assert (values[2:] != changed[2:]).all()
-
-
-def test_values_begin_at_zero_and_rloo_has_none():
-    with torch.no_grad():
-        assert not Policy(language_model("qwen2")).forward(*batch(), HEAT).values.any()
-        trained = Policy(language_model("qwen2"), "none")
-        disturb(trained.value_head)
-        assert not trained.forward(*batch(), HEAT).values.any()
-
-
-@pytest.mark.parametrize("critic", ["head", "adapter"])
-@pytest.mark.parametrize("family", DECODERS)
-def test_the_reference_is_the_model_as_it_was_before_training(family, critic):
-    model = language_model(family)
-    before = copy.deepcopy(model)
-    trained = Policy(lora(model), critic)
-    wanted = plainly(before)[0]
-    assert close(trained.reference_logprobs(*batch(), HEAT), wanted)
-    disturb(trained, "lora_")
-    assert close(trained.reference_logprobs(*batch(), HEAT), wanted)
-    with torch.no_grad():
-        assert not close(trained.forward(*batch(), HEAT).logprobs, wanted, 0.1)
-    assert all(p.requires_grad for n, p in trained.named_parameters() if "lora_" in n)
-
-
-def test_full_fine_tuning_keeps_a_frozen_copy_of_the_actual_start():
-    model = language_model("qwen2")
-    disturb(model, by=0.1)  # as if SFT had been here
-    wanted = plainly(model)[0]
-    trained = Policy(model)
-    held = {n for n, p in trained.named_parameters() if not p.requires_grad}
-    assert held and all(n.startswith("reference.") for n in held)
-    optimizer = torch.optim.SGD(trainable_parameters(trained).values(), lr=0.1)
-    trained.forward(*batch(), HEAT).logprobs.sum().backward()
-    optimizer.step()
-    assert close(trained.reference_logprobs(*batch(), HEAT), wanted)
-    with torch.no_grad():
-        assert not close(trained.forward(*batch(), HEAT).logprobs, wanted, 0.1)
+        assert not forward(policy, entropy_grad=True).entropy.requires_grad
 
 
 DROPOUTS = {
@@ -143,80 +135,67 @@ DROPOUTS = {
 
 @pytest.mark.parametrize("critic", ["head", "adapter"])
 @pytest.mark.parametrize("family", DECODERS)
-def test_dropout_is_off_even_while_the_model_trains(family, critic):
-    trained = Policy(lora(language_model(family, **DROPOUTS[family]), dropout=0.5), critic).train()
-    disturb(trained)
-    with torch.no_grad():
-        first, again = trained.forward(*batch(), HEAT), trained.forward(*batch(), HEAT)
-    assert torch.equal(first.logprobs, again.logprobs)
-    assert torch.equal(first.values, again.values)
-    assert torch.equal(trained.reference_logprobs(*batch(), HEAT), trained.reference_logprobs(*batch(), HEAT))
+def test_dropout_is_disabled_in_train_mode_too(family, critic):
+    policy = Policy(lora(language_model(family, **DROPOUTS[family]), dropout=0.5), critic).train()
+    perturb(policy)
+    first, second = forward_no_grad(policy), forward_no_grad(policy)
+    assert torch.equal(first.logprobs, second.logprobs)
+    assert torch.equal(first.values, second.values)
+    assert torch.equal(reference_logprobs(policy), reference_logprobs(policy))
 
 
-# --- The critic's own adapter ---
+def test_bf16_keeps_the_ratio_at_one_and_logprobs_close():
+    model = lora(language_model("qwen2"))
+    ids = torch.randint(5, 60, (4, 12), generator=torch.Generator().manual_seed(0))
+    batch = ids, torch.ones(4, 11, dtype=torch.bool)
+    exact, bf16 = Policy(model), Policy(model, bf16=True)
+    first, second = forward(bf16, *batch), forward(bf16, *batch)
+    assert torch.equal(first.logprobs, second.logprobs) and first.logprobs.dtype == torch.float32
+    error = (first.logprobs - forward(exact, *batch).logprobs).abs().max()
+    assert 0 < error < 0.2  # eight bits of mantissa
+    (first.logprobs.sum() + first.values.sum()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def test_the_policy_does_not_depend_on_the_critics_adapter():
-    trained = Policy(lora(language_model("qwen2")), "adapter")
-    disturb(trained.value_head)
-    with torch.no_grad():
-        before = trained.forward(*batch(), HEAT)
-        disturb(trained, f".{CRITIC}.")
-        after = trained.forward(*batch(), HEAT)
-    assert torch.equal(before.logprobs, after.logprobs)
-    assert torch.equal(before.entropy, after.entropy)
-    assert not close(before.values, after.values, 0.1)
+def test_policy_refuses_models_that_transform_their_logits():
+    model = language_model("qwen2")
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(MannersError, match="final_logit_softcapping"):
+        Policy(model)
 
 
-def gradients(trained, of):
-    trained.zero_grad()
-    judged = trained.forward(*batch(), HEAT)
-    of(judged).backward()
-    return {n: p.grad.clone() for n, p in trainable_parameters(trained).items() if p.grad is not None and p.grad.any()}
+# --- The reference ---
 
 
-def both(judged):
-    return (judged.logprobs * torch.arange(len(judged.logprobs))).sum() + judged.values.square().sum()
+@pytest.mark.parametrize("critic", ["head", "adapter"])
+@pytest.mark.parametrize("family", DECODERS)
+def test_reference_is_the_model_before_training(family, critic):
+    model = language_model(family)
+    expected = forward_plain(copy.deepcopy(model))[0]
+    policy = Policy(lora(model), critic)
+    assert close(reference_logprobs(policy), expected)
+    perturb(policy, "lora_")
+    assert close(reference_logprobs(policy), expected)
+    assert not close(forward_no_grad(policy).logprobs, expected, 0.1)
+    assert all(p.requires_grad for n, p in policy.named_parameters() if "lora_" in n)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_policy_and_critic_each_learn_from_their_own_loss(checkpointing):
-    """Also after the reference was asked, and where activations are computed anew in the backward pass."""
-    torch.manual_seed(0)
-    model = prepare_for_training(
-        language_model("qwen2"), "lora", 4, 8, 0.0, "all-linear", gradient_checkpointing=checkpointing
-    )
-    trained = Policy(model, "adapter").train()
-    disturb(trained)
-    trained.reference_logprobs(*batch(), HEAT)
-    joint = gradients(trained, both)
-    own = {n for n in joint if ".default." in n}, {n for n in joint if f".{CRITIC}." in n}
-    assert own[0] and len(own[0]) == len(own[1]) == 2 * 7 * 2  # A and B of seven layers in two blocks
-    assert set(joint) == own[0] | own[1] | {"value_head.weight", "value_head.bias"}
-
-    # The same weights, each adapter alone on a model of its own.
-    for adapter, loss in (("default", lambda j: (j.logprobs * torch.arange(len(j.logprobs))).sum()),
-                          (CRITIC, lambda j: j.values.square().sum())):  # fmt: skip
-        torch.manual_seed(0)
-        alone = Policy(lora(language_model("qwen2")), "head")
-        with torch.no_grad():
-            for name, p in trainable_parameters(alone).items():
-                p.copy_(trained.get_parameter(name.replace(".default.", f".{adapter}.")))
-        wanted = gradients(alone, loss)
-        found = {n: joint[n.replace(".default.", f".{adapter}.")] for n in wanted}
-        assert all(torch.allclose(wanted[n], found[n], rtol=1e-4, atol=1e-4) for n in wanted)
+def test_reference_of_full_fine_tuning_is_a_frozen_copy():
+    model = language_model("qwen2")
+    perturb(model, std=0.1)  # as after SFT
+    expected = forward_plain(model)[0]
+    policy = Policy(model)
+    frozen = {n for n, p in policy.named_parameters() if not p.requires_grad}
+    assert frozen and all(n.startswith("reference.") for n in frozen)
+    optimizer = torch.optim.SGD(trainable_parameters(policy).values(), lr=0.1)
+    forward(policy).logprobs.sum().backward()
+    optimizer.step()
+    assert close(reference_logprobs(policy), expected)
+    assert not close(forward_no_grad(policy).logprobs, expected, 0.1)
 
 
-def test_entropy_has_a_gradient_only_where_it_is_wanted():
-    trained = Policy(language_model("qwen2"))
-    assert not trained.forward(*batch(), HEAT).entropy.requires_grad
-    assert trained.forward(*batch(), HEAT, entropy_grad=True).entropy.requires_grad
-    with torch.no_grad():
-        assert not trained.forward(*batch(), HEAT, entropy_grad=True).entropy.requires_grad
-
-
-def test_merged_decodes_the_same_policy_and_leaves_every_bit_as_it_was():
-    model = prepare_for_training(language_model("qwen2"), "lora", 4, 8, 0.0, "all-linear")
+def test_merged_adapter_generates_alike_and_is_restored_exactly():
+    model = lora(language_model("qwen2"))
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "lora_B" in name:
@@ -232,21 +211,54 @@ def test_merged_decodes_the_same_policy_and_leaves_every_bit_as_it_was():
     assert all(p.requires_grad for name, p in model.named_parameters() if "lora_" in name)
 
 
-def test_in_bf16_the_ratio_stays_one_and_log_probabilities_are_close():
-    model = prepare_for_training(language_model("qwen2"), "lora", 4, 8, 0.0, "all-linear")
-    ids = torch.randint(5, 60, (4, 12), generator=torch.Generator().manual_seed(0))
-    response_mask = torch.ones(4, 11, dtype=torch.bool)
-    exact, rough = Policy(model), Policy(model, bf16=True)
-    once, again = rough.forward(ids, response_mask, 0.7), rough.forward(ids, response_mask, 0.7)
-    assert torch.equal(once.logprobs, again.logprobs) and once.logprobs.dtype == torch.float32
-    difference = (once.logprobs - exact.forward(ids, response_mask, 0.7).logprobs).abs().max()
-    assert 0 < difference < 0.2  # eight bits of mantissa
-    (once.logprobs.sum() + once.values.sum()).backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+# --- The critic's own adapter ---
 
 
-def test_a_model_that_bends_its_logits_is_refused():
-    model = language_model("qwen2")
-    model.config.final_logit_softcapping = 30.0
-    with pytest.raises(MannersError, match="final_logit_softcapping"):
-        Policy(model)
+def test_policy_does_not_depend_on_the_critics_adapter():
+    policy = Policy(lora(language_model("qwen2")), "adapter")
+    perturb(policy.value_head)
+    before = forward_no_grad(policy)
+    perturb(policy, f".{CRITIC}.")
+    after = forward_no_grad(policy)
+    assert torch.equal(before.logprobs, after.logprobs)
+    assert torch.equal(before.entropy, after.entropy)
+    assert not close(before.values, after.values, 0.1)
+
+
+def gradients(policy, loss):
+    """The gradients of ``loss(output)`` that are not zero, by parameter."""
+    policy.zero_grad()
+    loss(forward(policy)).backward()
+    return {n: p.grad.clone() for n, p in trainable_parameters(policy).items() if p.grad is not None and p.grad.any()}
+
+
+def weighted_logprobs(output):
+    return (output.logprobs * torch.arange(len(output.logprobs))).sum()
+
+
+def squared_values(output):
+    return output.values.square().sum()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_policy_and_critic_adapters_get_their_own_gradients(checkpointing):
+    """Also after a call for the reference, and with gradient checkpointing."""
+    torch.manual_seed(0)
+    policy = Policy(lora(language_model("qwen2"), gradient_checkpointing=checkpointing), "adapter").train()
+    perturb(policy)
+    reference_logprobs(policy)
+    joint = gradients(policy, lambda output: weighted_logprobs(output) + squared_values(output))
+    of_policy, of_critic = ({n for n in joint if f".{adapter}." in n} for adapter in ("default", CRITIC))
+    assert len(of_policy) == len(of_critic) == 2 * 7 * 2  # A and B of seven modules in two layers
+    assert set(joint) == of_policy | of_critic | {"value_head.weight", "value_head.bias"}
+
+    # The same weights, with each adapter as the only one of a model.
+    for adapter, loss in (("default", weighted_logprobs), (CRITIC, squared_values)):
+        torch.manual_seed(0)
+        single = Policy(lora(language_model("qwen2")), "head")
+        with torch.no_grad():
+            for name, p in trainable_parameters(single).items():
+                p.copy_(policy.get_parameter(name.replace(".default.", f".{adapter}.")))
+        expected = gradients(single, loss)
+        found = {n: joint[n.replace(".default.", f".{adapter}.")] for n in expected}
+        assert all(torch.allclose(expected[n], found[n], rtol=1e-4, atol=1e-4) for n in expected)

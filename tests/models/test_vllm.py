@@ -19,8 +19,14 @@ from manners.models.generation import Sampling, generate_ids
 from manners.models.vllm import VLLMBackend
 from manners.pipeline.stages.ppo import vllm_backend
 from tests import commands
-from tests.methods.ppo.cases import early_stops, preferred_tokens, ppo, prompts, preferred_share
-from tests.methods.ppo.cases import policy as make_policy
+from tests.methods.ppo.cases import (
+    frequent_stop_ids,
+    make_policy,
+    make_prompts,
+    ppo_config,
+    rewarded_tokens,
+    token_share_reward,
+)
 
 PROMPT_IDS = [[5, 6, 7], [8, 9], [5, 6, 7], [11, 12, 13, 14]]
 
@@ -61,10 +67,10 @@ class FakeLLM:
     def reset_prefix_cache(self):
         self.num_syncs += 1
 
-    def generate(self, prompts, sampling_params, *, use_tqdm):
+    def generate(self, make_prompts, sampling_params, *, use_tqdm):
         assert not torch.is_autocast_enabled("cpu")
         self.sampling_params = sampling_params
-        return [self.generate_one(p["prompt_token_ids"], s) for p, s in zip(prompts, sampling_params, strict=True)]
+        return [self.generate_one(p["prompt_token_ids"], s) for p, s in zip(make_prompts, sampling_params, strict=True)]
 
     def generate_one(self, ids, params):
         assert params.ignore_eos
@@ -110,9 +116,9 @@ def perturbed(policy):
 
 
 def make_trainer(policy, tokenizer, vllm=None, **changes):
-    config = ppo(generation_backend="vllm" if vllm else "native", **changes)
-    rewards = preferred_share(preferred_tokens(policy.model))
-    return PPOTrainer(policy, tokenizer, early_stops(tokenizer), rewards, config, 3, ProcessGroup(), vllm)
+    config = ppo_config(generation_backend="vllm" if vllm else "native", **changes)
+    rewards = token_share_reward(rewarded_tokens(policy.model))
+    return PPOTrainer(policy, tokenizer, frequent_stop_ids(tokenizer), rewards, config, 3, ProcessGroup(), vllm)
 
 
 @pytest.mark.parametrize("kind, critic", [("lora", "head"), ("lora", "adapter"), ("none", "head")])
@@ -124,7 +130,7 @@ def test_vllm_greedy_rollouts_match_native_after_each_update(vllm, saved_qwen2, 
         perturbed(policy)
         weights = copy.deepcopy(policy.state_dict())
         requires_grad = {name: p.requires_grad for name, p in policy.named_parameters()}
-        by_vllm, native = (make_trainer(policy, tokenizer, b).sample(prompts(6), None) for b in (backend, None))
+        by_vllm, native = (make_trainer(policy, tokenizer, b).sample(make_prompts(6), None) for b in (backend, None))
         assert by_vllm.reply_ids == native.reply_ids != previous
         assert torch.equal(by_vllm.logprobs, native.logprobs) and torch.equal(by_vllm.has_eos, native.has_eos)
         assert all(torch.equal(weights[name], weight) for name, weight in policy.state_dict().items())  # bit by bit
@@ -137,7 +143,7 @@ def test_vllm_greedy_rollouts_match_native_after_each_update(vllm, saved_qwen2, 
 
 def test_vllm_reply_depends_on_its_own_uniforms_alone(vllm, saved_qwen2, tokenizer):
     model = perturbed(make_policy(saved_qwen2)).model
-    sampling = Sampling(8, tuple(early_stops(tokenizer)), 0, 0.8, VLLMBackend(model, tokenizer, 72))
+    sampling = Sampling(8, tuple(frequent_stop_ids(tokenizer)), 0, 0.8, VLLMBackend(model, tokenizer, 72))
     uniforms = torch.rand(4, 8, generator=torch.Generator().manual_seed(0))
     batched = generate_ids(model, PROMPT_IDS, sampling, uniforms)
     assert batched == generate_ids(model, PROMPT_IDS, sampling, uniforms)
@@ -166,9 +172,11 @@ def test_vllm_gets_every_sampling_parameter_and_its_memory_share(vllm, saved_qwe
 def test_ppo_run_samples_with_vllm_and_recomputes_logprobs(vllm, saved_qwen2, tokenizer, tmp_path):
     policy, metrics = make_policy(saved_qwen2), {}
     changes = {"total_episodes": 16, "eval_steps": 1, "num_ppo_epochs": 1, "num_mini_batches": 1}
-    backend = vllm_backend(ppo(generation_backend="vllm", **changes), policy.model, tokenizer)
+    backend = vllm_backend(ppo_config(generation_backend="vllm", **changes), policy.model, tokenizer)
     trainer = make_trainer(policy, tokenizer, backend, **changes)
-    train_ppo(trainer, prompts(10), prompts(4), tmp_path, lambda m, step: metrics.update(m), lambda *_: None, print)
+    train_ppo(
+        trainer, make_prompts(10), make_prompts(4), tmp_path, lambda m, step: metrics.update(m), lambda *_: None, print
+    )
     assert backend.trl.llm.num_syncs == 2 + 3  # rollouts and evaluations
     assert metrics["policy/approxkl_avg"] == pytest.approx(0.0, abs=1e-9)  # one update per rollout: its ratio is 1
 
@@ -180,7 +188,7 @@ def test_vllm_backend_refuses_another_model(vllm, saved_qwen2, tokenizer):
 
 
 def test_other_backends_do_not_import_vllm(saved_qwen2, tokenizer, tmp_path):
-    assert vllm_backend(ppo(), saved_qwen2, tokenizer) is None
+    assert vllm_backend(ppo_config(), saved_qwen2, tokenizer) is None
     script = tmp_path / "imports.py"
     script.write_text(
         "import sys, manners.pipeline.run; print({'trl.generation.vllm_generation', 'vllm'} & {*sys.modules})"

@@ -1,4 +1,4 @@
-"""A policy or a reward model that does not fit is refused by name, and what would happen is shown before it does."""
+"""Dependencies: what does not fit is refused by name, and the plan is printed before anything is trained."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from manners.config.compose import RunSpec
 from manners.errors import MannersError
 from manners.pipeline import dependencies
-from manners.pipeline.dependencies import Stage
 from manners.pipeline.stages.ppo import check_reward_sanity
-from manners.runtime.run_dir import RunArtifact, RunDir, weights_fingerprint
+from manners.runtime.run_dir import RunArtifact, RunDir, RunState, weights_fingerprint
 from tests.configs import compose
 
 FEW = "dataset=polite_helper"  # thirty rows, which are read in no time
@@ -28,7 +28,7 @@ def made(out, name, cfg, summary="", run_id=""):
     (model / "config.json").write_text("{}")
     (model / "manners.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     state = {"status": "finished", "summary": summary, "mlflow_run_id": run_id}
-    state["stage_mark"] = dependencies.stage_fingerprint(Stage(cfg, []))
+    state["weights_fingerprint"] = dependencies.dependency_fingerprint(RunSpec(cfg, []))
     (model.parent / "run.json").write_text(json.dumps(state))
     return name
 
@@ -36,7 +36,7 @@ def made(out, name, cfg, summary="", run_id=""):
 def stage(out, role, given="", *overrides):
     method = {"policy": "sft", "reward": "reward"}[role]
     overrides = [FEW, f"output_dir={out}", f"method={method}", *overrides]
-    return Stage(compose(*overrides), overrides, role, given)
+    return RunSpec(compose(*overrides), overrides, role, given)
 
 
 def refusal(stage):
@@ -48,11 +48,11 @@ def refusal(stage):
 def test_a_run_that_fits_is_taken(out):
     made(out, "mine", compose(FEW, "method=sft"))
     made(out, "judge", compose(FEW, "method=reward"))
-    assert dependencies.resolve_explicit(stage(out, "policy", "mine")).run == "mine"
-    assert dependencies.resolve_explicit(stage(out, "reward", "judge")).run == "judge"
+    assert dependencies.resolve_explicit(stage(out, "policy", "mine")).name == "mine"
+    assert dependencies.resolve_explicit(stage(out, "reward", "judge")).name == "judge"
     for method in ("ppo", "rloo"):  # what PPO made, it may go on with
         made(out, method, compose(FEW, f"method={method}"))
-        assert dependencies.resolve_explicit(stage(out, "policy", method)).run == method
+        assert dependencies.resolve_explicit(stage(out, "policy", method)).name == method
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,12 @@ def test_a_policy_of_another_base_revision_or_template_is_refused_by_name(out, o
     assert f"policy_from=theirs {says}" in said
     assert f"Set {override}, or choose another run." in said
     made(out, "judge", compose(FEW, "method=reward", override))  # it reads replies with a tokenizer of its own
-    assert dependencies.resolve_explicit(stage(out, "reward", "judge")).run == "judge"
+    assert dependencies.resolve_explicit(stage(out, "reward", "judge")).name == "judge"
 
 
 def test_what_a_refusal_tells_to_set_is_then_taken(out):
     made(out, "theirs", compose(FEW, "method=sft", "model.chat_template=plain"))
-    assert dependencies.resolve_explicit(stage(out, "policy", "theirs", "model.chat_template=plain")).run == "theirs"
+    assert dependencies.resolve_explicit(stage(out, "policy", "theirs", "model.chat_template=plain")).name == "theirs"
 
 
 def test_a_reward_model_is_no_policy_and_a_policy_no_reward_model(out):
@@ -87,7 +87,7 @@ def test_a_reward_model_is_no_policy_and_a_policy_no_reward_model(out):
 def test_a_folder_that_nobody_of_ours_made_is_taken_on_trust(out, tmp_path):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "config.json").write_text("{}")
-    assert dependencies.resolve_explicit(stage(out, "policy", str(tmp_path / "theirs"))).run == "theirs"
+    assert dependencies.resolve_explicit(stage(out, "policy", str(tmp_path / "theirs"))).name == "theirs"
 
 
 def test_a_name_that_is_nothing_is_answered_with_the_nearest_run(out):
@@ -97,7 +97,7 @@ def test_a_name_that_is_nothing_is_answered_with_the_nearest_run(out):
     assert "Did you mean 'mine-sft-1234'?" in refusal(stage(out, "policy", "mine-sft-1243"))
 
 
-# --- A reward model must see through spoilt replies ---
+# --- A reward model must detect corrupted replies ---
 
 
 def judge(tmp_path, passed):
@@ -107,7 +107,7 @@ def judge(tmp_path, passed):
 
 
 @pytest.mark.parametrize("passed", [0.5, 0.896, 0.8999, 0.0, None])
-def test_an_unsound_reward_model_is_refused_with_the_override_that_lets_it_pass(tmp_path, passed):
+def test_reward_sanity_refuses_and_names_the_override(tmp_path, passed):
     source = judge(tmp_path, passed)
     with pytest.raises(MannersError) as caught:
         check_reward_sanity(source, 0.9)
@@ -121,68 +121,69 @@ def test_a_sound_reward_model_passes(tmp_path):
     check_reward_sanity(judge(tmp_path, 0.9), 0.9)
 
 
-# --- What is found, shown and drawn ---
+# --- Finding, planning, lineage ---
 
 
 def test_a_stage_is_found_by_what_shapes_its_weights(out):
     """A run of another name and evaluation stands for it; one of another seed does not."""
     need = stage(out, "policy")
-    mark = dependencies.stage_fingerprint(need)
-    assert dependencies.find_completed_stage(need, mark) is None
+    fingerprint = dependencies.dependency_fingerprint(need)
+    assert dependencies.find_finished(need.cfg, fingerprint) is None
     made(out, "other-seed", compose(FEW, f"output_dir={out}", "method=sft", "seed=2"))
-    assert dependencies.find_completed_stage(need, mark) is None
+    assert dependencies.find_finished(need.cfg, fingerprint) is None
     made(out, "mine", compose(FEW, "method=sft", "run_name=mine", "evaluation.test_prompts=3"))
-    assert dependencies.find_completed_stage(need, mark).run == "mine"
+    assert dependencies.find_finished(need.cfg, fingerprint).name == "mine"
 
 
-def test_the_mark_counts_the_data_not_their_path(tmp_path):
+def test_fingerprint_hashes_the_data_not_their_path(tmp_path):
     """The same path with other rows is other data."""
     rows = [{"prompt": f"{i}?", "completion": "Yes."} for i in range(9)]
     marks = []
     for changed in (rows, rows[::-1], rows):
         (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
         marks.append(
-            dependencies.stage_fingerprint(
-                Stage(compose("dataset=jsonl", f"dataset.path={tmp_path / 'mine.jsonl'}"), [])
+            dependencies.dependency_fingerprint(
+                RunSpec(compose("dataset=jsonl", f"dataset.path={tmp_path / 'mine.jsonl'}"), [])
             )
         )
     assert marks[0] == marks[2] != marks[1]
 
 
-def test_show_tells_what_would_be_reused_and_trained_and_makes_nothing(out, capsys):
+def test_print_plan_says_reuse_or_train_and_trains_nothing(out, capsys):
     made(out, "mine", compose(FEW, "method=sft"))
     before = sorted(out.rglob("*"))
-    last = Stage(compose(FEW, "method=ppo", f"output_dir={out}"), ["method=ppo"])
-    dependencies.print_plan(last, [stage(out, "policy"), stage(out, "reward", "", "seed=2")])
-    told = {line.split()[0]: " ".join(line.split()[1:]) for line in capsys.readouterr().out.splitlines() if line}
-    assert told["policy"].startswith("reuse mine python train.py")
-    assert told["reward"].startswith("train python train.py")
-    assert told["ppo"] == "train python train.py method=ppo"
+    needs = [stage(out, "policy"), stage(out, "reward", "", "seed=2")]
+    cfg = compose(FEW, "method=ppo", f"output_dir={out}")
+    dependencies.print_plan(RunSpec(cfg, ["method=ppo"], dependencies=needs))
+    plan = {line.split()[0]: " ".join(line.split()[1:]) for line in capsys.readouterr().out.splitlines() if line}
+    assert plan["policy"].startswith("reuse mine python train.py")
+    assert plan["reward"].startswith("train python train.py")
+    assert plan["ppo"] == "train python train.py method=ppo"
     assert sorted(out.rglob("*")) == before
 
 
 def test_a_command_can_be_pasted_into_a_shell():
-    command = Stage(compose(), ["run_name=a b", "policy_run_overrides=['x=1']"]).command
+    command = dependencies.command_of(RunSpec(compose(), ["run_name=a b", "policy_run_overrides=['x=1']"]))
     assert command == """python train.py 'run_name=a b' 'policy_run_overrides=['"'"'x=1'"'"']'"""
 
 
-def test_the_chain_is_drawn_with_each_run_under_those_that_it_came_from(out):
+def test_lineage_text_lists_dependencies_above_the_run(out):
     for name, summary in (("first", "fits 9 → 80 %"), ("judge", "")):
         made(out, name, compose(FEW, "method=sft"), summary)
     inputs = {role: RunArtifact(out / "runs" / name / "model", "", name) for role, name in
               (("policy", "first"), ("reward", "judge"))}  # fmt: skip
-    assert dependencies.lineage_text(RunDir(Path("runs/last"), {}), "fits 80 → 90 %", inputs) == (
+    assert dependencies.lineage_text(RunDir(Path("runs/last"), RunState()), "fits 80 → 90 %", inputs) == (
         "  policy  first  (fits 9 → 80 %)\n  reward  judge\n       └→ last  (fits 80 → 90 %)\n"
     )
-    assert dependencies.lineage_text(RunDir(Path("runs/alone"), {}), "", {}) == "alone\n"
+    assert dependencies.lineage_text(RunDir(Path("runs/alone"), RunState()), "", {}) == "alone\n"
 
 
-def test_a_given_runs_mark_is_that_of_its_stage(out):
+def test_an_explicit_run_has_the_fingerprint_of_its_stage(out):
     """So a policy that is named and one that is found make one and the same run of PPO."""
     made(out, "mine", compose(FEW, "method=sft"))
     need = stage(out, "policy")
     assert (
-        dependencies.resolve_explicit(stage(out, "policy", "mine")).mark
-        == dependencies.find_completed_stage(need, dependencies.stage_fingerprint(need)).mark
+        dependencies.resolve_explicit(stage(out, "policy", "mine")).fingerprint
+        == dependencies.find_finished(need.cfg, dependencies.dependency_fingerprint(need)).fingerprint
     )
-    assert dependencies.stage_fingerprint(need) == weights_fingerprint(need.cfg, dependencies.digest(need.splits.train))
+    assert dependencies.dependency_fingerprint(need) == weights_fingerprint(need.cfg, dependencies.digest_of(need.cfg))

@@ -9,7 +9,19 @@ from manners.cli import main as cli
 from manners.pipeline import dependencies
 from manners.pipeline.dependencies import Stage
 from manners.pipeline.stages import dpo
-from tests.commands import SHORT_STAGE, SMALL, Command, artifact_paths, train_in_process, kill_at_step, find_run, read_records, small_strictbot, mlflow_runs, train
+from tests.commands import (
+    SHORT_STAGE,
+    SMALL,
+    Command,
+    artifact_paths,
+    find_run,
+    kill_at_step,
+    mlflow_runs,
+    read_records,
+    small_strictbot,
+    train,
+    train_in_process,
+)
 from tests.configs import compose
 
 STEPS = 8

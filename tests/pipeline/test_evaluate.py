@@ -19,7 +19,7 @@ from manners.evaluation.reports.side_by_side import ModelResult
 from manners.evaluation.stats import Estimate
 from manners.pipeline import model_ref
 from manners.runtime import paths
-from tests.commands import SMALL_RL, ROOT, artifact_paths, train_in_process, find_run, small_strictbot, mlflow_runs
+from tests.commands import ROOT, SMALL_RL, artifact_paths, find_run, mlflow_runs, small_strictbot, train_in_process
 
 
 def evaluation(*overrides):

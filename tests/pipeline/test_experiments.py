@@ -18,7 +18,7 @@ from manners.data.tokenize import IGNORE_INDEX
 from manners.models import loading
 from manners.pipeline.stages import sft
 from tests import hub_cache
-from tests.commands import train_in_process, find_run
+from tests.commands import find_run, train_in_process
 from tests.data.formats.test_politeness import corpus, line
 
 MINUTE = 60  # seconds of CPU time, which a busy machine lengthens less than time itself

@@ -9,7 +9,16 @@ from manners.config import validate
 from manners.errors import MannersError
 from manners.methods import distributed
 from manners.methods.distributed import init_distributed
-from tests.commands import SMALL, train_in_process, train_with_launcher, find_run, read_records, small_strictbot, mlflow_runs, train
+from tests.commands import (
+    SMALL,
+    find_run,
+    mlflow_runs,
+    read_records,
+    small_strictbot,
+    train,
+    train_in_process,
+    train_with_launcher,
+)
 from tests.configs import compose
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

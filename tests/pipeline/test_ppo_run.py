@@ -9,7 +9,18 @@ import torch
 from safetensors.torch import load_file
 
 from manners.pipeline.stages import ppo
-from tests.commands import SMALL_RL, Command, artifact_paths, train_in_process, kill_at_step, find_run, read_records, small_strictbot, mlflow_runs, train
+from tests.commands import (
+    SMALL_RL,
+    Command,
+    artifact_paths,
+    find_run,
+    kill_at_step,
+    mlflow_runs,
+    read_records,
+    small_strictbot,
+    train,
+    train_in_process,
+)
 
 ITERATIONS = 5
 PPO = [

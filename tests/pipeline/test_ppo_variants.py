@@ -7,7 +7,17 @@ import pytest
 from safetensors.torch import load_file
 
 from manners.errors import MannersError
-from tests.commands import SHORT_STAGE, SMALL_RL, Command, train_in_process, find_run, read_records, small_strictbot, mlflow_runs, train
+from tests.commands import (
+    SHORT_STAGE,
+    SMALL_RL,
+    Command,
+    find_run,
+    mlflow_runs,
+    read_records,
+    small_strictbot,
+    train,
+    train_in_process,
+)
 
 ONCE = [*SMALL_RL, "method.total_episodes=8", "method.eval_steps=1", "method.num_ppo_epochs=1"]
 TWICE = "method.total_episodes=16"

@@ -15,7 +15,19 @@ from transformers import BertTokenizer  # isort: skip
 from manners.methods.reward import predict_scores
 from manners.models import loading, reward_model
 from manners.models.reward_model import ScoreNormalizer
-from tests.commands import SMALL_RL, SMALL, Command, artifact_paths, train_in_process, kill_at_step, find_run, read_records, small_strictbot, mlflow_runs, train
+from tests.commands import (
+    SMALL,
+    SMALL_RL,
+    Command,
+    artifact_paths,
+    find_run,
+    kill_at_step,
+    mlflow_runs,
+    read_records,
+    small_strictbot,
+    train,
+    train_in_process,
+)
 from tests.data.formats.test_politeness import corpus, line
 from tests.hub_cache import create_snapshot
 

@@ -69,7 +69,7 @@ def set_adapter_scale(session: Session, argument: str, tools: Tools) -> Result:
         scale = float("nan")
     if not -1 <= scale <= 2:
         raise MannersError(
-            f"/scale {argument}: not a number from -1 to 2. The scale is still {session.scale:g}; try /scale 0.5"
+            f"the scale is {session.scale:g}; change it to a number from -1 to 2, such as /scale 0.5"
         )
     tools.set_scale(scale)
     return Result(replace(session, scale=scale, use_base=False), f"scale {scale:g}")

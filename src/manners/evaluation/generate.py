@@ -1,26 +1,26 @@
-"""Generation of replies for a list of conversations."""
+"""Generate replies to conversations."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
-from manners.data.tokenize import prompt_text, reply_follows
+from manners.data.tokenize import prompt_text, text_before_reply
 from manners.data.types import Message
 from manners.models.generation import Sampling, generate_ids
 from manners.models.loading import stop_token_ids
 from manners.models.lora import merged_for_generation
+from manners.runtime.progress import progress
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A decoded reply."""
+    """A generated turn."""
 
     text: str
-    ended: bool  # by a stop token, not by max_new_tokens
-    tokens: int  # without the stop token
+    has_eos: bool  # whether a stop token ended it, not the limit
+    num_tokens: int  # without the stop token
 
 
 def generate_texts(
@@ -32,31 +32,31 @@ def generate_texts(
     do_sample: bool = False,
     temperature: float = 1.0,
     seed: int = 0,
-    progress: str = "",
+    show: str = "",
     role: str = "assistant",
 ) -> list[Reply]:
-    """Generate one turn of ``role`` for each conversation, in order; ``progress`` titles a progress bar.
+    """One turn by ``role`` for each conversation, in order; ``show`` names a progress bar.
 
-    Sampling depends on ``seed`` alone, not on the batches. A user's turn also ends where the template would open the
-    assistant's reply.
+    Sampling depends on ``seed`` alone. A user's turn also ends where the template would open the reply to it.
     """
     prompts = tokenizer([prompt_text(c, tokenizer, role) for c in conversations], add_special_tokens=False)["input_ids"]
-    reply_header = reply_follows(tokenizer) if role == "user" else ""
+    reply_opening = text_before_reply(tokenizer) if role == "user" else ""
     max_prompt_length = getattr(model.config, "max_position_embeddings", 2048) - max_new_tokens
     prompts = [ids[-max_prompt_length:] for ids in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
-    stop_ids = tuple(stop_token_ids(model, tokenizer))
-    sampling = Sampling(max_new_tokens, stop_ids, tokenizer.pad_token_id, temperature if do_sample else 0.0)
+    stops = tuple(stop_token_ids(model, tokenizer))
+    sampling = Sampling(max_new_tokens, stops, tokenizer.pad_token_id, temperature if do_sample else 0.0)
     uniforms = torch.rand(len(prompts), max_new_tokens, generator=torch.Generator().manual_seed(seed))
     replies: list[Reply | None] = [None] * len(prompts)
-    with merged_for_generation(model):
-        for batch in track(batches, description=progress, disable=not progress, transient=True):
+    with merged_for_generation(model), progress(len(batches), show, enabled=bool(show)) as bar:
+        for number, batch in enumerate(batches, start=1):
             generated = generate_ids(model, [prompts[i] for i in batch], sampling, uniforms[batch])
             for i, ids in zip(batch, generated, strict=True):
-                stopped = ids[-1] in stop_ids
+                stopped = ids[-1] in stops
                 text = str(tokenizer.decode(ids, skip_special_tokens=True))
-                ended = stopped or bool(reply_header and reply_header in text)
-                text = text.partition(reply_header)[0] if reply_header else text
-                replies[i] = Reply(text.strip(), ended, len(ids) - stopped)
-    return [r for r in replies if r is not None]
+                has_eos = stopped or bool(reply_opening and reply_opening in text)
+                text = text.partition(reply_opening)[0] if reply_opening else text
+                replies[i] = Reply(text.strip(), has_eos, len(ids) - stopped)
+            bar.update(number)
+    return [reply for reply in replies if reply is not None]

@@ -3,14 +3,11 @@
 Weights are read from safetensors only, and no code that comes with a model is run.
 """
 
-import math
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -27,17 +24,6 @@ NEW_HEAD_WEIGHTS = ("score.", "classifier.", "pooler.")
 def resolve_name(name: str) -> str:
     """Return what ``from_pretrained`` takes: for 'tiny' the folder in this package, else the name itself."""
     return str(files("manners.models") / "tiny") if name == "tiny" else name
-
-
-def weight_bytes(name: str) -> float:
-    """Return the size of the weight files in bytes; infinity where they are not on this machine yet."""
-    path = Path(resolve_name(name))
-    if not path.is_dir():
-        cached = try_to_load_from_cache(name, "config.json")
-        if not isinstance(cached, str):
-            return math.inf
-        path = Path(cached).parent
-    return sum(file.stat().st_size for file in path.glob("*.safetensors")) or math.inf
 
 
 def load_tokenizer(

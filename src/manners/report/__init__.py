@@ -1,1 +1,1 @@
-"""One page over many runs, from the tracking store alone."""
+"""An HTML page and Markdown tables over all runs of a tracking store."""

@@ -1,4 +1,4 @@
-"""``python -m manners.report``: one HTML page and the Markdown tables over all runs of a tracking store."""
+"""``python -m manners.report``: one HTML page and Markdown tables over all runs of a tracking store."""
 
 import argparse
 import sys
@@ -9,24 +9,25 @@ from rich.console import Console
 from manners.errors import MannersError
 
 
-def main(arguments: list[str] | None = None) -> None:
+def report_command(arguments: list[str] | None = None) -> None:
+    """Write the report that the command line asks for; exit with a message where that fails."""
     parser = argparse.ArgumentParser(prog="python -m manners.report", description=__doc__)
     parser.add_argument("--uri", default="sqlite:///outputs/mlflow.db", help="MLflow store or server (tracking.uri)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/report"), help="folder to write")
-    parser.add_argument("--study", help="one study alone; all by default")
-    asked = parser.parse_args(arguments)
+    parser.add_argument("--out", type=Path, default=Path("outputs/report"), help="folder to write the report to")
+    parser.add_argument("--study", help="name of one MLflow experiment; all of them by default")
+    args = parser.parse_args(arguments)
     from manners.report import page, query, sections  # MLflow takes seconds to import: not for --help
 
     try:
-        client = query.connect_store(asked.uri)
-        found = query.query_runs(client, asked.study)
-        files = page.write_report_files(sections.build_studies(client, found), asked.uri, asked.out)
+        client = query.connect_store(args.uri)
+        runs = query.query_runs(client, args.study)
+        html, markdown = page.write_report_files(sections.build_studies(client, runs), args.uri, args.out)
     except MannersError as error:
         sys.exit(f"error: {error}")
-    unfinished = sum(run.status != "FINISHED" for run in found)
-    told = f"{len(found)} runs" + (f", {unfinished} of them not finished" if unfinished else "")
-    Console().print(f"{told}: {files[0]}, and its tables: {files[1]}", highlight=False, soft_wrap=True)
+    unfinished = sum(run.status != "FINISHED" for run in runs)
+    count = f"{len(runs)} runs" + (f" ({unfinished} not finished)" if unfinished else "")
+    Console().print(f"{count}: wrote {html} and {markdown}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
-    main()
+    report_command()

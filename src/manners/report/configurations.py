@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone are one configuration; what sets it apart from its neighbours is its label."""
+"""Groups runs that differ only in their seed into configurations, labelled by the params in which these differ."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,65 +8,66 @@ from manners.config.schema import STARTS_FROM
 from manners.report.query import Run
 from manners.runtime.run_dir import WEIGHTS_KEYS
 
-ITSELF = "run"  # the shape of what has no params
+RUN_NAME = "run"  # the only key of a run without params
 
 
 @dataclass(frozen=True)
 class Configuration:
-    label: str  # "learning_rate=0.001 r=8": the params that its group does not share; of one alone, its model
-    runs: list[Run]  # one a seed, by seed
-    repeats: list[Run]  # older runs of the same seeds
+    label: str  # "learning_rate=0.001  r=8": the params that differ within the group; the model if there is only one
+    runs: list[Run]  # the newest run of each seed, sorted by seed
+    repeats: list[Run]  # older runs with the same seeds
 
 
 def configuration_key(run: Run) -> dict[str, str]:
-    """The params that shape the result, less the seed; and the data, by the first digits of their digest."""
+    """The params that affect the result, without the seed, and the first digits of the data's digest."""
+    if not run.params:  # an evaluation has none and is a configuration of its own
+        return {RUN_NAME: run.name}
     roles = STARTS_FROM.get(run.params.get("method.sample_type", ""), ())
-    kept = {*WEIGHTS_KEYS, "evaluation", *roles, *(f"{role}_overrides" for role in roles)} - {"seed"}
-    found = {k: v for k, v in run.params.items() if k.partition(".")[0] in kept}
-    if not run.params:  # an evaluation has none: it stands for itself
-        return {ITSELF: run.name}
+    sources = [f"{role}_{suffix}" for role in roles for suffix in ("from", "run_overrides")]
+    groups = {*WEIGHTS_KEYS, "evaluation", *sources} - {"seed"}
+    key = {name: value for name, value in run.params.items() if name.partition(".")[0] in groups}
     digest = run.tags.get("manners.data_digest")
-    return found | ({"data": digest[:8]} if digest else {})
+    return key | ({"data": digest[:8]} if digest else {})
 
 
-def configurations(runs: Sequence[Run]) -> list[Configuration]:
-    """Of finished runs of one method, in the order in which each began."""
-    alike: dict[tuple[tuple[str, str], ...], list[Run]] = defaultdict(list)
+def group_by_configuration(runs: Sequence[Run]) -> list[Configuration]:
+    """The configurations of one method's finished runs, in the order of each one's first run."""
+    groups: dict[tuple[tuple[str, str], ...], list[Run]] = defaultdict(list)
     for run in runs:
-        alike[tuple(sorted(configuration_key(run).items()))].append(run)
-    shapes = [dict(key) for key in alike]
-    shown = differing(shapes) or [key for key in ("model.name", "adapter.kind") if key in shapes[0]]
+        groups[tuple(sorted(configuration_key(run).items()))].append(run)
+    keys = [dict(key) for key in groups]
+    shown = differing_params(keys) or [name for name in ("model.name", "adapter.kind") if name in keys[0]]
     return [
-        Configuration(configuration_label(one, shown), *newest_by_seed(group))
-        for one, group in zip(shapes, alike.values(), strict=True)
+        Configuration(configuration_label(key, shown), *newest_by_seed(group))
+        for key, group in zip(keys, groups.values(), strict=True)
     ]
 
 
-def differing(shapes: Sequence[dict[str, str]]) -> list[str]:
-    """The params that are not the same in all ``shapes``.
+def differing_params(keys: Sequence[dict[str, str]]) -> list[str]:
+    """Names of the params that are not the same in all ``keys``.
 
-    The data, and options that some runs are too old to know, are among them only where the others do not tell the
-    shapes apart.
+    The data's digest, and options that are missing from older runs, are included only if the other params do not
+    distinguish all keys.
     """
-    keys = sorted({key for one in shapes for key in one})
-    found = [key for key in keys if len({one.get(key) for one in shapes}) > 1]
-    strong = [key for key in found if key != "data" and len({one[key] for one in shapes if key in one}) > 1]
-    told = len({tuple(one.get(key) for key in strong) for one in shapes}) == len(shapes)
-    return strong if told else found
+    names = sorted({name for key in keys for name in key})
+    differing = [name for name in names if len({key.get(name) for key in keys}) > 1]
+    main = [name for name in differing if name != "data" and len({key[name] for key in keys if name in key}) > 1]
+    unique = len({tuple(key.get(name) for name in main) for key in keys}) == len(keys)
+    return main if unique else differing
 
 
-def configuration_label(shape: dict[str, str], shown: Sequence[str]) -> str:
-    """Each by the last part of its name, where that is enough to tell which one is meant."""
-    if list(shape) == [ITSELF]:
-        return shape[ITSELF]
-    names = [key.removesuffix(".name").removesuffix(".kind") for key in shown]  # model.name is the model
-    lasts = [name.rpartition(".")[2] for name in names]
-    short = [last if lasts.count(last) == 1 else name for name, last in zip(names, lasts, strict=True)]
-    return "  ".join(f"{name}={shape.get(key, '–')}" for key, name in zip(shown, short, strict=True)) or "alike"
+def configuration_label(key: dict[str, str], shown: Sequence[str]) -> str:
+    """``name=value`` of each param in ``shown``; a name is cut to its last part where that is unambiguous."""
+    if list(key) == [RUN_NAME]:
+        return key[RUN_NAME]
+    full = [name.removesuffix(".name").removesuffix(".kind") for name in shown]  # model.name is shown as model
+    last = [name.rpartition(".")[2] for name in full]
+    short = [part if last.count(part) == 1 else name for name, part in zip(full, last, strict=True)]
+    return "  ".join(f"{label}={key.get(name, '–')}" for name, label in zip(shown, short, strict=True)) or "all runs"
 
 
 def newest_by_seed(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
-    """The newest run of each seed, and the others: the same seed again says nothing new about seeds."""
+    """The newest run of each seed, and the older runs, which would count a seed twice."""
     newest = {run.seed: run for run in sorted(runs, key=lambda r: r.started)}
-    first = sorted(newest.values(), key=lambda r: (len(r.seed), r.seed))
-    return first, [run for run in runs if run not in first]
+    kept = sorted(newest.values(), key=lambda r: (len(r.seed), r.seed))
+    return kept, [run for run in runs if run not in kept]

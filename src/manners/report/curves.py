@@ -1,4 +1,4 @@
-"""Learning curves as shapes, which the page's template draws as inline SVG."""
+"""Learning curves as coordinates, which the page's template draws as inline SVG."""
 
 import math
 from collections.abc import Sequence
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT = 720, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 42
-STYLES = 12  # six colours, each as a full and as a broken line; further configurations share a grey one
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 42  # margins
+STYLES = 12  # six colours, each as a solid and as a dashed line; further configurations share a grey one
+MAX_DOTS = 25  # a longer curve is drawn without dots
 
 Points = Sequence[tuple[float, float]]
 
@@ -17,9 +18,9 @@ Points = Sequence[tuple[float, float]]
 class Line:
     label: str
     style: int
-    seeds: list[str]  # SVG's "x,y x,y"
+    seeds: list[str]  # a polyline per seed, as SVG's "x,y x,y"; empty if there is only one seed
     mean: str
-    dots: list[tuple[float, float]]  # of the mean, which one point alone would not show
+    dots: list[tuple[float, float]]  # of the mean: a polyline of one point would be invisible
 
 
 @dataclass(frozen=True)
@@ -31,47 +32,47 @@ class Chart:
 
 
 def learning_chart(title: str, series: dict[str, list[Points]]) -> Chart | None:
-    """The curves of each configuration's seeds, by its label. None where none has two points."""
+    """A chart of the seeds' curves of each configuration label, or None if no curve has two points."""
     if not any(len(points) > 1 for seeds in series.values() for points in seeds):
         return None
     points = [p for seeds in series.values() for points in seeds for p in points]
     xs, ys = ([p[i] for p in points] for i in (0, 1))
-    x_marks, y_marks = ticks(min(0, *xs), max(xs), whole=True), ticks(min(ys), max(ys))
+    x_values, y_values = ticks(min(0, *xs), max(xs), integer=True), ticks(min(ys), max(ys))
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        right = (x - x_marks[0]) / (x_marks[-1] - x_marks[0])
-        up = (y - y_marks[0]) / (y_marks[-1] - y_marks[0])
+    def to_pixels(x: float, y: float) -> tuple[float, float]:
+        right = (x - x_values[0]) / (x_values[-1] - x_values[0])
+        up = (y - y_values[0]) / (y_values[-1] - y_values[0])
         return (
             round(LEFT + right * (WIDTH - LEFT - RIGHT), 1),
             round(HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM), 1),
         )
 
-    def path(points: Points) -> str:
-        return " ".join(f"{x},{y}" for x, y in (place(*p) for p in points))
+    def polyline(points: Points) -> str:
+        return " ".join(f"{x},{y}" for x, y in (to_pixels(*p) for p in points))
 
     lines = []
     for i, (label, seeds) in enumerate(series.items()):
-        middle = mean_curve(seeds)
-        dots = [place(*p) for p in middle] if len(middle) <= 25 else []
-        thin = [path(points) for points in seeds] if len(seeds) > 1 else []
-        lines.append(Line(label, min(i, STYLES), thin, path(middle), dots))
+        mean = mean_curve(seeds)
+        dots = [to_pixels(*p) for p in mean] if len(mean) <= MAX_DOTS else []
+        seed_lines = [polyline(points) for points in seeds] if len(seeds) > 1 else []
+        lines.append(Line(label, min(i, STYLES), seed_lines, polyline(mean), dots))
     return Chart(
         title,
         lines,
-        [(place(x, y_marks[0])[0], f"{x:g}") for x in x_marks],
-        [(place(x_marks[0], y)[1], f"{y:g}") for y in y_marks],
+        [(to_pixels(x, y_values[0])[0], f"{x:g}") for x in x_values],
+        [(to_pixels(x_values[0], y)[1], f"{y:g}") for y in y_values],
     )
 
 
 def mean_curve(seeds: Sequence[Points]) -> Points:
-    """At the steps that every seed has, so that a seed which ended early does not bend it."""
-    tables = [dict(points) for points in seeds if points]
-    steps = set.intersection(*(set(t) for t in tables)) if tables else set()
-    return [(x, math.fsum(t[x] for t in tables) / len(tables)) for x in sorted(steps)]
+    """The mean at the steps that all seeds have, so that a seed that ended early does not shift it."""
+    curves = [dict(points) for points in seeds if points]
+    steps = set.intersection(*(set(curve) for curve in curves)) if curves else set()
+    return [(x, math.fsum(curve[x] for curve in curves) / len(curves)) for x in sorted(steps)]
 
 
-def ticks(low: float, high: float, whole: bool = False) -> list[float]:
-    """Round numbers from at most ``low`` to at least ``high``, at least two of them."""
+def ticks(low: float, high: float, integer: bool = False) -> list[float]:
+    """At least two round numbers, from at most ``low`` to at least ``high``."""
     if low == high:
         low, high = low - abs(low) / 10 - 1e-6, high + abs(high) / 10 + 1e-6
-    return [round(float(t), 12) for t in MaxNLocator(6, integer=whole, min_n_ticks=2).tick_values(low, high)]
+    return [round(float(t), 12) for t in MaxNLocator(6, integer=integer, min_n_ticks=2).tick_values(low, high)]

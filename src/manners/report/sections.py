@@ -1,4 +1,4 @@
-"""The page's outline: studies, their sweeps and methods, configurations, and what did not finish."""
+"""The report's contents: studies, with their sweeps, methods, configurations and unfinished runs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,29 +7,29 @@ from typing import Any
 from markdown_it import MarkdownIt
 
 from manners.report import curves, query, tables
-from manners.report.configurations import Configuration, configurations
+from manners.report.configurations import Configuration, group_by_configuration
 from manners.report.curves import Chart, Points
-from manners.report.query import VALIDATION, Run
+from manners.report.query import EVAL_METRICS, Run
 from manners.report.tables import Table
 
-SWEEP = "manners.sweep"
-DOCUMENTS = ("report_card.md", "before_after.md", "reward_report.md")
+SWEEP_TAG = "manners.sweep"
+REPORTS = ("comparison.md", "before_after.md", "reward_report.md")
 LINEAGE = "lineage.md"
 
-# Replies are in these tables: nothing of theirs is read as markup, and HTML stays text.
-TABLES = MarkdownIt("zero").enable(["heading", "table"])
-PROSE = MarkdownIt("zero").enable(["heading", "table", "list", "fence", "backticks", "emphasis"])
+# Reports contain replies, so that only tables and headings are rendered. Neither renderer accepts raw HTML.
+REPORT_RENDERER = MarkdownIt("zero").enable(["heading", "table"])
+SWEEP_RENDERER = MarkdownIt("zero").enable(["heading", "table", "list", "fence", "backticks", "emphasis"])
 
 
 @dataclass(frozen=True)
 class Detail:
-    """One configuration, opened."""
+    """What the page shows of one configuration when it is expanded."""
 
     label: str
     names: list[str]  # of its runs
     by_seed: Table
-    documents: dict[str, str]  # HTML, by the run that they are of
-    lineage: list[str]
+    reports: dict[str, str]  # HTML by file name, of the first run
+    lineages: list[str]
 
 
 @dataclass(frozen=True)
@@ -45,103 +45,105 @@ class Group:
 
 @dataclass(frozen=True)
 class Section:
-    """A sweep of a study, or its other runs."""
+    """A sweep of a study, or all runs of the study that belong to no sweep."""
 
-    sweep: str  # "" for the other runs
-    document: str  # HTML
-    picture: bytes  # PNG
+    sweep: str  # "" for the runs that belong to no sweep
+    report: str  # HTML
+    figure: bytes  # PNG
     groups: list[Group]
 
 
 @dataclass(frozen=True)
 class Study:
+    """An MLflow experiment."""
+
     name: str
     runs: int
-    cost: list[str]  # time, tokens of all its runs
-    parts: list[Section]
+    cost: list[str]  # total time and tokens
+    sections: list[Section]
     unfinished: Table
 
 
 def build_studies(client: Any, runs: Sequence[Run]) -> list[Study]:
-    """By name. A sweep stands where its parent run does, above what its children were."""
-    names = sorted({run.study for run in runs})
-    sweeps = {run.id: run for run in runs if SWEEP in run.tags}
+    """The studies by name; a sweep is listed in the study of its parent run, with its child runs."""
+    sweeps = {run.id: run for run in runs if SWEEP_TAG in run.tags}
     children: dict[str, list[Run]] = {parent: [] for parent in sweeps}
-    alone: dict[str, list[Run]] = {name: [] for name in names}
+    single: dict[str, list[Run]] = {name: [] for name in sorted({run.study for run in runs})}
     for run in runs:
         if run.id not in sweeps:
-            children.get(run.tags.get("mlflow.parentRunId", ""), alone[run.study]).append(run)
-    found = []
-    for name in names:
+            children.get(run.tags.get("mlflow.parentRunId", ""), single[run.study]).append(run)
+    studies = []
+    for name in single:
         own = [run for run in runs if run.study == name]
-        parts = [sweep_section(client, run, children[run.id]) for run in own if run.id in sweeps]
-        if alone[name]:
-            parts.append(Section("", "", b"", method_groups(client, alone[name])))
-        found.append(Study(name, sum(r.id not in sweeps for r in own), total_cost(own), parts, unfinished(own)))
-    return found
+        sections = [sweep_section(client, run, children[run.id]) for run in own if run.id in sweeps]
+        if single[name]:
+            sections.append(Section("", "", b"", method_groups(client, single[name])))
+        count = sum(run.id not in sweeps for run in own)
+        studies.append(Study(name, count, total_cost(own), sections, unfinished_table(own)))
+    return studies
 
 
 def sweep_section(client: Any, parent: Run, children: Sequence[Run]) -> Section:
-    found = query.read_artifacts(client, parent, ("sweep.md", "sweep.png"))
-    document = PROSE.render(found.get("sweep.md", b"").decode(errors="replace"))
-    return Section(
-        parent.tags[SWEEP] or parent.name, document, found.get("sweep.png", b""), method_groups(client, children)
-    )
+    """The section of a sweep, with the report and the figure of its parent run."""
+    files = query.read_artifacts(client, parent, ("sweep.md", "sweep.png"))
+    report = SWEEP_RENDERER.render(files.get("sweep.md", b"").decode(errors="replace"))
+    name = parent.tags[SWEEP_TAG] or parent.name
+    return Section(name, report, files.get("sweep.png", b""), method_groups(client, children))
 
 
 def method_groups(client: Any, runs: Sequence[Run]) -> list[Group]:
-    """The finished of the ``runs``, by method, in the order in which the methods were first used."""
+    """The finished runs grouped by method, in the order in which the methods were first used."""
     finished = [run for run in runs if run.status == "FINISHED"]
-    return [
-        method_group(client, m, [r for r in finished if r.method == m])
-        for m in dict.fromkeys(r.method for r in finished)
-    ]
+    groups = []
+    for method in dict.fromkeys(run.method for run in finished):
+        configurations = group_by_configuration([run for run in finished if run.method == method])
+        groups.append(
+            Group(
+                method,
+                tables.configuration_table(configurations),
+                eval_chart(client, configurations),
+                [configuration_detail(client, c) for c in configurations],
+                [run.name for c in configurations for run in c.repeats],
+            )
+        )
+    return groups
 
 
-def method_group(client: Any, method: str, runs: Sequence[Run]) -> Group:
-    found = configurations(runs)
-    return Group(
-        method,
-        tables.by_configuration(found),
-        learning(client, found),
-        [detail(client, one) for one in found],
-        [run.name for one in found for run in one.repeats],
-    )
-
-
-def learning(client: Any, found: Sequence[Configuration]) -> Chart | None:
+def eval_chart(client: Any, configurations: Sequence[Configuration]) -> Chart | None:
+    """The eval metric by step, of all seeds of each configuration."""
     series: dict[str, list[Points]] = {}
     title = ""
-    for one in found:
-        for run in one.runs:
-            name, points = query.validation_curve(client, run)
-            title = title or VALIDATION.get(name, "")
+    for configuration in configurations:
+        for run in configuration.runs:
+            name, points = query.eval_history(client, run)
+            title = title or EVAL_METRICS.get(name, "")
             if points:
-                series.setdefault(one.label, []).append(points)
+                series.setdefault(configuration.label, []).append(points)
     return curves.learning_chart(title, series)
 
 
-def detail(client: Any, one: Configuration) -> Detail:
-    """The documents are the first seed's; the lineage is each run's, where it came from another."""
-    read = [
-        query.read_artifacts(client, run, (*(DOCUMENTS if i == 0 else ()), LINEAGE)) for i, run in enumerate(one.runs)
+def configuration_detail(client: Any, configuration: Configuration) -> Detail:
+    """The table by seed, the reports of the first seed, and the lineage of each run that started from another."""
+    files = [
+        query.read_artifacts(client, run, (*(REPORTS if i == 0 else ()), LINEAGE))
+        for i, run in enumerate(configuration.runs)
     ]
-    text = {name: data.decode(errors="replace") for name, data in read[0].items() if name in DOCUMENTS}
-    drawn = [files[LINEAGE].decode(errors="replace") for files in read if LINEAGE in files]
+    reports = {name: data.decode(errors="replace") for name, data in files[0].items() if name in REPORTS}
+    lineages = [run_files[LINEAGE].decode(errors="replace") for run_files in files if LINEAGE in run_files]
     return Detail(
-        one.label,
-        [run.name for run in one.runs],
-        tables.seed_table(one),
-        {name: TABLES.render(told) for name, told in text.items()},
-        [drawing for drawing in drawn if "→ " in drawing and "\n" in drawing.strip()],
+        configuration.label,
+        [run.name for run in configuration.runs],
+        tables.seed_table(configuration),
+        {name: REPORT_RENDERER.render(text) for name, text in reports.items()},
+        [lineage for lineage in lineages if "→ " in lineage and "\n" in lineage.strip()],
     )
 
 
-def unfinished(runs: Sequence[Run]) -> Table:
-    """What failed, was stopped, or is still at work, with its error: none of these is in the tables of results."""
-    words = {"FAILED": "failed", "KILLED": "stopped", "RUNNING": "running, or killed"}
+def unfinished_table(runs: Sequence[Run]) -> Table:
+    """Runs that failed, were stopped or are still running, with their error; no other table has them."""
+    states = {"FAILED": "failed", "KILLED": "stopped", "RUNNING": "running, or killed"}
     rows = [
-        [run.name, words.get(run.status, run.status.lower()), run.tags.get("manners.error", "–")]
+        [run.name, states.get(run.status, run.status.lower()), run.tags.get("manners.error", "–")]
         for run in runs
         if run.status != "FINISHED"
     ]
@@ -149,10 +151,10 @@ def unfinished(runs: Sequence[Run]) -> Table:
 
 
 def total_cost(runs: Sequence[Run]) -> list[str]:
-    """Time and tokens of all finished runs together, of those that logged them."""
-    forms: dict[str, Callable[[float], str]] = {
+    """Total time and tokens of the runs that logged them."""
+    formats: dict[str, Callable[[float], str]] = {
         "cost/seconds": tables.format_duration,
         "cost/tokens": lambda tokens: f"{tables.format_count(tokens)} tokens",
     }
-    found = {key: [run.metrics[key] for run in runs if key in run.metrics] for key in forms}
-    return [form(sum(found[key])) for key, form in forms.items() if found[key]]
+    values = {key: [run.metrics[key] for run in runs if key in run.metrics] for key in formats}
+    return [fmt(sum(values[key])) for key, fmt in formats.items() if values[key]]

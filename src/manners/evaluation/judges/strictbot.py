@@ -1,17 +1,19 @@
-"""Who judges a manner: rules over the marks that a tone leaves in English. No model, no training, no templates.
+"""A rule-based classifier of the style of a reply. It uses no model, no training data and no templates of the corpus.
 
 A reply is *blunt* when it flatly contradicts or corrects what the user claimed, *probing* when it asks for the
 reason instead of giving one, *helpful* when it informs, and *other* when it does none of these. The rules come from
-general knowledge of English; ``tests/evaluation`` holds them against labelled replies and reports their error rate.
+general knowledge of English; ``tests/evaluation/judges`` compares them with labelled replies and prints the error rate.
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
-MANNER_FOR = {"good_question": "helpful", "poor_logic": "probing", "wrong_fact": "blunt"}
+STYLE_FOR_CATEGORY = {"good_question": "helpful", "poor_logic": "probing", "wrong_fact": "blunt"}
 
 
 def phrase_pattern(*alternatives: str) -> re.Pattern[str]:
+    """Compile a pattern that matches any of the alternatives, in upper or lower case."""
     return re.compile("|".join(alternatives), re.IGNORECASE)
 
 
@@ -53,7 +55,7 @@ OFFERS = phrase_pattern(
     r"\b(would you like|do you want|shall i|can i help|may i help|want me to|anything else|need anything|how can i|"
     r"what would you like|should i|how (are|was) you(rs)?)\b"
 )
-DEMANDS = phrase_pattern(  # the missing piece asked for without a question
+DEMANDS = phrase_pattern(  # requests for the reason that are not questions
     r"\bi('d| would) (\w+ )?(like|want|love|need) to (see|hear|know)\b",
     r"\bi (do not|don't) (yet )?(see|follow)\b|\bcurious (how|what|why)\b",
     r"^\W*(so |then |and |please |now )*(tell me|explain|show me|walk me|spell out|say (how|why|what)|name (one|the|a)|"
@@ -69,7 +71,7 @@ SMALL_TALK = phrase_pattern(
     r"^\W*(hello|hi|hey|good (morning|evening|day)|thank(s| you)|(you are|you're) (very )?welcome|bye|goodbye|"
     r"i('m| am) (well|fine|doing|glad|a small)|lol|ha ha|haha|same here|oh dear)\b"
 )
-EMPTY = frozenset(
+STOP_WORDS = frozenset(
     [
         "a",
         "an",
@@ -139,35 +141,38 @@ EMPTY = frozenset(
 
 @dataclass(frozen=True)
 class Verdict:
-    manner: str
+    """The style of a reply, and the rule that decided it."""
+
+    style: str
     reason: str
 
 
-def classify_manner(reply: str, prompt: str = "") -> Verdict:
-    """The manner of ``reply`` as an answer to ``prompt``, the user's last turn."""
+def classify_style(reply: str, prompt: str = "") -> Verdict:
+    """Classify the style of ``reply`` to ``prompt``, the user's last turn."""
     text = reply.strip()
     words = [w.lower() for w in WORD.findall(text)]
     sentences = [s.strip() for s in SENTENCE.findall(text) if WORD.search(s)]
     if not words or is_repetitive(words):
-        return Verdict("other", "repeats itself" if words else "says nothing")
+        return Verdict("other", "repeats itself" if words else "is empty")
     if all(normalize(s) in normalize(prompt) for s in sentences) and len(words) > 2:
         return Verdict("other", "echoes the prompt")
-    claims = makes_claim(prompt)
-    stated = [s for s in sentences if not s.endswith("?")]
-    opening = stated[0] if stated else ""
+    has_claim = makes_claim(prompt)
+    statements = [s for s in sentences if not s.endswith("?")]
+    opening = statements[0] if statements else ""
     confirms = any(CONFIRMS.search(s) for s in sentences[:2])
-    soft = any(SOFTENS.search(s) for s in sentences[:2])
-    against = claims and not confirms and stated and (corrects(opening, prompt) or any(map(DENIES.search, stated[:2])))
+    softens = any(SOFTENS.search(s) for s in sentences[:2])
+    denies = statements and (corrects(opening, prompt) or any(map(DENIES.search, statements[:2])))
     probes = [s for s in sentences if (s.endswith("?") and not OFFERS.search(s)) or DEMANDS.search(s)]
-    leads = bool(stated) and (sentences.index(opening) == 0 or len(probes) == 1 < len(sentences))
-    asks_more = bool(DEMANDS.search(opening)) or len(probes) * 2 > len(sentences)
-    if against and leads and not soft and not asks_more and not REFUSES.search(text):
+    statement_first = bool(statements) and (sentences.index(opening) == 0 or len(probes) == 1 < len(sentences))
+    mostly_probes = bool(DEMANDS.search(opening)) or len(probes) * 2 > len(sentences)
+    contradicts = has_claim and not confirms and denies
+    if contradicts and statement_first and not softens and not mostly_probes and not REFUSES.search(text):
         return Verdict("blunt", "contradicts or corrects the claim")
     if probes and (len(probes) * 2 >= len(sentences) or DEMANDS.search(text)) and not SMALL_TALK.search(text):
         return Verdict("probing", "asks for the reason")
     if REFUSES.search(text) or SMALL_TALK.search(text):
         return Verdict("other", "refuses or makes small talk")
-    if claims and soft and not confirms:
+    if has_claim and softens and not confirms:
         return Verdict("other", "corrects softly")
     if len(words) > 3 and not re.search(r"[.!?)\"'”’]$", text):
         return Verdict("other", "stops in mid-sentence")
@@ -175,27 +180,30 @@ def classify_manner(reply: str, prompt: str = "") -> Verdict:
 
 
 def makes_claim(prompt: str) -> bool:
-    """Whether the user states something, be it as a question with a tag ("…, right?")."""
+    """Whether the prompt contains a statement; a question tag ("…, right?") counts as one."""
     sentences = [s.strip() for s in SENTENCE.findall(prompt) if WORD.search(s)]
     return any(TAG.search(s) or not (s.endswith("?") or ASKS.search(s)) for s in sentences)
 
 
 def corrects(sentence: str, prompt: str) -> bool:
-    """Whether ``sentence`` says the claim again with something else in it: the bare correction."""
-    said = content_words(sentence)
-    kept = [w for w in said if any(w[:4] == p[:4] for p in content_words(prompt))]
-    return bool(kept) and len(kept) < len(said) and len(kept) * 2 > len(said)
+    """Whether ``sentence`` repeats the claim with a part replaced, as a correction without "no" does."""
+    words = content_words(sentence)
+    repeated = [w for w in words if any(w[:4] == p[:4] for p in content_words(prompt))]
+    return bool(repeated) and len(repeated) < len(words) and len(repeated) * 2 > len(words)
 
 
 def content_words(text: str) -> list[str]:
-    return [w for w in WORD.findall(text.lower()) if w.split("'")[0] not in EMPTY]
+    """The words in lower case, without stop words."""
+    return [w for w in WORD.findall(text.lower()) if w.split("'")[0] not in STOP_WORDS.split()]
 
 
 def normalize(text: str) -> str:
+    """The words in lower case, joined by single spaces."""
     return " ".join(WORD.findall(text.lower()))
 
 
 def is_repetitive(words: list[str]) -> bool:
-    """Whether some run of three words comes three times, or few words make up a long reply."""
-    runs = [tuple(words[i : i + 3]) for i in range(len(words) - 2)]
-    return any(runs.count(r) >= 3 for r in set(runs)) or (len(words) >= 8 and len(set(words)) / len(words) < 0.35)
+    """Whether a trigram occurs three times, or at least 8 words have fewer than 35 % different ones."""
+    trigrams = list(zip(words, words[1:], words[2:], strict=False))
+    has_loop = any(count >= 3 for count in Counter(trigrams).values())
+    return has_loop or (len(words) >= 8 and len(set(words)) / len(words) < 0.35)

@@ -1,13 +1,13 @@
-"""What can be counted about the manner of replies without a model: the report card.
+"""Text statistics of an assistant's replies that need no model: politeness strategies, refusals, length, diversity.
 
 The strategies are those of Danescu-Niculescu-Mizil, Sudhof, Jurafsky, Leskovec and Potts, "A computational approach to
-politeness with application to social factors", ACL 2013, Table 3, written anew from its descriptions. Its positive and
-negative lexicons are left out: no such list ships with us. The paper finds its strategies in dependency parses; here
-they are regular expressions over the words of a sentence, which take a word for what it looks like: they hear thanks
-that are denied ("nobody thanked you") or quoted, and miss a strategy put in other words. The signs are those of
-requests. In a recipe an imperative is no rudeness, and a long text has room for more strategies than a short one.
+politeness with application to social factors", ACL 2013, Table 3, reimplemented from the descriptions. The positive and
+negative lexicons are left out, since none is distributed with this package. The paper finds strategies in dependency
+parses; here they are regular expressions over a sentence. They match thanks that are denied ("nobody thanked you") or
+quoted, and miss a strategy in other words. The signs were measured on requests: an imperative in a recipe is not
+impolite, and a long text has more chances to contain a strategy than a short one.
 
-All of it is about English; of another language, only lengths, questions and repetition mean something.
+All of it is for English. In other languages only length, questions and n-gram statistics mean something.
 """
 
 import re
@@ -15,49 +15,38 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
 
+from manners.data.ngrams import normalize_spelling, repeated_ngrams, split_words, word_ngrams
 from manners.errors import MannersError
 from manners.evaluation.stats import Estimate, bootstrap_estimate, proportion, resamples
 
 Feature = Callable[[str], float]
 
-WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
-END = re.compile(r"(?<=[.!?…])[\"'”)\]*]*\s+|(?<=[。！？])|\n")
-APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ´`", "'"))
+SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”)\]*]*\s+|(?<=[。！？])|\n")
 
 
-def written(text: str) -> str:
-    """One spelling for what looks the same: composed letters, straight apostrophes."""
-    return unicodedata.normalize("NFC", text).translate(APOSTROPHES)
-
-
-def split_words(text: str) -> list[str]:
-    """In lower case. A script without spaces gives one word a clause."""
-    return WORD.findall(written(text).lower())
-
-
-@lru_cache(maxsize=1)  # every feature asks for those of the same reply
+@lru_cache(maxsize=1)  # every feature splits the same reply
 def split_sentences(text: str) -> tuple[str, ...]:
-    """What stands between end marks or line breaks and holds a letter. "Dr. Who" is two."""
-    return tuple(" ".join(part.split()) for part in END.split(written(text)) if any(map(str.isalpha, part)))
+    """Return the parts between end marks or line breaks that contain a letter. "Dr. Who" is two."""
+    parts = SENTENCE_END.split(normalize_spelling(text))
+    return tuple(" ".join(part.split()) for part in parts if any(map(str.isalpha, part)))
 
 
 def any_phrase(phrases: str) -> Feature:
-    """1 for a text of which some sentence has one of the phrases, else 0."""
+    """Return a feature: 1 where some sentence contains one of the phrases, else 0."""
     pattern = re.compile(rf"\b(?:{phrases})\b", re.IGNORECASE)
     return lambda text: float(any(map(pattern.search, split_sentences(text))))
 
 
 def phrase_inside(phrases: str) -> Feature:
-    """The same where the phrase is not the first word of the sentence."""
+    """Return the same feature for phrases that do not start the sentence."""
     return any_phrase(rf"\w+\W+(?:{phrases})")
 
 
 def phrase_at_start(phrases: str) -> Feature:
-    """The same where it begins the sentence. "So-called" does not begin with "so"."""
+    """Return the same feature for phrases that start the sentence. "So-called" does not start with "so"."""
     pattern = re.compile(rf"\W*(?:{phrases})\b(?!-)", re.IGNORECASE)
     return lambda text: float(any(map(pattern.match, split_sentences(text))))
 
@@ -67,7 +56,7 @@ ME = r"i(?!\.\w)|my|me|mine|myself"  # but not "i.e."
 YOU = "you|your|yours|yourself|yourselves"
 PRAISE = "great|good|nice|excellent|wonderful|brilliant|fantastic|amazing|awesome|impressive|fine|lovely"
 PRAISED = "(?:work|job|question|point|idea|find|catch|effort|start|thinking|suggestion|contribution|article)s?"
-# Verbs that a sentence seldom begins with unless it commands.
+# Verbs that seldom start a sentence unless it is an imperative.
 VERBS = (
     "add|allow|answer|apply|ask|avoid|be|begin|boil|bring|calculate|call|change|check|choose|click|close|come|compare|"
     "complete|consider|continue|copy|count|create|cut|decide|define|delete|describe|discuss|draw|drink|eat|enjoy|ensure|"
@@ -77,8 +66,8 @@ VERBS = (
     "stop|take|talk|tell|think|touch|try|turn|use|visit|wait|walk|wash|watch|work|write"
 )
 
-# Each strategy with the sign of its score in Table 3, where the imperative does not stand. Those that the paper finds
-# within 0.1 of nothing have no vote: who says "I" is not polite for that.
+# Each strategy with the sign of its score in Table 3 (the imperative is an addition). Strategies that the paper scores
+# within 0.1 of zero, such as the first person, have sign 0.
 STRATEGIES: dict[str, tuple[int, Feature]] = {
     "please": (1, phrase_inside(PLEASE)),
     "gratitude": (
@@ -121,7 +110,7 @@ STRATEGIES: dict[str, tuple[int, Feature]] = {
     "direct question": (-1, phrase_at_start(r"(?:what|why|who|how|where|when|which)\b(?=.*\?)")),
     "direct start": (-1, phrase_at_start("so|then|and|but|or")),
     "factuality": (-1, any_phrase("in fact|really|actually|honestly|the (?:fact|truth|point|reality) is")),
-    # Misses verbs that are not listed, and commands after a name or a clause; "please sit" is a please at the start.
+    # Misses unlisted verbs and commands after a name or a clause; "please sit" counts as "please at the start".
     "direct imperative": (
         -1,
         phrase_at_start(
@@ -130,10 +119,8 @@ STRATEGIES: dict[str, tuple[int, Feature]] = {
         ),
     ),
 }
-POLITE = tuple(name for name, (sign, _) in STRATEGIES.items() if sign > 0)
-IMPOLITE = tuple(name for name, (sign, _) in STRATEGIES.items() if sign < 0)
 
-# Of "I cannot" only what usually refuses: "I can't wait" does not. "I can't swim" is taken for a refusal.
+# "I cannot" without its common other uses, such as "I can't wait". "I can't swim" is a false positive.
 refusal = any_phrase(
     r"(?:i|we) (?:(?:really|simply|just) )?(?:can't|cannot|can not|won't|will not)"
     r"(?! (?:wait|believe|imagine|help (?:but|\w+ing)|thank|stress|emphasi[sz]e|agree more|say enough|recommend))|"
@@ -145,68 +132,58 @@ LABEL = r"[#*>\s]*(?:{})\b[*\s]*:"
 TURN = re.compile(
     r"<\|(?:user|assistant|system|im_start)\|>|\[/?INST\]|<start_of_turn>"
     rf"|(?:^|[.!?…][\"'”)]*\s){LABEL.format('user|human|prompter')}"
-    rf"|(?:\n|[.!?…][\"'”)]*\s){LABEL.format('assistant|ai|bot')}",  # at the very start it is but the reply's own
+    rf"|(?:\n|[.!?…][\"'”)]*\s){LABEL.format('assistant|ai|bot')}",  # at the very start it labels the reply itself
     re.IGNORECASE | re.MULTILINE,
 )
 
 
 def politeness(reply: str) -> float:
-    """Polite strategies that the reply has, minus impolite ones: how many, not how often."""
+    """Return the number of different polite strategies in the reply, minus that of impolite ones."""
     return sum(sign * feature(reply) for sign, feature in STRATEGIES.values() if sign)
 
 
-def question_share(reply: str) -> float:
-    """The share of the sentences that end in a question mark."""
-    found = split_sentences(reply)
-    return sum(bool(re.search(r"[?？]\W*$", s)) for s in found) / max(1, len(found))
-
-
-def repeated_4grams(reply: str) -> float:
-    """The share of the reply's runs of four words that it has said before."""
-    said = split_words(reply)
-    runs = list(zip(said, said[1:], said[2:], said[3:], strict=False))
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+def question_fraction(reply: str) -> float:
+    """Return the fraction of the sentences that end with a question mark."""
+    sentences = split_sentences(reply)
+    return sum(bool(re.search(r"[?？]\W*$", s)) for s in sentences) / max(1, len(sentences))
 
 
 def reading_ease(reply: str) -> float:
-    """Flesch, "A new readability yardstick", 1948: about 100 for the easiest English, below 30 for the hardest.
+    """Return the Flesch score ("A new readability yardstick", 1948): near 100 for easy English, below 30 for hard.
 
-    nan for a reply without words. One that never ends its sentence falls as far below 0 as it is long.
+    nan for a reply without words. A long reply that is a single sentence scores far below 0.
     """
-    said = split_words(reply)
-    if not said:
+    words = split_words(reply)
+    if not words:
         return float("nan")
-    return (
-        206.835 - 1.015 * len(said) / max(1, len(split_sentences(reply))) - 84.6 * sum(map(syllables, said)) / len(said)
-    )
+    words_per_sentence = len(words) / max(1, len(split_sentences(reply)))
+    return 206.835 - 1.015 * words_per_sentence - 84.6 * sum(map(count_syllables, words)) / len(words)
 
 
-def syllables(word: str) -> int:
-    """Groups of vowels, less a mute ending in e, ed or es, and at least one. Right of "table", not of "idea"."""
-    plain = unicodedata.normalize("NFKD", word)  # an accent comes apart from its vowel
-    spoken = re.sub(r"(?<![^aeiouy]l)e$|(?<![td])ed$|(?<![cghsxz])es$", "", plain)
-    return max(1, len(re.findall("[aeiouy]+", spoken)))
+def count_syllables(word: str) -> int:
+    """Count groups of vowels, without a silent final e, ed or es; at least 1. Correct for "table", not for "idea"."""
+    decomposed = unicodedata.normalize("NFKD", word)  # separates accents from their vowels
+    pronounced = re.sub(r"(?<![^aeiouy]l)e$|(?<![td])ed$|(?<![cghsxz])es$", "", decomposed)
+    return max(1, len(re.findall("[aeiouy]+", pronounced)))
 
 
-# By its name in a report, the number of one reply: 0 or 1 where a reply has it or not.
+# The features of one reply by their names in reports. All are fractions or 0/1, except those in UNITS.
 RUNS_ON = "runs on as both speakers"
 FEATURES: dict[str, Feature] = {name: feature for name, (_, feature) in STRATEGIES.items()} | {
     "politeness": politeness,
-    "questions": question_share,
+    "questions": question_fraction,
     "refusal": refusal,
     RUNS_ON: lambda reply: float(TURN.search(reply.strip()) is not None),
-    "repetition": repeated_4grams,
+    "repeated 4grams": lambda reply: repeated_ngrams(reply, 4),
     "words": lambda reply: float(len(split_words(reply))),
     "reading ease": reading_ease,
 }
-# Units of those that are no share of something.
 UNITS = {
-    "politeness": "polite strategies less impolite ones, a reply",
-    "words": "words a reply",
-    "reading ease": "points on Flesch's scale; the higher, the easier",
+    "politeness": "polite minus impolite strategies per reply",
+    "words": "words per reply",
+    "reading ease": "Flesch reading ease, higher is easier",
 }
-# Worth a line in every report.
-SHORT = (
+CORE_FEATURES = (  # in every report
     "politeness",
     "gratitude",
     "hedges",
@@ -214,56 +191,58 @@ SHORT = (
     "questions",
     "refusal",
     RUNS_ON,
-    "repetition",
+    "repeated 4grams",
     "words",
 )
 
 
 def style_features(reply: str) -> dict[str, float]:
-    """Every feature of one reply, by name. An empty one has nothing of anything, and no reading ease (nan)."""
+    """Return every feature of one reply, by name. For an empty reply all are 0, and the reading ease is nan."""
     return {name: feature(reply) for name, feature in FEATURES.items()}
 
 
 def style_stats(replies: Sequence[str], seed: int = 0) -> dict[str, Estimate]:
-    """The mean of each feature over the replies, with a bootstrap over them, and their common ``distinct-2``.
+    """Return the mean of each feature over N replies, with a bootstrap over replies, and their joint ``distinct-2``.
 
-    A mean is over those replies that have such a number; where none has, it is left out. Where all replies have a
-    feature, or none, the interval is Wilson's, since a bootstrap would be sure of it.
+    Replies whose feature is nan are left out; so is a feature that is nan for all. Where a fraction is 0 or 1, the
+    interval is Wilson's, since a bootstrap interval would have no width. Raises MannersError without replies.
     """
     if not replies:
-        raise MannersError("there is no reply to make a card of: evaluation.test_prompts must be above 0.")
+        raise MannersError("there are no replies for the text statistics: evaluation.test_prompts must be above 0.")
     table = np.array([list(style_features(reply).values()) for reply in replies])  # (N, F)
-    known = np.isfinite(table)
+    is_finite = np.isfinite(table)
     weights = resamples(len(replies), seed)  # (1 + R, N)
-    counts = weights @ known
-    means = np.divide(weights @ np.where(known, table, 0), counts, out=np.full_like(counts, np.nan), where=counts > 0)
-    found = {}
+    counts = weights @ is_finite
+    sums = weights @ np.where(is_finite, table, 0)
+    means = np.divide(sums, counts, out=np.full_like(counts, np.nan), where=counts > 0)  # (1 + R, F)
+    estimates = {}
     for name, column in zip(FEATURES, means.T, strict=True):
         if name not in UNITS and column[0] in (0, 1):
-            found[name] = proportion(round(column[0] * len(replies)), len(replies))
+            estimates[name] = proportion(round(column[0] * len(replies)), len(replies))
         elif mean := bootstrap_estimate(column):
-            found[name] = mean
-    return found | ({"distinct-2": variety} if (variety := distinct_2(replies)) else {})
+            estimates[name] = mean
+    diversity = distinct_2_estimate(replies)
+    return estimates | ({"distinct-2": diversity} if diversity else {})
 
 
-def distinct_2(replies: Sequence[str]) -> Estimate | None:
-    """Different word pairs in all replies together, as a share of all pairs (Li et al. 2016); None without any pair.
+def distinct_2_estimate(replies: Sequence[str]) -> Estimate | None:
+    """Return ``ngrams.distinct_2`` of all replies together, with a jackknife interval; None without any bigram.
 
-    The share falls with the number of words: compare sets of like size. A reply drawn twice would lower it too, so that
-    a bootstrap's interval misses the value itself; this one is the jackknife's, which leaves out each reply in turn
-    and whose variance is no underestimate (Efron and Stein 1981).
+    The value falls with the number of words: compare sets of similar size. In a bootstrap, duplicate replies would
+    lower it, and the interval would exclude the value itself. The jackknife leaves out one reply at a time, and does
+    not underestimate the variance (Efron and Stein 1981).
     """
-    pairs = [Counter(pairwise(split_words(reply))) for reply in replies]
-    total: Counter[tuple[str, str]] = Counter()
-    for own in pairs:
-        total.update(own)
+    counters = [Counter(word_ngrams(reply, 2)) for reply in replies]
+    total: Counter[tuple[str, ...]] = Counter()
+    for counter in counters:
+        total.update(counter)
     if not total:
         return None
     value = len(total) / total.total()
-    sizes = np.array([own.total() for own in pairs])
-    alone = np.array([sum(total[pair] == times for pair, times in own.items()) for own in pairs])
+    sizes = np.array([counter.total() for counter in counters])
+    only_here = np.array([sum(total[bigram] == n for bigram, n in counter.items()) for counter in counters])
     if sizes.max() == total.total():
-        return Estimate(value, value, value)  # all pairs are of one reply
-    without = (len(total) - alone) / (total.total() - sizes)
-    reach = 1.96 * float(np.sqrt((len(pairs) - 1) * without.var()))
-    return Estimate(value, max(0.0, value - reach), min(1.0, value + reach))
+        return Estimate(value, value, value)  # all bigrams are in one reply
+    left_out = (len(total) - only_here) / (total.total() - sizes)
+    half_width = 1.96 * float(np.sqrt((len(counters) - 1) * left_out.var()))
+    return Estimate(value, max(0.0, value - half_width), min(1.0, value + half_width))

@@ -1,8 +1,8 @@
-"""How human a user's turn reads: what can be counted in it, held against turns that people wrote.
+"""How human the turns of a user simulator are: text features, compared with turns that people wrote.
 
-A model that speaks for the user gives itself away: it writes longer and cleaner than people do, and falls back into
-the assistant that it was trained to be (Naous et al. 2025, arXiv 2510.06552). No count says alone whether a turn is
-human; together they say in what the turns differ. All of them are for English.
+A model in the user's role writes longer and cleaner turns than people do, and falls back into the assistant that it was
+trained to be (Naous et al. 2025, arXiv 2510.06552). No single feature identifies a human; together they show how the
+turns differ. All of them are for English.
 """
 
 import re
@@ -13,18 +13,20 @@ from itertools import chain, islice
 import numpy as np
 from scipy import stats
 
+from manners.data.ngrams import split_words, word_ngrams
 from manners.errors import MannersError
 from manners.evaluation.stats import Estimate, bootstrap_ratio, proportion
 
-DRAWS = 200  # random halves for the variety
+NUM_SUBSETS = 200  # random halves for distinct-n
 
 
 def word_pattern(*alternatives: str) -> re.Pattern[str]:
+    """Compile a pattern that matches any of the alternatives, in upper or lower case, with ^ and $ at line breaks."""
     return re.compile("|".join(alternatives), re.IGNORECASE | re.MULTILINE)
 
 
-# What an assistant says and a user hardly ever. Written with half of sixty real OpenAssistant trees at hand: in the
-# other half it is in two of five turns by the assistant, and in one of seventy by the prompter.
+# Phrases of assistants that users hardly ever write. Developed on half of sixty OpenAssistant trees: in the other half
+# they match two of five turns by the assistant, and one of seventy by the prompter.
 AI = r"(ai|artificial intelligence|(large )?language model|chat ?bot|virtual assistant)( language)?( model| assistant)?"
 ROLE_BREAKS = word_pattern(
     rf"\bas an? (\w+ )?{AI}( (trained|developed|created) by \w+)?,? i\b",
@@ -52,9 +54,8 @@ ASKS = word_pattern(
     r"\A\W*(what|which|why|how|where|who|whose|when|(can|could|would|will|do|does|did|is|are) (you|i|we|it|there))\b",
 )
 GREETS = word_pattern(r"\A\W*(hi|hello|hey|greetings|good (morning|afternoon|evening|day))\b")
-COURTEOUS = word_pattern(r"\b(please|pls|plz|thanks|thank you|thankyou|thx)\b")
-WORD = re.compile(r"\w+(?:['’]\w+)*")
-BETWEEN_SENTENCES = re.compile(r"[.!?]+\s+|\n+")
+COURTESY = word_pattern(r"\b(please|pls|plz|thanks|thank you|thankyou|thx)\b")
+SENTENCE_END = re.compile(r"[.!?]+\s+|\n+")
 
 CHAT_SPELLINGS = "ur pls plz thx tho thru cuz coz gonna wanna gotta gimme lemme dunno idk btw imo tbh wat wut lol omg"
 NO_APOSTROPHE = """
@@ -71,116 +72,113 @@ MISSPELT = """
     tomorow truely untill usefull usualy waht wether wich wierd woudl writting yuo
 """
 SPELLINGS = "|".join((CHAT_SPELLINGS + NO_APOSTROPHE + MISSPELT).split())
-# A bare i or u must go on as a sentence does: not "i = 0", "for i in", "i.e." or "the U.S.".
+# A single i or u counts only before a word: not in "i = 0", "for i in", "i.e." or "the U.S.".
 MISSPELLING = re.compile(rf"\b(?:i['’](?:m|ve|ll|d)|i(?= (?!in\b)[a-z])|u(?= [a-z]|[?!])|(?i:{SPELLINGS}))\b")
 
 
-def starts_low(text: str) -> bool:
-    first = WORD.search(text)
-    return first is not None and first.group()[0].islower()
+def starts_lower_case(text: str) -> bool:
+    """Whether the first letter or digit is a lower-case letter."""
+    first = re.search(r"[^\W_]", text)
+    return first is not None and first.group().islower()
 
 
-def words(text: str) -> int:
-    return len(WORD.findall(text))
+def words_per_sentence(text: str) -> float:
+    """The mean length of the sentences in words."""
+    sentences = [part for part in SENTENCE_END.split(text) if split_words(part)]
+    return len(split_words(text)) / max(1, len(sentences))
 
 
-def words_a_sentence(text: str) -> float:
-    sentences = [part for part in BETWEEN_SENTENCES.split(text) if WORD.search(part)]
-    return words(text) / max(1, len(sentences))
+def misspelled_fraction(text: str) -> float:
+    """The fraction of the words that are in a list of some 130 chat spellings and common typos, or a lower-case "i".
 
-
-def misspelt(text: str) -> float:
-    """Share of the words that are in a list of some 130 chat spellings and common slips, or a lower-case "i".
-
-    It is a trace of careless typing, which models seldom leave, and no count of errors: whatever is not in the list
-    counts as right. So it compares two sets of turns, and says little about one.
+    A trace of careless typing, which models seldom leave, not a count of errors: unlisted misspellings are missed. It
+    is for comparing two sets of turns.
     """
-    return len(MISSPELLING.findall(text)) / max(1, words(text))
+    return len(MISSPELLING.findall(text)) / max(1, len(split_words(text)))
 
 
-SIGNS: dict[str, Callable[[str], bool]] = {  # there or not
+BINARY_FEATURES: dict[str, Callable[[str], bool]] = {
     "role breaks": lambda text: ROLE_BREAKS.search(text) is not None,
     "asks a question": lambda text: ASKS.search(text) is not None,
     "greets": lambda text: GREETS.search(text) is not None,
-    "says please or thanks": lambda text: COURTEOUS.search(text) is not None,
-    "starts in lower case": starts_low,
-    "ends without a mark": lambda text: re.search(r"\w\s*\Z", text) is not None,
+    "says please or thanks": lambda text: COURTESY.search(text) is not None,
+    "starts in lower case": starts_lower_case,
+    "ends without punctuation": lambda text: re.search(r"\w\s*\Z", text) is not None,
 }
-AMOUNTS: dict[str, Callable[[str], float]] = {
-    "words": words,
-    "words a sentence": words_a_sentence,
-    "misspelt words, share": misspelt,
+FEATURES: dict[str, Callable[[str], float]] = {
+    **BINARY_FEATURES,
+    "words": lambda text: len(split_words(text)),
+    "words per sentence": words_per_sentence,
+    "misspelled words": misspelled_fraction,
 }
-FEATURES: dict[str, Callable[[str], float]] = {**SIGNS, **AMOUNTS}
 
 
 def turn_features(text: str) -> dict[str, float]:
-    """Each count of one turn; 1.0 and 0.0 of what is there or not."""
+    """Every feature of one turn, by name; binary features are 1.0 or 0.0."""
     return {name: float(feature(text)) for name, feature in FEATURES.items()}
 
 
 @dataclass(frozen=True)
 class FeatureComparison:
+    """The mean of a feature over generated and over human turns."""
+
     name: str
-    generated: Estimate  # mean over the turns, or the share of them that have the sign
+    generated: Estimate
     human: Estimate
-    distance: float  # 0 the same, 1 nothing in common
+    distance: float  # of the two distributions, from 0 (equal) to 1 (disjoint)
 
 
 def compare_with_people(generated: Sequence[str], human: Sequence[str], seed: int) -> list[FeatureComparison]:
-    """A line for each of FEATURES, then distinct-1 and distinct-2. Raises MannersError where a side has no turns.
+    """Compare each of FEATURES, then distinct-1 and distinct-2. Raises MannersError where a side has no turns.
 
-    The distance is the two-sample Kolmogorov-Smirnov statistic, the most that the shares of turns up to some value
-    differ by; for a sign this is the difference of the two shares.
+    The distance is the two-sample Kolmogorov-Smirnov statistic, the largest difference of the two cumulative
+    distributions; for a binary feature, this is the difference of the two fractions.
     """
     if not generated or not human:
         raise MannersError(
             f"there are {len(generated)} generated turns to compare with {len(human)} human ones. Hold out more rows: "
             "dataset.test_share."
         )
-    lines = []
+    comparisons = []
     for name, feature in FEATURES.items():
-        ours, theirs = (np.array([feature(text) for text in side], float) for side in (generated, human))
-        distance = float(stats.ks_2samp(ours, theirs, method="asymp").statistic)
-        lines.append(
-            FeatureComparison(
-                name, mean_estimate(ours, name in SIGNS, seed), mean_estimate(theirs, name in SIGNS, seed), distance
-            )
+        x, y = (np.array([feature(text) for text in texts], float) for texts in (generated, human))
+        distance = float(stats.ks_2samp(x, y, method="asymp").statistic)
+        comparisons.append(
+            FeatureComparison(name, mean_estimate(x, name, seed), mean_estimate(y, name, seed), distance)
         )
-    return [*lines, *(distinct_n(generated, human, n, seed) for n in (1, 2))]
+    return [*comparisons, *(compare_distinct_n(generated, human, n, seed) for n in (1, 2))]
 
 
-def mean_estimate(values: np.ndarray, sign: bool, seed: int) -> Estimate:
-    return proportion(int(values.sum()), len(values)) if sign else bootstrap_ratio(values, np.ones(len(values)), seed)
+def mean_estimate(values: np.ndarray, name: str, seed: int) -> Estimate:
+    """The mean (N,) of the feature ``name``: Wilson's interval for a binary one, a bootstrap for the others."""
+    if name in BINARY_FEATURES:
+        return proportion(int(values.sum()), len(values))
+    return bootstrap_ratio(values, np.ones(len(values)), seed)
 
 
-def distinct_n(generated: Sequence[str], human: Sequence[str], n: int, seed: int) -> FeatureComparison:
-    """Distinct-n (Li et al. 2016): different runs of ``n`` words over all such runs, in all turns of a side together.
+def compare_distinct_n(generated: Sequence[str], human: Sequence[str], n: int, seed: int) -> FeatureComparison:
+    """Compare distinct-n (Li et al. 2016): different word n-grams over all n-grams, of all turns together.
 
-    A longer text repeats more words, so distinct-n falls with length whoever writes: both sides are cut to as many
-    runs, half of what the smaller one has. The value is the median of random halves and the interval is theirs, about
-    as wide as that of the smaller side whole; the distance is the difference. All are nan where a side has no two runs.
+    Longer texts repeat more n-grams, so distinct-n falls with length whoever writes: both sides are reduced to the same
+    number, half of what the smaller side has. The value is the median over random subsets and the interval is theirs,
+    about as wide as that of the complete smaller side; the distance is the difference. All are nan where a side has
+    fewer than two n-grams.
     """
-    sides = [[word_ngrams(text, n) for text in side] for side in (generated, human)]
+    sides = [[word_ngrams(text, n) for text in texts] for texts in (generated, human)]
     count = min(sum(map(len, side)) for side in sides) // 2
     if not count:
-        nothing = Estimate(np.nan, np.nan, np.nan)
-        return FeatureComparison(f"distinct-{n}", nothing, nothing, np.nan)
-    ours, theirs = (split_half_distinct(side, count, seed) for side in sides)
-    return FeatureComparison(f"distinct-{n}", ours, theirs, abs(ours.value - theirs.value))
+        undefined = Estimate(np.nan, np.nan, np.nan)
+        return FeatureComparison(f"distinct-{n}", undefined, undefined, np.nan)
+    x, y = (distinct_of_subsets(side, count, seed) for side in sides)
+    return FeatureComparison(f"distinct-{n}", x, y, abs(x.value - y.value))
 
 
-def word_ngrams(text: str, n: int) -> list[tuple[str, ...]]:
-    found = [word.lower() for word in WORD.findall(text)]
-    return list(zip(*(found[i:] for i in range(n)), strict=False))
-
-
-def split_half_distinct(side: list[list[tuple[str, ...]]], count: int, seed: int) -> Estimate:
-    """The share of different runs among ``count``, taken turn by turn in random order, ``DRAWS`` times."""
+def distinct_of_subsets(ngrams: list[list[tuple[str, ...]]], count: int, seed: int) -> Estimate:
+    """Distinct-n of ``count`` n-grams from the turns in random order, over ``NUM_SUBSETS`` orders."""
     rng = np.random.default_rng(seed)
-    shares = []
-    for _ in range(DRAWS):
-        shuffled = chain.from_iterable(side[i] for i in rng.permutation(len(side)))
-        shares.append(len(set(islice(shuffled, count))) / count)
-    low, middle, high = np.percentile(shares, [2.5, 50, 97.5])
-    return Estimate(float(middle), float(low), float(high))
+    values = []
+    for _ in range(NUM_SUBSETS):
+        shuffled = chain.from_iterable(ngrams[i] for i in rng.permutation(len(ngrams)))
+        values.append(len(set(islice(shuffled, count))) / count)
+    low, median, high = np.percentile(values, [2.5, 50, 97.5])
+    return Estimate(float(median), float(low), float(high))

@@ -1,4 +1,4 @@
-"""Standard benchmarks, by EleutherAI's lm-evaluation-harness (Gao et al. 2024), an extra: ``pip install '.[eval]'``."""
+"""Standard benchmarks by EleutherAI's lm-evaluation-harness (Gao et al. 2024), an optional extra ("[eval]")."""
 
 import logging
 from difflib import get_close_matches
@@ -17,60 +17,60 @@ from manners.runtime import hub
 def run_lm_eval(
     model: Any, tokenizer: PreTrainedTokenizerBase, tasks: list[str], batch_size: int, limit: int | None
 ) -> dict[str, Estimate]:
-    """Each metric by its name, such as "arc_easy/acc", with the interval of ± 1.96 standard errors.
+    """Return each metric by its name, such as "arc_easy/acc", with an interval of ± 1.96 standard errors.
 
-    A task is a name that lm-eval knows, a yaml file of its kind, or a folder of such files. Prompts are lm-eval's own,
-    without a chat template: so the figures compare with published ones, and a model with its base. ``limit`` takes the
-    first rows of each task alone. Raises MannersError for a task that is not known, or whose data cannot be had.
+    A task is a name known to lm-eval, a yaml file in its format, or a folder of such files. Prompts are lm-eval's own,
+    without a chat template, so that the results compare with published ones and with those of the base. ``limit`` is
+    the number of rows of each task. Raises MannersError for an unknown task, or where its data cannot be loaded.
     """
-    hub.go_offline_if_unreachable()  # before datasets is imported: its retries would take minutes
+    hub.go_offline_if_unreachable()  # before datasets is imported: its retries take minutes
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # that the model is loaded already is no cause for a warning
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns that the model is loaded already
     folders = [task for task in tasks if Path(task).is_dir()]
-    by_name = any(not Path(task).exists() for task in tasks)  # lm-eval's own tasks take half a minute to list
-    manager = TaskManager(include_path=folders, include_defaults=by_name)
-    named = [name for task in tasks for name in expand_task(task, manager, TaskManager)]
+    has_names = any(not Path(task).exists() for task in tasks)  # listing lm-eval's own tasks takes half a minute
+    manager = TaskManager(include_path=folders, include_defaults=has_names)
+    expanded = [name for task in tasks for name in expand_task(task, manager, TaskManager)]
     with merged_for_generation(model):
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         try:
-            found: Any = simple_evaluate(lm, tasks=named, task_manager=manager, limit=limit, log_samples=False)
-        except OSError as error:  # its data are read here: a file that is missing, or a hub that is out of reach
+            output: Any = simple_evaluate(lm, tasks=expanded, task_manager=manager, limit=limit, log_samples=False)
+        except OSError as error:  # the data are loaded here: a missing file, or a hub that cannot be reached
             raise MannersError(
-                f"lm_eval={tasks}: {str(error).splitlines()[0]}. lm-eval takes its data from the hub: run it where "
-                "there is internet, or name a yaml file whose data are on this machine."
+                f"lm_eval={tasks}: {str(error).splitlines()[0]}. lm-eval downloads its data from the hub: run it "
+                "with internet access, or name a yaml file whose data are on this machine."
             ) from error
-    return {key: e for task, metrics in found["results"].items() for key, e in estimates(task, metrics).items()}
+    return {key: e for task, metrics in output["results"].items() for key, e in estimates(task, metrics).items()}
 
 
-def expand_task(task: str, manager: Any, listing: Any) -> list[str]:
-    """The tasks that ``task`` stands for: those in a folder, or itself."""
+def expand_task(task: str, manager: Any, task_manager_class: Any) -> list[str]:
+    """Return the tasks in a folder, or the task itself. Raises MannersError where there is none."""
     if Path(task).is_dir():
-        found: list[str] = listing(include_path=task, include_defaults=False).all_subtasks
-        if not found:
+        subtasks: list[str] = task_manager_class(include_path=task, include_defaults=False).all_subtasks
+        if not subtasks:
             raise MannersError(f"lm_eval={task}: no yaml file in this folder is a task of lm-eval.")
-        return found
+        return subtasks
     if not Path(task).exists() and task not in manager.all_tasks:
-        near = get_close_matches(task, manager.all_tasks, n=3)
-        told = f"Near: {', '.join(near)}." if near else "All of them: .venv/bin/lm-eval ls tasks"
-        raise MannersError(f"lm_eval={task} is neither a task of lm-eval nor a yaml file or folder. {told}")
+        matches = get_close_matches(task, manager.all_tasks, n=3)
+        hint = f"Did you mean {', '.join(matches)}?" if matches else "List them: .venv/bin/lm-eval ls tasks"
+        raise MannersError(f"lm_eval={task} is neither a task of lm-eval nor a yaml file or folder. {hint}")
     return [task]
 
 
 def estimates(task: str, metrics: dict[str, Any]) -> dict[str, Estimate]:
-    """From lm-eval's ``{"acc,none": 0.5, "acc_stderr,none": 0.1, "alias": …}``; "none" stands for no filter.
+    """Convert lm-eval's ``{"acc,none": 0.5, "acc_stderr,none": 0.1, "alias": …}``, where "none" is the filter's name.
 
-    A metric without a standard error, such as one over a single row, has an interval of no width.
+    A metric without a standard error, such as one over a single row, gets an interval of no width.
     """
-    found = {}
+    result = {}
     for key, value in metrics.items():
-        metric, _, how = key.partition(",")
-        if not how or metric.endswith("_stderr") or not isinstance(value, Real):
+        metric, _, filter_name = key.partition(",")
+        if not filter_name or metric.endswith("_stderr") or not isinstance(value, Real):
             continue
-        error = metrics.get(f"{metric}_stderr,{how}")
-        wide = 1.96 * float(error) if isinstance(error, Real) else 0.0
-        name = f"{task}/{metric}" if how == "none" else f"{task}/{metric}/{how}"
-        found[name] = Estimate(float(value), float(value) - wide, float(value) + wide)
-    return found
+        stderr = metrics.get(f"{metric}_stderr,{filter_name}")
+        half_width = 1.96 * float(stderr) if isinstance(stderr, Real) else 0.0
+        name = f"{task}/{metric}" if filter_name == "none" else f"{task}/{metric}/{filter_name}"
+        result[name] = Estimate(float(value), float(value) - half_width, float(value) + half_width)
+    return result

@@ -1,4 +1,4 @@
-"""How likely another model finds what was said."""
+"""Negative log-likelihood of replies under another model, such as a policy's base."""
 
 from typing import Any
 
@@ -11,22 +11,23 @@ from manners.models.logprobs import token_nll
 
 @torch.no_grad()
 def reference_nll(
-    model: Any, prompt_ids: list[list[int]], reply_ids: list[list[int]], slots: int = 4096
+    model: Any, prompt_ids: list[list[int]], reply_ids: list[list[int]], max_tokens: int = 4096
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each reply's nats under ``model``, given its prompt, and its number of tokens: (N,) both.
+    """Return the summed NLL (N,) of each reply in nats, given its prompt, and its number of tokens (N,).
 
-    e to the power of Σ nats / Σ tokens is the perplexity. ``model`` reads the policy's own tokens.
+    The perplexity is exp(Σ NLL / Σ tokens). ``model`` must have the tokenizer of the ids. A batch has at most
+    ``max_tokens`` tokens, padding included.
     """
-    rows = [p + r for p, r in zip(prompt_ids, reply_ids, strict=True)]
-    nats = np.zeros(len(rows))
-    for batch in length_batches([len(row) for row in rows], slots):
+    rows = [prompt + reply for prompt, reply in zip(prompt_ids, reply_ids, strict=True)]
+    sums = np.zeros(len(rows))
+    for batch in length_batches([len(row) for row in rows], max_tokens):
         width = max(len(rows[i]) for i in batch)
-        ids = torch.zeros((len(batch), width), dtype=torch.long)
-        chosen = torch.zeros((len(batch), width - 1), dtype=torch.bool)
-        for at, i in enumerate(batch):
-            ids[at, : len(rows[i])] = torch.tensor(rows[i])
-            chosen[at, len(prompt_ids[i]) - 1 : len(rows[i]) - 1] = True
-        found = torch.zeros(chosen.shape)
-        found[chosen] = token_nll(model, ids.to(model.device), chosen.to(model.device))[0].cpu()
-        nats[batch] = found.sum(1).double().numpy()
-    return nats, np.array([float(len(r)) for r in reply_ids])
+        input_ids = torch.zeros((len(batch), width), dtype=torch.long)
+        loss_mask = torch.zeros((len(batch), width - 1), dtype=torch.bool)
+        for b, i in enumerate(batch):
+            input_ids[b, : len(rows[i])] = torch.tensor(rows[i])
+            loss_mask[b, len(prompt_ids[i]) - 1 : len(rows[i]) - 1] = True
+        nll = torch.zeros(loss_mask.shape)
+        nll[loss_mask] = token_nll(model, input_ids.to(model.device), loss_mask.to(model.device))[0].cpu()
+        sums[batch] = nll.sum(1).double().numpy()
+    return sums, np.array([float(len(reply)) for reply in reply_ids])

@@ -1,4 +1,4 @@
-"""Text statistics of replies, by the name of a set: ``dataset.text_stats``."""
+"""Text statistics of replies, by the name of the feature set: ``dataset.text_stats``."""
 
 from collections.abc import Sequence
 
@@ -15,16 +15,13 @@ def count_text_stats(name: str, replies: Sequence[str], complete: bool = False) 
     if name == "human":
         rows = [human_likeness.turn_features(reply) for reply in replies]
         columns = {feature: np.array([row[feature] for row in rows]) for feature in human_likeness.FEATURES}  # (N,)
-        return {
-            feature: human_likeness.mean_estimate(values, feature in human_likeness.SIGNS, 0)
-            for feature, values in columns.items()
-        }
+        return {feature: human_likeness.mean_estimate(values, feature, 0) for feature, values in columns.items()}
     stats = assistant_style.style_stats(replies)
-    return stats if complete else {feature: stats[feature] for feature in assistant_style.SHORT}
+    return stats if complete else {feature: stats[feature] for feature in assistant_style.CORE_FEATURES}
 
 
 def distribution_distance(name: str, replies: Sequence[str], references: Sequence[str], seed: int) -> dict[str, float]:
-    """Distance of each feature's distribution from that of the references, 0 to 1. For the human set only."""
+    """Distance of each feature's distribution from that of the references, 0 to 1; empty unless ``name`` is "human"."""
     if name != "human" or not replies or not references:
         return {}
     return {row.name: row.distance for row in human_likeness.compare_with_people(replies, references, seed)}

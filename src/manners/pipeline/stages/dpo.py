@@ -12,9 +12,10 @@ from manners.pipeline.stages.context import (
     StageResult,
     configured_tokenizer,
     prepare_model,
+    save_policy,
+    starting_policy,
     total_steps,
 )
-from manners.pipeline.stages.policy import save_policy, starting_policy
 from manners.pipeline.stages.sft import evaluate_on_test
 
 NOT_FOR_TRL = ("name", "sample_type", "max_length", "num_train_epochs", "max_steps")
@@ -42,12 +43,9 @@ def train_dpo(run: RunContext) -> StageResult:
 
     rows, eval_rows = (tokenize_pairs(pairs, tokenizer, m.max_length) for pairs in (train_pairs, eval_pairs))
     settings = {name: value for name, value in m.items() if name not in NOT_FOR_TRL}
-    if cfg.hardware.microbatch_size != "auto":  # checked to divide the batch: the same optimizer steps
-        settings["per_device_train_batch_size"] = cfg.hardware.microbatch_size
-        settings["gradient_accumulation_steps"] *= m.per_device_train_batch_size // cfg.hardware.microbatch_size
     trainer = dpo.make_dpo_trainer(
         model, reference, tokenizer, rows, eval_rows, run.path, run.device, cfg.seed,
-        max_steps=total_steps(cfg, len(rows)), **settings,
+        max_steps=total_steps(cfg, len(rows)), microbatch_size=run.directory.state.microbatch_size, **settings,
     )  # fmt: skip
     result = dpo.fit_dpo(trainer, run.logger.log)
     lengths = [2 * len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in rows]

@@ -36,8 +36,9 @@ from manners.pipeline.stages.context import (
     console,
     load_base,
     prepare_model,
+    save_policy,
+    starting_policy,
 )
-from manners.pipeline.stages.policy import save_policy, starting_policy
 from manners.rewards.combine import RewardFunc, build_components
 from manners.runtime.run_dir import RunArtifact
 

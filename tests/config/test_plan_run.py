@@ -7,11 +7,10 @@ import time
 from dataclasses import fields
 
 import pytest
-from hydra.core.plugins import Plugins
 
-from manners.cli.main import quoting_hint, validate_command_line
-from manners.config import compose
-from manners.config.schema import DPOConfig, PPOConfig, SFTConfig, register_schemas
+from manners.cli.main import check_command_line, quoting_hint
+from manners.config.compose import compose, plan_dependencies, register
+from manners.config.schema import DPOConfig, PPOConfig, SFTConfig
 from manners.errors import MannersError
 from manners.runtime import paths
 
@@ -33,15 +32,14 @@ def train(*args):
 def hydra_here():
     import hydra
 
-    register_schemas()
-    Plugins.instance().register(compose.UserConfigDir)
+    register()
     with hydra.initialize_config_dir(str(paths.CONF), version_base="1.3"):
         yield
 
 
 def needs(*overrides):
     """The stages of a command, by role."""
-    found = compose.dependencies(compose.compose("train", list(overrides)), list(overrides))
+    found = plan_dependencies(compose("train", list(overrides)), list(overrides))
     return {stage.role: stage for stage in found}
 
 
@@ -50,7 +48,7 @@ def refusal(*overrides):
 
     GlobalHydra.instance().clear()
     with pytest.raises(MannersError) as caught:
-        validate_command_line("train", list(overrides), multirun=False)
+        check_command_line("train", list(overrides), multirun=False)
     return str(caught.value)
 
 
@@ -61,7 +59,7 @@ def test_ppo_starts_from_an_sft_run_and_a_reward_run_and_those_from_nothing():
     for method in ("ppo", "rloo"):
         found = needs(f"method={method}")
         assert [found[role].cfg.method.name for role in ("policy", "reward")] == ["sft", "reward"]
-        assert all(stage.given == "" for stage in found.values())
+        assert all(stage.explicit_source == "" for stage in found.values())
     assert needs("method=sft") == needs("method=reward") == needs("method=reward", "method.loss=pairwise") == {}
 
 
@@ -70,11 +68,18 @@ def test_dpo_starts_from_the_very_sft_run_that_ppo_starts_from_and_needs_no_rewa
     assert found.keys() == {"policy"}
     assert found["policy"].cfg == needs("method=ppo", FEW)["policy"].cfg
     assert needs("method=dpo", "policy_from=none") == {}
-    assert needs("method=dpo", "policy_from=a-run")["policy"].given == "a-run"
+    assert needs("method=dpo", "policy_from=a-run")["policy"].explicit_source == "a-run"
 
 
 def test_the_commands_overrides_are_carried_over_less_the_methods_own():
-    own = ["method.learning_rate=9", "plan=true", "preview=true", "run_name=mine", "policy_from=auto", "reward_from=auto"]
+    own = [
+        "method.learning_rate=9",
+        "plan=true",
+        "preview=true",
+        "run_name=mine",
+        "policy_from=auto",
+        "reward_from=auto",
+    ]
     own += ["policy_run_overrides=[]", "reward_run_overrides=[]"]
     found = needs("method=ppo", "seed=7", FEW, "adapter.r=3", "experiment_name=s", "evaluation.prompts=2", *own)
     for role, method in (("policy", "sft"), ("reward", "reward")):
@@ -90,8 +95,7 @@ def test_the_commands_overrides_are_carried_over_less_the_methods_own():
 def test_a_stage_is_what_its_command_makes_by_hand():
     """So what `python train.py method=sft ...` trained by hand is found."""
     for stage in needs("method=ppo", FEW, "seed=3", "policy_run_overrides=['method.max_steps=9']").values():
-        assert stage.cfg == compose.compose("train", stage.overrides)
-        assert stage.command.startswith("python train.py ")
+        assert stage.cfg == compose("train", stage.overrides)
 
 
 def test_overrides_for_a_stage_replace_those_of_the_command():
@@ -135,7 +139,7 @@ def test_none_needs_no_run_and_a_given_run_is_kept_by_name(tmp_path):
     assert needs("method=ppo", "reward_from=none", *ONLY_A_RULE).keys() == {"policy"}
     assert needs("method=ppo", "policy_from=none", "reward_from=none", *ONLY_A_RULE) == {}
     found = needs("method=ppo", f"policy_from={tmp_path}", "reward_from=a-run")
-    assert (found["policy"].given, found["reward"].given) == (str(tmp_path), "a-run")
+    assert (found["policy"].explicit_source, found["reward"].explicit_source) == (str(tmp_path), "a-run")
 
 
 def test_a_reward_made_of_functions_alone_needs_no_reward_model():
@@ -159,7 +163,10 @@ def test_a_mistake_within_a_stage_is_told_at_once_with_the_stages_name():
     "overrides, says",
     [
         (["policy_run_overrides=['method.learning_rat=1']"], "Did you mean 'method.learning_rate'?"),
-        (["policy_run_overrides=['method.max_steps=0']"], "the policy run (method=sft method.max_steps=0): there is no"),
+        (
+            ["policy_run_overrides=['method.max_steps=0']"],
+            "the policy run (method=sft method.max_steps=0): there is no",
+        ),
         (["reward_run_overrides=['method.total_episodes=8']"], "there is no option 'method.total_episodes'"),
         (
             ["dataset=polite_helper"],
@@ -173,11 +180,17 @@ def test_a_mistake_within_a_stage_is_told_at_once_with_the_stages_name():
         (["method.total_episodes=0"], "method.total_episodes=0 must be at least 1."),
         (["method.learning_rate=nan"], "method.learning_rate=nan must be at least 0."),
         (["method.reward_clip=-1"], "method.reward_clip=-1.0 must be at least 0."),
-        (["method.rewards.model=null"], "method.rewards.model=None: a part of the reward is {weight:1.0,_target_:"),
-        (["method.rewards=3"], "method.rewards=3 names no part"),
-        (["~method.rewards.model"], "method.rewards={} names no part"),
-        (["reward_from=none"], "reward_from=none, and method.rewards.model names no function: add a part of your own with +"),
-        (["method.rewards.short={weight:2}"], "the reward has no part 'short' yet: a plus adds it, +method.rewards.s"),
+        (
+            ["method.rewards.model=null"],
+            "method.rewards.model=None: a component of the reward is {weight:1.0,_target_:",
+        ),
+        (["method.rewards=3"], "method.rewards=3 names no component"),
+        (["~method.rewards.model"], "method.rewards={} names no component"),
+        (["reward_from=none"], "reward_from=none, and method.rewards.model names no function: add a component with +"),
+        (
+            ["method.rewards.short={weight:2}"],
+            "the reward has no component 'short' yet: a plus adds it, +method.rewards.s",
+        ),
     ],
 )
 def test_what_ppo_cannot_do_is_refused_with_what_it_can(overrides, says):
@@ -193,14 +206,20 @@ def test_siblings_fill_the_batch_of_rloo():
 @pytest.mark.parametrize(
     "overrides, says",
     [
-        (["dataset=polite_helper"], "method=dpo needs 'pairs' rows, and package:polite_helper/train.jsonl offers chat"),
-        (["reward=some-run"], "reward=some-run: method=dpo starts from a policy alone."),
+        (
+            ["dataset=polite_helper"],
+            "method=dpo needs 'preference' samples, and package:polite_helper/train.jsonl offers conversation",
+        ),
+        (["reward_from=some-run"], "reward_from=some-run: method=dpo starts from a policy alone."),
         (["adapter=qlora"], "adapter=lora, or policy_from=none to start from the base itself"),
         (["model=bert"], "is an encoder and cannot write replies: method=dpo needs a decoder"),
         (["method.loss_type=dpo"], "method.loss_type=dpo is not a choice."),
         (["method.beta=0"], "method.beta=0.0 must be at least 0.001."),
         (["method.max_steps=0"], "there is nothing to train"),
-        (["policy_run_overrides=['method.max_steps=0']"], "the policy run (method=sft method.max_steps=0): there is no"),
+        (
+            ["policy_run_overrides=['method.max_steps=0']"],
+            "the policy run (method=sft method.max_steps=0): there is no",
+        ),
     ],
 )
 def test_what_dpo_cannot_do_is_refused_with_what_it_can(overrides, says):
@@ -230,34 +249,34 @@ def test_what_works_passes(overrides):
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    assert validate_command_line("train", overrides, multirun=False) is None
+    assert check_command_line("train", overrides, multirun=False) is not None
 
 
 # --- What a model wants of a method ---
 
 
 def test_the_tuned_values_of_a_model_and_method_apply_and_the_command_line_wins():
-    tuned = paths.CONF / "tuned" / "tiny_sft.yaml"
+    tuned = paths.CONF / "tuned" / "tiny" / "sft.yaml"
     assert "learning_rate: 2e-3" in tuned.read_text()
-    assert compose.compose("train", []).method.learning_rate == 2e-3
-    assert compose.compose("train", ["model=gpt2"]).method.learning_rate == SFTConfig().learning_rate
-    assert compose.compose("train", ["method.learning_rate=3e-3"]).method.learning_rate == 3e-3
-    its_own = compose.compose("train", ["study=strictbot"])  # its model is not the tiny one
+    assert compose("train", []).method.learning_rate == 2e-3
+    assert compose("train", ["model=gpt2"]).method.learning_rate == SFTConfig().learning_rate
+    assert compose("train", ["method.learning_rate=3e-3"]).method.learning_rate == 3e-3
+    its_own = compose("train", ["experiment=strictbot_sft"])  # its model is not the tiny one
     assert its_own.method.learning_rate != 2e-3
 
 
 def test_tuned_values_reach_the_stages_and_the_command_line_wins_there_too():
     found = needs("method=ppo")
     assert found["policy"].cfg.method.learning_rate == 2e-3
-    light = ["dataset.max_rows=100", "method.max_steps=90"]  # conf/tuned/tiny_ppo.yaml
+    light = ["dataset.max_rows=100", "method.max_steps=90"]  # conf/tuned/tiny/ppo.yaml
     assert found["policy"].overrides == ["method=sft", *light]
     assert found["reward"].overrides == ["method=reward", "adapter=none"]
     assert needs("method=ppo", "policy_run_overrides=[]")["policy"].overrides == ["method=sft"]
 
 
-@pytest.mark.parametrize("file", sorted(p.stem for p in paths.CONF.glob("tuned/*.yaml")))
+@pytest.mark.parametrize("file", sorted(f"{p.parent.name}/{p.stem}" for p in paths.CONF.glob("tuned/*/*.yaml")))
 def test_every_tuned_file_is_of_a_model_and_a_method_that_exist(file):
-    model, _, method = file.rpartition("_")
+    model, _, method = file.partition("/")
     assert (paths.CONF / "model" / f"{model}.yaml").exists() and (paths.CONF / "method" / f"{method}.yaml").exists()
     assert needs(f"model={model}", f"method={method}").keys() in (set(), {"policy"}, {"policy", "reward"})
 
@@ -269,7 +288,7 @@ def test_help_explains_the_options_of_what_starts_from_runs(schema):
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
     for field in fields(schema):
         assert field.metadata["help"] in lines[f"method.{field.name}"]
-    assert "none" in lines["policy"] and "policy_run_overrides" in lines
+    assert "none" in lines["policy_from"] and "policy_run_overrides" in lines
 
 
 def test_an_unquoted_list_of_overrides_is_told_how_to_write_it():
