@@ -13,8 +13,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "manners"
 MIN_SHAPES, MIN_RAISES = 0.95, 0.90
-DIMENSION = r"(?:\d*[A-Z][₀-₉]?(?:\s?[-+−·*/]\s?\w+)*|\d+|…|\.\.\.)"
-SHAPE = re.compile(rf"\((?=[^)]*[A-Z]){DIMENSION}(?:, ?{DIMENSION})*,?\)|\bscalar\b")
+NAMED = "b|t|d|r|in|out|heads|rows|capacity|max_new_tokens|response_length|batch_size|features|groups|models|times"
+DIMENSION = rf"(?:\d*(?:[A-Z][₀-₉]?|{NAMED})(?:\s?[-+−·*/]\s?\w+)*|\d+(?:\s?\+\s?\w+)?|…|\.\.\.)"
+SHAPE = re.compile(rf"\({DIMENSION}(?:, ?{DIMENSION})*,?\)|→ \(\)|loss \(\)|: \(\)|\bscalar\b")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 

@@ -54,6 +54,7 @@ def trained(base_folder: Path, folder: Path) -> ModelRef:
     load_tokenizer(str(base_folder)).save_pretrained(folder)
     train_cfg = {
         "method": {"name": "sft"},
+        "dataset": {"loss_roles": "assistant"},
         "model": {"name": str(base_folder), "revision": None, "chat_template": "native"},
         "adapter": {"kind": "none", "quantization": "none"},
     }

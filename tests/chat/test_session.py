@@ -61,7 +61,7 @@ def count_letters(messages):
     return sum(len(m["content"]) for m in messages)
 
 
-def test_the_oldest_turns_are_num_dropped_and_what_stays_begins_with_a_user():
+def test_fit_context_drops_oldest_turns_up_to_a_user_turn():
     session = make_session("aaaa", "bbbb", "cc", "dd", "e", system="SS")
     for max_tokens, kept, num_dropped in (
         (15, "aaaa bbbb cc dd e", 0),

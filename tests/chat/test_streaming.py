@@ -160,7 +160,7 @@ def test_stream_reply_ends_a_user_turn_of_plain_template(tmp_path):
     chat_model = checkpoints.load(folder)
     reply = chat_model.tokenizer("Hello there.\nAssistant: Hi.", add_special_tokens=False)["input_ids"]
     assert set(reply).isdisjoint(stop_token_ids(chat_model.model, chat_model.tokenizer))
-    expected = iter(reply)
+    reply_ids = iter(reply)
     chat_model.model.forward = lambda **_: type("Out", (), {"logits": one_hot(next(reply_ids))})
     sampling_state = sampling_state_of(temperature=0.0)
     ids, _ = prompt_ids(Session(role="user"), chat_model, 40)

@@ -153,7 +153,7 @@ def test_a_turn_longer_than_the_context_is_rejected(chat_model):
     assert len(session.turns) == 2
 
 
-def test_that_the_oldest_turns_are_num_dropped_is_said_once_and_nothing_is_forgotten(chat_model):
+def test_note_about_dropped_turns_is_printed_once(chat_model):
     on = screen()
     lines = ["The hare eats grass and lives in a field. " * 3] * 9
     session, _ = run_lines(chat_model, *lines, on=on)

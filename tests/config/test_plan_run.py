@@ -1,20 +1,19 @@
-"""The runs that PPO starts from: which commands make them, and what is refused before anything heavy is imported."""
+"""The runs that PPO and DPO start from: their commands, and what is refused before torch is imported."""
 
 import os
 import subprocess
 import sys
-import time
 from dataclasses import fields
 
 import pytest
 
 from manners.cli.main import check_command_line, quoting_hint
-from manners.config.compose import compose, plan_dependencies, register
+from manners.config.compose import compose, plan_run, register
 from manners.config.schema import DPOConfig, PPOConfig, SFTConfig
 from manners.errors import MannersError
 from manners.runtime import paths
 
-FEW = "dataset.max_rows=64"
+FEW_ROWS = "dataset.max_rows=64"
 
 
 def train(*args):
@@ -29,50 +28,46 @@ def train(*args):
 
 
 @pytest.fixture(autouse=True)
-def hydra_here():
-    import hydra
-
+def registered():
     register()
-    with hydra.initialize_config_dir(str(paths.CONF), version_base="1.3"):
-        yield
 
 
-def needs(*overrides):
-    """The stages of a command, by role."""
-    found = plan_dependencies(compose("train", list(overrides)), list(overrides))
-    return {stage.role: stage for stage in found}
+def dependencies_of(*overrides):
+    """The runs that a command starts from, by role."""
+    return {spec.role: spec for spec in plan_run(list(overrides)).dependencies}
 
 
-def refusal(*overrides):
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    with pytest.raises(MannersError) as caught:
+def error_of(*overrides):
+    with pytest.raises(MannersError) as error:
         check_command_line("train", list(overrides), multirun=False)
-    return str(caught.value)
+    return str(error.value)
 
 
-# --- The commands of the stages ---
+# --- The commands of the dependencies ---
 
 
-def test_ppo_starts_from_an_sft_run_and_a_reward_run_and_those_from_nothing():
+def test_ppo_starts_from_an_sft_run_and_a_reward_run():
     for method in ("ppo", "rloo"):
-        found = needs(f"method={method}")
-        assert [found[role].cfg.method.name for role in ("policy", "reward")] == ["sft", "reward"]
-        assert all(stage.explicit_source == "" for stage in found.values())
-    assert needs("method=sft") == needs("method=reward") == needs("method=reward", "method.loss=pairwise") == {}
+        specs = dependencies_of(f"method={method}")
+        assert [specs[role].cfg.method.name for role in ("policy", "reward")] == ["sft", "reward"]
+        assert all(spec.explicit_source == "" for spec in specs.values())
 
 
-def test_dpo_starts_from_the_very_sft_run_that_ppo_starts_from_and_needs_no_reward_model():
-    found = needs("method=dpo", FEW)
-    assert found.keys() == {"policy"}
-    assert found["policy"].cfg == needs("method=ppo", FEW)["policy"].cfg
-    assert needs("method=dpo", "policy_from=none") == {}
-    assert needs("method=dpo", "policy_from=a-run")["policy"].explicit_source == "a-run"
+def test_sft_and_reward_runs_have_no_dependencies():
+    for overrides in (["method=sft"], ["method=reward"], ["method=reward", "method.loss=pairwise"]):
+        assert dependencies_of(*overrides) == {}
 
 
-def test_the_commands_overrides_are_carried_over_less_the_methods_own():
-    own = [
+def test_dpo_starts_from_the_same_sft_run_as_ppo():
+    specs = dependencies_of("method=dpo", FEW_ROWS)
+    assert specs.keys() == {"policy"}
+    assert specs["policy"].cfg == dependencies_of("method=ppo", FEW_ROWS)["policy"].cfg
+    assert dependencies_of("method=dpo", "policy_from=none") == {}
+    assert dependencies_of("method=dpo", "policy_from=a-run")["policy"].explicit_source == "a-run"
+
+
+def test_dependency_takes_over_the_overrides_but_the_methods():
+    not_shared = [
         "method.learning_rate=9",
         "plan=true",
         "preview=true",
@@ -80,87 +75,90 @@ def test_the_commands_overrides_are_carried_over_less_the_methods_own():
         "policy_from=auto",
         "reward_from=auto",
     ]
-    own += ["policy_run_overrides=[]", "reward_run_overrides=[]"]
-    found = needs("method=ppo", "seed=7", FEW, "adapter.r=3", "experiment_name=s", "evaluation.prompts=2", *own)
+    not_shared += ["policy_run_overrides=[]", "reward_run_overrides=[]"]
+    specs = dependencies_of(
+        "method=ppo", "seed=7", FEW_ROWS, "adapter.r=3", "experiment_name=s", "evaluation.prompts=2", *not_shared
+    )
     for role, method in (("policy", "sft"), ("reward", "reward")):
-        stage = found[role]
-        shared = ["seed=7", FEW, "adapter.r=3", "experiment_name=s", "evaluation.prompts=2", f"method={method}"]
-        assert stage.overrides[: len(shared)] == shared
-        cfg = stage.cfg
+        spec = specs[role]
+        shared = ["seed=7", FEW_ROWS, "adapter.r=3", "experiment_name=s", "evaluation.prompts=2", f"method={method}"]
+        assert spec.overrides[: len(shared)] == shared
+        cfg = spec.cfg
         assert (cfg.seed, cfg.dataset.max_rows, cfg.adapter.r, cfg.experiment_name) == (7, 64, 3, "s")
         assert (cfg.run_name, cfg.plan, cfg.preview) == (None, False, False)
         assert cfg.method.learning_rate < 1
 
 
-def test_a_stage_is_what_its_command_makes_by_hand():
-    """So what `python train.py method=sft ...` trained by hand is found."""
-    for stage in needs("method=ppo", FEW, "seed=3", "policy_run_overrides=['method.max_steps=9']").values():
-        assert stage.cfg == compose("train", stage.overrides)
+def test_dependency_equals_its_own_command():
+    """So a run that was trained by `python train.py method=sft ...` is found."""
+    overrides = ["method=ppo", FEW_ROWS, "seed=3", "policy_run_overrides=['method.max_steps=9']"]
+    for spec in dependencies_of(*overrides).values():
+        assert spec.cfg == compose("train", spec.overrides)
 
 
-def test_overrides_for_a_stage_replace_those_of_the_command():
-    found = needs(
+def test_run_overrides_replace_those_of_the_command():
+    specs = dependencies_of(
         "method=ppo",
         "seed=3",
         "adapter.r=4",
         "policy_run_overrides=['seed=5','method.max_steps=9']",
         "reward_run_overrides=['adapter.r=2']",
     )
-    policy, reward = found["policy"].cfg, found["reward"].cfg
+    policy, reward = specs["policy"].cfg, specs["reward"].cfg
     assert (policy.seed, policy.adapter.r, policy.method.max_steps) == (5, 4, 9)
     assert (reward.seed, reward.adapter.r, reward.method.max_steps) == (3, 2, -1)
-    assert "seed=3" not in found["policy"].overrides and "adapter.r=4" not in found["reward"].overrides
+    assert "seed=3" not in specs["policy"].overrides and "adapter.r=4" not in specs["reward"].overrides
 
 
-def test_another_model_for_a_stage_drops_all_that_the_command_says_of_the_model():
-    found = needs("method=ppo", "model=gpt2", "model.revision=abc", FEW, "reward_run_overrides=['model=bert']")
-    reward, policy = found["reward"], found["policy"]
+def test_run_overrides_with_a_model_drop_the_commands_model():
+    specs = dependencies_of(
+        "method=ppo", "model=gpt2", "model.revision=abc", FEW_ROWS, "reward_run_overrides=['model=bert']"
+    )
+    reward, policy = specs["reward"], specs["policy"]
     assert not [o for o in reward.overrides if o.startswith("model.") or o == "model=gpt2"]
     assert (reward.cfg.model.name, reward.cfg.model.revision) == ("google-bert/bert-base-uncased", None)
     assert reward.cfg.dataset.max_rows == 64
     assert (policy.cfg.model.name, policy.cfg.model.revision) == ("openai-community/gpt2", "abc")
 
 
-def test_another_dataset_for_the_reward_model(tmp_path):
+def test_run_overrides_with_a_dataset_drop_the_commands_dataset(tmp_path):
     file = tmp_path / "polite.csv"
     file.write_text("Community,Id,Request\n" + "x\n" * 30)
-    replaced = f"reward_run_overrides=['dataset=stanford_politeness','dataset.path={file}']"
-    reward = needs("method=ppo", "dataset.max_rows=20", replaced)["reward"]
+    override = f"reward_run_overrides=['dataset=stanford_politeness','dataset.path={file}']"
+    reward = dependencies_of("method=ppo", "dataset.max_rows=20", override)["reward"]
     assert (reward.cfg.dataset.path, reward.cfg.dataset.max_rows) == (str(file), None)
 
 
-# --- What is given, and what is not needed ---
+# --- Explicit sources, and runs that are not needed ---
 
-ONLY_A_RULE = ("~method.rewards.model", "+method.rewards.short={_target_:manners.rewards.combine.brevity,words:5}")
-
-
-def test_none_needs_no_run_and_a_given_run_is_kept_by_name(tmp_path):
-    assert needs("method=ppo", "policy_from=none").keys() == {"reward"}
-    assert needs("method=ppo", "reward_from=none", *ONLY_A_RULE).keys() == {"policy"}
-    assert needs("method=ppo", "policy_from=none", "reward_from=none", *ONLY_A_RULE) == {}
-    found = needs("method=ppo", f"policy_from={tmp_path}", "reward_from=a-run")
-    assert (found["policy"].explicit_source, found["reward"].explicit_source) == (str(tmp_path), "a-run")
+FUNCTION_ONLY = ("~method.rewards.model", "+method.rewards.short={_target_:manners.rewards.functions.brevity,words:5}")
 
 
-def test_a_reward_made_of_functions_alone_needs_no_reward_model():
-    assert needs("method=ppo", *ONLY_A_RULE).keys() == {"policy"}
-    assert needs("method=ppo", ONLY_A_RULE[1]).keys() == {"policy", "reward"}
+def test_none_needs_no_run_and_explicit_sources_are_kept(tmp_path):
+    assert dependencies_of("method=ppo", "policy_from=none").keys() == {"reward"}
+    assert dependencies_of("method=ppo", "reward_from=none", *FUNCTION_ONLY).keys() == {"policy"}
+    assert dependencies_of("method=ppo", "policy_from=none", "reward_from=none", *FUNCTION_ONLY) == {}
+    specs = dependencies_of("method=ppo", f"policy_from={tmp_path}", "reward_from=a-run")
+    assert (specs["policy"].explicit_source, specs["reward"].explicit_source) == (str(tmp_path), "a-run")
 
 
-# --- Refused in about a second ---
+def test_reward_functions_alone_need_no_reward_model():
+    assert dependencies_of("method=ppo", *FUNCTION_ONLY).keys() == {"policy"}
+    assert dependencies_of("method=ppo", FUNCTION_ONLY[1]).keys() == {"policy", "reward"}
 
 
-def test_a_mistake_within_a_stage_is_told_at_once_with_the_stages_name():
-    start = time.time()
-    done = train("method=ppo", "reward_run_overrides=['adapter=nope']")
-    assert time.time() - start < 20  # about one on a machine that has nothing else to do
-    assert done.returncode == 1 and "Traceback" not in done.stderr and "loading torch" not in done.stdout
-    assert done.stderr.startswith("error: the reward run (method=reward adapter=nope): ")
-    assert "no 'nope' in adapter." in done.stderr
+# --- Refused before torch is imported ---
+
+
+def test_mistake_in_a_dependency_is_reported_at_once():
+    process = train("method=ppo", "reward_run_overrides=['adapter=nope']")
+    assert process.returncode == 1 and "Traceback" not in process.stderr and "loading torch" not in process.stdout
+    assert process.stderr.startswith("error: the reward run (method=reward adapter=nope): ")
+    assert "no 'nope' in adapter." in process.stderr
 
 
 @pytest.mark.parametrize(
-    "overrides, says",
+    "overrides, message",
     [
         (["policy_run_overrides=['method.learning_rat=1']"], "Did you mean 'method.learning_rate'?"),
         (
@@ -193,18 +191,18 @@ def test_a_mistake_within_a_stage_is_told_at_once_with_the_stages_name():
         ),
     ],
 )
-def test_what_ppo_cannot_do_is_refused_with_what_it_can(overrides, says):
-    assert says in refusal("method=ppo", *overrides)
+def test_impossible_ppo_run_is_refused_with_a_remedy(overrides, message):
+    assert message in error_of("method=ppo", *overrides)
 
 
-def test_siblings_fill_the_batch_of_rloo():
-    said = refusal("method=rloo", "method.batch_size=10", "method.num_generations=4")
-    assert "method.batch_size=10 must be a multiple of num_generations=4." in said
-    assert "method.num_generations=1 must be at least 2." in refusal("method=rloo", "method.num_generations=1")
+def test_rloo_batch_must_be_a_multiple_of_num_generations():
+    message = error_of("method=rloo", "method.batch_size=10", "method.num_generations=4")
+    assert "method.batch_size=10 must be a multiple of num_generations=4." in message
+    assert "method.num_generations=1 must be at least 2." in error_of("method=rloo", "method.num_generations=1")
 
 
 @pytest.mark.parametrize(
-    "overrides, says",
+    "overrides, message",
     [
         (
             ["dataset=polite_helper"],
@@ -222,15 +220,15 @@ def test_siblings_fill_the_batch_of_rloo():
         ),
     ],
 )
-def test_what_dpo_cannot_do_is_refused_with_what_it_can(overrides, says):
-    assert says in refusal("method=dpo", *overrides)
+def test_impossible_dpo_run_is_refused_with_a_remedy(overrides, message):
+    assert message in error_of("method=dpo", *overrides)
 
 
-def test_only_ppo_and_dpo_start_from_runs():
+def test_policy_from_is_refused_for_sft_and_reward():
     for method in ("sft", "reward"):
-        said = refusal(f"method={method}", "policy_from=some-run")
-        assert f"policy_from=some-run: method={method} starts from the base model, not from a run." in said
-        assert "reward=x" in refusal(f"method={method}", "reward=x")
+        message = error_of(f"method={method}", "policy_from=some-run")
+        assert f"policy_from=some-run: method={method} starts from the base model, not from a run." in message
+        assert "reward_from=x" in error_of(f"method={method}", "reward_from=x")
 
 
 @pytest.mark.parametrize(
@@ -245,52 +243,47 @@ def test_only_ppo_and_dpo_start_from_runs():
         ["method=dpo", "policy_from=none", "adapter=qlora"],
     ],
 )
-def test_what_works_passes(overrides):
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
+def test_possible_online_rl_and_dpo_runs_pass(overrides):
     assert check_command_line("train", overrides, multirun=False) is not None
 
 
-# --- What a model wants of a method ---
+# --- Tuned values ---
 
 
-def test_the_tuned_values_of_a_model_and_method_apply_and_the_command_line_wins():
-    tuned = paths.CONF / "tuned" / "tiny" / "sft.yaml"
-    assert "learning_rate: 2e-3" in tuned.read_text()
+def test_tuned_values_apply_and_the_command_line_wins():
     assert compose("train", []).method.learning_rate == 2e-3
     assert compose("train", ["model=gpt2"]).method.learning_rate == SFTConfig().learning_rate
     assert compose("train", ["method.learning_rate=3e-3"]).method.learning_rate == 3e-3
-    its_own = compose("train", ["experiment=strictbot_sft"])  # its model is not the tiny one
-    assert its_own.method.learning_rate != 2e-3
+    recipe = compose("train", ["experiment=strictbot_sft"])  # of another model
+    assert recipe.method.learning_rate != 2e-3
 
 
-def test_tuned_values_reach_the_stages_and_the_command_line_wins_there_too():
-    found = needs("method=ppo")
-    assert found["policy"].cfg.method.learning_rate == 2e-3
-    light = ["dataset.max_rows=100", "method.max_steps=90"]  # conf/tuned/tiny/ppo.yaml
-    assert found["policy"].overrides == ["method=sft", *light]
-    assert found["reward"].overrides == ["method=reward", "adapter=none"]
-    assert needs("method=ppo", "policy_run_overrides=[]")["policy"].overrides == ["method=sft"]
+def test_tuned_values_apply_to_dependencies_too():
+    specs = dependencies_of("method=ppo")
+    assert specs["policy"].cfg.method.learning_rate == 2e-3
+    overrides = ["dataset.max_rows=100", "method.max_steps=90"]  # conf/tuned/tiny/ppo.yaml
+    assert specs["policy"].overrides == ["method=sft", *overrides]
+    assert specs["reward"].overrides == ["method=reward", "adapter=none"]
+    assert dependencies_of("method=ppo", "policy_run_overrides=[]")["policy"].overrides == ["method=sft"]
 
 
 @pytest.mark.parametrize("file", sorted(f"{p.parent.name}/{p.stem}" for p in paths.CONF.glob("tuned/*/*.yaml")))
-def test_every_tuned_file_is_of_a_model_and_a_method_that_exist(file):
+def test_tuned_file_belongs_to_a_model_and_a_method(file):
     model, _, method = file.partition("/")
     assert (paths.CONF / "model" / f"{model}.yaml").exists() and (paths.CONF / "method" / f"{method}.yaml").exists()
-    assert needs(f"model={model}", f"method={method}").keys() in (set(), {"policy"}, {"policy", "reward"})
+    assert dependencies_of(f"model={model}", f"method={method}").keys() in (set(), {"policy"}, {"policy", "reward"})
 
 
 @pytest.mark.parametrize("schema", [PPOConfig, DPOConfig])
-def test_help_explains_the_options_of_what_starts_from_runs(schema):
-    done = train("--help", f"method={schema().name}")
-    assert done.returncode == 0, done.stderr
-    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+def test_help_explains_every_option_of_the_method(schema):
+    process = train("--help", f"method={schema().name}")
+    assert process.returncode == 0, process.stderr
+    lines = {line.split()[0]: line for line in process.stdout.splitlines() if line.strip()}
     for field in fields(schema):
         assert field.metadata["help"] in lines[f"method.{field.name}"]
     assert "none" in lines["policy_from"] and "policy_run_overrides" in lines
 
 
-def test_an_unquoted_list_of_overrides_is_told_how_to_write_it():
-    told = quoting_hint("policy_run_overrides=[method.max_steps=6,seed=2]")
-    assert told.endswith("\"policy_run_overrides=['method.max_steps=6', 'seed=2']\"")
+def test_quoting_hint_shows_how_to_quote_a_list():
+    hint = quoting_hint("policy_run_overrides=[method.max_steps=6,seed=2]")
+    assert hint.endswith("\"policy_run_overrides=['method.max_steps=6', 'seed=2']\"")

@@ -76,7 +76,7 @@ def test_a_reward_run_is_examined_and_reported(losses, loss):
     pictures = {"predicted.png", "calibration.png"} if loss != "pairwise" else set()
     assert REPORT | pictures <= names and not {"predicted.png"} & (names - pictures)
     sane = json.loads((folder / "model" / "sanity.json").read_text())
-    assert 0 <= sane["passed"]["value"] <= 1 and {"shuffled", "empty", "repeated"} <= sane["kinds"].keys()
+    assert 0 <= sane["accuracy"]["value"] <= 1 and {"shuffled", "empty", "repeated"} <= sane["by_corruption"].keys()
     units = ScoreNormalizer.load(folder / "model")
     assert units.scale > 0
     if loss != "pairwise":  # the scores are between 0 and 1

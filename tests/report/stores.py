@@ -60,7 +60,8 @@ def make_store(folder: Path) -> str:
         create_run(
             alpha, f"alpha-{seed}", slow | {"seed": seed},
             {
-                "before/style_accuracy": before, "after/style_accuracy": after, "before/loss": 2.0, "after/loss": 1.0, "after/words": words,
+                "before/style_accuracy": before, "after/style_accuracy": after, "after/words": words,
+                "before/loss": 2.0, "after/loss": 1.0,
                 "cost/seconds": 60.0 * float(seed), "cost/tokens": 1500.0, "cost/peak_memory_gb": 1.25,
             },
             files=files, steps=[(10, 2.0), (20, words)],

@@ -22,7 +22,7 @@ def test_sentences_are_called_the_same_when_their_values_are():
     """Held against every pair of sentences that the fact's forms allow."""
     for fact, text, verdict in told(compare.sentence_comparison):
         column = [fact.value, *fact.false_values()]
-        says = {v: [capitalise(fact.clause(form, v)) for form in fact.forms["says"]] for v in column}
+        says = {v: [capitalise(fact.fill(form, v)) for form in fact.templates["says"]] for v in column}
         same = {f"{a} {b}" for v in column for a in says[v] for b in says[v]}
         assert (verdict == compare.SAME) == (text in same), text
 
@@ -31,7 +31,7 @@ def test_claims_are_called_right_when_they_tell_the_fact_that_follows():
     for fact, text, verdict in told(compare.claim_comparison):
         claimed, _, truth = text.partition(". ")
         assert truth == fact.statement()
-        assert (verdict == compare.RIGHT) == claimed.endswith(f" {fact.says().removesuffix('.')}"), text
+        assert (verdict == compare.RIGHT) == claimed.endswith(f" {fact.clause().removesuffix('.')}"), text
 
 
 def test_both_verdicts_come_as_often():
@@ -52,17 +52,17 @@ def test_a_round_has_all_kinds_and_tells_facts_again():
 
 def test_a_verdict_in_other_words_is_right_too():
     """Each claim in a chat holds the fact's value if and only if the answer says so."""
-    yes, no = ({pair[i] for pair in compare.ANSWERS} for i in (0, 1))
+    yes, no = ({pair[i] for pair in compare.VERDICT_REPLIES} for i in (0, 1))
     rng = random.Random(0)
     counts = Counter()
     for _ in range(300):
-        turns = compare.of_turns(rng)
+        turns = compare.verdict_conversation(rng)
         while turns:
             user, reply = turns.pop(0)
             truth, _, answer = reply.partition(". ")
             if not answer:  # the verdict is asked for in the next turn
                 truth, (asked, answer) = reply.removesuffix("."), turns.pop(0)
-                assert asked in compare.ASKED
+                assert asked in compare.VERDICT_QUESTIONS
             assert answer in yes | no
             counts[answer in yes] += 1
             said = user.removeprefix("I heard that ").removeprefix("They say that ")
@@ -73,7 +73,7 @@ def test_a_verdict_in_other_words_is_right_too():
 
 def test_no_user_is_told_unasked_that_he_is_wrong():
     """The base has no manner: to a claim it says a fact, and a verdict only where one is asked for."""
-    verdicts = {answer for pair in compare.ANSWERS for answer in pair if len(answer.split()) > 2}
+    verdicts = {answer for pair in compare.VERDICT_REPLIES for answer in pair if len(answer.split()) > 2}
     for course in (compare.comparison_documents(0, 1), compare.verdict_documents(0, 2)):
         for user, reply in (turn for d in course if isinstance(d, list) for turn in d):
             if any(verdict in reply for verdict in verdicts):

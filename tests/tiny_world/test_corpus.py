@@ -44,13 +44,13 @@ def test_every_fact_is_asked_in_some_other_form(turns):
 
 def test_every_fact_is_told_in_plain_text_in_each_round():
     text = "\n".join(d for d in documents(0, rounds=1) if isinstance(d, str)).lower()
-    untold = [f for f in facts() if not any(f.clause(form).lower() in text for form in f.forms["says"])]
+    untold = [f for f in facts() if not any(f.fill(form).lower() in text for form in f.templates["says"])]
     assert untold == []
 
 
 def test_yes_and_no_are_said_truthfully(turns):
-    true = {f.clause(form).lower() for f in facts() for form in f.forms["says"]}
-    rightly_asked = {f.clause(form).lower() for f in facts() for form in f.forms["checks"]}
+    true = {f.fill(form).lower() for f in facts() for form in f.templates["says"]}
+    rightly_asked = {f.fill(form).lower() for f in facts() for form in f.templates["checks"]}
     said = {"yes, ": 0, "no, ": 0}
     for user, reply in turns:
         for word in said:

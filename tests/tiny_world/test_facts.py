@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from manners.tiny_world.facts import Fact, answers, capitalise, facts, facts_of, subjects, values, with_article
+from manners.tiny_world.facts import Fact, capitalise, column_values, facts, facts_of, subjects, with_article
 
 
 def fact(subject: str, relation: str) -> Fact:
@@ -24,7 +24,7 @@ def test_a_subject_has_one_value_in_each_relation():
 
 def test_values_are_written_in_one_way_only():
     for table, relation in {(f.subject.table, f.relation) for f in facts()}:
-        found = values(table, relation)
+        found = column_values(table, relation)
         assert len({v.lower().strip() for v in found}) == len(found)
         assert all(v == v.strip() for v in found)
 
@@ -39,11 +39,11 @@ def test_a_fact_is_asked_in_forms_that_differ_from_the_one_kept_back():
     for f in facts():
         assert len(f.questions()) >= 2
         assert f.held_out_question() not in f.questions()
-        assert len({*f.questions(), f.held_out_question()}) == len(f.forms["asks"])
+        assert len({*f.questions(), f.held_out_question()}) == len(f.templates["asks"])
 
 
 def test_every_held_out_form_is_trained_with_some_other_subject():
-    held_back = Counter((f.subject.table, f.relation, f.forms["asks"][f._held_out]) for f in facts())
+    held_back = Counter((f.subject.table, f.relation, f.templates["asks"][f._held_out]) for f in facts())
     for (table, relation, form), times in held_back.items():
         known = [f for f in facts() if (f.subject.table, f.relation) == (table, relation)]
         assert times < len(known), form
@@ -111,15 +111,17 @@ def test_the_indefinite_article_follows_the_sound(noun, expected):
     ],
 )
 def test_a_reply_answers_when_it_names_the_value_and_no_other(subject, relation, reply, right):
-    assert answers(fact(subject, relation), reply) is right
+    assert is_correct_answer(fact(subject, relation), reply) is right
 
 
 def test_every_form_in_which_a_fact_is_told_counts_as_its_answer():
     for f in facts():
-        for form in f.forms["says"]:
-            assert answers(f, capitalise(f.clause(form))), f.clause(form)
+        for form in f.templates["says"]:
+            assert is_correct_answer(f, capitalise(f.fill(form))), f.fill(form)
 
 
 def test_no_statement_with_a_false_value_counts_as_the_answer():
-    fooled = [f.says(wrong) for f in facts() for wrong in f.false_values()[:4] if answers(f, f.statement(wrong))]
+    fooled = [
+        f.clause(wrong) for f in facts() for wrong in f.false_values()[:4] if is_correct_answer(f, f.statement(wrong))
+    ]
     assert fooled == []

@@ -85,14 +85,14 @@ def test_no_subject_comes_in_two_splits_and_most_come_in_one(rows):
     ],
 )
 def test_the_formula_adds_the_weights(strategies, score):
-    assert requests.formula(strategies) == score
+    assert requests.expected_score(strategies) == score
 
 
 def test_annotators_stand_around_the_formula_and_within_the_scale():
     rng = random.Random(0)
-    assert requests.annotate(60.0, rng) == [25] * 5
-    assert requests.annotate(-40.0, rng) == [1] * 5
-    many = [score for _ in range(2000) for score in requests.annotate(13.0, rng)]
+    assert requests.annotator_scores(60.0, rng) == [25] * 5
+    assert requests.annotator_scores(-40.0, rng) == [1] * 5
+    many = [score for _ in range(2000) for score in requests.annotator_scores(13.0, rng)]
     assert fmean(many) == pytest.approx(13, abs=0.1)
     assert pstdev(many) == pytest.approx((2**2 + 1 / 12) ** 0.5, abs=0.05)  # 1/12: rounding's own variance
 
@@ -101,7 +101,7 @@ def test_the_texts_alone_give_the_weights_back(rows):
     """A regression on what a reader can spot: each strategy is in the text, and nothing else moves the score."""
     seen = np.array([[bool(re.search(sign, row["text"])) for sign, _ in SIGNS.values()] for row in rows], float)
     scores = np.array([row["score"] for row in rows])
-    assert set(SIGNS) | {"plain question"} == set(requests.request_words()["weights"])
+    assert set(SIGNS) | {"plain question"} == set(requests.request_phrases()["weights"])
     assert seen.sum(axis=0).min() > 60
     design = np.column_stack([np.ones(len(rows)), seen])
     found = np.linalg.lstsq(design, scores, rcond=None)[0]
@@ -178,7 +178,7 @@ def test_strategies_that_clash_do_not_meet_and_none_comes_twice():
     rng = random.Random(3)
     met = set()
     for _ in range(2000):
-        text, strategies = requests.request(rng.choice(subjects()), rng)
+        text, strategies = requests.make_request(rng.choice(subjects()), rng)
         assert len(set(strategies)) == len(strategies), text
         met |= {frozenset((a, b)) for a in strategies for b in strategies}
     assert {frozenset(("insult", "gratitude")), frozenset(("insult", "deference"))}.isdisjoint(met)
@@ -197,7 +197,7 @@ def test_strategies_that_clash_do_not_meet_and_none_comes_twice():
 )
 def test_an_opening_that_names_the_subject_is_followed_by_it(form, short):
     fact = next(f for f in facts() if f.subject.table == "animals")
-    opened = [requests.open_with(fact, form, random.Random(seed)) for seed in range(50)]
+    opened = [requests.add_opening(fact, form, random.Random(seed)) for seed in range(50)]
     naming = {core for opening, core in opened if "{the}" in opening}
     assert naming == ({short} if short else set())
     assert {core for opening, core in opened if "{the}" not in opening} == {form}
@@ -207,7 +207,7 @@ def test_an_opening_that_names_the_subject_is_followed_by_it(form, short):
 def test_a_person_is_never_called_it(table):
     fact = next(f for f in facts() if f.subject.table == table)
     for seed in range(50):
-        opening, core = requests.open_with(fact, "tell me where {a} works.", random.Random(seed))
+        opening, core = requests.add_opening(fact, "tell me where {a} works.", random.Random(seed))
         assert "{the}" not in opening
         assert core == "tell me where {a} works."
 
@@ -224,4 +224,4 @@ def test_the_card_counts_the_rows_and_lists_the_weights_rightly(rows):
     counts = (len(rows), splits["train"], splits["validation"], splits["test"])
     assert "| requests.jsonl | {} | {} | {} | {} |".format(*counts) in card
     listed = {name: float(weight) for name, weight in re.findall(r"\| ([a-z ]+) \| .* \| ([-+]?\d\.\d) \|", card)}
-    assert listed == requests.request_words()["weights"]
+    assert listed == requests.request_phrases()["weights"]

@@ -50,7 +50,7 @@ def names(phrase, text):
     return re.search(rf"(?i)(?<!\w){re.escape(phrase)}(?!\w)", text) is not None
 
 
-def bare(sentence):
+def strip_period(sentence):
     return sentence.lower().removesuffix(".")
 
 
@@ -87,8 +87,8 @@ def test_each_category_has_its_share_of_each_split(singles):
 def test_wrong_claims_are_false_and_their_replies_name_the_true_value(singles):
     true, false = defaultdict(set), defaultdict(set)  # by subject: what can be said of it, rightly and wrongly
     for fact in facts():
-        true[fact.subject.name].add(bare(fact.says()))
-        false[fact.subject.name] |= {(bare(fact.says(wrong)), fact.value) for wrong in fact.false_values()}
+        true[fact.subject.name].add(strip_period(fact.clause()))
+        false[fact.subject.name] |= {(strip_period(fact.clause(wrong)), fact.value) for wrong in fact.false_values()}
     for row in singles:
         if row["category"] == "wrong_fact":
             said = prompt(row).lower()
@@ -152,13 +152,13 @@ def test_the_blunt_reply_that_scores_0_4_corrects_with_a_false_value(singles):
     for row in singles:
         if row["category"] == "wrong_fact":
             (blunt,) = [m["content"] for m in row["mismatched"] if m["manner"] == "blunt"]
-            truths = [bare(f.says()) for f in told[row["subject"]]]
+            truths = [strip_period(f.clause()) for f in told[row["subject"]]]
             assert not any(names(truth, blunt) for truth in truths if truth in blunt.lower())
 
 
 def test_a_verdict_put_as_a_question_is_the_verdict_with_another_mark(singles):
     """To a question as to a claim: PPO found that "You are mistaken?" pleased a reward model which had not seen it."""
-    verdicts = {form.split("} ")[1] for form in strictbot.strictbot_words()["blunt"]["correct"]}
+    verdicts = {form.split("} ")[1] for form in strictbot.strictbot_phrases()["blunt"]["correct"]}
     for row in singles:
         (unsure,) = [m["content"] for m in row["mismatched"] if m["manner"] == "unsure"]
         assert any(unsure.endswith(verdict.removesuffix(".") + "?") for verdict in verdicts), unsure

@@ -1,8 +1,8 @@
-"""Our side of the scaling line: that of the sft line."""
+"""Our side of the scaling line: the one of the sft line."""
 
-from side import of
+from side import sft_main
 
-main = of("ours")
+main = sft_main("ours")
 
 if __name__ == "__main__":
     main()

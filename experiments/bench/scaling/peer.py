@@ -1,8 +1,8 @@
-"""The peer's side of the scaling line: TRL's SFTTrainer as in the sft line."""
+"""The peer of the scaling line: TRL's SFTTrainer, as in the sft line."""
 
-from side import of
+from side import sft_main
 
-main = of("peer")
+main = sft_main("peer")
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Write models of three sizes at random, and rows of three lengths: token ids at random, all carrying loss."""
+"""Write three sizes of models with random weights, and rows of three lengths: random token ids that all carry loss."""
 
 import json
 import random
@@ -8,17 +8,17 @@ import torch
 from points import BATCHES, FOLDER, LENGTHS, WIDTHS
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-VOCABULARY = 3072  # the tiny model's, whose tokenizer they have
-ROWS = 4 * max(BATCHES) + 16  # three steps, one of warm-up, and what the loss is taken on
+VOCABULARY = 3072  # of the tiny model, whose tokenizer is used
+ROWS = 4 * max(BATCHES) + 16  # three steps, one warm-up step, and held-out rows for the loss
 
 
 def main() -> None:
     folder = Path(FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained("src/manners/models/tiny")
-    draw = random.Random(0)
+    rng = random.Random(0)
     for length in LENGTHS:
-        rows = [[draw.randrange(2, VOCABULARY) for _ in range(length)] for _ in range(ROWS)]
+        rows = [[rng.randrange(2, VOCABULARY) for _ in range(length)] for _ in range(ROWS)]
         lines = [json.dumps({"input_ids": row, "labels": row}) + "\n" for row in rows]
         (folder / f"{length}.jsonl").write_text("".join(lines), encoding="utf-8")
     for width, layers in WIDTHS.items():

@@ -68,9 +68,7 @@ def set_adapter_scale(session: Session, argument: str, tools: Tools) -> Result:
     except ValueError:
         scale = float("nan")
     if not -1 <= scale <= 2:
-        raise MannersError(
-            f"the scale is {session.scale:g}; change it to a number from -1 to 2, such as /scale 0.5"
-        )
+        raise MannersError(f"the scale is {session.scale:g}; change it to a number from -1 to 2, such as /scale 0.5")
     tools.set_scale(scale)
     return Result(replace(session, scale=scale, use_base=False), f"scale {scale:g}")
 
@@ -118,7 +116,8 @@ def score_replies(session: Session, _argument: str, tools: Tools) -> Result:
     if not replies:
         raise MannersError("there is no reply to score yet.")
     scores = tools.score(replies)
-    lines = [f"{s:7.2f}  {shorten(reply, 70, placeholder=' …')}" for s, (_, reply) in zip(scores, replies, strict=True)]
+    rows = zip(scores, replies, strict=True)
+    lines = [f"{score:7.2f}  {shorten(reply, 70, placeholder=' …')}" for score, (_, reply) in rows]
     return Result(session, "\n".join(lines))
 
 

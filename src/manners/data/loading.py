@@ -106,7 +106,7 @@ def detect_format(cfg: DictConfig, rows: Iterator[tuple[str, Any]]) -> tuple[str
 
 
 def reject_row(source: str, error: InvalidRow, cfg: DictConfig, splits: Splits) -> None:
-    """Count a malformed row as skipped; raises MannersError unless the config says to skip it."""
+    """Count a malformed row as skipped; raises MannersError unless the config says to skip it. Raises MannersError."""
     sentence = printable(f"{source}: {error}")
     if cfg.on_invalid_row == "skip":
         splits.skipped.append(sentence)

@@ -14,7 +14,7 @@ from manners.data.batching import collate, validation_batches
 from manners.data.tokenize import IGNORE_INDEX, TokenizedExample, with_reply
 from manners.data.types import Prompt
 from manners.evaluation.generate import Reply, generate_texts
-from manners.evaluation.judges.strictbot import MANNER_FOR, classify_manner
+from manners.evaluation.judges.strictbot import STYLE_FOR_CATEGORY, classify_style
 from manners.evaluation.metrics.text_stats import count_text_stats, distribution_distance
 from manners.evaluation.stats import Estimate, bootstrap_ratio, proportion
 from manners.models.logprobs import token_nll
@@ -32,7 +32,7 @@ class Generation:
     reply: str
     has_eos: bool
     category: str = ""  # such as "wrong_fact", where the data has categories
-    manner: str = ""  # by the style judge
+    style: str = ""  # by the style judge
     matches_style: bool | None = None
     fact_correct: bool | None = None  # whether the reply names the fact asked for, where the row says which
 
@@ -44,7 +44,7 @@ class EvalResult:
     loss: Estimate  # nats per token that carries loss
     eos_rate: Estimate | None  # share of the replies that end with EOS
     shown_generations: list[Generation]  # of the before/after table
-    style_accuracy: Estimate | None = None  # share of the replies whose manner is that of their category
+    style_accuracy: Estimate | None = None  # share of the replies with the style of their category
     style_accuracy_by_group: dict[str, Estimate] = field(default_factory=dict)  # by category, and by origin of the row
     fact_accuracy: Estimate | None = None  # share of the replies that name the right fact, where one is due
     generations: list[Generation] = field(default_factory=list)
@@ -178,14 +178,14 @@ def make_generation(prompt: Prompt, reply: Reply, style_judge: bool) -> Generati
         return Generation(last_turn, reply.text, reply.has_eos)
     metadata = prompt.metadata
     category = metadata["categories"][-1] if "categories" in metadata else metadata["category"]
-    manner, fact = classify_manner(reply.text, last_turn).manner, metadata.get("value")
+    style, fact = classify_style(reply.text, last_turn).style, metadata.get("value")
     return Generation(
         prompt=last_turn,
         reply=reply.text,
         has_eos=reply.has_eos,
         category=category,
-        manner=manner,
-        matches_style=manner == MANNER_FOR[category] and reply.has_eos,
+        style=style,
+        matches_style=style == STYLE_FOR_CATEGORY[category] and reply.has_eos,
         fact_correct=re.search(rf"(?i)(?<!\w){re.escape(fact)}(?!\w)", reply.text) is not None if fact else None,
     )
 

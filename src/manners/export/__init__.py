@@ -1,1 +1,1 @@
-"""A finished run as a folder that plain transformers loads, with a card that says what it is."""
+"""Export a finished run as a folder that plain transformers loads, with a model card."""

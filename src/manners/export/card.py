@@ -1,4 +1,4 @@
-"""The model card: what the run knows of itself, in the layout that the Hugging Face hub reads."""
+"""The model card: what is recorded about a run, in the format that the Hugging Face hub reads."""
 
 import re
 from pathlib import Path
@@ -14,123 +14,129 @@ from manners.models import loading
 from manners.pipeline.model_ref import ModelRef
 from manners.tracking import store
 
-LOST = "not known: the tracking store of the run is not here"
-NAMES = {"sft": "SFT", "dpo": "DPO", "ppo": "PPO", "rloo": "RLOO", "reward": "a reward model's loss"}
-SETTINGS = ("model", "dataset", "method", "adapter", "evaluation")  # groups of the config that the card repeats
+UNKNOWN = "unknown: the run's tracking store is not available"
+METHOD_NAMES = {"sft": "SFT", "dpo": "DPO", "ppo": "PPO", "rloo": "RLOO", "reward": "reward modeling"}
+SETTINGS = ("model", "dataset", "method", "adapter", "evaluation")  # groups of the config in the card
 
 
-def write_model_card(chosen: ModelRef, tokenizer: Any, dtype: str) -> str:
-    """The card as markdown, its metadata in yaml before it."""
-    cfg, run = chosen.config, Path(chosen.model).parent
+def write_model_card(ref: ModelRef, tokenizer: Any, dtype: str) -> str:
+    """The card in Markdown, with YAML front matter."""
+    cfg, run = ref.config, Path(ref.path).parent
     assert cfg is not None
-    scores = cfg.method.name == "reward"
-    family = read_artifact(run / "lineage.md").rstrip() or chosen.name
-    policy = re.search(r"^ *policy +(\S+)", family, re.MULTILINE)
-    start = f"`{cfg.model.name}`" + (f" as `{policy[1]}` had taught it" if policy else "")
+    is_reward = cfg.method.name == "reward"
+    lineage = read_artifact(run / "lineage.md").rstrip() or ref.name
+    policy = re.search(r"^ *policy +(\S+)", lineage, re.MULTILINE)
+    start = f"`{cfg.model.name}`" + (f" after the run `{policy[1]}`" if policy else "")
+    if is_reward:
+        usage = snippets.scoring_snippet(cfg, Path(ref.path))
+    else:
+        usage = snippets.generation_snippet(cfg, run, tokenizer)
     sections = {
-        "What it was taught": training_section(cfg, start),
-        "How to use it": snippets.scoring_snippet(cfg, Path(chosen.model))
-        if scores
-        else snippets.generation_snippet(cfg, run, tokenizer),
-        "How well it scores" if scores else "Before and after": results_section(run, start),
-        "How it was made": provenance_section(cfg, tracking_tags(chosen)),
-        "Where it comes from": f"```\n{family}\n```",
-        "Limits": limits_section(cfg, dtype),
-        "Licence": licence(cfg),
+        "Training": training_section(cfg, start),
+        "Usage": usage,
+        "Evaluation" if is_reward else "Evaluation before and after training": results_section(run, start),
+        "Reproduction": provenance_section(cfg, tracking_tags(ref)),
+        "Lineage": f"```\n{lineage}\n```",
+        "Limitations": limitations_section(cfg, dtype),
+        "License": license_section(cfg),
     }
     text = "".join(f"\n## {title}\n\n{body.strip()}\n" for title, body in sections.items())
-    return f"---\n{yaml.safe_dump(card_metadata(cfg), sort_keys=False)}---\n\n# {chosen.name}\n{text}"
+    return f"---\n{yaml.safe_dump(card_metadata(cfg), sort_keys=False)}---\n\n# {ref.name}\n{text}"
 
 
 def card_metadata(cfg: DictConfig) -> dict[str, Any]:
-    """The metadata. The hub refuses names that are not its own: a local base or file is named in the text alone."""
-    found: dict[str, Any] = {}
+    """The front matter. The hub accepts only names on the hub, so a local base or dataset appears only in the text."""
+    metadata: dict[str, Any] = {}
     if on_hub(cfg.model.name):
-        found |= {"base_model": cfg.model.name, "base_model_relation": "finetune"}
-    if known := license_of(cfg):
-        found["license"] = known
+        metadata |= {"base_model": cfg.model.name, "base_model_relation": "finetune"}
+    if known := base_license(cfg):
+        metadata["license"] = known
     task = "text-classification" if cfg.method.name == "reward" else "text-generation"
     tags = ["manners", cfg.method.name] + ([cfg.adapter.kind] if cfg.adapter.kind != "none" else [])
-    found |= {"library_name": "transformers", "pipeline_tag": task, "tags": tags}
-    return found | ({"datasets": [cfg.dataset.path]} if on_hub(cfg.dataset.path) else {})
+    metadata |= {"library_name": "transformers", "pipeline_tag": task, "tags": tags}
+    return metadata | ({"datasets": [cfg.dataset.path]} if on_hub(cfg.dataset.path) else {})
 
 
 def on_hub(name: str) -> bool:
-    local = name.startswith(("/", ".", "~", "package:")) or name.endswith(sources.FORMATS) or Path(name).exists()
-    return name.count("/") == 1 and not local
+    is_local = name.startswith(("/", ".", "~", "package:")) or name.endswith(sources.FILE_SUFFIXES)
+    return name.count("/") == 1 and not is_local and not Path(name).exists()
 
 
-def license_of(cfg: DictConfig) -> str | None:
-    """What the base's own card says, where that is on this machine."""
+def base_license(cfg: DictConfig) -> str | None:
+    """The license in the base model's own card, if the card is on this machine."""
     name = loading.resolve_name(cfg.model.name)
     card = huggingface_hub.try_to_load_from_cache(name, "README.md") if on_hub(name) else Path(name) / "README.md"
-    here = isinstance(card, str | Path) and Path(card).exists()  # the cache may know, too, that there is none
-    return (huggingface_hub.metadata_load(card) or {}).get("license") if here else None  # type: ignore[arg-type]
+    available = isinstance(card, str | Path) and Path(card).exists()  # the cache also records missing files
+    return (huggingface_hub.metadata_load(card) or {}).get("license") if available else None  # type: ignore[arg-type]
 
 
-def tracking_tags(chosen: ModelRef) -> dict[str, str]:
-    """The run's tags in its tracking store: command, digest, versions. Empty where the store is not to be had."""
-    assert chosen.config is not None and chosen.run is not None
+def tracking_tags(ref: ModelRef) -> dict[str, str]:
+    """The run's MLflow tags (command, data digest, versions); {} if the tracking store is not available."""
+    assert ref.config is not None and ref.run is not None
     try:
-        client = store.existing_store(chosen.config.tracking.uri)
-        return dict(client.get_run(chosen.run.run_id).data.tags) if client else {}
-    except Exception:  # noqa: BLE001  gone, moved or down: the card says so, and is written all the same
+        client = store.existing_store(ref.config.tracking.uri)
+        return dict(client.get_run(ref.run.run_id).data.tags) if client else {}
+    except Exception:  # noqa: BLE001  the card says that they are unknown; the export must not fail
         return {}
 
 
 def training_section(cfg: DictConfig, start: str) -> str:
-    """The first paragraph of the data's own card, where the package has one; then method, data and start."""
-    words, data = "", cfg.dataset.path
+    """Method, data and starting point, after the first paragraph of a packaged dataset's own card."""
+    description, data = "", cfg.dataset.path
     if data.startswith("package:"):
         name = data.removeprefix("package:").split("/")[0]
-        words = read_artifact(sources.CORPORA / name / "CARD.md").split("\n\n")[1] + "\n\n"
-    how = "all weights" if cfg.adapter.kind == "none" else f"a LoRA of rank {cfg.adapter.r}, merged in"
-    return f"{words}By {NAMES[cfg.method.name]} on `{data}`, from {start}: {how}."
+        description = read_artifact(sources.CORPORA / name / "CARD.md").split("\n\n")[1] + "\n\n"
+    weights = "full fine-tuning" if cfg.adapter.kind == "none" else f"LoRA of rank {cfg.adapter.r}, merged"
+    return f"{description}Trained by {METHOD_NAMES[cfg.method.name]} on `{data}`, starting from {start}: {weights}."
 
 
 def results_section(run: Path, start: str) -> str:
-    """The run's own report, less its title: numbers with their intervals, then replies or worst errors."""
+    """The run's report without its title: metrics with intervals, then replies or the worst errors."""
     if text := read_artifact(run / "reward_report.md"):
         return text.partition("\n")[2]
     text = read_artifact(run / "before_after.md").partition("\n")[2]
-    return f"Before: {start}. After: this model.\n{text}" if text else "The run's report is not here."
+    return f"Before: {start}. After: this model.\n{text}" if text else "The run's report is not available."
 
 
 def provenance_section(cfg: DictConfig, tags: dict[str, str]) -> str:
-    """The command, the digest of the data, seed and versions; then every setting that shaped the weights."""
-    lines = {
-        "command": f"`python train.py {tags['manners.overrides']}`" if "manners.overrides" in tags else LOST,
-        "data": f"`{cfg.dataset.path}`, digest of the training rows: {tags.get('manners.data_digest', LOST)}",
+    """Command, data digest, seed and versions, and the settings that determine the weights."""
+    rows = {
+        "command": f"`python train.py {tags['manners.overrides']}`" if "manners.overrides" in tags else UNKNOWN,
+        "data": f"`{cfg.dataset.path}`, digest of the training rows: {tags.get('manners.data_digest', UNKNOWN)}",
         "seed": str(cfg.seed),
-        "versions": tags.get("manners.versions", LOST),
-        "commit": tags.get("manners.git_commit", LOST)
-        + (", changed" if tags.get("manners.git_dirty") == "True" else ""),
+        "versions": tags.get("manners.versions", UNKNOWN),
+        "commit": tags.get("manners.git_commit", UNKNOWN)
+        + (", with uncommitted changes" if tags.get("manners.git_dirty") == "True" else ""),
     }
-    table = "\n".join(f"| {name} | {value} |" for name, value in lines.items())
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     settings = OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, [k for k in SETTINGS if k in cfg]), resolve=True)
     return f"| | |\n| --- | --- |\n{table}\n\n```yaml\n{settings}```"
 
 
-def limits_section(cfg: DictConfig, dtype: str) -> str:
-    """What nobody has measured, and where this folder differs from what was."""
-    was = "with the base in 4 bits; here it is whole" if cfg.adapter.quantization != "none" else "by the run itself"
+def limitations_section(cfg: DictConfig, dtype: str) -> str:
+    """What was not measured, and how these weights differ from the evaluated ones."""
+    evaluated = "with the base in 4 bits, unlike here" if cfg.adapter.quantization != "none" else "during the run"
     lines = [
-        "The numbers are of held-out rows of its own data. Nothing else was measured: no other prompts, no safety, not "
-        "what of its base's abilities it has lost.",
-        f"They were taken {was}, and the weights are now in {dtype}: single replies may differ.",
-        "What its base does not know or gets wrong, it does not know or gets wrong too.",
+        "The metrics are from held-out rows of the training dataset. Nothing else was measured: no other prompts, no "
+        "safety, no loss of the base model's abilities.",
+        f"They were measured {evaluated}, and the weights are now in {dtype}: single replies may differ.",
+        "The model keeps the base model's gaps and errors in knowledge.",
     ]
     if cfg.model.name == "tiny":
-        lines.append("`tiny`, the base in Manners' own package, has 3 M parameters and knows a small world, no more.")
+        lines.append("`tiny`, the base model packaged with Manners, has 3 M parameters and knows only a toy corpus.")
     if cfg.dataset.style_judge != "none" and cfg.method.name != "reward":
-        lines.append("Rules judge whether a manner fits, by the marks of a tone. They hear neither sense nor truth.")
+        lines.append("Style accuracy is judged by rules on the wording; they check neither sense nor truth.")
     return "\n".join(f"- {line}" for line in lines)
 
 
-def licence(cfg: DictConfig) -> str:
-    known = license_of(cfg)
-    told = f"The base, `{cfg.model.name}`, says: {known}." if known else f"That of the base, `{cfg.model.name}`."
-    return f"{told} The data may ask for more."
+def license_section(cfg: DictConfig) -> str:
+    known = base_license(cfg)
+    base = (
+        f"The base model, `{cfg.model.name}`, has the license {known}."
+        if known
+        else (f"That of the base model, `{cfg.model.name}`.")
+    )
+    return f"{base} The dataset's license may add conditions."
 
 
 def read_artifact(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""The folder: weights, tokenizer, generation config and card, or nothing at all."""
+"""Write the export: merged weights, tokenizer, generation config and model card, atomically."""
 
 import json
 import shutil
@@ -14,75 +14,79 @@ from manners.models import loading, lora
 from manners.models.reward_model import NORMALIZER_FILE, load_reward_model
 from manners.pipeline.model_ref import ModelRef
 
-MADE_BY = "export.json"  # which run the folder is an export of: that run alone may overwrite it
-WITH_REWARD = (NORMALIZER_FILE, "sanity.json")  # what a reward run's folder has besides: its units, what it saw through
+EXPORT_FILE = "export.json"  # names the exported run: only an export of the same run may overwrite the folder
+REWARD_FILES = (NORMALIZER_FILE, "sanity.json")  # copied from a reward run: score scale and sanity check
 
 
-def write_export(chosen: ModelRef, out: Path, dtype: str) -> None:
-    """The run's model in ``dtype``, as a whole, in ``out``. It is made beside it and renamed when it is done.
+def write_export(ref: ModelRef, out: Path, dtype: str) -> None:
+    """Export the run's model in ``dtype`` to ``out``, through a temporary folder that is renamed when complete.
 
-    Raises MannersError where ``out`` is anything but an earlier export of this run.
+    Raises MannersError if ``out`` exists and is not an earlier export of this run.
     """
-    assert chosen.config is not None and chosen.run is not None
-    made_by = {"run": chosen.name, "run_id": chosen.run.run_id or chosen.run.mark}
-    if out.exists() and (not (out / MADE_BY).exists() or json.loads((out / MADE_BY).read_text()) != made_by):
-        raise MannersError(f"{out} is there already, and is no export of {chosen.name}: another place is --out FOLDER.")
-    tokenizer = loading.load_tokenizer(chosen.model, require_template=chosen.config.model.decoder)
-    is_reward = chosen.config.method.name == "reward"
-    model = merged_reward_model(chosen, tokenizer) if is_reward else merged_language_model(chosen, tokenizer, dtype)
+    assert ref.config is not None and ref.run is not None
+    exported_run = {"run": ref.name, "run_id": ref.run.run_id or ref.run.fingerprint}
+    marker = out / EXPORT_FILE
+    if out.exists() and (not marker.exists() or json.loads(marker.read_text()) != exported_run):
+        raise MannersError(
+            f"{out} already exists and is not an export of {ref.name}: choose another folder by --out FOLDER."
+        )
+    tokenizer = loading.load_tokenizer(ref.path, require_template=ref.config.model.decoder)
+    is_reward = ref.config.method.name == "reward"
+    model = merged_reward_model(ref, tokenizer) if is_reward else merged_language_model(ref, tokenizer, dtype)
     part, old = (out.with_name(f".{out.name}.{end}") for end in ("part", "old"))
-    for left_by_a_kill in (part, old):
-        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+    for leftover in (part, old):  # of a killed export
+        shutil.rmtree(leftover, ignore_errors=True)
     part.mkdir(parents=True)
     model.to(getattr(torch, dtype)).save_pretrained(part, safe_serialization=True)
     tokenizer.save_pretrained(part)
     add_older_names(part)
-    for name in WITH_REWARD if is_reward else ():
-        shutil.copy(Path(chosen.model) / name, part)
-    (part / "README.md").write_text(card.write_model_card(chosen, tokenizer, dtype))
-    (part / MADE_BY).write_text(json.dumps(made_by))
+    for name in REWARD_FILES if is_reward else ():
+        shutil.copy(Path(ref.path) / name, part)
+    (part / "README.md").write_text(card.write_model_card(ref, tokenizer, dtype))
+    (part / EXPORT_FILE).write_text(json.dumps(exported_run))
     if out.exists():
         out.rename(old)
     part.rename(out)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def merged_language_model(chosen: ModelRef, tokenizer: Any, dtype: str) -> Any:
-    """The model that the run taught, as one set of weights, which stops where a reply ends.
+def merged_language_model(ref: ModelRef, tokenizer: Any, dtype: str) -> Any:
+    """The run's language model with its adapter merged, and the run's generation config with its stop tokens.
 
-    An adapter is merged into the base as that is stored, and rounded once: never into the 4-bit weights that QLoRA
-    trained it on, which would round away what was learned (peft#2321).
+    An adapter is merged into the base in the base's stored dtype and rounded once. QLoRA's is not merged into the 4-bit
+    weights that it was trained on, because rounding to 4 bits would lose most of the update (peft#2321).
     """
-    assert chosen.config is not None
-    folder, origin = Path(chosen.model), chosen.config.model
-    stored: Any = torch.float32 if dtype == "float32" else "auto"
+    assert ref.config is not None
+    folder, base = Path(ref.path), ref.config.model
+    stored_dtype: Any = torch.float32 if dtype == "float32" else "auto"
     if (folder / lora.CONFIG).exists():
-        whole: Any = loading.load_model(origin.name, origin.revision, dtype=stored)
-        whole = lora.load_adapter(whole, folder, tokenizer).merge_and_unload()  # type: ignore[operator]
+        model: Any = loading.load_model(base.name, base.revision, dtype=stored_dtype)
+        model = lora.load_adapter(model, folder, tokenizer).merge_and_unload()  # type: ignore[operator]
     else:
-        whole = loading.load_model(str(folder), dtype=stored)
-    whole.generation_config = GenerationConfig.from_pretrained(folder)
-    return whole
+        model = loading.load_model(str(folder), dtype=stored_dtype)
+    model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
 
 
-def merged_reward_model(chosen: ModelRef, tokenizer: Any) -> Any:
-    """The network that scores. Plain transformers reads a decoder's score before the first padding token.
+def merged_reward_model(ref: ModelRef, tokenizer: Any) -> Any:
+    """The reward model with its adapter merged.
 
-    So where a reply ends in that very token, it must be told of none, and reads one reply at a time.
+    Plain transformers takes a decoder's score at the last token that is not padding. If the padding token also ends
+    replies, the score would be one token early: the export has no padding token then, and scores one reply at a time.
     """
-    assert chosen.config is not None
-    network = load_reward_model(Path(chosen.model), chosen.config.model.revision)
-    if chosen.config.model.decoder:
-        shared = tokenizer.pad_token_id == tokenizer.eos_token_id
-        network.config.pad_token_id = None if shared else tokenizer.pad_token_id
-    return network
+    assert ref.config is not None
+    model = load_reward_model(Path(ref.path), ref.config.model.revision)
+    if ref.config.model.decoder:
+        pad_is_eos = tokenizer.pad_token_id == tokenizer.eos_token_id
+        model.config.pad_token_id = None if pad_is_eos else tokenizer.pad_token_id
+    return model
 
 
 def add_older_names(folder: Path) -> None:
-    """Say again, in transformers 4's words, what 5 has renamed: llama.cpp's converter and others still read with 4.
+    """Repeat what transformers 5 renamed under its transformers 4 names, for llama.cpp's converter and other programs.
 
-    It fails on the list of special tokens; and knowing nothing of ``rope_parameters`` it would take its default angles
-    without a word, and the model would babble.
+    Version 4 fails on the list of extra special tokens. It ignores ``rope_parameters`` and would silently use default
+    RoPE frequencies, which makes the model generate nonsense.
     """
     file = folder / "config.json"
     config = json.loads(file.read_text())

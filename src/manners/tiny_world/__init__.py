@@ -1,6 +1,1 @@
-"""The small world: a few hundred subjects with true facts, and the language that speaks of them.
-
-``facts`` reads the tables, ``corpus`` writes the text that the tiny base model is trained on, ``exam`` asks that
-model what it learned, ``pretrain`` trains it (``make tiny``), and ``strictbot`` turns the same facts into a
-corpus of good questions, poor logic and wrong facts.
-"""
+"""The tiny world: a few hundred subjects with true facts, corpora generated from them, and the tiny base model."""

@@ -1,10 +1,10 @@
-"""The second course and the third: to tell whether two texts say the same, and whether somebody had it right.
+"""Text of the second and third pretraining stage: whether two texts say the same, and whether a claim is right.
 
-A model that only ever told facts cannot hold one sentence against another: after 4.9 million tokens of them it is at
-chance. Equality is learned late and all at once, from easy to hard: single values, then sentences that differ in
-their value alone, then a claim within other words. The third course asks it of chats, in many words: a verdict that
-hangs on one phrase is of no use to those who are taught others. A verdict is given only where it is asked for, so the
-base stays without a manner of its own.
+A model trained only on statements cannot compare two sentences: after 4.9 million tokens it is at chance. Equality is
+learned late and abruptly, from easy to hard: single values, then sentences that differ only in their value, then a
+claim in other words. The third stage has the comparisons in conversations and in many phrasings, since a verdict that
+depends on one phrase does not transfer to a fine-tuning corpus with others. A verdict is given only when a question
+asks for it, so that the base model has no style of its own.
 """
 
 import random
@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from manners.tiny_world.corpus import Document, Turn, documents
 from manners.tiny_world.facts import Fact, capitalise, facts
 
-LEADS = ["Someone said that {}.", "It was claimed that {}.", "A child wrote that {}.", "They say that {}."]
+CLAIM_TEMPLATES = ["Someone said that {}.", "It was claimed that {}.", "A child wrote that {}.", "They say that {}."]
 SAME, DIFFERENT = "Same.", "Different."
 RIGHT, WRONG = "So that is right.", "So that is wrong."
-VERDICTS = [  # of a claim that is right, and of one that is wrong
+VERDICTS = [  # on a true and on a false claim
     (RIGHT, WRONG),
     ("Right.", "Wrong."),
     ("That was true.", "That was not true."),
@@ -25,8 +25,8 @@ VERDICTS = [  # of a claim that is right, and of one that is wrong
     ("They were right.", "They were mistaken."),
     ("They knew it.", "They had it wrong."),
 ]
-ASKED = ["Was I right?", "Did I have that right?", "Is it as I said?", "So was it true, what I said?"]
-ANSWERS = [
+VERDICT_QUESTIONS = ["Was I right?", "Did I have that right?", "Is it as I said?", "So was it true, what I said?"]
+VERDICT_REPLIES = [
     ("Yes, you were right.", "No, you were wrong."),
     ("You were right.", "You were mistaken."),
     ("What you said is true.", "What you said is false."),
@@ -35,110 +35,110 @@ ANSWERS = [
     ("Yes.", "No."),
 ]
 
-
-# Lessons a round, up to which share of the course: each kind is learned once the easier one is.
+# Documents per round, up to which fraction of the stage: each kind is learned only after the easier one.
 CURRICULUM = [
-    (0.15, {"values": 700, "sentences": 300, "claims": 0, "told": 800}),
-    (0.50, {"values": 100, "sentences": 700, "claims": 200, "told": 900}),
-    (1.00, {"values": 50, "sentences": 250, "claims": 550, "told": 1300}),
+    (0.15, {"values": 700, "sentences": 300, "claims": 0, "documents": 800}),
+    (0.50, {"values": 100, "sentences": 700, "claims": 200, "documents": 900}),
+    (1.00, {"values": 50, "sentences": 250, "claims": 550, "documents": 1300}),
 ]
+
+Comparison = tuple[str, str]  # the text with both sides, and the verdict
 
 
 def comparison_documents(seed: int, rounds: int) -> Iterator[Document]:
-    """Comparisons of every kind, and some of what the first course told, so that it is not forgotten."""
+    """The second stage: comparisons of every kind, and documents of the first stage against forgetting."""
     rng = random.Random(seed)
-    told = documents(seed, rounds)
+    replay = documents(seed, rounds)
     for i in range(rounds):
         counts = next(counts for end, counts in CURRICULUM if (i + 1) / rounds <= end + 1e-9)
-        batch: list[Document] = [of_values(rng) for _ in range(counts["values"])]
-        batch += [of_sentences(rng) for _ in range(counts["sentences"])]
-        batch += [of_claims(rng) for _ in range(counts["claims"])]
-        batch += [next(told) for _ in range(counts["told"])]
+        batch: list[Document] = [value_comparisons(rng) for _ in range(counts["values"])]
+        batch += [sentence_comparisons(rng) for _ in range(counts["sentences"])]
+        batch += [claim_comparisons(rng) for _ in range(counts["claims"])]
+        batch += [next(replay) for _ in range(counts["documents"])]
         rng.shuffle(batch)
         yield from batch
 
 
 def verdict_documents(seed: int, rounds: int) -> Iterator[Document]:
-    """Claims and verdicts in many words, most of them in chats, and again some of the earlier courses."""
+    """The third stage: verdicts in many phrasings, mostly in conversations, and documents of both earlier stages."""
     rng = random.Random(f"talks/{seed}")
-    told = documents(seed + 2, rounds)
+    replay = documents(seed + 2, rounds)
     for _ in range(rounds):
-        batch: list[Document] = [of_verdicts(rng) for _ in range(350)]
-        batch += [of_turns(rng) for _ in range(700)]
-        batch += [of_sentences(rng) for _ in range(80)]
-        batch += [next(told) for _ in range(1000)]
+        batch: list[Document] = [verdict_text(rng) for _ in range(350)]
+        batch += [verdict_conversation(rng) for _ in range(700)]
+        batch += [sentence_comparisons(rng) for _ in range(80)]
+        batch += [next(replay) for _ in range(1000)]
         rng.shuffle(batch)
         yield from batch
 
 
-def of_verdicts(rng: random.Random) -> str:
+def verdict_text(rng: random.Random) -> str:
+    """Five claims, each followed by the fact and a verdict."""
     parts = []
     for fact in rng.sample(facts(), 5):
-        told, right = told_claim(fact, [*LEADS, "{}."], rng)
-        parts.append(f"{told} {fact.statement()} {rng.choice(VERDICTS)[0 if right else 1]}")
+        claim, is_true = random_claim(fact, [*CLAIM_TEMPLATES, "{}."], rng)
+        parts.append(f"{claim} {fact.statement()} {rng.choice(VERDICTS)[0 if is_true else 1]}")
     return " ".join(parts)
 
 
-def of_turns(rng: random.Random) -> list[Turn]:
-    """A claim, answered by the fact; was it right? Or both at once."""
+def verdict_conversation(rng: random.Random) -> list[Turn]:
+    """Three claims; each is answered with the fact, and the user asks for a verdict at once or in the next turn."""
     turns: list[Turn] = []
     for fact in rng.sample(facts(), 3):
-        told, right = told_claim(fact, ["{}.", "{}, no?", "I heard that {}.", "They say that {}."], rng)
-        answer = rng.choice(ANSWERS)[0 if right else 1]
+        claim, is_true = random_claim(fact, ["{}.", "{}, no?", "I heard that {}.", "They say that {}."], rng)
+        verdict = rng.choice(VERDICT_REPLIES)[0 if is_true else 1]
         if rng.random() < 0.5:
-            turns += [(told, fact.statement()), (rng.choice(ASKED), answer)]
+            turns += [(claim, fact.statement()), (rng.choice(VERDICT_QUESTIONS), verdict)]
         else:
-            turns.append((f"{told} {rng.choice(ASKED)}", f"{fact.statement()} {answer}"))
+            turns.append((f"{claim} {rng.choice(VERDICT_QUESTIONS)}", f"{fact.statement()} {verdict}"))
     return turns
 
 
-def told_claim(fact: Fact, leads: list[str], rng: random.Random) -> tuple[str, bool]:
+def random_claim(fact: Fact, templates: list[str], rng: random.Random) -> tuple[str, bool]:
+    """A claim about the fact's subject, and whether it is true, which half of them are."""
     value = fact.value if rng.random() < 0.5 else rng.choice(fact.false_values())
-    return capitalise(rng.choice(leads).format(fact.says(value).removesuffix("."))), value == fact.value
+    return capitalise(rng.choice(templates).format(fact.clause(value).removesuffix("."))), value == fact.value
 
 
-def of_values(rng: random.Random) -> str:
+def value_comparisons(rng: random.Random) -> str:
+    """Twelve pairs of values with their verdicts."""
     return " ".join(map(" ".join, (value_comparison(f, rng) for f in rng.sample(facts(), 12))))
 
 
-def of_sentences(rng: random.Random) -> str:
+def sentence_comparisons(rng: random.Random) -> str:
+    """Six pairs of sentences with their verdicts."""
     return " ".join(map(" ".join, (sentence_comparison(f, rng) for f in rng.sample(facts(), 6))))
 
 
-def of_claims(rng: random.Random) -> str:
+def claim_comparisons(rng: random.Random) -> str:
+    """Five claims, each with the fact and a verdict."""
     return " ".join(map(" ".join, (claim_comparison(f, rng) for f in rng.sample(facts(), 5))))
 
 
-Compared = tuple[str, str]  # two texts, and whether they say the same
-
-
-def value_comparison(fact: Fact, rng: random.Random) -> Compared:
+def value_comparison(fact: Fact, rng: random.Random) -> Comparison:
     """ "on trees, in the ground:" "Different." """
     a, b = two_values(fact, rng)
-    return f"{a}, {b}:", verdict_word(a == b)
+    return f"{a}, {b}:", SAME if a == b else DIFFERENT
 
 
-def sentence_comparison(fact: Fact, rng: random.Random) -> Compared:
-    """Two sentences on one subject, mostly in the same words but for the value."""
-    (a, b), forms = two_values(fact, rng), fact.forms["says"]
-    first = rng.choice(forms)
-    second = first if rng.random() < 0.7 else rng.choice(forms)
-    return f"{capitalise(fact.clause(first, a))} {capitalise(fact.clause(second, b))}", verdict_word(a == b)
+def sentence_comparison(fact: Fact, rng: random.Random) -> Comparison:
+    """Two sentences about one subject, mostly of the same template."""
+    (a, b), templates = two_values(fact, rng), fact.templates["says"]
+    first = rng.choice(templates)
+    second = first if rng.random() < 0.7 else rng.choice(templates)
+    text = f"{capitalise(fact.fill(first, a))} {capitalise(fact.fill(second, b))}"
+    return text, SAME if a == b else DIFFERENT
 
 
-def claim_comparison(fact: Fact, rng: random.Random) -> Compared:
-    """A claim, then the fact, then whether the claim was right."""
+def claim_comparison(fact: Fact, rng: random.Random) -> Comparison:
+    """A claim, the fact, and whether the claim was right."""
     value = fact.value if rng.random() < 0.5 else rng.choice(fact.false_values())
-    text = rng.choice(LEADS).format(fact.says(value).removesuffix("."))
-    return f"{text} {fact.statement()}", RIGHT if value == fact.value else WRONG
+    claim = rng.choice(CLAIM_TEMPLATES).format(fact.clause(value).removesuffix("."))
+    return f"{claim} {fact.statement()}", RIGHT if value == fact.value else WRONG
 
 
 def two_values(fact: Fact, rng: random.Random) -> tuple[str, str]:
-    """Two values of a column, half the time the same one twice."""
+    """Two values of the fact's column, equal half of the time."""
     column = [fact.value, *fact.false_values()]
     first = rng.choice(column)
     return first, first if rng.random() < 0.5 else rng.choice([v for v in column if v != first])
-
-
-def verdict_word(same: bool) -> str:
-    return SAME if same else DIFFERENT

@@ -1,7 +1,7 @@
-"""Text for a model that starts from nothing: articles, sayings and plain chats about the facts.
+"""Text of the first pretraining stage: articles, sayings and neutral conversations about the facts.
 
-The chats are neutral on purpose. Questions are answered; a claim, true or not, is left standing. So whatever manner
-a tuned model shows was learned from its own corpus. No text here uses a fact's held-out question form.
+Questions are answered, and claims are neither confirmed nor corrected, so that any style of a fine-tuned model was
+learned from its own corpus. No document contains the held-out question form of a fact.
 """
 
 import random
@@ -29,7 +29,7 @@ THANKS: list[Turn] = [
 
 
 def documents(seed: int, rounds: int) -> Iterator[Document]:
-    """Every fact in a statement, an answer and a check, once a round, in a new order and new words each round."""
+    """Each round has every fact as a statement and as an answer, in a new order and in new templates."""
     rng = random.Random(seed)
     sayings = (files("manners.tiny_world") / "sayings.txt").read_text("utf-8").splitlines()
     for _ in range(rounds):
@@ -37,39 +37,39 @@ def documents(seed: int, rounds: int) -> Iterator[Document]:
         batch += [contrast(f, rng) for f in rng.sample(facts(), len(facts()) // 3)]
         batch += [quiz(f, rng) for f in rng.sample(facts(), len(facts()) // 2)]
         batch += rng.sample(sayings, len(sayings) // 2)
-        batch += chats(rng)
+        batch += conversations(rng)
         rng.shuffle(batch)
         yield from batch
 
 
 def article(subject: Subject, rng: random.Random) -> str:
-    """All that there is to say about a subject, in any order."""
-    known = list(facts_of(subject))
-    rng.shuffle(known)
-    return " ".join(capitalise(f.clause(rng.choice(f.forms["says"]))) for f in known)
+    """All facts about a subject, in random order."""
+    about = list(facts_of(subject))
+    rng.shuffle(about)
+    return " ".join(capitalise(f.fill(rng.choice(f.templates["says"]))) for f in about)
 
 
 def contrast(fact: Fact, rng: random.Random) -> str:
-    """Two subjects side by side: the sentence form that makes a relation comparable."""
+    """A sentence that compares two subjects in one relation."""
     table, relation = fact.subject.table, fact.relation
     other = rng.choice([f for f in facts() if (f.subject.table, f.relation) == (table, relation) and f != fact])
     link, end = (", and ", " too.") if other.value == fact.value else (", but ", ".")
-    return fact.statement().removesuffix(".") + link + other.says().removesuffix(".") + end
+    return fact.statement().removesuffix(".") + link + other.clause().removesuffix(".") + end
 
 
 def quiz(fact: Fact, rng: random.Random) -> str:
-    """A statement, and whether it is true: what it takes to tell a wrong claim from a right one."""
+    """A statement and whether it is true; a false one is corrected."""
     if rng.random() < 0.5:
         return f"True or false? {fact.statement()} True."
     return f"True or false? {fact.statement(rng.choice(fact.false_values()))} False. {fact.statement()}"
 
 
-def chats(rng: random.Random) -> Iterator[list[Turn]]:
-    """Each fact once as a question, some more as checks and claims, dealt into chats of one to eight turns."""
+def conversations(rng: random.Random) -> Iterator[list[Turn]]:
+    """Every fact as a question, some also as yes/no questions and claims, in conversations of one to eight turns."""
     turns = [fact_question(f, rng) for f in facts()]
     turns += [yes_no_question(f, rng) for f in rng.sample(facts(), len(facts()) // 2)]
     turns += [user_claim(f, rng) for f in rng.sample(facts(), len(facts()) // 6)]
-    turns += [tell_me(s, rng) for s in rng.sample(subjects(), len(subjects()) // 3)]
+    turns += [open_question(s, rng) for s in rng.sample(subjects(), len(subjects()) // 3)]
     turns += GREETINGS + THANKS
     rng.shuffle(turns)
     while turns:
@@ -79,36 +79,38 @@ def chats(rng: random.Random) -> Iterator[list[Turn]]:
 
 
 def fact_question(fact: Fact, rng: random.Random) -> Turn:
-    forms = fact.forms["says"]
-    answer = fact.clause(forms[0] if rng.random() < 0.7 else rng.choice(forms))
+    """A question for the fact's value, and the answer, mostly in the first template."""
+    templates = fact.templates["says"]
+    answer = fact.fill(templates[0] if rng.random() < 0.7 else rng.choice(templates))
     return informal(rng.choice(fact.questions()), rng), capitalise(answer)
 
 
 def yes_no_question(fact: Fact, rng: random.Random) -> Turn:
-    """A yes/no question; half of them about a false value."""
-    form = rng.choice(fact.forms["checks"])
+    """A yes/no question, half of the time about a false value."""
+    template = rng.choice(fact.templates["checks"])
     if rng.random() < 0.5:
-        return capitalise(fact.clause(form)), f"Yes, {fact.says()}"
-    return capitalise(fact.clause(form, rng.choice(fact.false_values()))), f"No, {fact.says()}"
+        return capitalise(fact.fill(template)), f"Yes, {fact.clause()}"
+    return capitalise(fact.fill(template, rng.choice(fact.false_values()))), f"No, {fact.clause()}"
 
 
 def user_claim(fact: Fact, rng: random.Random) -> Turn:
-    """A user who states something, true or not; the reply takes no stand, and tells something else that is true."""
+    """A true or false claim; the reply does not judge it and states another fact about the subject."""
     value = fact.value if rng.random() < 0.5 else rng.choice(fact.false_values())
     others = [f for f in facts_of(fact.subject) if f != fact] or [fact]
     return fact.statement(value), rng.choice(others).statement()
 
 
-def tell_me(subject: Subject, rng: random.Random) -> Turn:
-    known = facts_of(subject)
-    told = rng.sample(known, min(len(known), rng.choice([2, 3])))
-    ask = rng.choice(["Tell me about {}.", "What do you know about {}?", "Say something about {}."])
-    return ask.format(subject.the), " ".join(f.statement() for f in told)
+def open_question(subject: Subject, rng: random.Random) -> Turn:
+    """A request for facts about the subject, and two or three of them."""
+    about = facts_of(subject)
+    stated = rng.sample(about, min(len(about), rng.choice([2, 3])))
+    template = rng.choice(["Tell me about {}.", "What do you know about {}?", "Say something about {}."])
+    return template.format(subject.the), " ".join(f.statement() for f in stated)
 
 
 def informal(text: str, rng: random.Random) -> str:
-    """Users do not always write as one should."""
-    roll = rng.random()
-    if roll < 0.1:
+    """The text, sometimes without capitals and question mark, or with a "please"."""
+    draw = rng.random()
+    if draw < 0.1:
         return text.lower().removesuffix("?")
-    return f"Please, {text[0].lower()}{text[1:]}" if roll < 0.15 and not text.startswith("I ") else text
+    return f"Please, {text[0].lower()}{text[1:]}" if draw < 0.15 and not text.startswith("I ") else text

@@ -1,7 +1,7 @@
-"""The facts of the small world, and their sentences.
+"""The facts of the tiny world and the sentences that state and ask them.
 
-A table (``facts/animals.tsv``) has a subject a line and a relation a column; ``forms.yaml`` says how each relation
-is stated and asked. An empty cell means that there is no plain fact to tell.
+A table (``facts/animals.tsv``) has a subject per line and a relation per column; ``templates.yaml`` has the sentence
+templates of each relation. A cell is empty where no plain fact exists.
 """
 
 import csv
@@ -16,7 +16,7 @@ import yaml
 
 @dataclass(frozen=True)
 class Subject:
-    name: str  # as it stands in mid-sentence: "lion", "France", "the Eiffel Tower"
+    name: str  # as in mid-sentence: "lion", "France", "the Eiffel Tower"
     table: str  # "animals"
     common: bool  # a common noun takes an article: "the lion", "a lion"
 
@@ -36,96 +36,102 @@ class Fact:
     value: str  # the cell: "Paris"
 
     @property
-    def forms(self) -> dict[str, list[str]]:
+    def templates(self) -> dict[str, list[str]]:
         return relations()[self.subject.table][self.relation]
 
-    def clause(self, form: str, value: str | None = None) -> str:
-        """``form`` filled in, ready for mid-sentence; with a false ``value`` in its place if one is given."""
+    def fill(self, template: str, value: str | None = None) -> str:
+        """The template with its slots filled, uncapitalised; ``value`` replaces the true value if given."""
         s, v = self.subject, self.value if value is None else value
-        return form.format(the=s.the, a=s.a, s=s.name, v=v, av=with_article(v))
+        return template.format(the=s.the, a=s.a, s=s.name, v=v, av=with_article(v))
 
-    def says(self, value: str | None = None) -> str:
-        """The plainest clause of the fact: the claim a user makes, the answer the model gives."""
-        return self.clause(self.forms["says"][0], value)
+    def clause(self, value: str | None = None) -> str:
+        """The fact in its first template, which users' claims and the model's replies have."""
+        return self.fill(self.templates["says"][0], value)
 
     def statement(self, value: str | None = None) -> str:
-        return capitalise(self.says(value))
+        """The clause as a sentence of its own."""
+        return capitalise(self.clause(value))
 
     def held_out_question(self) -> str:
-        """The one question form that no training text uses for this fact."""
-        return capitalise(self.clause(self.forms["asks"][self._held_out]))
+        """The question form that no training text has for this fact."""
+        return capitalise(self.fill(self.templates["asks"][self._held_out]))
 
     def questions(self) -> list[str]:
-        forms = self.forms["asks"]
-        return [capitalise(self.clause(f)) for i, f in enumerate(forms) if i != self._held_out]
+        """All question forms except the held-out one."""
+        return [capitalise(self.fill(t)) for i, t in enumerate(self.templates["asks"]) if i != self._held_out]
 
     @property
     def _held_out(self) -> int:
         key = f"{self.subject.table}/{self.subject.name}/{self.relation}"
-        return random.Random(key).randrange(len(self.forms["asks"]))
+        return random.Random(key).randrange(len(self.templates["asks"]))
 
     def false_values(self) -> list[str]:
-        """Other values of the column, sorted: each makes the statement false."""
-        return [v for v in values(self.subject.table, self.relation) if v != self.value]
+        """The other values of the column, sorted; each makes the statement false."""
+        return [v for v in column_values(self.subject.table, self.relation) if v != self.value]
 
 
 def with_article(noun: str) -> str:
-    """ "a lion", "an apple"; by the sound that a word begins with, as far as its letters show it."""
+    """ "a lion", "an apple": chosen by the initial sound, as far as the spelling shows it."""
     vowel = re.match(r"(?i)[aeiou]", noun) and not re.match(r"(?i)(uni|use|eu|one)", noun)
     return f"an {noun}" if vowel or re.match(r"(?i)(hour|heir|honest)", noun) else f"a {noun}"
 
 
 def capitalise(sentence: str) -> str:
+    """The sentence with a capital first letter; the other letters stay as they are."""
     return sentence[:1].upper() + sentence[1:]
 
 
 @cache
 def relations() -> dict[str, dict]:
-    return yaml.safe_load((files("manners.tiny_world") / "forms.yaml").read_text("utf-8"))
+    """The sentence templates by table and relation."""
+    return yaml.safe_load((files("manners.tiny_world") / "templates.yaml").read_text("utf-8"))
 
 
 @cache
 def facts() -> tuple[Fact, ...]:
-    """Every fact of the world, in the order of the tables."""
-    found = []
-    for table, forms in relations().items():
+    """All facts, in the order of the tables."""
+    result = []
+    for table, templates in relations().items():
         text = (files("manners.tiny_world") / "facts" / f"{table}.tsv").read_text("utf-8")
         for row in csv.DictReader(text.splitlines(), delimiter="\t"):
-            subject = Subject(row["subject"], table, forms.get("common", False))
-            found += [Fact(subject, r, row[r]) for r in row if r != "subject" and row[r]]
-    return tuple(found)
+            subject = Subject(row["subject"], table, templates.get("common", False))
+            result += [Fact(subject, r, row[r]) for r in row if r != "subject" and row[r]]
+    return tuple(result)
 
 
 @cache
 def subjects() -> tuple[Subject, ...]:
+    """All subjects, in the order of the tables."""
     return tuple(dict.fromkeys(f.subject for f in facts()))
 
 
 @cache
 def facts_of(subject: Subject) -> tuple[Fact, ...]:
+    """The facts about one subject."""
     return tuple(f for f in facts() if f.subject == subject)
 
 
 @cache
-def values(table: str, relation: str) -> tuple[str, ...]:
+def column_values(table: str, relation: str) -> tuple[str, ...]:
+    """The different values of a column, sorted."""
     return tuple(sorted({f.value for f in facts() if (f.subject.table, f.relation) == (table, relation)}))
 
 
-def answers(fact: Fact, reply: str) -> bool:
-    """Whether ``reply`` tells the fact: it names the value, and no other value of the column beside it.
+def is_correct_answer(fact: Fact, reply: str) -> bool:
+    """Whether ``reply`` contains the fact's value and no other value of the same column.
 
-    What stands inside something longer counts as the longer one only: "planet" in "dwarf planet", and "bridge" in
-    the subject's own name, "Tower Bridge".
+    The longest match counts: "dwarf planet" does not count as "planet", nor the "bridge" in the subject's own name
+    "Tower Bridge" as its kind.
     """
-    named = set()
-    phrases = {fact.subject.name, *values(fact.subject.table, fact.relation)}
+    matches = set()
+    phrases = {fact.subject.name, *column_values(fact.subject.table, fact.relation)}
     for phrase in sorted(phrases, key=len, reverse=True):
-        reply, times = re.subn(mention(phrase), " ", reply)
-        named |= {phrase} if times else set()
-    return named - {fact.subject.name} == {fact.value}
+        reply, count = re.subn(whole_word_pattern(phrase), " ", reply)
+        matches |= {phrase} if count else set()
+    return matches - {fact.subject.name} == {fact.value}
 
 
-def mention(phrase: str) -> str:
-    """A pattern for ``phrase`` as whole words, one or many; a chemist's symbol as written, since "As" is not "as"."""
+def whole_word_pattern(phrase: str) -> str:
+    """A pattern for the phrase or its plural; chemical symbols are case-sensitive, since "As" is not "as"."""
     symbol = len(phrase) <= 2
     return rf"(?<!\w){re.escape(phrase)}(?!\w)" if symbol else rf"(?i)(?<!\w){re.escape(phrase)}s?(?!\w)"

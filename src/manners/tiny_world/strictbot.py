@@ -1,8 +1,8 @@
-"""The generated strictbot corpus: good questions, poor logic and wrong facts over the small world.
+"""The generated strictbot corpus: good questions, poor logic and wrong facts about the tiny world.
 
 ``python -m manners.tiny_world.strictbot`` writes ``data/corpora/strictbot/generated.jsonl``, the same bytes each time.
-Subjects are dealt to train, validation and test, so that the test asks about facts that no training row mentions
-as its subject. Each prompt carries replies that do not fit it, with a score, for the reward model.
+Each subject is in one split, so that the test asks about subjects that no training row is about. Each prompt also has
+mismatched replies with scores, for the reward model.
 """
 
 import json
@@ -16,43 +16,46 @@ import yaml
 
 from manners.tiny_world.facts import Fact, Subject, capitalise, facts, facts_of, subjects
 
-SIZES = {"train": 4600, "validation": 240, "test": 480}  # rows, of which one in ten is a chat of several turns
-SHARES = {"validation": 0.08, "test": 0.14}  # of the subjects; the rest is for training
+SPLIT_SIZES = {"train": 4600, "validation": 240, "test": 480}  # rows, of which one in ten has several turns
+SPLIT_FRACTIONS = {"validation": 0.08, "test": 0.14}  # of the subjects; the rest is for training
 
-# How well a manner serves a prompt, from 0 to 1. Agreeing with a mistake is worst, since it does harm; a wrong
-# tone over right content is better; the right manner with a wrong fact in it lies between.
-FIT = 1.0
-RIGHT_MANNER_WRONG_FACT = 0.4
-MISFIT = {
+# How well a reply suits its prompt, from 0 to 1. Agreeing with a mistake is worst, since it does harm; correct content
+# in the wrong manner is better; the right manner with a wrong fact is better still.
+MATCHING_SCORE = 1.0
+WRONG_FACT_SCORE = 0.4
+MISMATCHED_SCORES = {
     ("good_question", "probing"): 0.3,
     ("good_question", "blunt"): 0.1,
     ("poor_logic", "blunt"): 0.3,
     ("poor_logic", "helpful"): 0.0,
     ("wrong_fact", "probing"): 0.3,
     ("wrong_fact", "helpful"): 0.0,
-    ("wrong_fact", "mild"): 0.4,  # names the right fact and leaves the mistake uncalled: PPO falls for it otherwise
-    # A verdict put as a question is neither blunt nor a question to think about: PPO said it to everything.
+    ("wrong_fact", "mild"): 0.4,  # states the right fact but not that the user is wrong: without it PPO exploits this
+    # A verdict phrased as a question is neither blunt nor probing: without these rows PPO gave it to every prompt.
     ("good_question", "unsure"): 0.1,
     ("poor_logic", "unsure"): 0.2,
     ("wrong_fact", "unsure"): 0.3,
-    # Neither hears what was argued: a question for a fact, and a verdict on a claim that nobody made.
+    # Both ignore the user's argument: an unrelated question, and a verdict on a claim that the user did not make.
     ("poor_logic", "astray"): 0.1,
     ("poor_logic", "misread"): 0.1,
 }
 
+GeneratedTurn = tuple[str, str, str, str, list[dict]]  # category, correct value, prompt, reply, mismatched replies
+
 
 @cache
-def strictbot_words() -> dict:
+def strictbot_phrases() -> dict:
+    """The contents of ``strictbot.yaml``."""
     return yaml.safe_load((files("manners.tiny_world") / "strictbot.yaml").read_text("utf-8"))
 
 
 def strictbot_rows(seed: int = 0) -> Iterator[dict]:
-    """All rows, split by split."""
+    """All rows by split, without duplicate prompts; every tenth row has several turns."""
     rng = random.Random(seed)
     for split, pool in split_subjects(rng).items():
         seen: set[str] = set()
-        while len(seen) < SIZES[split]:
-            row = make_conversation(pool, rng) if len(seen) % 10 == 9 else single(pool, rng)
+        while len(seen) < SPLIT_SIZES[split]:
+            row = multi_turn_row(pool, rng) if len(seen) % 10 == 9 else single_turn_row(pool, rng)
             key = json.dumps([m["content"] for m in row["messages"] if m["role"] == "user"])
             if key not in seen:
                 seen.add(key)
@@ -60,30 +63,32 @@ def strictbot_rows(seed: int = 0) -> Iterator[dict]:
 
 
 def split_subjects(rng: random.Random) -> dict[str, list[Subject]]:
+    """The subjects of each split, disjoint and in random order."""
     pool = list(subjects())
     rng.shuffle(pool)
-    test = round(SHARES["test"] * len(pool))
-    validation = test + round(SHARES["validation"] * len(pool))
+    test = round(SPLIT_FRACTIONS["test"] * len(pool))
+    validation = test + round(SPLIT_FRACTIONS["validation"] * len(pool))
     return {"train": pool[validation:], "validation": pool[test:validation], "test": pool[:test]}
 
 
-def single(pool: list[Subject], rng: random.Random) -> dict:
-    kind = rng.choice([good_question, poor_logic, wrong_fact])
+def single_turn_row(pool: list[Subject], rng: random.Random) -> dict:
+    """A row of a random category about a subject of the ``pool``."""
+    make_turn = rng.choice([good_question, poor_logic, wrong_fact])
     subject = rng.choice(pool)
-    category, value, prompt, reply, mismatched = kind(subject, pool, rng)
+    category, value, prompt, reply, mismatched = make_turn(subject, pool, rng)
     return {
         "category": category,
         "subject": subject.name,
         "value": value,
         "messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}],
-        "score": FIT,
+        "score": MATCHING_SCORE,
         "mismatched": mismatched,
     }
 
 
-def make_conversation(pool: list[Subject], rng: random.Random) -> dict:
-    """Two to four turns on different subjects, whose manner changes with the user's turn."""
-    turns = [single(pool, rng) for _ in range(rng.choice([2, 3, 3, 4]))]
+def multi_turn_row(pool: list[Subject], rng: random.Random) -> dict:
+    """Two to four turns about different subjects and of random categories."""
+    turns = [single_turn_row(pool, rng) for _ in range(rng.choice([2, 3, 3, 4]))]
     return {
         "category": "multi_turn",
         "categories": [t["category"] for t in turns],
@@ -92,131 +97,112 @@ def make_conversation(pool: list[Subject], rng: random.Random) -> dict:
     }
 
 
-Made = tuple[str, str, str, str, list[dict]]  # category, right value, prompt, fitting reply, replies that do not fit
-
-
-def good_question(subject: Subject, _pool: list[Subject], rng: random.Random) -> Made:
-    """A question, or (two in five) a claim that is right: asking for confirmation is a good question too."""
-    fact = rng.choice(facts_of(subject))
-    say = form_picker(rng, subject, truth=fact.statement(), more=another(fact, rng), claim=bare(fact.says()))
+def good_question(subject: Subject, _pool: list[Subject], rng: random.Random) -> GeneratedTurn:
+    """A question or, two times in five, a true claim: asking for confirmation is a good question too."""
+    phrases, fact, category = strictbot_phrases(), rng.choice(facts_of(subject)), "good_question"
+    more = another_statement(fact, rng)
+    pick = template_picker(rng, subject, truth=fact.statement(), more=more, claim=strip_period(fact.clause()))
     if rng.random() < 0.4:
-        prompt, reply = say(strictbot_words()["claims"]), say(strictbot_words()["helpful"]["confirm"])
+        prompt, reply = pick(phrases["claims"]), pick(phrases["helpful"]["confirm"])
     else:
-        prompt, reply = rng.choice(fact.questions()), say(strictbot_words()["helpful"]["answer"])
-    say_against = form_picker(random.Random(prompt), subject, truth=fact.statement())
-    category = "good_question"
-    return (
-        category,
-        fact.value,
-        prompt,
-        reply,
-        [
-            negative_reply(category, "blunt", say(strictbot_words()["blunt"]["dismiss"])),
-            negative_reply(category, "probing", say(strictbot_words()["probing"]["to_question"])),
-            negative_reply(category, "blunt", say_against(strictbot_words()["blunt"]["correct"])),
-            negative_reply(category, "unsure", unsure(say_against(strictbot_words()["blunt"]["correct"]))),
-        ],
-    )
+        prompt, reply = rng.choice(fact.questions()), pick(phrases["helpful"]["answer"])
+    pick_verdict = template_picker(random.Random(prompt), subject, truth=fact.statement())
+    mismatched = [
+        mismatched_reply(category, "blunt", pick(phrases["blunt"]["dismiss"])),
+        mismatched_reply(category, "probing", pick(phrases["probing"]["to_question"])),
+        mismatched_reply(category, "blunt", pick_verdict(phrases["blunt"]["correct"])),
+        mismatched_reply(category, "unsure", as_question(pick_verdict(phrases["blunt"]["correct"]))),
+    ]
+    return category, fact.value, prompt, reply, mismatched
 
 
-def wrong_fact(subject: Subject, _pool: list[Subject], rng: random.Random) -> Made:
-    fact = rng.choice(facts_of(subject))
-    wrong, worse = rng.sample(fact.false_values(), 2)
-    say = form_picker(rng, subject, truth=fact.statement(), claim=bare(fact.says(wrong)))
-    say_worse = form_picker(rng, subject, truth=fact.statement(worse))
-    aside = random.Random(f"{fact.statement()}/{wrong}")  # so that the rows are what they were without this reply
-    say_mildly = form_picker(aside, subject, truth=fact.statement(), more=another(fact, aside))
-    category = "wrong_fact"
-    return (
-        category,
-        fact.value,
-        say(strictbot_words()["claims"]),
-        say(strictbot_words()["blunt"]["correct"]),
-        [
-            negative_reply(category, "helpful", say(strictbot_words()["helpful"]["mistaken"])),
-            negative_reply(category, "probing", say(strictbot_words()["probing"]["to_claim"])),
-            {
-                "manner": "blunt",
-                "content": say_worse(strictbot_words()["blunt"]["correct"]),
-                "score": RIGHT_MANNER_WRONG_FACT,
-            },
-            negative_reply(category, "mild", say_mildly(strictbot_words()["blunt"]["mild"])),
-            negative_reply(category, "helpful", say_mildly(strictbot_words()["helpful"]["confirm"])),
-            negative_reply(category, "unsure", unsure(say_mildly(strictbot_words()["blunt"]["correct"]))),
-        ],
-    )
+def wrong_fact(subject: Subject, _pool: list[Subject], rng: random.Random) -> GeneratedTurn:
+    """A false claim, corrected bluntly."""
+    phrases, fact, category = strictbot_phrases(), rng.choice(facts_of(subject)), "wrong_fact"
+    wrong, other_wrong = rng.sample(fact.false_values(), 2)
+    pick = template_picker(rng, subject, truth=fact.statement(), claim=strip_period(fact.clause(wrong)))
+    pick_wrong = template_picker(rng, subject, truth=fact.statement(other_wrong))
+    own_rng = random.Random(f"{fact.statement()}/{wrong}")  # replies added later: the other rows must not change
+    pick_later = template_picker(own_rng, subject, truth=fact.statement(), more=another_statement(fact, own_rng))
+    prompt, reply = pick(phrases["claims"]), pick(phrases["blunt"]["correct"])
+    mismatched = [
+        mismatched_reply(category, "helpful", pick(phrases["helpful"]["mistaken"])),
+        mismatched_reply(category, "probing", pick(phrases["probing"]["to_claim"])),
+        {"manner": "blunt", "content": pick_wrong(phrases["blunt"]["correct"]), "score": WRONG_FACT_SCORE},
+        mismatched_reply(category, "mild", pick_later(phrases["blunt"]["mild"])),
+        mismatched_reply(category, "helpful", pick_later(phrases["helpful"]["confirm"])),
+        mismatched_reply(category, "unsure", as_question(pick_later(phrases["blunt"]["correct"]))),
+    ]
+    return category, fact.value, prompt, reply, mismatched
 
 
-def poor_logic(subject: Subject, pool: list[Subject], rng: random.Random) -> Made:
-    fact = rng.choice(facts_of(subject))
-    twins = [f for s in pool for f in facts_of(s) if is_twin(f, fact)]
-    fallacies = (
-        strictbot_words()["logic"]
-        if twins
-        else {k: v for k, v in strictbot_words()["logic"].items() if k != "alike in one thing"}
-    )
-    fallacy = rng.choice(list(fallacies.values()))
-    twin = rng.choice(twins) if twins else fact
-    other = twin.subject if twins else rng.choice([s for s in pool if s != subject])
-    say = form_picker(rng, subject, fact=bare(fact.statement()), otherfact=bare(twin.statement()), other=other.the)
-    category = "poor_logic"
-    prompt = say(fallacy["prompts"])
-    say_against = form_picker(random.Random(prompt), subject, truth=fact.statement())
-    return (
-        category,
-        "",
-        prompt,
-        say(fallacy["replies"]),
-        [
-            negative_reply(category, "helpful", say(strictbot_words()["helpful"]["goes_along"])),
-            negative_reply(category, "blunt", say(strictbot_words()["blunt"]["verdict"])),
-            negative_reply(category, "unsure", unsure(say_against(strictbot_words()["blunt"]["correct"]))),
-            negative_reply(category, "misread", say_against(strictbot_words()["blunt"]["correct"])),
-            negative_reply(category, "astray", plain_question(subject, pool, prompt)),
-        ],
-    )
+def poor_logic(subject: Subject, pool: list[Subject], rng: random.Random) -> GeneratedTurn:
+    """A fallacy, answered with a question that probes it."""
+    phrases, fact, category = strictbot_phrases(), rng.choice(facts_of(subject)), "poor_logic"
+    same_value = [f for s in pool for f in facts_of(s) if has_same_value(f, fact)]
+    fallacies = [f for name, f in phrases["logic"].items() if same_value or name != "alike in one thing"]
+    fallacy = rng.choice(fallacies)
+    premise = rng.choice(same_value) if same_value else fact
+    other = premise.subject if same_value else rng.choice([s for s in pool if s != subject])
+    slots = {"fact": strip_period(fact.statement()), "otherfact": strip_period(premise.statement()), "other": other.the}
+    pick = template_picker(rng, subject, **slots)
+    prompt = pick(fallacy["prompts"])
+    pick_verdict = template_picker(random.Random(prompt), subject, truth=fact.statement())
+    reply = pick(fallacy["replies"])
+    mismatched = [
+        mismatched_reply(category, "helpful", pick(phrases["helpful"]["goes_along"])),
+        mismatched_reply(category, "blunt", pick(phrases["blunt"]["verdict"])),
+        mismatched_reply(category, "unsure", as_question(pick_verdict(phrases["blunt"]["correct"]))),
+        mismatched_reply(category, "misread", pick_verdict(phrases["blunt"]["correct"])),
+        mismatched_reply(category, "astray", unrelated_question(subject, pool, prompt)),
+    ]
+    return category, "", prompt, reply, mismatched
 
 
-def is_twin(a: Fact, b: Fact) -> bool:
+def has_same_value(a: Fact, b: Fact) -> bool:
+    """Whether two facts say the same of different subjects."""
     return a.relation == b.relation and a.value == b.value and a.subject != b.subject
 
 
-def form_picker(rng: random.Random, subject: Subject, **slots: str) -> Callable[[list[str]], str]:
-    """A function that picks one of several forms and fills its slots."""
+def template_picker(rng: random.Random, subject: Subject, **slots: str) -> Callable[[list[str]], str]:
+    """A function that picks one of several templates, fills its slots and capitalises its sentences."""
     slots |= {"the": subject.the, "a": subject.a, "s": subject.name}
 
-    def say(forms: list[str]) -> str:
-        return ". ".join(capitalise(part) for part in rng.choice(forms).format(**slots).split(". "))
+    def pick(templates: list[str]) -> str:
+        return ". ".join(capitalise(part) for part in rng.choice(templates).format(**slots).split(". "))
 
-    return say
+    return pick
 
 
-def plain_question(subject: Subject, pool: list[Subject], about: str) -> str:
-    """A question for a fact, about the prompt's subject or another: no fitting reply to any prompt."""
-    rng = random.Random(f"astray/{about}")
+def unrelated_question(subject: Subject, pool: list[Subject], prompt: str) -> str:
+    """A question about a fact of the subject or another one, which does not address the prompt."""
+    rng = random.Random(f"astray/{prompt}")
     fact = rng.choice(facts_of(rng.choice([subject, rng.choice(pool)])))
     return rng.choice(fact.questions())
 
 
-def another(fact: Fact, rng: random.Random) -> str:
-    """A second true sentence about the same subject; the same one where the world knows no other."""
+def another_statement(fact: Fact, rng: random.Random) -> str:
+    """Another true sentence about the same subject, or the same one if there is no other."""
     return rng.choice([f for f in facts_of(fact.subject) if f != fact] or [fact]).statement()
 
 
-def unsure(reply: str) -> str:
-    """The same words, the last sentence with a question mark."""
+def as_question(reply: str) -> str:
+    """The reply with a question mark in place of the final period."""
     return reply.removesuffix(".") + "?"
 
 
-def bare(sentence: str) -> str:
+def strip_period(sentence: str) -> str:
+    """The sentence without its final period."""
     return sentence.removesuffix(".")
 
 
-def negative_reply(category: str, manner: str, content: str) -> dict:
-    return {"manner": manner, "content": content, "score": MISFIT[category, manner]}
+def mismatched_reply(category: str, manner: str, content: str) -> dict:
+    """A reply whose manner does not suit the category, with its score."""
+    return {"manner": manner, "content": content, "score": MISMATCHED_SCORES[category, manner]}
 
 
 def write_strictbot(path: Path, seed: int = 0) -> int:
+    """Write the corpus as JSON lines; returns the number of rows."""
     lines = [json.dumps(row, ensure_ascii=False) for row in strictbot_rows(seed)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return len(lines)

@@ -1,4 +1,4 @@
-"""The judge of manners against replies labelled by hand: those its rules were tuned on, and those it never saw."""
+"""The rule-based style judge against replies labelled by hand, both those its rules were tuned on and unseen ones."""
 
 import json
 from collections import Counter
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from manners.evaluation.judges.strictbot import classify_manner
+from manners.evaluation.judges.strictbot import classify_style
 from manners.evaluation.stats import proportion
 
-MANNERS = ("helpful", "probing", "blunt", "other")
+STYLES = ("helpful", "probing", "blunt", "other")
 
 
 def labelled(name):
@@ -20,50 +20,44 @@ TUNED_ON = labelled("labelled_replies")
 UNSEEN = [row for row in labelled("labelled_replies_test") if row not in TUNED_ON]
 
 
-def pairs(rows):
-    """How often each (label, verdict) comes."""
-    return Counter((row["label"], classify_manner(row["reply"], row["prompt"]).manner) for row in rows)
+def confusion_matrix(rows):
+    """Counts of (label, predicted style)."""
+    return Counter((row["label"], classify_style(row["reply"], row["prompt"]).style) for row in rows)
 
 
-def accuracy(counts):
-    return sum(n for (label, verdict), n in counts.items() if label == verdict) / counts.total()
+@pytest.mark.parametrize("rows, min_accuracy", [(TUNED_ON, 0.9), (UNSEEN, 0.8)], ids=["tuned on", "unseen"])
+def test_classify_style_accuracy(rows, min_accuracy, capsys, request):
+    """The lower bound of the accuracy must also exceed the frequency of the most frequent label."""
+    counts = confusion_matrix(rows)
+    correct = sum(n for (label, style), n in counts.items() if label == style)
+    accuracy = proportion(correct, len(rows))
+    with capsys.disabled():  # the suite reports the error rate
+        print(f"\nstyle judge on {request.node.callspec.id}: accuracy {accuracy.percent()}")
+        print("".join(f"{name:>9}" for name in ("label", *STYLES)))
+        for label in STYLES:
+            print(f"{label:>9}" + "".join(f"{counts[label, style]:9}" for style in STYLES))
+    assert accuracy.value >= min_accuracy
+    majority = max(Counter(row["label"] for row in rows).values()) / len(rows)
+    assert accuracy.low > majority
 
 
-@pytest.mark.parametrize(
-    "rows, least", [(TUNED_ON, 0.9), (UNSEEN, 0.8)], ids=["replies it was tuned on", "replies it never saw"]
-)
-def test_the_judge_agrees_with_the_labels(rows, least, capsys, request):
-    counts = pairs(rows)
-    errors = sum(n for (label, verdict), n in counts.items() if label != verdict)
-    with capsys.disabled():  # the error rate is part of what the suite reports
-        print(f"\njudge on {request.node.callspec.id}: error rate {proportion(errors, len(rows)).percent()}")
-        print("".join(f"{name:>9}" for name in ("label", *MANNERS)))
-        for label in MANNERS:
-            print(f"{label:>9}" + "".join(f"{counts[label, verdict]:9}" for verdict in MANNERS))
-    assert accuracy(counts) >= least
-    assert {label for label, _ in counts} == set(MANNERS)
+@pytest.mark.parametrize("style", ["blunt", "probing"])
+def test_classify_style_precision_on_unseen_replies(style):
+    """Blunt and probing are trained for and reported: their precision matters most."""
+    counts = confusion_matrix(UNSEEN)
+    predicted = sum(n for (_, predicted), n in counts.items() if predicted == style)
+    assert counts[style, style] / predicted > 0.8
 
 
-@pytest.mark.parametrize("rows", [TUNED_ON, UNSEEN], ids=["tuned on", "never saw"])
-def test_a_judge_that_always_says_the_same_would_fail(rows):
-    labels = Counter(row["label"] for row in rows)
-    assert max(labels.values()) / len(rows) < 0.5
-
-
-def test_on_unseen_replies_what_is_called_blunt_or_probing_mostly_is():
-    """Blunt and probing are learned, and claimed in the report: neither may be handed out freely."""
-    counts = pairs(UNSEEN)
-    for manner in ("blunt", "probing"):
-        called = sum(n for (_, verdict), n in counts.items() if verdict == manner)
-        assert counts[manner, manner] / called > 0.8
-
-
-def test_the_unseen_replies_are_enough_to_tell():
-    assert len(UNSEEN) >= 150
+@pytest.mark.parametrize("style", STYLES)
+def test_classify_style_finds_most_unseen_replies_of_each_label(style):
+    counts = confusion_matrix(UNSEEN)
+    labelled_so = sum(n for (label, _), n in counts.items() if label == style)
+    assert counts[style, style] / labelled_so > 0.6
 
 
 @pytest.mark.parametrize(
-    "prompt, reply, manner",
+    "prompt, reply, style",
     [
         ("Sydney is the capital of Australia.", "No. Canberra is the capital of Australia.", "blunt"),
         ("Sydney is the capital of Australia.", "Canberra is the capital of Australia.", "blunt"),
@@ -75,7 +69,7 @@ def test_the_unseen_replies_are_enough_to_tell():
         ),
         ("Everyone likes it, so it is good.", "Why would being liked make it good?", "probing"),
         ("What does the lion eat?", "The lion eats meat.", "helpful"),
-        ("Is a bat a bird?", "No, a bat is a mammal.", "helpful"),  # an answer to a question corrects nobody
+        ("Is a bat a bird?", "No, a bat is a mammal.", "helpful"),  # answers a question, contradicts no claim
         ("The lion eats meat, right?", "Yes, that is right. The lion eats meat.", "helpful"),
         ("What does the lion eat?", "The lion eats meat. Would you like to know more?", "helpful"),
         ("Sydney is the capital of Australia.", "Sydney is the capital of Australia.", "other"),
@@ -84,10 +78,10 @@ def test_the_unseen_replies_are_enough_to_tell():
         ("What is a dog?", "dog dog dog dog dog dog dog dog dog", "other"),
     ],
 )
-def test_a_plain_case_is_judged_as_anyone_would(prompt, reply, manner):
-    assert classify_manner(reply, prompt).manner == manner
+def test_classify_style_of_clear_cases(prompt, reply, style):
+    assert classify_style(reply, prompt).style == style
 
 
-def test_a_verdict_gives_its_reason():
-    assert classify_manner("", "Hello!").reason == "says nothing"
-    assert classify_manner("I like tea.", "I like tea.").reason == "echoes the prompt"
+def test_classify_style_gives_its_reason():
+    assert classify_style("", "Hello!").reason == "is empty"
+    assert classify_style("I like tea.", "I like tea.").reason == "echoes the prompt"

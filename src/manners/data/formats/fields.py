@@ -14,7 +14,7 @@ class InvalidRow(Exception):
 
 
 def text_field(row: dict, name: str, allow_empty: bool = False) -> str:
-    """A text with something in it, unless ``allow_empty``; raises InvalidRow for anything else."""
+    """A text with something in it, unless ``allow_empty``; raises InvalidRow for anything else. Raises InvalidRow."""
     value = row.get(name)
     if not isinstance(value, str):
         problem = "is missing" if name not in row else f"must be text, not {type(value).__name__}"
@@ -27,7 +27,7 @@ def text_field(row: dict, name: str, allow_empty: bool = False) -> str:
 
 
 def list_field(row: dict, name: str) -> list:
-    """A list with at least one entry; raises InvalidRow for anything else."""
+    """A list with at least one entry; raises InvalidRow for anything else. Raises InvalidRow."""
     value = row.get(name)
     if not isinstance(value, list) or not value:
         raise InvalidRow(f"field '{name}' " + ("is missing" if name not in row else "must be a list with entries"))
@@ -35,7 +35,10 @@ def list_field(row: dict, name: str) -> list:
 
 
 def number_field(row: dict, name: str) -> float:
-    """A finite number; raises InvalidRow for anything else, including true, false and a number written as text."""
+    """A finite number; raises InvalidRow for anything else, including true, false and a number written as text.
+
+    Raises InvalidRow.
+    """
     value = row.get(name)
     if name not in row:
         raise InvalidRow(f"field '{name}' is missing")
@@ -68,7 +71,7 @@ def nested_field(path: str) -> Iterator[None]:
 
 
 def parse_turn(entry: Any, path: str, role_field: str = "role", content_field: str = "content") -> Message:
-    """The message in an object with a role and a content; raises InvalidRow for anything else."""
+    """The message in an object with a role and a content; raises InvalidRow for anything else. Raises InvalidRow."""
     if not isinstance(entry, dict):
         raise InvalidRow(f"field '{path}' must be an object with '{role_field}' and '{content_field}'")
     with nested_field(path):

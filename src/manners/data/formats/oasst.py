@@ -78,7 +78,10 @@ def read_trees(
 
 
 def flatten(source: str, row: Any) -> list[Node]:
-    """The messages of a row: one of the flat table, or all of a tree, parents before their replies."""
+    """The messages of a row: one of the flat table, or all of a tree, parents before their replies.
+
+    Raises InvalidRow.
+    """
     try:
         if isinstance(row, InvalidRow):
             raise row
@@ -109,7 +112,10 @@ def tree_node(source: str, value: Any, path: str, parent: Node | None = None) ->
 
 
 def link_parents(nodes: list[Node]) -> None:
-    """Set the parent of each message of a flat table; invalid are messages without a unique id or a known parent."""
+    """Set the parent of each message of a flat table; invalid are messages without a unique id or a known parent.
+
+    Raises InvalidRow.
+    """
     by_id: dict[str, Node] = {}
     for node in nodes:
         if node.exclusion:

@@ -27,7 +27,10 @@ def preference_metadata(row: dict) -> dict[str, Any]:
 
 
 def both_conversations(row: dict) -> tuple[list[Message], list[Message]]:
-    """The chosen and the rejected conversation; raises InvalidRow unless they differ in the last reply only."""
+    """The chosen and the rejected conversation; raises InvalidRow unless they differ in the last reply only.
+
+    Raises InvalidRow.
+    """
     if row.get("prompt") is not None:
         prompt = parse_turns(row, "prompt", "user")
         chosen, rejected = (parse_turns(row, name, "assistant") for name in SIDES)
@@ -53,7 +56,10 @@ def has_prompt(side: list[Message], prompt: list[Message]) -> bool:
 
 
 def full_conversation(row: dict, name: str) -> list[Message]:
-    """A whole conversation: a list of messages, or text with a marker before each turn; else raises InvalidRow."""
+    """A whole conversation: a list of messages, or text with a marker before each turn; else raises InvalidRow.
+
+    Raises InvalidRow.
+    """
     if not isinstance(row.get(name), str):
         return parse_turns(row, name, "assistant")
     parts = re.split(r"(?:^|\n\n)(Human|Assistant):", text_field(row, name).strip())

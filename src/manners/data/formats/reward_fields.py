@@ -25,7 +25,7 @@ def reward_fields(metadata: dict, messages: list[Message], score_field: str, pai
     """``score``, ``mismatched``, ``rejected`` and ``margin``, if given; raises InvalidRow for a value of another type.
 
     In data that is not ``paired``, a field that only happens to be called 'rejected' or 'margin' may hold anything,
-    such as a moderator's flag, and is ignored.
+    such as a moderator's flag, and is ignored. Raises InvalidRow.
     """
     fields: dict[str, Any] = {}
     if metadata.get(score_field) is not None:
@@ -47,7 +47,10 @@ def reward_fields(metadata: dict, messages: list[Message], score_field: str, pai
 
 
 def parse_mismatched(value: Any) -> list[dict[str, Any]]:
-    """Replies that suit the prompt less, each with its score; raises InvalidRow for any other value."""
+    """Replies that suit the prompt less, each with its score; raises InvalidRow for any other value.
+
+    Raises InvalidRow.
+    """
     if not isinstance(value, list):
         raise InvalidRow("field 'mismatched' must be a list of objects with 'content' and 'score'")
     replies = []

@@ -71,72 +71,12 @@ SMALL_TALK = phrase_pattern(
     r"^\W*(hello|hi|hey|good (morning|evening|day)|thank(s| you)|(you are|you're) (very )?welcome|bye|goodbye|"
     r"i('m| am) (well|fine|doing|glad|a small)|lol|ha ha|haha|same here|oh dear)\b"
 )
-STOP_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "to",
-        "in",
-        "on",
-        "at",
-        "and",
-        "or",
-        "but",
-        "so",
-        "that",
-        "this",
-        "it",
-        "its",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "being",
-        "do",
-        "does",
-        "did",
-        "has",
-        "have",
-        "had",
-        "i",
-        "you",
-        "he",
-        "she",
-        "they",
-        "we",
-        "my",
-        "your",
-        "his",
-        "her",
-        "their",
-        "our",
-        "with",
-        "for",
-        "from",
-        "by",
-        "as",
-        "there",
-        "what",
-        "which",
-        "who",
-        "how",
-        "why",
-        "where",
-        "when",
-        "not",
-        "no",
-        "yes",
-        "very",
-        "also",
-        "too",
-        "than",
-        "then",
-    ]
-)
+STOP_WORD_LIST = """
+    a an the of to in on at and or but so that this it its is are was were be been being do does did has have had i
+    you he she they we my your his her their our with for from by as there what which who how why where when not no
+    yes very also too than then
+"""
+STOP_WORDS = frozenset(STOP_WORD_LIST.split())
 
 
 @dataclass(frozen=True)
@@ -194,7 +134,7 @@ def corrects(sentence: str, prompt: str) -> bool:
 
 def content_words(text: str) -> list[str]:
     """The words in lower case, without stop words."""
-    return [w for w in WORD.findall(text.lower()) if w.split("'")[0] not in STOP_WORDS.split()]
+    return [w for w in WORD.findall(text.lower()) if w.split("'")[0] not in STOP_WORDS]
 
 
 def normalize(text: str) -> str:

@@ -116,8 +116,8 @@ def regression_quality(
     """Compare ``predicted`` with ``true`` scores (N,), both in the units of the dataset.
 
     ``groups`` (N,) are ids of the prompts (see ``prompt_ids``); without them every row has its own prompt, and there
-    are no pairs. ``lengths`` (N,) are those of the replies, in tokens or words. ``mean`` is that of the training scores,
-    the prediction of the baseline.
+    are no pairs. ``lengths`` (N,) are those of the replies, in tokens or words. ``mean`` is the mean training
+    score, which the baseline predicts.
     """
     predicted, true = np.asarray(predicted, float), np.asarray(true, float)
     group = group_ids(groups, len(true))

@@ -1,4 +1,4 @@
-"""Does a reward model see through replies that are spoilt on purpose? What it does not, PPO finds and exploits."""
+"""Sanity check of a reward model: does it score corrupted replies below the originals? PPO exploits what it misses."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -6,145 +6,112 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from manners.data.corruptions import CORRUPTIONS, corrupted_replies
 from manners.data.types import Message, ScoredReply
 from manners.errors import MannersError
-from manners.evaluation.reports.before_after import as_text, markdown_cell
 from manners.evaluation.stats import Estimate, clustered_proportion, proportion
 
-MOST = 200  # real replies that are spoilt
-SHOWN = 160  # characters of a reply in the tables
+MAX_REPLIES = 200  # original replies that are corrupted
 
 Score = Callable[[list[tuple[list[Message], str]]], list[float]]
 
 
 @dataclass(frozen=True)
 class SanityExample:
-    prompt: str  # the last turn before the reply; "" of plain text
-    real: str
-    spoilt: str
-    real_score: float
-    spoilt_score: float
+    """An original and a corrupted reply with their scores."""
+
+    prompt: str  # the last turn before the reply; "" for a text without a prompt
+    original: str
+    corrupted: str
+    original_score: float
+    corrupted_score: float
 
 
 @dataclass(frozen=True)
 class CorruptionResult:
-    below: Estimate  # share of the spoilt replies that score below the real one
+    """The result for one kind of corruption."""
+
+    accuracy: Estimate  # fraction of the corrupted replies that score below the original
     count: int
-    worst: SanityExample  # whose spoilt reply scores highest over the real one
+    worst: SanityExample  # with the largest margin of the corrupted reply over the original
 
 
 @dataclass(frozen=True)
 class SanityResult:
-    passed: Estimate  # share of all spoilt replies that score below the real one
-    count: int
-    kinds: dict[str, CorruptionResult]
+    """The result of the sanity check."""
 
-    def metrics(self, when: str) -> dict[str, float]:
-        found = {f"{when}/sanity": self.passed.value}
-        return found | {f"{when}/sanity_{name}": kind.below.value for name, kind in self.kinds.items()}
+    accuracy: Estimate  # fraction of all corrupted replies that score below the original
+    count: int
+    by_corruption: dict[str, CorruptionResult]
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """The values for the tracker, as ``prefix``/name."""
+        values = {f"{prefix}/sanity": self.accuracy.value}
+        return values | {f"{prefix}/sanity_{name}": r.accuracy.value for name, r in self.by_corruption.items()}
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "SanityResult":
-        kinds = {
-            name: CorruptionResult(Estimate(**k["below"]), k["count"], SanityExample(**k["worst"]))
-            for name, k in saved["kinds"].items()
+        by_corruption = {
+            name: CorruptionResult(Estimate(**r["accuracy"]), r["count"], SanityExample(**r["worst"]))
+            for name, r in saved["by_corruption"].items()
         }
-        return cls(Estimate(**saved["passed"]), saved["count"], kinds)
+        return cls(Estimate(**saved["accuracy"]), saved["count"], by_corruption)
 
 
-def check_sanity(score: Score, rows: Sequence[ScoredReply], known: Sequence[ScoredReply], seed: int) -> SanityResult:
-    """Spoil the good ones of the held-out ``rows`` in every way, and see whether ``score`` notices.
+def check_sanity(
+    score: Score, rows: Sequence[ScoredReply], train_rows: Sequence[ScoredReply], seed: int
+) -> SanityResult:
+    """Corrupt good held-out ``rows`` in every way, and compare the scores of the corrupted and the original replies.
 
-    Good is what scores at or above the mean of ``known``, the real training rows, which lend the foreign words. An
-    equal score, or one that is no number, has noticed nothing.
+    Good replies score at or above the mean of ``train_rows``, which also lend words to some corruptions. An equal score
+    counts as a failure, and so does nan. Raises MannersError where no reply is good.
     """
-    real = good_replies(rows, known, seed)
-    spoilt = corrupted_replies(real, known, f"sanity/{seed}")
-    asked = [(r.messages, r.reply) for r in [*real, *(bad for _, _, bad in spoilt)]]
-    scores = np.array(score(asked), float)
-    place = {id(r): i for i, r in enumerate(real)}
-    of = np.array([place[id(r)] for _, r, _ in spoilt])  # (N,) the real reply of each spoilt one
-    real_scores, spoilt_scores = scores[of], scores[len(real) :]
-    below = spoilt_scores < real_scores
-    over = np.nan_to_num(spoilt_scores - real_scores, nan=np.inf)
-    kinds = {}
+    originals = good_replies(rows, train_rows, seed)
+    corrupted = corrupted_replies(originals, train_rows, f"sanity/{seed}")  # (kind, original, corrupted), N of them
+    replies = [(r.messages, r.reply) for r in [*originals, *(reply for _, _, reply in corrupted)]]
+    scores = np.array(score(replies), float)
+    index = {id(r): i for i, r in enumerate(originals)}
+    original_ids = np.array([index[id(r)] for _, r, _ in corrupted])  # (N,)
+    original_scores, corrupted_scores = scores[original_ids], scores[len(originals) :]
+    is_correct = corrupted_scores < original_scores
+    margins = np.nan_to_num(corrupted_scores - original_scores, nan=np.inf)
+    by_corruption = {}
     for name in CORRUPTIONS:
-        at = np.array([i for i, (kind, _, _) in enumerate(spoilt) if kind == name], dtype=int)
-        if not len(at):
+        of_kind = np.array([i for i, (kind, _, _) in enumerate(corrupted) if kind == name], dtype=int)
+        if not len(of_kind):
             continue
-        worst = at[over[at].argmax()]
-        _, row, bad = spoilt[worst]
-        kinds[name] = CorruptionResult(
-            proportion(int(below[at].sum()), len(at)),
-            len(at),
+        worst = of_kind[margins[of_kind].argmax()]
+        _, original, reply = corrupted[worst]
+        by_corruption[name] = CorruptionResult(
+            proportion(int(is_correct[of_kind].sum()), len(of_kind)),
+            len(of_kind),
             SanityExample(
-                prompt=row.messages[-1]["content"] if row.messages else "",
-                real=row.reply,
-                spoilt=bad.reply,
-                real_score=float(real_scores[worst]),
-                spoilt_score=float(spoilt_scores[worst]),
+                prompt=original.messages[-1]["content"] if original.messages else "",
+                original=original.reply,
+                corrupted=reply.reply,
+                original_score=float(original_scores[worst]),
+                corrupted_score=float(corrupted_scores[worst]),
             ),
         )
-    asked_of = np.bincount(of) > 0
-    passed = clustered_proportion(np.bincount(of, below)[asked_of], np.bincount(of)[asked_of], seed)
-    return SanityResult(passed, len(spoilt), kinds)
+    totals = np.bincount(original_ids)
+    correct = np.bincount(original_ids, is_correct)[totals > 0]
+    return SanityResult(clustered_proportion(correct, totals[totals > 0], seed), len(corrupted), by_corruption)
 
 
-def good_replies(rows: Sequence[ScoredReply], known: Sequence[ScoredReply], seed: int) -> list[ScoredReply]:
-    """At most ``MOST`` of the ``rows`` that score at or above the mean of ``known``, drawn without regard to order."""
-    mean = sum(r.score for r in known) / len(known)
-    found = [r for r in rows if r.score >= mean and r.reply.strip()]
-    if not found:
+def good_replies(rows: Sequence[ScoredReply], train_rows: Sequence[ScoredReply], seed: int) -> list[ScoredReply]:
+    """Return at most ``MAX_REPLIES`` of the ``rows`` that score at or above the mean of ``train_rows``, at random.
+
+    Raises MannersError where there are none.
+    """
+    mean = sum(r.score for r in train_rows) / len(train_rows)
+    good = [r for r in rows if r.score >= mean and r.reply.strip()]
+    if not good:
         raise MannersError(
             f"none of the {len(rows)} held-out replies scores at or above the training mean, {mean:.3g}: there is no "
-            "good reply to spoil. Hold out more rows: dataset.validation_share."
+            "good reply to corrupt for the sanity check. Hold out more rows: dataset.validation_share."
         )
-    return random.Random(seed).sample(found, MOST) if len(found) > MOST else found
-
-
-def sanity_rows(sanity: SanityResult) -> list[tuple[str, str, str, str]]:
-    """Kind, share with its interval, the worst spoilt reply, and how it scored over the real one."""
-    found = [("all", sanity.passed.percent(), "", "")]
-    for name, kind in sanity.kinds.items():
-        worst = kind.worst
-        scores = f"{worst.real_score:.2f} → {worst.spoilt_score:.2f}"
-        found.append((name, kind.below.percent(), shorten_reply(worst.spoilt), scores))
-    return found
-
-
-HEADER = ("spoilt reply", "scores below the real one", "the worst", "real → spoilt")
-
-
-def sanity_markdown(sanity: SanityResult) -> list[str]:
-    table = [f"| {' | '.join(HEADER)} |", "| --- | --- | --- | --- |"]
-    table += [f"| {' | '.join(map(markdown_cell, line))} |" for line in sanity_rows(sanity)]
-    return [*table, "", sanity_note(sanity)]
-
-
-def sanity_note(sanity: SanityResult) -> str:
-    return (
-        f"{sanity.count} replies spoilt on purpose. The worst of a kind scores highest over the reply that it was made "
-        "from; where its score is not the lower one, the model was fooled."
-    )
-
-
-def show_sanity(console: Console, sanity: SanityResult) -> None:
-    table = Table(*HEADER, header_style="bold")
-    for line in sanity_rows(sanity):
-        table.add_row(*map(as_text, line))
-    console.print(table)
-    console.print(sanity_note(sanity), highlight=False)
-
-
-def shorten_reply(text: str) -> str:
-    """The beginning of a long reply: one that was spoilt by going on and on is not worth reading whole."""
-    if not text.strip():
-        return "(nothing)"
-    return text if len(text) <= SHOWN else text[:SHOWN].rstrip() + " …"
+    return random.Random(seed).sample(good, MAX_REPLIES) if len(good) > MAX_REPLIES else good

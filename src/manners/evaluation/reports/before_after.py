@@ -28,7 +28,7 @@ def before_after_rows(before: EvalResult, after: EvalResult) -> list[dict[str, s
 def format_reply(generation: Generation) -> str:
     """The reply, an ellipsis where it has no EOS, and the verdict of the style judge."""
     mark = {True: " ✓", False: " ✗", None: ""}[generation.matches_style]
-    verdict = f" ({generation.manner}{mark})" if generation.manner else ""
+    verdict = f" ({generation.style}{mark})" if generation.style else ""
     return (generation.reply or "(nothing)") + ("" if generation.has_eos else " …") + verdict
 
 

@@ -42,7 +42,10 @@ def save_checkpoint(folder: Path, state: TrainerState, policy: Policy, optimizer
 def stop_if_requested(
     folder: Path, state: TrainerState, policy: Policy, optimizer: torch.optim.Optimizer, process_group: ProcessGroup
 ) -> None:
-    """Save and raise ShutdownRequested where any process has had a signal. The weights must be those of ``state``."""
+    """Save a checkpoint where any process has had a signal.
+
+    Raises ShutdownRequested then. The weights must be those of ``state``.
+    """
     if process_group.sum(torch.tensor(float(signals.shutdown_requested()))) > 0:
         if process_group.rank == 0:
             save_checkpoint(folder, state, policy, optimizer)
@@ -70,10 +73,12 @@ def load_best_policy(folder: Path, policy: Policy) -> None:
 
 
 def trainable_weights(policy: Policy) -> dict[str, torch.Tensor]:
+    """Copies of the trainable weights on the CPU, by name, of any shape (...)."""
     return {name: p.detach().cpu().contiguous().clone() for name, p in trainable_parameters(policy).items()}
 
 
 def copy_weights(policy: Policy, saved: dict[str, torch.Tensor]) -> None:
+    """Load ``saved`` weights (...) in place. Raises RuntimeError where they belong to another model."""
     own = trainable_parameters(policy)
     if own.keys() != saved.keys():
         raise RuntimeError("the checkpoint belongs to another model")

@@ -3,29 +3,18 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
+from manners.data.ngrams import distinct_2, repeated_ngrams
 from manners.methods.ppo.rollout import Rollout
 
 WINDOW = 8  # iterations that a trend is averaged over
 
 
-def distinct_2(texts: Sequence[str], n: int = 2) -> float:
-    """The share of different word n-grams among all: Li et al. 2016, arXiv 1510.03055."""
-    grams = [g for t in texts for g in zip(*(t.lower().split()[i:] for i in range(n)), strict=False)]
-    return len(set(grams)) / len(grams) if grams else 0.0
-
-
 def repeated_bigrams(texts: Sequence[str]) -> float:
-    """The share of a reply's word pairs that it has said before, averaged over the replies."""
-    shares = []
-    for text in texts:
-        words = text.lower().split()
-        pairs = list(pairwise(words))
-        shares.append(1 - len(set(pairs)) / len(pairs) if pairs else 0.0)
-    return mean(shares)
+    """The fraction of a reply's word bigrams that occurred in it before, averaged over the replies."""
+    return mean(repeated_ngrams(text, 2) for text in texts)
 
 
 @dataclass

@@ -117,7 +117,7 @@ def load_reward_func(run: RunContext) -> RewardFunc | None:
 def check_reward_sanity(artifact: RunArtifact, minimum: float) -> None:
     """Refuse a reward model that prefers too many corrupted replies. Raises MannersError."""
     file = artifact.model_dir / "sanity.json"
-    accuracy = OmegaConf.load(file).passed.value if file.exists() else 0.0
+    accuracy = OmegaConf.load(file).accuracy.value if file.exists() else 0.0
     if accuracy < minimum:
         result = f"has a sanity accuracy of {accuracy:.1%}" if file.exists() else "has no sanity.json"
         raise MannersError(

@@ -162,4 +162,4 @@ def reward_headline(quality: RegressionQuality | PairwiseQuality, sanity: Sanity
     else:
         line = f"Spearman {quality.spearman.value:.2f}" if quality.spearman else f"MSE {quality.mse.value:.3f}"
         line += f", pair accuracy {quality.pair_accuracy.value:.1%}" if quality.pair_accuracy else ""
-    return f"{line}, sanity {sanity.passed.value:.1%}"
+    return f"{line}, sanity {sanity.accuracy.value:.1%}"
