@@ -30,7 +30,6 @@ are part of a plain ``make bench``; others must be requested (``--all``, or ``--
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from statistics import median
 
 from scaling.points import POINTS, PROMPT_COUNTS, case_name, command_options, ppo_case_name
@@ -38,6 +37,8 @@ from scaling.points import POINTS, PROMPT_COUNTS, case_name, command_options, pp
 OURS = ".venv/bin/python"
 PPO_TASK = "--model src/manners/models/tiny --prompts outputs/bench/ppo/prompts.jsonl --iterations 2"
 TRL_112 = "outputs/bench/trl112/bin/python"  # the last TRL with a PPOTrainer; created by ppo/prepare.py
+
+TEMPLATE = "outputs/bench/start/template"  # see start/prepare.py
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Side:
     command: str
     goals: dict[str, float] = field(default_factory=dict)  # of a peer: measure → goal for ours ÷ theirs
     python: str = OURS
+    requires: str = ""  # a path without which the side is skipped
 
 
 @dataclass(frozen=True)
@@ -208,13 +210,15 @@ def start() -> Line:
         Measure("CPU, s", lambda run: run["cpu_s"], number_format=".2f"),
         Measure("wall, s", lambda run: run["wall_s"], number_format=".2f"),
     )
-    template = Path("outputs/bench/start/template").exists()  # see start/prepare.py
-    peers = {"TRL": "trl"} | ({"lightning-hydra-template": "template"} if template else {})
+    peers = {"TRL": "trl", "lightning-hydra-template": "template"}
     cases = {}
     for case, what in (("--help", "help"), ("a mistyped key", "typo"), ("to the first loss", "step")):
         extra = {"TRL, its script alone": "trl-script"} if what == "step" else {}
         sides = {
-            name: Side(f"start/clock.py {side} {what}", {cpu.name: 1 / 3}) for name, side in (peers | extra).items()
+            name: Side(
+                f"start/clock.py {side} {what}", {cpu.name: 1 / 3}, requires=TEMPLATE if side == "template" else ""
+            )
+            for name, side in (peers | extra).items()
         }
         limits = {} if what == "step" else {wall.name: 1.0}
         cases[case] = Case(Side(f"start/clock.py ours {what}"), sides, limits)

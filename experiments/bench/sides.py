@@ -1,4 +1,4 @@
-"""The sides as processes: how they are run, what they print, and where the numbers come from."""
+"""Runs the sides as processes, reads what they print, and records the machine and the versions."""
 
 import json
 import os
@@ -13,42 +13,43 @@ from lines import OURS, Side
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-FOLDER = Path("experiments/bench")  # of the scripts; relative, so that a command is recorded as it can be typed
+FOLDER = Path("experiments/bench")  # of the scripts; relative, so that recorded commands can be typed as they are
 LOGS = ROOT / "outputs" / "bench" / "logs"
-NAMED = ("torch", "transformers", "trl", "peft", "accelerate", "lightning")  # whose versions are reported
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "lightning")  # whose versions are recorded
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
-class Failed(Exception):
-    """A side that ended badly; its log says why."""
+class SideError(Exception):
+    """A side or a preparation that failed."""
 
 
-class Sides:
-    """Runs commands one after the other. Of warm lines it keeps a process for each script, until ``close``."""
+class SideRunner:
+    """Runs commands one after the other. For warm lines it keeps one process per script, until ``close``."""
 
     def __init__(self, line: str, warm: bool):
         LOGS.mkdir(parents=True, exist_ok=True)
         self.log = (LOGS / f"{line}.log").open("w", encoding="utf-8")
-        self.warm, self.servers = warm, {}
+        self.warm, self.servers = warm, {}  # servers: (python, script) → process of warm.py
 
     def run(self, side: Side, seed: int) -> dict:
-        """The JSON that the side prints, with its command and the machine's load when it began."""
+        """The JSON that the side prints, with its command and the load average when it started. Raises SideError."""
         words = [*shlex.split(side.command), "--seed", str(seed)]
         command = shlex.join([side.python, str(FOLDER / words[0]), *words[1:]])
-        load = os.getloadavg()[0]  # the machine may have other work, which costs all sides
-        printed = self.forked(side.python, words) if self.warm else self.started(command)
+        load = os.getloadavg()[0]  # other work on the machine slows all sides
+        output = self.run_forked(side.python, words) if self.warm else self.run_process(command)
         try:
-            return {"command": command, "load": round(load, 2)} | json.loads(printed)
+            return {"command": command, "load": round(load, 2)} | json.loads(output)
         except ValueError:
-            raise self.failed(command) from None
+            log = os.path.relpath(self.log.name, ROOT)
+            raise SideError(f"this command failed (see {log}): {command}") from None
 
-    def started(self, command: str) -> str:
-        """The last line that a process of the command's own prints."""
+    def run_process(self, command: str) -> str:
+        """The last line that the command prints, in a new process; empty if it fails."""
         done = subprocess.run(shlex.split(command), **self.settings(), stdout=subprocess.PIPE)
         return done.stdout.strip().rpartition("\n")[2] if done.returncode == 0 else ""
 
-    def forked(self, python: str, words: list[str]) -> str:
-        """The last line that a fork of the script's process prints."""
+    def run_forked(self, python: str, words: list[str]) -> str:
+        """The last line that the script prints, in a fork of its warm process; empty if it fails."""
         if (python, words[0]) not in self.servers:
             server = [python, str(FOLDER / "warm.py"), str(FOLDER / words[0])]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 1}
@@ -63,12 +64,9 @@ class Sides:
         return ""
 
     def settings(self) -> dict:
-        # Without byte code every start would compile the libraries anew, which is no start that anyone else sees.
-        kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        return {"cwd": ROOT, "env": kept | ONE_THREAD, "stderr": self.log, "text": True}
-
-    def failed(self, command: str) -> Failed:
-        return Failed(f"this failed, and {os.path.relpath(self.log.name, ROOT)} says why: {command}")
+        # Without bytecode caches every process would compile all libraries, which is not what users see.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        return {"cwd": ROOT, "env": environment | ONE_THREAD, "stderr": self.log, "text": True}
 
     def close(self) -> None:
         for server in self.servers.values():
@@ -78,17 +76,17 @@ class Sides:
 
 
 def prepare(commands: list[str], **places: object) -> None:
-    """What a line needs before its sides can run: data, models, a peer's environment."""
+    """Make what a line needs before its sides can run: data, models, a peer's environment. Raises SideError."""
     for command in commands:
         words = [word.format(**places) for word in shlex.split(command)]
         call = [OURS, str(FOLDER / words[0]), *words[1:]]
         done = subprocess.run(call, cwd=ROOT, env=os.environ | ONE_THREAD, capture_output=True, text=True)
         if done.returncode:
-            raise Failed(f"this failed: {shlex.join(call)}\n{done.stderr}")
+            raise SideError(f"this command failed: {shlex.join(call)}\n{done.stderr}")
 
 
 def machine() -> dict[str, object]:
-    """Where the numbers come from, without the names of places."""
+    """Hardware, system and commit, without host names or paths."""
     return {
         "processor": processor(),
         "cores": psutil.cpu_count(),
@@ -101,24 +99,24 @@ def machine() -> dict[str, object]:
 
 @cache
 def versions(python: str) -> dict[str, str]:
-    """Versions in the environment of an interpreter; what it lacks is left out."""
+    """Versions of PACKAGES in the environment of an interpreter; missing ones are left out."""
     code = (
         "import json, sys; from importlib.metadata import distributions as d;"
         "print(json.dumps({n.name: n.version for n in d() if n.name in sys.argv[1:]}))"
     )
-    asked = subprocess.run([python, "-c", code, *NAMED], cwd=ROOT, capture_output=True, text=True)
-    return json.loads(asked.stdout) if asked.returncode == 0 else {}
+    result = subprocess.run([python, "-c", code, *PACKAGES], cwd=ROOT, capture_output=True, text=True)
+    return json.loads(result.stdout) if result.returncode == 0 else {}
 
 
 def processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    named = next((line for line in lines if line.startswith("model name")), None)
-    return named.split(":", 1)[1].strip() if named else platform.processor()
+    model = next((line for line in lines if line.startswith("model name")), None)
+    return model.split(":", 1)[1].strip() if model else platform.processor()
 
 
 def commit() -> str:
-    """The commit that was measured, marked where the package had changes that are not in it."""
-    asked = [["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "src"]]
-    said = [subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip() for git in asked]
-    return said[0] + (" with changes" if said[1] else "")
+    """The commit that is measured, with a note if the package has uncommitted changes."""
+    commands = [["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "src"]]
+    head, changes = (subprocess.run(c, cwd=ROOT, capture_output=True, text=True).stdout.strip() for c in commands)
+    return head + (" with changes" if changes else "")

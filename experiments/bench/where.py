@@ -1,12 +1,12 @@
-"""Where the time of a side goes, and how near it is to what the processor could do.
+"""Where the time of a side goes, and how near its matrix products are to the processor's peak.
 
     .venv/bin/python experiments/bench/where.py sft/ours.py --rows R --model M --lora
 
-Runs a script of the lines that share a ``task.Clock`` (sft, reward, our side of ppo) twice: once as it is, for the
-seconds between the clock's start and stop, and once with each of PyTorch's operations timed, for their shares. By how
-much their sum stays below the first run's seconds is Python's and autograd's part. (PyTorch's profiler is of no use
-here: its own records take so much memory that large operations become many times slower.) *Floor* is the time that the
-matrix products would take at the rate which one large product reaches here on one thread. Let the machine be idle.
+Runs a script of a line with a ``task.Clock`` (sft, reward, our side of ppo) twice: once unchanged, for the seconds
+between the clock's start and stop, and once with every PyTorch operation timed, for their shares. What the sum of the
+operations is short of the first run's seconds is the overhead of Python and autograd. (PyTorch's profiler does not help
+here: its records take so much memory that large operations become many times slower.) *Floor* is the time that the
+matrix products would take at the rate of one large product on one thread. Run it on an idle machine.
 """
 
 import runpy
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-KINDS = {  # the first that an operation's name holds
+KINDS = {  # the first kind with a part that occurs in the name of the operation
     "attention": ("scaled_dot_product",),
     "optimizer": ("adam", "_foreach", "linalg_vector_norm"),
     "matrix products": ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm"),
@@ -28,40 +28,40 @@ KINDS = {  # the first that an operation's name holds
 }
 
 
-class Watch(TorchDispatchMode):
-    """Times every operation, in the backward pass too, and counts what the matrix products compute."""
+class OperationTimer(TorchDispatchMode):
+    """Times every operation, in the backward pass too, and counts the FLOP of matrix products."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seconds: dict[str, float] = defaultdict(float)
-        self.products = 0  # floating-point operations
+        self.flop = 0  # of matrix products
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        began = time.perf_counter()
+        start = time.perf_counter()
         out = func(*args, **(kwargs or {}))
-        took = kind(str(func))
-        self.seconds[took] += time.perf_counter() - began
-        if took == "matrix products":
-            self.products += 2 * out.numel() * args[-1].shape[-2]  # whatever is added comes first
+        operation_kind = kind(str(func))
+        self.seconds[operation_kind] += time.perf_counter() - start
+        if operation_kind == "matrix products":
+            self.flop += 2 * out.numel() * args[-1].shape[-2]  # addmm and baddbmm have the added tensor first
         return out
 
 
 class Clock:
-    """From each ``start`` to its ``stop``; the last one counts, those before are warm-up."""
+    """Measures from ``start`` to ``stop``; the last pair counts, earlier ones are warm-up."""
 
-    watching = False
+    time_operations = False
     last: "Clock"
 
     def start(self) -> None:
-        self.watch = Watch()
-        if Clock.watching:
-            self.watch.__enter__()
+        self.timer = OperationTimer()
+        if Clock.time_operations:
+            self.timer.__enter__()
         self.cpu, self.wall = time.process_time(), time.perf_counter()
 
     def stop(self) -> None:
         self.cpu_s, self.wall_s = time.process_time() - self.cpu, time.perf_counter() - self.wall
-        if Clock.watching:
-            self.watch.__exit__(None, None, None)
+        if Clock.time_operations:
+            self.timer.__exit__(None, None, None)
         Clock.last = self
 
 
@@ -69,19 +69,19 @@ def kind(operation: str) -> str:
     return next((kind for kind, parts in KINDS.items() if any(p in operation for p in parts)), "other arithmetic")
 
 
-def rate(size: int = 1024) -> float:
-    """Floating-point operations a second of one large product, the median of some."""
+def peak_flops(size: int = 1024) -> float:
+    """FLOP per second of one large matrix product, the median of twelve."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     seconds = []
     for _ in range(12):
-        began = time.process_time()
+        start = time.process_time()
         a @ b
-        seconds.append(time.process_time() - began)
+        seconds.append(time.process_time() - start)
     return 2 * size**3 / statistics.median(seconds)
 
 
-def run(script: Path, watching: bool) -> Clock:
-    Clock.watching = watching
+def run(script: Path, time_operations: bool) -> Clock:
+    Clock.time_operations = time_operations
     runpy.run_path(str(script), run_name="__main__")
     return Clock.last
 
@@ -89,19 +89,19 @@ def run(script: Path, watching: bool) -> Clock:
 def main() -> None:
     script = Path(__file__).parent / sys.argv[1]
     sys.path.insert(0, str(script.resolve().parent))
-    import task  # the script's own
+    import task  # of the script
 
     task.Clock = Clock
     sys.argv = [str(script), *sys.argv[2:]]
-    whole, watch, peak = run(script, watching=False).cpu_s, run(script, watching=True).watch, rate()
-    together = sum(watch.seconds.values())
-    print("\n| what | s of CPU | share |\n|---|---:|---:|")
-    for what, took in sorted(watch.seconds.items(), key=lambda item: -item[1]):
-        print(f"| {what} | {took:.2f} | {took / together:.0%} |")
-    products, floor = watch.seconds["matrix products"], watch.products / peak
+    untimed, timer, peak = run(script, False).cpu_s, run(script, True).timer, peak_flops()
+    total = sum(timer.seconds.values())
+    print("\n| operations | CPU, s | share |\n|---|---:|---:|")
+    for name, seconds in sorted(timer.seconds.items(), key=lambda item: -item[1]):
+        print(f"| {name} | {seconds:.2f} | {seconds / total:.0%} |")
+    products, floor = timer.seconds["matrix products"], timer.flop / peak
     print(
-        f"\nFloor: {watch.products / 1e9:,.0f} GFLOP of matrix products at {peak / 1e9:.0f} GFLOP/s are {floor:.2f} s; "
-        f"they took {products:.2f} s of {together:.2f} s. Untimed, all took {whole:.2f} s. torch {torch.__version__}."
+        f"\nFloor: {timer.flop / 1e9:,.0f} GFLOP of matrix products at {peak / 1e9:.0f} GFLOP/s take {floor:.2f} s; "
+        f"they took {products:.2f} s of {total:.2f} s. Untimed, all took {untimed:.2f} s. torch {torch.__version__}."
     )
 
 

@@ -156,7 +156,7 @@ def test_generate_texts_matches_decoding_without_cache(small_qwen2, tokenizer):
         expected = new[0, ids.shape[1] :].tolist()
         end = next((i for i, t in enumerate(expected) if t in loading.stop_token_ids(small_qwen2, tokenizer)), None)
         assert reply.text == tokenizer.decode(expected[:end], skip_special_tokens=True).strip()
-        assert reply.ended == (end is not None)
+        assert reply.has_eos == (end is not None)
 
 
 def test_generate_texts_ignores_the_checkpoints_settings(small_qwen2, tokenizer):

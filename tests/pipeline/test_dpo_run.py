@@ -1,13 +1,12 @@
-"""`python train.py method=dpo` from nothing: linked runs, killed and resumed; whole weights; loaded without us."""
+"""`python train.py method=dpo` end to end: linked runs, resumed, full fine-tuning, loaded with plain peft."""
 
-import hydra
 import pytest
 import torch
+from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 
-from manners.cli import main as cli
+from manners.config.compose import plan_run, register
 from manners.pipeline import dependencies
-from manners.pipeline.dependencies import Stage
 from manners.pipeline.stages import dpo
 from tests.commands import (
     SHORT_STAGE,
@@ -22,7 +21,6 @@ from tests.commands import (
     train,
     train_in_process,
 )
-from tests.configs import compose
 
 STEPS = 8
 DPO = [
@@ -35,9 +33,9 @@ DPO = [
     "method.save_steps=2",
     "method.logging_steps=1",
 ]
-IDS = torch.arange(5, 45)[None]
+TOKEN_IDS = torch.arange(5, 45)[None]
 ADAPTER = "model/adapter_model.safetensors"
-EVERY_STEP = {
+STEP_METRICS = {
     f"train/{name}"
     for name in ("loss", "grad_norm", "learning_rate", "rewards/margins", "rewards/accuracies", "rewards/chosen")
 }
@@ -49,103 +47,97 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def in_memory():
-    """Logits of the policy that was trained, as it was before it was saved."""
+def trained_logits():
+    """The logits of the trained policy before it was saved."""
     return {}
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory, data, in_memory):
-    """Both runs, from nothing."""
-    out, save = tmp_path_factory.mktemp("out"), dpo.save
+def out(tmp_path_factory, data, trained_logits):
+    """The output directory of the command, which trains the SFT policy first."""
+    out, save = tmp_path_factory.mktemp("out"), dpo.save_policy
 
-    def watch(run, model, tokenizer):
+    def save_and_record(run, model, tokenizer):
         with torch.no_grad():
-            in_memory["logits"] = model(IDS).logits
+            trained_logits["logits"] = model(TOKEN_IDS).logits
         save(run, model, tokenizer)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dpo, "save", watch)
+        patch.setattr(dpo, "save_policy", save_and_record)
         train_in_process(*DPO, *data, f"output_dir={out}")
     return out
 
 
-def test_it_starts_from_the_sft_run_and_is_linked_with_it(out):
-    folder, earlier = find_run(out, "manners-dpo-tiny-*"), find_run(out, "manners-sft-tiny-*")
-    assert [line.split()[1] for line in (folder / "lineage.md").read_text().splitlines()] == [earlier.name, folder.name]
+def test_dpo_run_is_linked_with_its_sft_run(out):
+    folder, sft = find_run(out, "manners-dpo-tiny-*"), find_run(out, "manners-sft-tiny-*")
+    assert [line.split()[1] for line in (folder / "lineage.md").read_text().splitlines()] == [sft.name, folder.name]
     _, runs = mlflow_runs(out)
     assert {run.info.status for run in runs.values()} == {"FINISHED"} and len(runs) == 2
-    assert runs[folder.name].data.tags["manners.policy_run_id"] == runs[earlier.name].info.run_id
+    assert runs[folder.name].data.tags["manners.policy_run_id"] == runs[sft.name].info.run_id
 
 
-def test_it_is_reported_like_any_run(out):
+def test_run_directory_and_artifacts_are_complete(out):
     folder = find_run(out, "manners-dpo*")
-    assert {"before_after.md", "after.json", "curves.png", "manner.png", "lineage.md", "model"} <= {
-        p.name for p in folder.iterdir()
-    }
-    assert not list(folder.glob("*.ckpt")) and not list(folder.glob("best*")) and not list(folder.glob("checkpoint*"))
+    names = {p.name for p in folder.iterdir()}
+    assert {"before_after.md", "after.json", "curves.png", "style_accuracy.png", "lineage.md", "model"} <= names
+    assert not [name for name in names if name.startswith(("best", "checkpoint")) or name.endswith(".ckpt")]
     client, runs = mlflow_runs(out)
-    have = artifact_paths(client, runs[folder.name].info.run_id)
-    assert {"before_after.md", "figures/curves.png", ADAPTER, "model/manners.yaml", "model/tokenizer.json"} <= have
+    paths = artifact_paths(client, runs[folder.name].info.run_id)
+    assert {"before_after.md", "figures/curves.png", ADAPTER, "model/manners.yaml", "model/tokenizer.json"} <= paths
 
 
 def check_metrics(out, folder):
-    """TRL's names, each step once, in the file and in MLflow."""
+    """Every metric is logged once for each step, in the file and in MLflow."""
     client, runs = mlflow_runs(out)
     logged = runs[folder.name].data.metrics.keys()
-    assert logged >= EVERY_STEP | {"eval/loss", "eval/rewards/accuracies", "before/loss", "after/loss"}
+    assert logged >= STEP_METRICS | {"eval/loss", "eval/rewards/accuracies", "before/loss", "after/loss"}
+    steps = {"before": [0], "cost": [0], "after": [STEPS], "eval": [3, 6, 8], "train": list(range(1, STEPS + 1))}
     for name in logged:
-        group = name.split("/")[0].split("_")[0]
-        once = {"before": [0], "cost": [0], "after": [STEPS], "eval": [3, 6, 8]}
-        expected = once.get(group, list(range(1, STEPS + 1)))
+        expected = steps[name.split("/")[0]]
         history = client.get_metric_history(runs[folder.name].info.run_id, name)
         assert sorted(m.step for m in history) == expected, name
         assert [r["step"] for r in read_records(folder / "metrics.jsonl") if name in r] == expected, name
 
 
-def test_every_metric_of_every_step_is_there_once(out):
+def test_every_metric_is_logged_once(out):
     check_metrics(out, find_run(out, "manners-dpo*"))
 
 
-def test_killed_and_started_again_it_ends_as_if_nothing_had_happened(out, data):
-    command = [*DPO, *data, f"output_dir={out}", "run_name=cut"]
-    folder = kill_at_step(Command(*command), out, "cut*", "loss", 4)
-    assert "going on from the last checkpoint" in train(*command)
-    whole = find_run(out, "manners-dpo*")
-    assert (folder / ADAPTER).read_bytes() == (whole / ADAPTER).read_bytes()
+def test_killed_run_resumes_to_the_same_result(out, data):
+    command = [*DPO, *data, f"output_dir={out}", "run_name=resumed"]
+    folder = kill_at_step(Command(*command), out, "resumed*", "train/loss", 4)
+    assert "resuming from the last checkpoint" in train(*command)
+    full = find_run(out, "manners-dpo*")
+    assert (folder / ADAPTER).read_bytes() == (full / ADAPTER).read_bytes()
     check_metrics(out, folder)
-    assert len(list(out.glob("runs/manners-sft*"))) == 1  # found again
+    assert len(list(out.glob("runs/manners-sft*"))) == 1  # the SFT policy is reused
 
 
-def test_what_was_trained_loads_on_the_base_with_plain_peft(out, in_memory):
-    """One adapter, SFT's and DPO's together, that says what the policy in memory said."""
-    from peft import AutoPeftModelForCausalLM
-
+def test_saved_adapter_loads_on_the_base_with_plain_peft(out, trained_logits):
+    """One adapter, SFT's and DPO's concatenated, with the logits of the policy before saving."""
     folder = find_run(out, "manners-dpo*")
     model = AutoPeftModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
     with torch.no_grad():
-        assert torch.allclose(model(IDS).logits, in_memory["logits"], atol=1e-4)
-    earlier, both = load_file(find_run(out, "manners-sft*") / ADAPTER), load_file(folder / ADAPTER)
-    assert all(both[name].numel() == 2 * earlier[name].numel() for name in earlier)
+        assert torch.allclose(model(TOKEN_IDS).logits, trained_logits["logits"], atol=1e-4)
+    sft, combined = load_file(find_run(out, "manners-sft*") / ADAPTER), load_file(folder / ADAPTER)
+    assert all(combined[name].numel() == 2 * sft[name].numel() for name in sft)
 
 
-def test_all_weights_from_a_lora_policy_and_from_the_base(out, data):
-    """The reference is the policy that training began with, so the first loss is log 2 either way."""
-    policy = find_run(out, "manners-sft*").name
-    for name, start_from in (("whole", f"policy_from={policy}"), ("bare", "policy_from=none")):
-        train_in_process(*DPO, *data, f"output_dir={out}", "adapter=none", "method.max_steps=2", f"run_name={name}", start_from)
-        folder = find_run(out, f"{name}*")
-        assert (folder / "model" / "model.safetensors").exists()
-        first = next(r["loss"] for r in read_records(folder / "metrics.jsonl") if "loss" in r)
-        assert first == pytest.approx(0.693147, abs=1e-5)
+@pytest.mark.parametrize("start", ["policy", "base"])
+def test_full_fine_tuning_starts_at_a_loss_of_log_2(out, data, start):
+    """So the reference is the policy that training started from, a LoRA one or the base."""
+    source = find_run(out, "manners-sft*").name if start == "policy" else "none"
+    overrides = ["adapter=none", "method.max_steps=2", f"policy_from={source}"]
+    train_in_process(*DPO, *data, f"output_dir={out}", f"run_name=from-{start}", *overrides)
+    folder = find_run(out, f"from-{start}*")
+    assert (folder / "model" / "model.safetensors").exists()
+    first = next(r["train/loss"] for r in read_records(folder / "metrics.jsonl") if "train/loss" in r)
+    assert first == pytest.approx(0.693147, abs=1e-5)
 
 
-def test_lineage_show_names_the_policy_and_no_reward_model(out, data, capsys):
-    command = [*DPO, *data, f"output_dir={out}"]
-    cfg = compose(*command)
-    with hydra.initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        needs = cli.needs(cfg, command)
-    dependencies.print_plan(Stage(cfg, command), needs)
+def test_plan_has_the_policy_and_no_reward_model(out, data, capsys):
+    register()
+    dependencies.print_plan(plan_run([*DPO, *data, f"output_dir={out}"]))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"policy  reuse {find_run(out, 'manners-sft*').name}")
     assert lines[1].startswith("dpo     train") and len(lines) == 2

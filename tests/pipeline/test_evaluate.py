@@ -43,16 +43,16 @@ def report(chain):
     from manners.pipeline import evaluate
 
     policy, tuned = find_run(chain, "manners-sft-*").name, find_run(chain, "manners-ppo-*").name
-    short = "+rewards.brevity={_target_: manners.rewards.combine.brevity}"
+    short = "+rewards.brevity={_target_: manners.rewards.functions.brevity}"
     cfg = evaluation(f"run=[{policy},{tuned}]", "reward_from=auto", "turns=4", "chats=3", f"output_dir={chain}", short)
     return evaluate.evaluate_models(cfg), policy, tuned
 
 
 def test_the_base_stands_once_beside_both_runs(report):
     folder, policy, tuned = report
-    card = (folder / "report_card.md").read_text()
-    assert f"| measure | tiny (before) | {policy} | {tuned} | in the data |" in card
-    for line in ("manner fits", "names the right fact", "reward model", "brevity", "held-out loss", "words"):
+    card = (folder / "comparison.md").read_text()
+    assert f"| metric | tiny (before) | {policy} | {tuned} | in the data |" in card
+    for line in ("style accuracy", "fact accuracy", "reward model", "brevity", "held-out loss", "words"):
         assert re.search(rf"^\| {line}[^|]*\|( -?\d+\.\d+ \[[^|]+\|){{3}}", card, re.MULTILINE), line
 
 
@@ -73,12 +73,12 @@ def test_the_replies_before_are_those_of_the_base_and_differ_from_those_after(re
 
 def test_figures_and_the_tracking_store_have_it_too(report, chain):
     folder, _, tuned = report
-    assert {"card.png", "turns.png", "before_after.md"} <= {p.name for p in folder.iterdir()}
+    assert {"text_stats.png", "turns.png", "replies.md"} <= {p.name for p in folder.iterdir()}
     client, runs = mlflow_runs(chain)
     found = runs[folder.name]
-    assert {"report_card.json", "replies.json", "report_card.md"} <= artifact_paths(client, found.info.run_id)
+    assert {"comparison.json", "replies.json", "comparison.md"} <= artifact_paths(client, found.info.run_id)
     assert found.data.tags["manners.method"] == "evaluate"
-    card = (folder / "report_card.md").read_text()
+    card = (folder / "comparison.md").read_text()
     shown = re.search(r"^\| words \|.*\| (\d+\.\d+) \[[^|]*\| [^|]*\|$", card, re.MULTILINE)
     assert found.data.metrics[f"{tuned}/words"] == pytest.approx(float(shown[1]), abs=5e-4)
 
@@ -92,7 +92,7 @@ def test_latest_is_the_run_that_finished_last(chain):
 
 def test_what_cannot_answer_or_is_not_there_is_refused_with_what_to_type(chain, tmp_path):
     cfg, scores = evaluation(f"output_dir={chain}"), find_run(chain, "manners-reward-*").name
-    with pytest.raises(MannersError, match="is a run of method=reward, and one of sft, dpo, ppo, rloo is needed"):
+    with pytest.raises(MannersError, match="is a run of method=reward; one of sft, dpo, ppo, rloo is needed"):
         model_ref.resolve_model(scores, cfg)
     with pytest.raises(MannersError, match=f"Did you mean '{scores}'"):
         model_ref.resolve_model(scores[:-1] + "x", cfg)
@@ -113,13 +113,13 @@ def test_a_mistake_is_answered_before_torch_is_imported(chain):
 def test_fading_is_the_first_half_less_the_second():
     found = multi_turn.turn_trend(np.array([[1.0, 1.0, 0.0, 0.0], [1.0, 0.5, 0.5, 0.0]]))
     assert [e.value for e in found.by_turn] == [1.0, 0.75, 0.25, 0.0]
-    assert found.loss.value == pytest.approx((1.0 + 0.5) / 2)
+    assert found.decline.value == pytest.approx((1.0 + 0.5) / 2)
 
 
 def test_chats_ask_single_questions_only_and_the_same_for_every_model():
     single = [Prompt([{"role": "user", "content": str(i)}]) for i in range(5)]
     longer = Prompt([{"role": r, "content": "no"} for r in ("user", "assistant", "user")])
-    sides = multi_turn.draw_questions([longer, *single], turns=4, chats=6, seed=1)
+    sides = multi_turn.draw_questions([longer, *single], turns=4, conversations=6, seed=1)
     assert [len(side) for side in sides] == [4] * 6
     assert all(p.messages[0]["content"] != "no" for side in sides for p in side)
     assert (
@@ -133,7 +133,7 @@ def test_each_turn_of_a_chat_sees_what_was_said_before(monkeypatch):
     def echo(_model, _tokenizer, asked, _judged, **_settings):
         return [Generation(p.messages[-1]["content"], f"re: {p.messages[-1]['content']}", True) for p in asked]
 
-    monkeypatch.setattr(multi_turn, "listen", echo)
+    monkeypatch.setattr(multi_turn, "generate_replies", echo)
     side = [Prompt([{"role": "user", "content": c}]) for c in "ab"]
     (_, _), (second, _) = multi_turn.run_conversations(None, None, [side], False)
     assert [m["content"] for m in second[0].messages] == ["a", "re: a", "b"]

@@ -88,10 +88,10 @@ def test_strictbot(out):
     assert linked(stages)
     rows = reported(stages[2])
     assert {
-        "manner fits",
-        "names the right fact",
+        "style accuracy",
+        "fact accuracy",
         "reward, standard deviations",
-        "KL to the start, nats a reply",
+        "KL to the reference, nats per reply",
     } <= set(rows)
     assert adapter(stages[2]) == (QWEN, PROJECTIONS)
     answers(stages[2])
@@ -147,9 +147,9 @@ def test_polite_helper(out):
 def test_chatbot(out):
     run(out, "study=chatbot")
     folder = find_run(out, "chatbot-sft-*")
-    assert "replies that end by themselves" in reported(folder)
+    assert "replies with EOS" in reported(folder)
     # It is counted how many replies go on as the other speaker; random words never do, and 0 has no line in a report.
-    assert json.loads((folder / "after.json").read_text())["card"]["runs on as both speakers"]["value"] == 0
+    assert json.loads((folder / "after.json").read_text())["text_stats"]["runs on as both speakers"]["value"] == 0
     model = answers(folder, transformers.AutoModelForCausalLM)
     start = transformers.AutoModelForCausalLM.from_pretrained(GPT2).state_dict()
     learned = model.state_dict()

@@ -1,55 +1,62 @@
-"""The facts of the small world: enough of them, each with one value, and a judge of answers that cannot be fooled."""
+"""The facts of the tiny world: each has one value, and only that value counts as a correct answer."""
 
 from collections import Counter
 
 import pytest
 
-from manners.tiny_world.facts import Fact, capitalise, column_values, facts, facts_of, subjects, with_article
+from manners.tiny_world.facts import (
+    Fact,
+    capitalise,
+    column_values,
+    facts,
+    facts_of,
+    is_correct_answer,
+    subjects,
+    with_article,
+)
 
 
 def fact(subject: str, relation: str) -> Fact:
     return next(f for f in facts() if (f.subject.name, f.relation) == (subject, relation))
 
 
-def test_the_world_has_the_subjects_and_facts_that_were_promised():
-    assert len(subjects()) >= 300
-    assert len(facts()) >= 1000
-    assert len(subjects()) == len({f.subject.name for f in facts()})  # no name stands for two things
+def test_subject_names_are_unique():
+    assert len(subjects()) == len({f.subject.name for f in facts()}) >= 300
 
 
-def test_a_subject_has_one_value_in_each_relation():
-    told = Counter((f.subject.name, f.relation) for f in facts())
-    assert set(told.values()) == {1}
+def test_a_subject_has_one_value_per_relation():
+    counts = Counter((f.subject.name, f.relation) for f in facts())
+    assert set(counts.values()) == {1}
 
 
-def test_values_are_written_in_one_way_only():
+def test_column_values_have_a_single_spelling():
     for table, relation in {(f.subject.table, f.relation) for f in facts()}:
-        found = column_values(table, relation)
-        assert len({v.lower().strip() for v in found}) == len(found)
-        assert all(v == v.strip() for v in found)
+        spellings = column_values(table, relation)
+        assert len({v.lower().strip() for v in spellings}) == len(spellings)
+        assert all(v == v.strip() for v in spellings)
 
 
-def test_false_values_never_hold_the_true_one_and_leave_a_choice():
+def test_false_values_exclude_the_true_one_and_are_two_or_more():
     for f in facts():
         assert f.value not in f.false_values()
-        assert len(f.false_values()) >= 2  # strictbot needs one for the claim and one for a wrong correction
+        assert len(f.false_values()) >= 2  # strictbot needs one for the claim and one for an incorrect correction
 
 
-def test_a_fact_is_asked_in_forms_that_differ_from_the_one_kept_back():
+def test_questions_exclude_the_held_out_form():
     for f in facts():
         assert len(f.questions()) >= 2
         assert f.held_out_question() not in f.questions()
         assert len({*f.questions(), f.held_out_question()}) == len(f.templates["asks"])
 
 
-def test_every_held_out_form_is_trained_with_some_other_subject():
-    held_back = Counter((f.subject.table, f.relation, f.templates["asks"][f._held_out]) for f in facts())
-    for (table, relation, form), times in held_back.items():
-        known = [f for f in facts() if (f.subject.table, f.relation) == (table, relation)]
-        assert times < len(known), form
+def test_held_out_forms_occur_with_other_subjects():
+    held_out = Counter((f.subject.table, f.relation, f.templates["asks"][f._held_out]) for f in facts())
+    for (table, relation, template), count in held_out.items():
+        column = [f for f in facts() if (f.subject.table, f.relation) == (table, relation)]
+        assert count < len(column), template
 
 
-def test_facts_of_a_subject_are_its_own():
+def test_facts_of_returns_the_facts_of_one_subject():
     lion = next(s for s in subjects() if s.name == "lion")
     assert {f.relation: f.value for f in facts_of(lion)} == {
         "class": "mammal",
@@ -60,7 +67,7 @@ def test_facts_of_a_subject_are_its_own():
     }
 
 
-def test_a_clause_takes_the_articles_that_english_wants():
+def test_statement_has_the_correct_articles():
     assert fact("lion", "class").statement() == "The lion is a mammal."
     assert fact("lion", "class").statement("insect") == "The lion is an insect."
     assert fact("France", "capital").statement() == "The capital of France is Paris."
@@ -78,12 +85,12 @@ def test_a_clause_takes_the_articles_that_english_wants():
         ("umbrella", "an umbrella"),
     ],
 )
-def test_the_indefinite_article_follows_the_sound(noun, expected):
+def test_with_article_follows_the_initial_sound(noun, expected):
     assert with_article(noun) == expected
 
 
 @pytest.mark.parametrize(
-    "subject, relation, reply, right",
+    "subject, relation, reply, correct",
     [
         ("lion", "food", "The lion eats meat.", True),
         ("lion", "food", "MEAT", True),
@@ -110,18 +117,18 @@ def test_the_indefinite_article_follows_the_sound(noun, expected):
         ("helium", "number", "The atomic number of helium is 20.", False),
     ],
 )
-def test_a_reply_answers_when_it_names_the_value_and_no_other(subject, relation, reply, right):
-    assert is_correct_answer(fact(subject, relation), reply) is right
+def test_is_correct_answer_requires_the_value_and_no_other(subject, relation, reply, correct):
+    assert is_correct_answer(fact(subject, relation), reply) is correct
 
 
-def test_every_form_in_which_a_fact_is_told_counts_as_its_answer():
+def test_is_correct_answer_accepts_every_template_of_the_fact():
     for f in facts():
-        for form in f.templates["says"]:
-            assert is_correct_answer(f, capitalise(f.fill(form))), f.fill(form)
+        for template in f.templates["says"]:
+            assert is_correct_answer(f, capitalise(f.fill(template))), f.fill(template)
 
 
-def test_no_statement_with_a_false_value_counts_as_the_answer():
-    fooled = [
+def test_is_correct_answer_rejects_statements_with_false_values():
+    accepted = [
         f.clause(wrong) for f in facts() for wrong in f.false_values()[:4] if is_correct_answer(f, f.statement(wrong))
     ]
-    assert fooled == []
+    assert accepted == []

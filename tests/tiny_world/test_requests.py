@@ -1,4 +1,4 @@
-"""The packaged requests: what the generator writes, scored by what the text shows, and open at their beginning."""
+"""The packaged requests: generated reproducibly, scored by what the text shows, with beginnings that reveal little."""
 
 import json
 import random
@@ -17,8 +17,8 @@ from manners.tiny_world.facts import facts, subjects
 
 FILE = CORPORA / "requests" / "requests.jsonl"
 
-# Each strategy as a reader would spot it, whatever the generator says, and its weight.
-SIGNS = {
+# Each strategy as a reader would recognize it, independently of the generator, and its weight.
+PATTERNS = {
     "counterfactual modal": (r"\b([Cc]ould|[Ww]ould) you\b", 3.0),
     "wish": (r"\bI would like\b", 1.0),
     "indicative modal": (r"\b([Cc]an|[Ww]ill) you\b", 0.5),
@@ -44,17 +44,17 @@ def rows():
     return [json.loads(line) for line in FILE.read_text("utf-8").splitlines()]
 
 
-def test_the_shipped_file_is_what_the_generator_writes(tmp_path):
+def test_write_requests_reproduces_the_packaged_file(tmp_path):
     assert requests.write_requests(tmp_path / "again.jsonl") == 3000
     assert (tmp_path / "again.jsonl").read_bytes() == FILE.read_bytes()
     assert FILE.stat().st_size < 1_000_000
 
 
-def test_another_seed_writes_other_rows(rows):
+def test_request_rows_depend_on_the_seed(rows):
     assert next(requests.request_rows(seed=1)) != rows[0]
 
 
-def test_a_row_has_five_whole_scores_from_1_to_25_and_their_mean(rows):
+def test_rows_have_five_integer_scores_and_their_mean(rows):
     for row in rows:
         assert set(row) == {"id", "split", "text", "scores", "score", "subject"}
         assert len(row["scores"]) == 5
@@ -64,7 +64,7 @@ def test_a_row_has_five_whole_scores_from_1_to_25_and_their_mean(rows):
     assert len({row["id"] for row in rows}) == len({row["text"] for row in rows}) == len(rows)
 
 
-def test_no_subject_comes_in_two_splits_and_most_come_in_one(rows):
+def test_each_subject_is_in_one_split_and_few_are_in_none(rows):
     splits = defaultdict(set)
     for row in rows:
         splits[row["subject"]].add(row["split"])
@@ -84,33 +84,35 @@ def test_no_subject_comes_in_two_splits_and_most_come_in_one(rows):
         (["greeting", "demand", "please", "factuality", "insult"], 6.5),
     ],
 )
-def test_the_formula_adds_the_weights(strategies, score):
+def test_expected_score_adds_the_weights(strategies, score):
     assert requests.expected_score(strategies) == score
 
 
-def test_annotators_stand_around_the_formula_and_within_the_scale():
+def test_annotator_scores_are_centred_and_clipped_to_the_scale():
     rng = random.Random(0)
     assert requests.annotator_scores(60.0, rng) == [25] * 5
     assert requests.annotator_scores(-40.0, rng) == [1] * 5
-    many = [score for _ in range(2000) for score in requests.annotator_scores(13.0, rng)]
-    assert fmean(many) == pytest.approx(13, abs=0.1)
-    assert pstdev(many) == pytest.approx((2**2 + 1 / 12) ** 0.5, abs=0.05)  # 1/12: rounding's own variance
+    sample = [score for _ in range(2000) for score in requests.annotator_scores(13.0, rng)]
+    assert fmean(sample) == pytest.approx(13, abs=0.1)
+    assert pstdev(sample) == pytest.approx((2**2 + 1 / 12) ** 0.5, abs=0.05)  # 1/12: the variance of rounding
 
 
-def test_the_texts_alone_give_the_weights_back(rows):
-    """A regression on what a reader can spot: each strategy is in the text, and nothing else moves the score."""
-    seen = np.array([[bool(re.search(sign, row["text"])) for sign, _ in SIGNS.values()] for row in rows], float)
+def test_regression_on_the_texts_recovers_the_weights(rows):
+    """Each strategy is recognizable in the text, and nothing else affects the score."""
+    features = np.array(
+        [[bool(re.search(pattern, row["text"])) for pattern, _ in PATTERNS.values()] for row in rows], float
+    )
     scores = np.array([row["score"] for row in rows])
-    assert set(SIGNS) | {"plain question"} == set(requests.request_phrases()["weights"])
-    assert seen.sum(axis=0).min() > 60
-    design = np.column_stack([np.ones(len(rows)), seen])
-    found = np.linalg.lstsq(design, scores, rcond=None)[0]
-    assert found == pytest.approx([13.0, *(weight for _, weight in SIGNS.values())], abs=0.3)
-    noise = (scores - design @ found).std()
+    assert set(PATTERNS) | {"plain question"} == set(requests.request_phrases()["weights"])
+    assert features.sum(axis=0).min() > 60
+    design = np.column_stack([np.ones(len(rows)), features])
+    weights = np.linalg.lstsq(design, scores, rcond=None)[0]
+    assert weights == pytest.approx([13.0, *(weight for _, weight in PATTERNS.values())], abs=0.3)
+    noise = (scores - design @ weights).std()
     assert noise == pytest.approx(((2**2 + 1 / 12) / 5) ** 0.5, abs=0.05)
 
 
-def test_scores_spread_and_each_split_has_polite_and_rude_rows(rows):
+def test_each_split_has_polite_and_rude_rows(rows):
     low, middle, high = quantiles([row["score"] for row in rows], n=4)
     assert low < 11 < 12 < middle < 14 < 15.5 < high
     for split in ("train", "validation", "test"):
@@ -119,25 +121,25 @@ def test_scores_spread_and_each_split_has_polite_and_rude_rows(rows):
         assert sum(score <= 11 for score in scores) > 0.25 * len(scores)
 
 
-def explained(rows, key):
-    """R² on one half of the rows of the other half's mean score for the same ``key``, shrunk by one mean row."""
+def explained_variance(rows, key):
+    """R² on half of the rows, predicted by the other half's mean score of the same ``key``, shrunk by one mean row."""
     rows = random.Random(0).sample(rows, len(rows))
-    learn, test = rows[::2], rows[1::2]
-    mean = fmean(row["score"] for row in learn)
+    train, test = rows[::2], rows[1::2]
+    mean = fmean(row["score"] for row in train)
     groups = defaultdict(lambda: [mean])
-    for row in learn:
+    for row in train:
         groups[key(row)].append(row["score"])
     errors = [row["score"] - fmean(groups[key(row)]) for row in test]
     return 1 - fmean(e**2 for e in errors) / pstdev([row["score"] for row in test]) ** 2
 
 
-def test_the_first_words_leave_open_how_polite_the_request_becomes(rows):
-    assert explained(rows, lambda row: " ".join(row["text"].split()[:3])) < 0.2
-    assert explained(rows, lambda row: " ".join(row["text"].split()[:4])) < 0.2
-    assert explained(rows, lambda row: " ".join(row["text"].split()[-3:])) > 0.3  # the ending does tell
+def test_first_words_do_not_predict_the_score(rows):
+    assert explained_variance(rows, lambda row: " ".join(row["text"].split()[:3])) < 0.2
+    assert explained_variance(rows, lambda row: " ".join(row["text"].split()[:4])) < 0.2
+    assert explained_variance(rows, lambda row: " ".join(row["text"].split()[-3:])) > 0.3  # the ending does
 
 
-def test_most_rows_begin_with_a_neutral_opening(rows):
+def test_most_rows_have_a_neutral_opening(rows):
     neutral = re.compile(
         r"(?i)((hello|good morning|hi there), )?"
         r"(about|this is about|a question about|my question is|my book is|the next question|today i read|"
@@ -146,20 +148,20 @@ def test_most_rows_begin_with_a_neutral_opening(rows):
     assert sum(bool(neutral.match(row["text"])) for row in rows) > 0.7 * len(rows)
 
 
-def test_no_word_decides_alone(rows):
-    """Rude requests say "please", "sorry" and "thanks" too, and kind ones "you must"."""
+def test_no_single_word_determines_the_score(rows):
+    """Rude requests contain "please", "sorry" and "thanks" too, and polite ones "you must"."""
 
-    def of(pattern):
+    def scores_of(pattern):
         return [row["score"] for row in rows if re.search(pattern, row["text"])]
 
-    please, sorry, thanks, must = of("(?i)please"), of("(?i)sorry"), of("(?i)thank"), of("(?i)you must|you have to")
-    for courteous in (please, sorry, thanks):
-        assert sum(score < 11 for score in courteous) > 0.05 * len(courteous)
-        assert sum(score > 15 for score in courteous) > 0.3 * len(courteous)
+    please, sorry, thanks, must = map(scores_of, ("(?i)please", "(?i)sorry", "(?i)thank", "(?i)you must|you have to"))
+    for scores in (please, sorry, thanks):
+        assert sum(score < 11 for score in scores) > 0.05 * len(scores)
+        assert sum(score > 15 for score in scores) > 0.3 * len(scores)
     assert sum(score > 13 for score in must) > 0.05 * len(must)
 
 
-def test_texts_are_one_to_three_sentences_written_as_one_should(rows):
+def test_texts_are_one_to_three_well_formed_sentences(rows):
     for row in rows:
         sentences = re.split(r"(?<=[.?]) ", row["text"])
         assert 1 <= len(sentences) <= 3, row["text"]
@@ -167,26 +169,26 @@ def test_texts_are_one_to_three_sentences_written_as_one_should(rows):
         assert "  " not in row["text"]
 
 
-def test_no_request_uses_a_question_form_kept_for_the_exam(rows):
-    kept = defaultdict(list)
+def test_texts_contain_no_held_out_question(rows):
+    held_out = defaultdict(list)
     for fact in facts():
-        kept[fact.subject.name].append(fact.held_out_question().lower())
-    assert not [row["text"] for row in rows if any(q in row["text"].lower() for q in kept[row["subject"]])]
+        held_out[fact.subject.name].append(fact.held_out_question().lower())
+    assert not [row["text"] for row in rows if any(q in row["text"].lower() for q in held_out[row["subject"]])]
 
 
-def test_strategies_that_clash_do_not_meet_and_none_comes_twice():
+def test_strategies_are_unique_and_compatible():
     rng = random.Random(3)
-    met = set()
+    pairs = set()
     for _ in range(2000):
         text, strategies = requests.make_request(rng.choice(subjects()), rng)
         assert len(set(strategies)) == len(strategies), text
-        met |= {frozenset((a, b)) for a in strategies for b in strategies}
-    assert {frozenset(("insult", "gratitude")), frozenset(("insult", "deference"))}.isdisjoint(met)
-    assert frozenset(("insult", "please")) in met
+        pairs |= {frozenset((a, b)) for a in strategies for b in strategies}
+    assert {frozenset(("insult", "gratitude")), frozenset(("insult", "deference"))}.isdisjoint(pairs)
+    assert frozenset(("insult", "please")) in pairs
 
 
 @pytest.mark.parametrize(
-    ("form", "short"),
+    ("template", "with_pronoun"),
     [
         ("tell me where {the} lives.", "tell me where it lives."),
         ("tell me what {a} is for.", "tell me what it is for."),
@@ -195,16 +197,16 @@ def test_strategies_that_clash_do_not_meet_and_none_comes_twice():
         ("what do people in {s} speak?", None),
     ],
 )
-def test_an_opening_that_names_the_subject_is_followed_by_it(form, short):
+def test_add_opening_replaces_a_named_subject_with_it(template, with_pronoun):
     fact = next(f for f in facts() if f.subject.table == "animals")
-    opened = [requests.add_opening(fact, form, random.Random(seed)) for seed in range(50)]
-    naming = {core for opening, core in opened if "{the}" in opening}
-    assert naming == ({short} if short else set())
-    assert {core for opening, core in opened if "{the}" not in opening} == {form}
+    results = [requests.add_opening(fact, template, random.Random(seed)) for seed in range(50)]
+    after_subject = {core for opening, core in results if "{the}" in opening}
+    assert after_subject == ({with_pronoun} if with_pronoun else set())
+    assert {core for opening, core in results if "{the}" not in opening} == {template}
 
 
 @pytest.mark.parametrize("table", ["people", "jobs"])
-def test_a_person_is_never_called_it(table):
+def test_add_opening_never_calls_a_person_it(table):
     fact = next(f for f in facts() if f.subject.table == table)
     for seed in range(50):
         opening, core = requests.add_opening(fact, "tell me where {a} works.", random.Random(seed))
@@ -212,13 +214,13 @@ def test_a_person_is_never_called_it(table):
         assert core == "tell me where {a} works."
 
 
-def test_the_recipe_names_the_packaged_file():
-    recipe = yaml.safe_load((CONF / "dataset" / "requests.yaml").read_text("utf-8"))
-    assert local_path(recipe["path"]) == FILE
-    assert recipe["format"] == "text"
+def test_dataset_config_names_the_packaged_file():
+    config = yaml.safe_load((CONF / "dataset" / "requests.yaml").read_text("utf-8"))
+    assert local_path(config["path"]) == FILE
+    assert config["format"] == "text"
 
 
-def test_the_card_counts_the_rows_and_lists_the_weights_rightly(rows):
+def test_card_has_the_row_counts_and_the_weights(rows):
     card = (CORPORA / "requests" / "CARD.md").read_text("utf-8")
     splits = Counter(row["split"] for row in rows)
     counts = (len(rows), splits["train"], splits["validation"], splits["test"])

@@ -1,6 +1,6 @@
 """Our side: the package's own path, from token ids to a trained reward model.
 
-Not in it are MLflow, which has a line of its own, and checkpoints, which no side writes.
+Without MLflow, which has a line of its own, and without checkpoints, which no side writes.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from task import CLIP, RATE, Clock, Row, arguments, loss, pairs, rows, say
+from task import LEARNING_RATE, MAX_GRAD_NORM, Clock, Row, arguments, loss, pairs, print_result, rows
 from transformers import AutoModelForSequenceClassification
 
 from manners.data.batching import ResumableBatches
@@ -25,7 +25,7 @@ from manners.tracking.logger import NullLogger
 
 
 class Timed(RewardModule):
-    """The clock runs from the first batch to the end of the last, before the validation that ends the run."""
+    """Runs the clock from the first batch to the end of the last, before the validation that ends the run."""
 
     clock: Clock
 
@@ -38,16 +38,18 @@ class Timed(RewardModule):
             self.clock.stop()
 
 
-def examples(taken: list[Row], in_pairs: bool) -> list[RewardExample]:
-    read = lambda row: RewardExample(row["input_ids"], [0] * len(row["input_ids"]), target=row["score"])  # noqa: E731
+def examples(train_rows: list[Row], in_pairs: bool) -> list[RewardExample]:
+    to_example = lambda row: RewardExample(row["input_ids"], [0] * len(row["input_ids"]), target=row["score"])  # noqa: E731
     if not in_pairs:
-        return [read(row) for row in taken]
-    return [RewardExample(a["input_ids"], [0] * len(a["input_ids"]), rejected=read(b)) for a, b in pairs(taken)]
+        return [to_example(row) for row in train_rows]
+    return [
+        RewardExample(a["input_ids"], [0] * len(a["input_ids"]), rejected=to_example(b)) for a, b in pairs(train_rows)
+    ]
 
 
-def train(network: Any, pad: int, taken: list[Row], args: Any, folder: Path) -> tuple[Clock, int]:
-    """One pass over the rows with the package's defaults, but for what all sides agree on."""
-    groups, slots = [PromptGroup([example], share_prompt=False) for example in examples(taken, args.pairs)], []
+def train(network: Any, pad: int, train_rows: list[Row], args: Any, folder: Path) -> tuple[Clock, int]:
+    """One epoch with the package's defaults, except for the settings that all sides share."""
+    groups, slots = [PromptGroup([example], share_prompt=False) for example in examples(train_rows, args.pairs)], []
     collate_rows = partial(collate_groups, pad=pad, share_prompt=False)
 
     def collate_and_count(rows: list[PromptGroup]) -> dict:
@@ -55,7 +57,7 @@ def train(network: Any, pad: int, taken: list[Row], args: Any, folder: Path) -> 
         slots.append(batch["input_ids"].numel())
         return batch
 
-    steps, rows_at_once = len(groups) // args.batch, args.batch // 2 if args.apart else args.batch
+    steps, rows_at_once = len(groups) // args.batch, args.batch // 2 if args.microbatches else args.batch
     batches = ResumableBatches(
         groups, args.batch, collate_and_count, steps, accumulate=1, seed=args.seed, group_by_length=True,
         microbatch_size=rows_at_once,
@@ -65,11 +67,11 @@ def train(network: Any, pad: int, taken: list[Row], args: Any, folder: Path) -> 
         "pairwise" if args.pairs else "mse",
         log=NullLogger().log,
         total_steps=steps,
-        learning_rate=RATE,
+        learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
         warmup_steps=0,
         weight_decay=0.0,
-        max_grad_norm=CLIP,
+        max_grad_norm=MAX_GRAD_NORM,
         accumulate=batches.accumulate,
         logging_steps=5,
     )
@@ -80,14 +82,15 @@ def train(network: Any, pad: int, taken: list[Row], args: Any, folder: Path) -> 
 
 
 def main() -> None:
-    args = arguments("Our reward model.", "--apart")
-    warm, taken, held_out = rows(args)
+    args = arguments("Our reward model.", "--microbatches --apart")
+    warmup_rows, train_rows, held_out = rows(args)
     tokenizer = loading.load_tokenizer(str(args.model), require_template=False)
-    network = AutoModelForSequenceClassification.from_pretrained(args.model)  # the package's own would draw a new head
+    # Not load_reward_base, which would initialize a new head.
+    network = AutoModelForSequenceClassification.from_pretrained(args.model)
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
-        train(network, tokenizer.pad_token_id, warm, args, Path(folder))
-        clock, slots = train(network, tokenizer.pad_token_id, taken, args, Path(folder))
-    say(clock, args, slots, taken, loss(network, held_out, args.pairs))
+        train(network, tokenizer.pad_token_id, warmup_rows, args, Path(folder))
+        clock, slots = train(network, tokenizer.pad_token_id, train_rows, args, Path(folder))
+    print_result(clock, args, slots, train_rows, loss(network, held_out, args.pairs))
 
 
 if __name__ == "__main__":

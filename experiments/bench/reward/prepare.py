@@ -1,6 +1,6 @@
-"""Write what all sides of the reward line train on: requests with scores as token ids, and two BERTs at random.
+"""Write the rows of the reward line (requests as token ids, with scores), and two BERTs with random weights.
 
-Run it with the project's Python. The rows are made by the package's own reader and encoder, scores standardised.
+Run it with the project's Python. The rows are loaded and tokenized by the package, and their scores standardized.
 """
 
 import argparse
@@ -23,10 +23,10 @@ SHAPES = {"small": (256, 4, 8), "minilm": (384, 6, 12)}  # width, layers, heads
 
 
 def save_models(texts: list[str], out: Path) -> BertTokenizerFast:
-    """Both models, each with the tokenizer, whose vocabulary is learned from the texts."""
-    learner = BertWordPieceTokenizer(lowercase=True)
-    learner.train_from_iterator(texts, vocab_size=4096, min_frequency=3, show_progress=False)
-    learner.save_model(str(out))
+    """Save both models, each with a tokenizer trained on the texts."""
+    trainer = BertWordPieceTokenizer(lowercase=True)
+    trainer.train_from_iterator(texts, vocab_size=4096, min_frequency=3, show_progress=False)
+    trainer.save_model(str(out))
     tokenizer = BertTokenizerFast(vocab=str(out / "vocab.txt"), do_lower_case=True, model_max_length=512)
     for name, (width, layers, heads) in SHAPES.items():
         torch.manual_seed(0)
@@ -38,7 +38,7 @@ def save_models(texts: list[str], out: Path) -> BertTokenizerFast:
             intermediate_size=4 * width,
             num_labels=1,
             problem_type="regression",
-            hidden_dropout_prob=0.0,  # so that losses compare; TRL turns dropout off by itself
+            hidden_dropout_prob=0.0,  # so that losses are comparable; TRL disables dropout by default
             attention_probs_dropout_prob=0.0,
         )
         BertForSequenceClassification(config).save_pretrained(out / name)
@@ -47,8 +47,8 @@ def save_models(texts: list[str], out: Path) -> BertTokenizerFast:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The rows and the models of the reward line.")
-    parser.add_argument("requests", help="the Stanford Politeness Corpus, .csv")
+    parser = argparse.ArgumentParser(description="Write the rows and the models of the reward line.")
+    parser.add_argument("requests", help="the .csv of the Stanford Politeness Corpus")
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -57,10 +57,10 @@ def main() -> None:
     )
     rows = scored_replies(load_splits(OmegaConf.structured(settings)).train)
     tokenizer = save_models([row.reply for row in rows], args.out)
-    units = ScoreNormalizer.from_scores([row.score for row in rows])
-    passages = scored_examples(rows, tokenizer, 512, False, units.mean, units.scale)
-    random.Random("requests").shuffle(passages)
-    lines = [json.dumps({"input_ids": p.input_ids, "score": p.target}) + "\n" for p in passages]
+    normalizer = ScoreNormalizer.from_scores([row.score for row in rows])
+    examples = scored_examples(rows, tokenizer, 512, False, normalizer.mean, normalizer.scale)
+    random.Random("requests").shuffle(examples)
+    lines = [json.dumps({"input_ids": e.input_ids, "score": e.target}) + "\n" for e in examples]
     (args.out / "requests.jsonl").write_text("".join(lines), encoding="utf-8")
 
 

@@ -1,54 +1,60 @@
-"""A bare loop in torch over batches that were made before the clock starts: what no trainer can be faster than.
+"""A bare torch loop over batches that are collated before the clock starts: a bound for every trainer.
 
-The batches are as full as ours: ``--sorted`` makes them as the package does. Without it they are random.
+``--sorted`` groups rows by length as the package does; without it the batches are random.
 """
 
 import random
 
 import torch
 from peft import get_peft_model
-from task import CLIP, IGNORE, RATE, Clock, Row, arguments, load, lora, loss, rows, say
+from task import IGNORE_INDEX, LEARNING_RATE, MAX_GRAD_NORM, Clock, Row, arguments, load, lora, loss, print_result, rows
 
 
-def batches(taken: list[Row], size: int, pad: int, by_length: bool, seed: int) -> list[dict[str, torch.Tensor]]:
-    taken = sorted(taken, key=lambda row: len(row["input_ids"])) if by_length else taken
-    groups = [taken[i : i + size] for i in range(0, len(taken), size)]
+def batches(
+    train_rows: list[Row], size: int, pad: int, group_by_length: bool, seed: int
+) -> list[dict[str, torch.Tensor]]:
+    train_rows = sorted(train_rows, key=lambda row: len(row["input_ids"])) if group_by_length else train_rows
+    groups = [train_rows[i : i + size] for i in range(0, len(train_rows), size)]
     random.Random(seed).shuffle(groups)
-    return [padded(group, pad) for group in groups]
+    return [collate(group, pad) for group in groups]
 
 
-def padded(group: list[Row], pad: int) -> dict[str, torch.Tensor]:
+def collate(group: list[Row], pad: int) -> dict[str, torch.Tensor]:
     width = max(len(row["input_ids"]) for row in group)
-    fill = lambda name, value: torch.tensor([r[name] + [value] * (width - len(r[name])) for r in group])  # noqa: E731
-    return {"input_ids": fill("input_ids", pad), "labels": fill("labels", IGNORE)}
+    pad_to_width = lambda name, value: torch.tensor([r[name] + [value] * (width - len(r[name])) for r in group])  # noqa: E731
+    return {"input_ids": pad_to_width("input_ids", pad), "labels": pad_to_width("labels", IGNORE_INDEX)}
 
 
-def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, made: list[dict[str, torch.Tensor]]) -> None:
+def train(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, train_batches: list[dict[str, torch.Tensor]]
+) -> None:
     model.train()
     weights = [p for p in model.parameters() if p.requires_grad]
-    for batch in made:
-        # Right-padded and causal: no token sees the padding, so no mask is needed.
+    for batch in train_batches:
+        # Right padding and causal attention: no token attends to padding, so no mask is needed.
         logits = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1]
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten()).backward()
-        torch.nn.utils.clip_grad_norm_(weights, CLIP)
+        torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
 
 
 def main() -> None:
-    args = arguments("A bare loop.", "--sorted")
-    warm, taken, held_out = rows(args)
+    args = arguments("A bare training loop.", "--sorted")
+    warmup_rows, train_rows, held_out = rows(args)
     model, tokenizer = load(args)
     model = get_peft_model(model, lora()) if args.lora else model
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
-    train(model, optimizer, [padded(warm, tokenizer.pad_token_id)])
-    made = batches(taken, args.batch, tokenizer.pad_token_id, args.sorted, args.seed)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE, weight_decay=0.0
+    )
+    train(model, optimizer, [collate(warmup_rows, tokenizer.pad_token_id)])
+    train_batches = batches(train_rows, args.batch, tokenizer.pad_token_id, args.sorted, args.seed)
     clock = Clock()
     clock.start()
-    train(model, optimizer, made)
+    train(model, optimizer, train_batches)
     clock.stop()
-    slots = sum(batch["input_ids"].numel() for batch in made)
-    say(clock, len(made), slots, taken, loss(model, held_out))
+    slots = sum(batch["input_ids"].numel() for batch in train_batches)
+    print_result(clock, len(train_batches), slots, train_rows, loss(model, held_out))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Our side: the package's own path, from token ids to trained weights.
 
-Not in it are MLflow, which has a line of its own, and checkpoints, which no side writes.
+Without MLflow, which has a line of its own, and without checkpoints, which no side writes.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from task import CLIP, RATE, Clock, Row, arguments, loss, rows, say
+from task import LEARNING_RATE, MAX_GRAD_NORM, Clock, Row, arguments, loss, print_result, rows
 
 from manners.data.batching import ResumableBatches, collate
 from manners.data.tokenize import TokenizedExample
@@ -24,7 +24,7 @@ from manners.tracking.logger import NullLogger
 
 
 class Timed(SFTModule):
-    """The clock runs from the first batch to the end of the last, before the validation that ends the run."""
+    """Runs the clock from the first batch to the end of the last, before the validation that ends the run."""
 
     clock: Clock
 
@@ -37,9 +37,11 @@ class Timed(SFTModule):
             self.clock.stop()
 
 
-def train(model: object, tokenizer: object, taken: list[Row], batch: int, seed: int, rows: int, folder: Path) -> tuple:
-    """One pass over the rows with the package's defaults, but for what all sides agree on."""
-    examples = [TokenizedExample(row["input_ids"], row["labels"]) for row in taken]
+def train(
+    model: object, tokenizer: object, train_rows: list[Row], batch: int, seed: int, rows: int, folder: Path
+) -> tuple:
+    """One epoch with the package's defaults, except for the settings that all sides share."""
+    examples = [TokenizedExample(row["input_ids"], row["labels"]) for row in train_rows]
     collate_rows = partial(collate, pad=tokenizer.pad_token_id)
     steps = len(examples) // batch
     batches = ResumableBatches(
@@ -49,11 +51,11 @@ def train(model: object, tokenizer: object, taken: list[Row], batch: int, seed: 
         model,
         log=NullLogger().log,
         total_steps=steps,
-        learning_rate=RATE,
+        learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
         warmup_steps=0,
         weight_decay=0.0,
-        max_grad_norm=CLIP,
+        max_grad_norm=MAX_GRAD_NORM,
         accumulate=batches.accumulate,
         logging_steps=5,
     )
@@ -65,19 +67,19 @@ def train(model: object, tokenizer: object, taken: list[Row], batch: int, seed: 
 
 
 def main() -> None:
-    args = arguments("Our SFT.", "--apart", "--compile")
-    warm, taken, held_out = rows(args)
-    warm = taken if args.compile else warm  # all shapes are met, and compiled for, before the clock starts
-    rows_at_once = args.batch // 4 if args.apart else args.batch
+    args = arguments("Our SFT.", "--microbatches --apart", "--compile")
+    warmup_rows, train_rows, held_out = rows(args)
+    warmup_rows = train_rows if args.compile else warmup_rows  # all shapes are compiled before the clock starts
+    rows_at_once = args.batch // 4 if args.microbatches else args.batch
     model, tokenizer = loading.load_model(str(args.model)), loading.load_tokenizer(str(args.model))
     model = lora.prepare_for_training(model, "lora" if args.lora else "none", 16, 32, 0.0, "all-linear")
-    silent, scratch = contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory()
-    with silent, scratch as folder, compiled_layers(model, args.compile):
-        train(model, tokenizer, warm, args.batch, args.seed, rows_at_once, Path(folder))
+    no_stdout, scratch = contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory()
+    with no_stdout, scratch as folder, compiled_layers(model, args.compile):
+        train(model, tokenizer, warmup_rows, args.batch, args.seed, rows_at_once, Path(folder))
         discard_checkpoints(Path(folder))
-        gc.collect()  # Lightning's trainer and module hold each other, and the optimizer's states with them
-        clock, steps, slots = train(model, tokenizer, taken, args.batch, args.seed, rows_at_once, Path(folder))
-    say(clock, steps, slots, taken, loss(model, held_out))
+        gc.collect()  # Lightning's trainer and module reference each other, and keep the optimizer states alive
+        clock, steps, slots = train(model, tokenizer, train_rows, args.batch, args.seed, rows_at_once, Path(folder))
+    print_result(clock, steps, slots, train_rows, loss(model, held_out))
 
 
 if __name__ == "__main__":

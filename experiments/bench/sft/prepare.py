@@ -1,7 +1,7 @@
-"""Write what all sides of the SFT line train on: token ids with labels, and a model of eight layers at random.
+"""Write the rows of the SFT line (token ids with labels), and an eight-layer model with random weights.
 
-Run it with the project's Python. The rows are made by the package's own reader and encoder, so that every side trains
-the very same tokens and only the assistants' words carry loss.
+Run it with the project's Python. The rows are loaded and tokenized by the package, so that every side trains on the
+same tokens and only assistant turns carry loss.
 """
 
 import argparse
@@ -19,21 +19,21 @@ from manners.data.tokenize import UNLIMITED, tokenize
 from manners.data.types import Conversation
 from manners.models.loading import load_tokenizer
 
-LENGTH = 512  # the tiny model's context
+MAX_LENGTH = 512  # the context of the tiny model
 
 
 def exchanges(chats: list[Conversation]) -> list[Conversation]:
-    """Each question with each of its answers, once, wherever in a tree they stand."""
-    found = {}
+    """Each question with each of its answers, once, at any depth of a tree."""
+    unique = {}
     for chat in chats:
-        for asked, answered in zip(chat.messages, chat.messages[1:], strict=False):
-            if answered["role"] == "assistant":
-                found[asked["content"], answered["content"]] = Conversation([asked, answered], chat.source)
-    return list(found.values())
+        for question, answer in zip(chat.messages, chat.messages[1:], strict=False):
+            if answer["role"] == "assistant":
+                unique[question["content"], answer["content"]] = Conversation([question, answer], chat.source)
+    return list(unique.values())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The rows and the model of the SFT line.")
+    parser = argparse.ArgumentParser(description="Write the rows and the model of the SFT line.")
     parser.add_argument("trees", help="OpenAssistant's trees, JSON Lines")
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
@@ -41,15 +41,17 @@ def main() -> None:
     tokenizer = load_tokenizer("tiny")
     settings = DatasetConfig(path=args.trees, format="oasst", validation_share=0.0, test_share=0.0)
     chats = load_splits(OmegaConf.structured(settings)).train
-    # Of whole conversations only those that fill the length are taken: so theirs do not vary.
-    whole = [chat for chat in chats if tokenize([chat], tokenizer, "assistant", UNLIMITED)[0].length >= LENGTH]
-    for name, rows in (("exchanges", exchanges(chats)), ("conversations", whole)):
-        examples = tokenize(rows, tokenizer, "assistant", LENGTH)
+    # Only conversations that fill the context are kept, so that all have the same length.
+    full_length = [
+        chat for chat in chats if tokenize([chat], tokenizer, "assistant", UNLIMITED)[0].length >= MAX_LENGTH
+    ]
+    for name, rows in (("exchanges", exchanges(chats)), ("conversations", full_length)):
+        examples = tokenize(rows, tokenizer, "assistant", MAX_LENGTH)
         random.Random(name).shuffle(examples)
         lines = [json.dumps({"input_ids": e.input_ids, "labels": e.labels}) + "\n" for e in examples]
         (args.out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    eight = args.out / "eight"
-    if not eight.exists():
+    model_dir = args.out / "eight"
+    if not model_dir.exists():
         torch.manual_seed(0)
         config = Qwen2Config(
             vocab_size=len(tokenizer),
@@ -58,13 +60,13 @@ def main() -> None:
             num_hidden_layers=8,
             num_attention_heads=8,
             num_key_value_heads=2,
-            max_position_embeddings=LENGTH,
+            max_position_embeddings=MAX_LENGTH,
             tie_word_embeddings=True,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-        Qwen2ForCausalLM(config).save_pretrained(eight)
-        tokenizer.save_pretrained(eight)
+        Qwen2ForCausalLM(config).save_pretrained(model_dir)
+        tokenizer.save_pretrained(model_dir)
 
 
 if __name__ == "__main__":

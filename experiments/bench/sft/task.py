@@ -1,6 +1,6 @@
-"""What the sides of the SFT line share: options, rows, the model, the clock, and the loss that they are compared by.
+"""What the sides of the SFT line share: options, rows, model, clock and held-out loss.
 
-Nothing here is the package's, so that the peers owe it nothing.
+This module does not import the package, so that the peers are independent of it.
 """
 
 import argparse
@@ -15,36 +15,38 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-RATE, CLIP = 5e-4, 1.0  # learning rate (constant) and the norm that gradients are clipped to; Adam as in torch
-HELD_OUT = 12  # rows at the end of the file, which nobody trains on
-IGNORE = -100
+LEARNING_RATE, MAX_GRAD_NORM = 5e-4, 1.0  # constant learning rate; Adam with torch's defaults
+HELD_OUT = 12  # rows at the end of the file that no side trains on
+IGNORE_INDEX = -100
 
-Row = dict[str, list[int]]  # input_ids and labels (T,): not shifted, IGNORE where there is no loss
+Row = dict[str, list[int]]  # input_ids and labels, each (T,): not shifted, IGNORE_INDEX where there is no loss
 
 
-def arguments(description: str, *more: str) -> argparse.Namespace:
-    """The options of every side; ``more`` are switches of one."""
+def arguments(description: str, *switches: str) -> argparse.Namespace:
+    """The options of every side; ``switches`` are flags of one side (with their aliases, after a space)."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", type=Path, required=True, help="folder of a causal language model")
     parser.add_argument("--rows", type=Path, required=True, help="JSON Lines of input_ids and labels")
-    parser.add_argument("--lora", action="store_true", help="LoRA of rank 16 on all linear layers, else all weights")
-    parser.add_argument("--steps", type=int, default=8, help="optimizer steps that are measured")
-    parser.add_argument("--batch", type=int, default=8, help="rows in an optimizer step")
-    parser.add_argument("--seed", type=int, default=0, help="which rows are taken, and their order")
-    for switch in more:
-        parser.add_argument(switch, action="store_true")
+    parser.add_argument(
+        "--lora", action="store_true", help="LoRA of rank 16 on all linear layers, instead of full fine-tuning"
+    )
+    parser.add_argument("--steps", type=int, default=8, help="measured optimizer steps")
+    parser.add_argument("--batch", type=int, default=8, help="rows per optimizer step")
+    parser.add_argument("--seed", type=int, default=0, help="selects the rows and their order")
+    for switch in switches:
+        parser.add_argument(*switch.split(), action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(args.seed)  # an adapter begins at random
+    torch.manual_seed(args.seed)  # for the initial weights of an adapter
     return args
 
 
 def rows(args: argparse.Namespace) -> tuple[list[Row], list[Row], list[Row]]:
-    """Rows for one step of warm-up, those that are measured, and held-out ones: the same on all sides."""
+    """Warm-up rows for one step, measured rows and held-out rows: the same on all sides."""
     lines = args.rows.read_text(encoding="utf-8").splitlines()
-    everything = [json.loads(line) for line in lines]
-    taken = random.Random(args.seed).sample(everything[:-HELD_OUT], args.batch * (args.steps + 1))
-    return taken[: args.batch], taken[args.batch :], everything[-HELD_OUT:]
+    all_rows = [json.loads(line) for line in lines]
+    sample = random.Random(args.seed).sample(all_rows[:-HELD_OUT], args.batch * (args.steps + 1))
+    return sample[: args.batch], sample[args.batch :], all_rows[-HELD_OUT:]
 
 
 def load(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -69,28 +71,28 @@ class Clock:
 
 @torch.no_grad()
 def loss(model: Any, held_out: list[Row]) -> float:
-    """Nats a token that carries loss, over rows that nobody trained on; each row by itself."""
+    """Nats per token that carries loss, over the held-out rows, one row at a time."""
     model.eval()
     total, count = 0.0, 0
     for row in held_out:
         labels = torch.tensor(row["labels"][1:])
         logits = model(input_ids=torch.tensor([row["input_ids"]]), use_cache=False).logits[0, :-1]
-        total += float(torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum"))
-        count += int((labels != IGNORE).sum())
+        total += float(torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum"))
+        count += int((labels != IGNORE_INDEX).sum())
     return total / count
 
 
-def say(clock: Clock, steps: int, slots: int, trained: list[Row], after: float) -> None:
-    """The side's line of JSON. ``slots`` are all tokens that the model read, padding too."""
-    read = sum(len(row["input_ids"]) for row in trained)
-    found = {
+def print_result(clock: Clock, steps: int, slots: int, trained: list[Row], held_out_loss: float) -> None:
+    """Print the side's line of JSON. ``slots`` counts all tokens that the model read, padding included."""
+    tokens = sum(len(row["input_ids"]) for row in trained)
+    result = {
         "cpu_s": round(clock.cpu_s, 4),
         "wall_s": round(clock.wall_s, 4),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10),
         "steps": steps,
-        "tokens": read,
-        "with_loss": sum(label != IGNORE for row in trained for label in row["labels"][1:]),
-        "fill": round(read / slots, 3),
-        "loss": round(after, 4),
+        "tokens": tokens,
+        "with_loss": sum(label != IGNORE_INDEX for row in trained for label in row["labels"][1:]),
+        "fill": round(tokens / slots, 3),
+        "loss": round(held_out_loss, 4),
     }
-    print(json.dumps(found))
+    print(json.dumps(result))

@@ -1,13 +1,13 @@
-"""How long a command takes until it has answered, or until the first loss of its training is told.
+"""How long a command takes to exit, or until it reports the first training loss.
 
     clock.py ours help          clock.py trl step          clock.py template typo
 
-Each run is a process of its own, which is stopped once its first loss is there. Seconds are from its start, CPU seconds
-those of all its processes.
+Each run is a new process, which is killed after its first loss. Wall seconds count from its start; CPU seconds
+are those of the process and its children.
 
-TRL's and the template's commands are those of their documentation. ``trl sft`` hands over to ``accelerate launch``,
-which starts Python anew; ``trl-script`` is its script without the launcher, the fastest way there is. The template
-trains its own digits network, on images at random, for one step, and then ends.
+The commands of TRL and the template are those of their documentation. ``trl sft`` goes through ``accelerate launch``,
+which starts Python again; ``trl-script`` is its script without the launcher, the fastest way to run it. The template
+trains its MNIST network for one step on random images, and exits.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def first_loss_of_trl(log: Path) -> bool:
     return "'loss'" in log.read_text()
 
 
-MARKS: dict[str, Callable[[Path], bool]] = {
+FIRST_LOSS: dict[str, Callable[[Path], bool]] = {
     "ours": first_loss_of_ours,
     "ours-plain": first_loss_of_ours,
     "trl": first_loss_of_trl,
@@ -79,11 +79,11 @@ MARKS: dict[str, Callable[[Path], bool]] = {
 }
 
 
-def spent(process: psutil.Process) -> float:
-    """CPU seconds of a process and of those that it started."""
+def cpu_seconds(process: psutil.Process) -> float:
+    """CPU seconds of a process and its descendants."""
     total = 0.0
-    for one in [process, *process.children(recursive=True)]:
-        times = one.cpu_times()
+    for p in [process, *process.children(recursive=True)]:
+        times = p.cpu_times()
         total += times.user + times.system + times.children_user + times.children_system
     return total
 
@@ -91,43 +91,43 @@ def spent(process: psutil.Process) -> float:
 def measure(side: str, what: str, log: Path) -> dict[str, float]:
     folder = ROOT / TEMPLATE if side == "template" else ROOT
     paths = os.pathsep.join(str(ROOT / p) for p in ("outputs/bench/start/packages", "experiments/bench/start"))
-    own = {"PYTHONPATH": paths} if side == "template" else {}
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | own
-    mark = MARKS.get(side) if what == "step" else None
+    extra = {"PYTHONPATH": paths} if side == "template" else {}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | extra
+    has_loss = FIRST_LOSS.get(side) if what == "step" else None
     with log.open("w") as out:
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        started = subprocess.Popen(
+        process = subprocess.Popen(
             [str(ROOT / w) if w == PYTHON else w for w in COMMANDS[side][what]],
             cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-        if mark is None:
-            code = started.wait()
+        if has_loss is None:
+            code = process.wait()
             wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
             if (code == 0) == (what == "typo"):
-                sys.exit(f"it ended with {code}: see {log}")
+                sys.exit(f"the command exited with {code}: see {log}")
             return {"wall_s": wall, "cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
-        while not mark(log):
-            if started.poll() is not None:
-                sys.exit(f"it ended before its first loss: see {log}")
+        while not has_loss(log):
+            if process.poll() is not None:
+                sys.exit(f"the command exited before its first loss: see {log}")
             time.sleep(0.02)
-        found = {"wall_s": time.perf_counter() - start, "cpu_s": spent(psutil.Process(started.pid))}
-        os.killpg(started.pid, signal.SIGKILL)
-        started.wait()
-        return found
+        result = {"wall_s": time.perf_counter() - start, "cpu_s": cpu_seconds(psutil.Process(process.pid))}
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("side", choices=list(COMMANDS))
     parser.add_argument("what", choices=["help", "typo", "step"])
-    parser.add_argument("--seed", type=int, default=0, help="says nothing here: all runs are alike")
+    parser.add_argument("--seed", type=int, default=0, help="ignored: all runs are equal")
     args = parser.parse_args()
-    for left in (ROOT / FOLDER / "ours" / "runs").glob("*"):
-        shutil.rmtree(left)
+    for run_dir in (ROOT / FOLDER / "ours" / "runs").glob("*"):
+        shutil.rmtree(run_dir)
     log = ROOT / FOLDER / f"{args.side}-{args.what}.log"
-    found = measure(args.side, args.what, log)
+    result = measure(args.side, args.what, log)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10
-    print(json.dumps({key: round(value, 3) for key, value in found.items()} | {"peak_rss_mb": round(peak)}))
+    print(json.dumps({key: round(value, 3) for key, value in result.items()} | {"peak_rss_mb": round(peak)}))
 
 
 if __name__ == "__main__":

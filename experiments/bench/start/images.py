@@ -1,4 +1,4 @@
-"""What the template trains on here: digits' shape, drawn at random, so that nothing is downloaded."""
+"""Random images in the shape of MNIST for the template, so that nothing is downloaded."""
 
 import torch
 from lightning import LightningDataModule
@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class Images(LightningDataModule):
-    def __init__(self, batch_size: int = 64, **_of_mnist: object) -> None:
+    def __init__(self, batch_size: int = 64, **_mnist_options: object) -> None:
         super().__init__()
         self.batch_size = batch_size
 

@@ -1,6 +1,6 @@
-"""Write the rows that the first step is taken on, and see that nothing has to be made for the first time.
+"""Write the training rows, and run each command once so that no cache is cold.
 
-Our MLflow store and TRL's copy of the rows are made once and then found, as they are for anyone who trains twice.
+Our MLflow store and TRL's cached dataset are created once and reused, as for anybody who trains twice.
 """
 
 import itertools
@@ -13,8 +13,8 @@ FOLDER = "outputs/bench/start"
 ROWS = f"{FOLDER}/rows"
 PYTHON = ".venv/bin/python"
 TINY = "src/manners/models/tiny"
-# A clone of GitHub's ashleve/lightning-hydra-template; and in the folder "packages" beside it what that wants beyond
-# our own environment: .venv/bin/pip install --no-deps --target outputs/bench/start/packages \
+# A clone of ashleve/lightning-hydra-template on GitHub. The folder "packages" next to it has what the template needs in
+# addition to our environment: .venv/bin/pip install --no-deps --target outputs/bench/start/packages \
 #     rootutils hydra-colorlog colorlog python-dotenv
 TEMPLATE = f"{FOLDER}/template"
 CORPUS = ROOT / "src" / "manners" / "data" / "corpora" / "strictbot" / "generated.jsonl"
@@ -24,8 +24,8 @@ def main() -> None:
     (ROOT / ROWS).mkdir(parents=True, exist_ok=True)
     with CORPUS.open(encoding="utf-8") as file:
         chats = [row["messages"] for row in map(json.loads, itertools.islice(file, 164))]
-    split = ["train"] * 160 + ["validation"] * 4
-    rows = [{"messages": chat, "split": part} for chat, part in zip(chats, split, strict=True)]
+    splits = ["train"] * 160 + ["validation"] * 4
+    rows = [{"messages": chat, "split": split} for chat, split in zip(chats, splits, strict=True)]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (ROOT / ROWS / "train.jsonl").write_text(text, encoding="utf-8")
     for side in ("ours", "trl"):

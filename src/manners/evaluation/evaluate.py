@@ -26,7 +26,7 @@ LOSS_BATCH_SIZE = 8  # a larger batch is no faster
 
 @dataclass(frozen=True)
 class Generation:
-    """One reply and what the judges say of it."""
+    """One reply and its classification."""
 
     prompt: str  # the user's last turn
     reply: str
@@ -34,7 +34,7 @@ class Generation:
     category: str = ""  # such as "wrong_fact", where the data has categories
     style: str = ""  # by the style judge
     matches_style: bool | None = None
-    fact_correct: bool | None = None  # whether the reply names the fact asked for, where the row says which
+    fact_correct: bool | None = None  # whether the reply names the fact of the row, where it has one
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class EvalResult:
     """A model on held-out rows, each number with its 95 % interval."""
 
     loss: Estimate  # nats per token that carries loss
-    eos_rate: Estimate | None  # share of the replies that end with EOS
+    eos_rate: Estimate | None  # fraction of the replies that end with EOS
     shown_generations: list[Generation]  # of the before/after table
-    style_accuracy: Estimate | None = None  # share of the replies with the style of their category
+    style_accuracy: Estimate | None = None  # fraction of the replies with the style of their category
     style_accuracy_by_group: dict[str, Estimate] = field(default_factory=dict)  # by category, and by origin of the row
-    fact_accuracy: Estimate | None = None  # share of the replies that name the right fact, where one is due
+    fact_accuracy: Estimate | None = None  # fraction of the replies that name the fact of their row
     generations: list[Generation] = field(default_factory=list)
     extra_metrics: dict[str, Estimate] = field(default_factory=dict)  # of the method, by their name in the report
     text_stats: dict[str, Estimate] = field(default_factory=dict)
@@ -121,8 +121,8 @@ def evaluate(
     fixed_prompts = fixed_prompts or stratified_sample(prompts, num_shown)
     prompts = prompts if style_judge or text_stats != "none" else []
     generations = generate_replies(model, tokenizer, prompts + fixed_prompts, style_judge, **generation)
-    judged = generations[: len(prompts)] if style_judge else []
-    facts = [g.fact_correct for g in judged if g.fact_correct is not None]
+    classified = generations[: len(prompts)] if style_judge else []
+    facts = [g.fact_correct for g in classified if g.fact_correct is not None]
     texts = [counted_text(p, g.reply) for p, g in zip(prompts, generations, strict=False)]
     texts = texts or [g.reply for g in generations]
     references = [counted_text(p, p.reference) for p in prompts if p.reference]
@@ -132,10 +132,12 @@ def evaluate(
         loss=bootstrap_ratio(*per_example_nll(model, examples, loss_batch_size)),
         eos_rate=proportion(sum(g.has_eos for g in generations), len(generations)) if generations else None,
         shown_generations=generations[len(prompts) :],
-        style_accuracy=proportion(sum(bool(g.matches_style) for g in judged), len(judged)) if judged else None,
-        style_accuracy_by_group=accuracy_by_group(prompts, judged),
+        style_accuracy=proportion(sum(bool(g.matches_style) for g in classified), len(classified))
+        if classified
+        else None,
+        style_accuracy_by_group=accuracy_by_group(prompts, classified),
         fact_accuracy=proportion(sum(facts), len(facts)) if facts else None,
-        generations=judged,
+        generations=classified,
         extra_metrics={name: point_estimate(value) for name, value in extra.items()},
         text_stats=count_text_stats(text_stats, texts),
         reference_text_stats=count_text_stats(text_stats, references),
@@ -150,13 +152,13 @@ def point_estimate(value: float) -> Estimate:
 def generate_replies(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], style_judge: bool, **generation: Any
 ) -> list[Generation]:
-    """The reply to each prompt, with the verdict of the style judge where it is asked for."""
+    """The reply to each prompt, with its style where ``style_judge`` is set."""
     replies = generate_texts(model, tokenizer, [p.messages for p in prompts], show="generating", **generation)
     return [make_generation(p, r, style_judge) for p, r in zip(prompts, replies, strict=True)]
 
 
 def counted_text(prompt: Prompt, reply: str) -> str:
-    """What text statistics count: the reply; of a text that was continued, the whole."""
+    """The text for the statistics: the reply, or prefix and continuation where a text was continued."""
     return with_reply(prompt.messages, reply).messages[-1]["content"]
 
 
@@ -172,7 +174,7 @@ def accuracy_by_group(prompts: list[Prompt], generations: list[Generation]) -> d
 
 
 def make_generation(prompt: Prompt, reply: Reply, style_judge: bool) -> Generation:
-    """A reply, judged by the category and the fact that its row names."""
+    """The reply, compared with the category and the fact of its row."""
     last_turn = prompt.messages[-1]["content"] if prompt.messages else ""
     if not style_judge:
         return Generation(last_turn, reply.text, reply.has_eos)

@@ -58,11 +58,8 @@ def document_text(document: Document) -> str:
     """The document with its special tokens; conversations are formatted as by the chat template."""
     if isinstance(document, str):
         return document + END_OF_TEXT
-    turns = [("user", user, "assistant", reply) for user, reply in document]
-    return (
-        "".join(f"{START_TURN}{u}\n{x}{END_TURN}\n{START_TURN}{a}\n{y}{END_TURN}\n" for u, x, a, y in turns)
-        + END_OF_TEXT
-    )
+    messages = [message for user, reply in document for message in (("user", user), ("assistant", reply))]
+    return "".join(f"{START_TURN}{role}\n{text}{END_TURN}\n" for role, text in messages) + END_OF_TEXT
 
 
 def encode_documents(texts: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:

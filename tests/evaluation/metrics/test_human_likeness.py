@@ -1,6 +1,6 @@
-"""What is counted in a user's turn: by hand on small turns, and on sixty real OpenAssistant trees where at hand.
+"""Text features of user turns: by hand, and on sixty OpenAssistant trees.
 
-The real file is looked for in the folder MANNERS_DATA, by default shared/data beside the checkout.
+The trees are read from the folder MANNERS_DATA, by default shared/data next to the checkout.
 """
 
 import json
@@ -13,9 +13,9 @@ import pytest
 
 from manners.errors import MannersError
 from manners.evaluation.metrics import human_likeness
-from manners.evaluation.metrics.human_likeness import FEATURES, SIGNS, compare_with_people, turn_features
+from manners.evaluation.metrics.human_likeness import BINARY_FEATURES, FEATURES, compare_with_people, turn_features
 
-SAID_BY_AN_ASSISTANT = [
+ASSISTANT_TURNS = [
     "As an AI language model, I cannot feel.",
     "as an ai developed by OpenAI, i have no opinion",
     "I'm just a language model, so ask a doctor.",
@@ -42,7 +42,7 @@ SAID_BY_AN_ASSISTANT = [
     "Steps:\n1. Boil water.\n2. Add tea.\n\n3. Wait.",
     "* red\n* green\n  * blue",
 ]
-SAID_BY_A_USER = [
+USER_TURNS = [
     "As an AI, what do you think of us?",
     "as an AI student i wonder how it works",
     "I am an AI researcher",
@@ -61,23 +61,19 @@ SAID_BY_A_USER = [
 ]
 
 
-@pytest.mark.parametrize("text", SAID_BY_AN_ASSISTANT)
-def test_a_user_who_speaks_like_an_assistant_breaks_the_role(text):
+@pytest.mark.parametrize("text", ASSISTANT_TURNS)
+def test_role_breaks_match_assistant_phrases(text):
     assert turn_features(text)["role breaks"] == 1
 
 
-@pytest.mark.parametrize("text", SAID_BY_A_USER)
-def test_a_user_who_speaks_like_one_does_not(text):
+@pytest.mark.parametrize("text", USER_TURNS)
+def test_role_breaks_do_not_match_user_turns(text):
     assert turn_features(text)["role breaks"] == 0
 
 
-def signs(text):
-    return [name for name in SIGNS if turn_features(text)[name]]
-
-
-LOW, OPEN, ASKS, GREETS, THANKS = (
+LOWER, OPEN, ASKS, GREETS, THANKS = (
     "starts in lower case",
-    "ends without a mark",
+    "ends without punctuation",
     "asks a question",
     "greets",
     "says please or thanks",
@@ -85,126 +81,126 @@ LOW, OPEN, ASKS, GREETS, THANKS = (
 
 
 @pytest.mark.parametrize(
-    ("text", "has"),
+    ("text", "expected"),
     [
         ("Why?", [ASKS]),
-        ("how do i open it", [ASKS, LOW, OPEN]),
+        ("how do i open it", [ASKS, LOWER, OPEN]),
         ("It broke. Can it be mended?", [ASKS]),
         ("See /find?q=1.", []),
         ("Hey there, is it late?", [ASKS, GREETS]),
         ("They said hello.", []),
-        ("hidden \n", [LOW, OPEN]),
-        ("- 'tis all. Thanks!", [THANKS, LOW]),
-        ("ça va. Pls", [THANKS, LOW, OPEN]),
+        ("hidden \n", [LOWER, OPEN]),
+        ("- 'tis all. Thanks!", [THANKS, LOWER]),
+        ("ça va. Pls", [THANKS, LOWER, OPEN]),
         ("3 apples (red)", []),
         ("42", [OPEN]),
         (" ", []),
     ],
 )
-def test_what_a_turn_has_or_not(text, has):
-    assert sorted(signs(text)) == sorted(has)
+def test_binary_features(text, expected):
+    features = turn_features(text)
+    assert sorted(name for name in BINARY_FEATURES if features[name]) == sorted(expected)
 
 
 @pytest.mark.parametrize(
-    ("text", "words", "sentences", "slips"),
+    ("text", "words", "sentences", "misspelled"),
     [
         ("I don't know. Do you?", 5, 2, 0),
         ("i dont know, do u?", 5, 1, 3),
-        ("i think i've recieved it\n\nTeh end", 7, 2, 3),  # "recieve" is listed, and its past is not
-        ("Thats definately 3.5 euros", 5, 1, 2),  # 3.5 is two words and no end
+        ("i think i've recieved it\n\nTeh end", 7, 2, 3),  # "recieve" is listed, its past tense is not
+        ("Thats definately 3.5 euros", 5, 1, 2),  # 3.5 is two words and does not end a sentence
         ("for i in range(u): i.e. the U.S.", 10, 2, 0),
         ("...", 0, 1, 0),
         ("", 0, 1, 0),
     ],
 )
-def test_what_a_turn_has_much_of(text, words, sentences, slips):
-    found = turn_features(text)
-    assert found["words"] == words
-    assert found["words a sentence"] == words / sentences
-    assert found["misspelt words, share"] == slips / max(1, words)
+def test_numeric_features(text, words, sentences, misspelled):
+    features = turn_features(text)
+    assert features["words"] == words
+    assert features["words per sentence"] == words / sentences
+    assert features["misspelled words"] == misspelled / max(1, words)
 
 
-def test_every_listed_spelling_is_found_and_stands_there_once():
-    listed = human_likeness.SPELLINGS.split("|")
-    assert len(listed) == len(set(listed)) > 100
-    assert [
-        word for word in listed if turn_features(f"So {word.capitalize()}, no")["misspelt words, share"] != 1 / 3
-    ] == []
+def test_every_listed_misspelling_is_matched_once():
+    words = human_likeness.SPELLINGS.split("|")
+    fractions = {word: turn_features(f"So {word.capitalize()}, no")["misspelled words"] for word in words}
+    assert len(words) == len(fractions)
+    assert set(fractions.values()) == {1 / 3}
 
 
-def lines(generated, people, seed=0):
-    return {line.name: line for line in compare_with_people(generated, people, seed)}
+def compare(generated, human, seed=0):
+    return {c.name: c for c in compare_with_people(generated, human, seed)}
 
 
-def test_every_feature_has_a_line_and_the_variety_two():
-    found = compare_with_people(["Why not?", "no"], ["why", "Yes, but why?"], seed=0)
-    assert [line.name for line in found] == [*FEATURES, "distinct-1", "distinct-2"]
+def test_compare_with_people_has_all_features_and_distinct_n():
+    comparisons = compare_with_people(["Why not?", "no"], ["why", "Yes, but why?"], seed=0)
+    assert [c.name for c in comparisons] == [*FEATURES, "distinct-1", "distinct-2"]
 
 
-def test_the_distance_of_a_sign_is_the_difference_of_its_shares():
-    found = lines(["Why?"] * 3 + ["No."], ["Why?"] + ["No."] * 4)[ASKS]
-    assert (found.generated.value, found.human.value) == (0.75, 0.2)
-    assert found.distance == pytest.approx(0.55)
-    none = lines(["No."] * 10, ["No."] * 10)[ASKS]
-    assert 0 < none.human.high == none.generated.high < 0.5  # none of ten is not surely none
+def test_distance_of_a_binary_feature():
+    result = compare(["Why?"] * 3 + ["No."], ["Why?"] + ["No."] * 4)[ASKS]
+    assert (result.generated.value, result.human.value) == (0.75, 0.2)
+    assert result.distance == pytest.approx(0.55)
+    never = compare(["No."] * 10, ["No."] * 10)[ASKS]
+    assert 0 < never.human.high == never.generated.high < 0.5  # Wilson's interval of 0 of 10
 
 
-def test_the_distance_of_an_amount_is_the_widest_gap_between_the_shares_up_to_it():
+def test_distance_of_a_numeric_feature_is_kolmogorov_smirnov():
     # 1, 2, 3, 4 words against 3, 4, 5, 6, 7: up to two words are 2/4 of the turns and 0/5, up to four 4/4 and 2/5.
     turns = [" ".join("abcdefg"[:n]) + "." for n in range(8)]
-    found = lines(turns[1:5], turns[3:8])["words"]
-    assert (found.generated.value, found.human.value) == (2.5, 5.0)
-    assert found.generated.low < 2.5 < found.generated.high
-    assert found.distance == pytest.approx(0.6)
+    result = compare(turns[1:5], turns[3:8])["words"]
+    assert (result.generated.value, result.human.value) == (2.5, 5.0)
+    assert result.generated.low < 2.5 < result.generated.high
+    assert result.distance == pytest.approx(0.6)
 
 
-def test_distinct_counts_runs_of_words_within_turns():
-    # 16 words against 8, so 4 are drawn of each: of "a b a b" two differ, of eight different ones all four.
-    # 8 pairs (all "a b", since none goes from turn to turn) against 7, so 3 are drawn: 1/3, and again all.
-    found = lines(["a B", "A b"] * 4, ["a b c d e f g h"])
-    one, two = found["distinct-1"], found["distinct-2"]
+def test_distinct_n_counts_ngrams_within_turns():
+    # 16 words against 8, so 4 of each are drawn: 2 of "a b a b" are different, and all 4 of the eight words.
+    # 8 bigrams (all "a b", since none spans two turns) against 7, so 3 are drawn: 1/3, and again all different.
+    result = compare(["a B", "A b"] * 4, ["a b c d e f g h"])
+    one, two = result["distinct-1"], result["distinct-2"]
     assert (one.generated.value, one.human.value, one.distance) == (0.5, 1.0, 0.5)
     assert two.generated.value == two.generated.high == 1 / 3
     assert (two.human.value, two.distance) == (1.0, pytest.approx(2 / 3))
 
 
-def naive(turns):
-    said = " ".join(turns).split()
-    return len(set(said)) / len(said)
+def type_token_ratio(turns):
+    words = " ".join(turns).split()
+    return len(set(words)) / len(words)
 
 
-def test_variety_is_the_same_however_many_turns_were_made():
+def test_distinct_n_does_not_depend_on_the_number_of_turns():
     rng = random.Random(0)
     few, many = (
         [" ".join(f"w{int(rng.paretovariate(0.4))}" for _ in range(rng.randint(3, 12))) for _ in range(n)]
         for n in (150, 1500)
     )
-    found = human_likeness.distinct_n(few, many, 1, seed=0)
-    assert naive(few) - naive(many) > 0.1
-    assert found.distance < 0.03
-    assert found.generated.low < found.human.value < found.generated.high
-    assert human_likeness.distinct_n(many, few, 1, seed=0).human == found.generated
+    result = human_likeness.compare_distinct_n(few, many, 1, seed=0)
+    assert type_token_ratio(few) - type_token_ratio(many) > 0.1
+    assert result.distance < 0.03
+    assert result.generated.low < result.human.value < result.generated.high
+    assert human_likeness.compare_distinct_n(many, few, 1, seed=0).human == result.generated
 
 
-def test_the_interval_of_the_variety_is_as_wide_as_samples_of_such_turns_differ():
+def test_distinct_n_interval_matches_the_sampling_distribution():
     rng = random.Random(1)
     values, widths = [], []
     for seed in range(40):
         turns = [" ".join(f"w{int(rng.paretovariate(0.4))}" for _ in range(5)) for _ in range(60)]
-        found = human_likeness.distinct_n(turns, turns, 1, seed).generated
-        values.append(found.value)
-        widths.append(found.high - found.low)
-    middle = sorted(values)[1:-1]  # 95 of 100
-    assert 0.6 < (sum(widths) / 40) / (middle[-1] - middle[0]) < 1.6
+        result = human_likeness.compare_distinct_n(turns, turns, 1, seed).generated
+        values.append(result.value)
+        widths.append(result.high - result.low)
+    central = sorted(values)[1:-1]  # 95 %
+    assert 0.6 < (sum(widths) / 40) / (central[-1] - central[0]) < 1.6
 
 
-def test_turns_too_short_for_a_run_have_no_variety():
-    found = lines(["no"] * 4, ["yes"] * 4)
-    assert found["distinct-1"].generated.value == 0.5  # two of the four are drawn, and are the same
-    assert math.isnan(found["distinct-2"].human.value) and math.isnan(found["distinct-2"].distance)
+def test_distinct_2_is_nan_without_bigrams():
+    result = compare(["no"] * 4, ["yes"] * 4)
+    assert result["distinct-1"].generated.value == 0.5  # two of the four words are drawn, and are equal
+    assert math.isnan(result["distinct-2"].human.value) and math.isnan(result["distinct-2"].distance)
 
 
-def test_the_same_seed_gives_the_same_lines():
+def test_compare_with_people_is_deterministic_by_seed():
     turns = ["one two three", "two", "three four", "five six seven eight"], ["one two", "nine", "ten two one"]
     assert (
         compare_with_people(*turns, seed=3)
@@ -213,44 +209,45 @@ def test_the_same_seed_gives_the_same_lines():
     )
 
 
-@pytest.mark.parametrize(("generated", "people"), [([], ["a"]), (["a"], [])])
-def test_nothing_is_compared_with_nothing(generated, people):
+@pytest.mark.parametrize(("generated", "human"), [([], ["a"]), (["a"], [])])
+def test_compare_with_people_raises_without_turns(generated, human):
     with pytest.raises(MannersError, match=r"generated turns to compare with .* dataset\.test_share"):
-        compare_with_people(generated, people, seed=0)
+        compare_with_people(generated, human, seed=0)
 
 
-# --- The real file ---
+# --- OpenAssistant ---
 
 
 @pytest.fixture(scope="module")
-def said():
-    """(even line or odd, role) → texts, without those of a model. The rules were written on the even lines alone."""
+def texts_by_half():
+    """(line number modulo 2, role) → texts written by people. The rules were developed on the even lines."""
     shared = Path(os.environ.get("MANNERS_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
     path = shared / "oasst_trees_60.jsonl"
     if not path.is_file():
-        pytest.skip(f"{path} is not there")
-    found = {(odd, role): [] for odd in (0, 1) for role in ("prompter", "assistant")}
+        pytest.skip(f"{path} does not exist")
+    result = {(odd, role): [] for odd in (0, 1) for role in ("prompter", "assistant")}
     for number, line in enumerate(path.read_text("utf-8").splitlines()):
-        todo = [json.loads(line)["prompt"]]
-        for message in todo:
-            todo += message["replies"]
+        queue = [json.loads(line)["prompt"]]
+        for message in queue:
+            queue += message["replies"]
             if not message["synthetic"]:
-                found[number % 2, message["role"]].append(message["text"])
-    return found
+                result[number % 2, message["role"]].append(message["text"])
+    return result
 
 
-def test_role_breaks_are_in_what_real_assistants_say_and_hardly_in_what_real_users_say(said):
-    """Measured: 98 of 203 and 0 of 137 where the rules were written, 75 of 186 and 2 of 141 in the other half."""
-    flagged = {key: sum(map(FEATURES["role breaks"], texts)) / len(texts) for key, texts in said.items()}
-    assert flagged[0, "assistant"] > 0.4 and flagged[1, "assistant"] > 0.33
-    assert flagged[0, "prompter"] < 0.02 and flagged[1, "prompter"] < 0.04
+def test_role_breaks_match_assistants_and_hardly_ever_users(texts_by_half):
+    """Measured: 98 of 203 and 0 of 137 in the half of development, 75 of 186 and 2 of 141 in the other half."""
+    rates = {key: sum(map(FEATURES["role breaks"], texts)) / len(texts) for key, texts in texts_by_half.items()}
+    assert rates[0, "assistant"] > 0.4 and rates[1, "assistant"] > 0.33
+    assert rates[0, "prompter"] < 0.02 and rates[1, "prompter"] < 0.04
 
 
-def test_real_users_differ_from_real_assistants_as_one_would_expect(said):
-    users = said[0, "prompter"] + said[1, "prompter"]
-    found = lines(said[0, "assistant"] + said[1, "assistant"], users)
-    more, less = [ASKS, LOW, OPEN, THANKS, "misspelt words, share"], ["role breaks", "words", "words a sentence"]
-    assert [name for name in more if found[name].human.low < found[name].generated.value] == []
-    assert [name for name in less if found[name].human.high > found[name].generated.value] == []
-    same = lines(users[::2], users[1::2])
-    assert max(line.distance for line in same.values()) < 0.2
+def test_features_separate_users_from_assistants(texts_by_half):
+    users = texts_by_half[0, "prompter"] + texts_by_half[1, "prompter"]
+    result = compare(texts_by_half[0, "assistant"] + texts_by_half[1, "assistant"], users)
+    higher = [ASKS, LOWER, OPEN, THANKS, "misspelled words"]
+    lower = ["role breaks", "words", "words per sentence"]
+    assert [name for name in higher if result[name].human.low < result[name].generated.value] == []
+    assert [name for name in lower if result[name].human.high > result[name].generated.value] == []
+    halves = compare(users[::2], users[1::2])
+    assert max(c.distance for c in halves.values()) < 0.2

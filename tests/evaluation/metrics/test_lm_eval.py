@@ -1,4 +1,4 @@
-"""What lm-eval is asked and what is made of its answer, by a stand-in; and the real one, where it is installed."""
+"""Calls to lm-eval and the conversion of its results, with a fake; and the real package where it is installed."""
 
 import json
 import math
@@ -39,83 +39,83 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 
 
 @pytest.fixture
-def stand_in(monkeypatch):
-    """lm-eval's own names, and what they are called with."""
-    asked = {}
+def fake_lm_eval(monkeypatch):
+    """Modules with lm-eval's names; yields the arguments of the calls."""
+    calls = {}
 
     class TaskManager:
         def __init__(self, include_path, include_defaults):
             self.all_tasks = ["arc_easy", "gsm8k"] if include_defaults else []
             self.all_subtasks = ["one", "two"] if "full" in str(include_path) else []
-            asked.setdefault("listed", []).append((include_path, include_defaults))
+            calls.setdefault("listed", []).append((include_path, include_defaults))
 
-    def simple_evaluate(model, **how):
-        asked.update(how, model=model)
-        if how["tasks"] == ["gsm8k"]:
+    def simple_evaluate(model, **kwargs):
+        calls.update(kwargs, model=model)
+        if kwargs["tasks"] == ["gsm8k"]:
             raise ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub\nmore")
         return {"results": RESULTS}
 
-    parts = {
+    modules = {
         "lm_eval": {"simple_evaluate": simple_evaluate},
         "lm_eval.models": {},
-        "lm_eval.models.huggingface": {"HFLM": lambda **how: how},
+        "lm_eval.models.huggingface": {"HFLM": lambda **kwargs: kwargs},
         "lm_eval.tasks": {"TaskManager": TaskManager},
     }
-    for name, content in parts.items():
+    for name, content in modules.items():
         module = ModuleType(name)
         module.__dict__.update(content)
         monkeypatch.setitem(sys.modules, name, module)
-    return asked
+    return calls
 
 
 MODEL, TOKENIZER = SimpleNamespace(), SimpleNamespace()
 
 
-def test_values_with_their_intervals(stand_in):
-    found = lm_eval.run_lm_eval(MODEL, TOKENIZER, ["arc_easy"], 8, 40)
-    assert found == {
+def test_run_lm_eval_values_and_intervals(fake_lm_eval):
+    result = lm_eval.run_lm_eval(MODEL, TOKENIZER, ["arc_easy"], 8, 40)
+    assert result == {
         "arc_easy/acc": Estimate(0.5, pytest.approx(0.304), pytest.approx(0.696)),
         "gsm8k/exact_match/strict-match": Estimate(0.25, 0.25, 0.25),
     }
-    assert stand_in["model"] == {"pretrained": MODEL, "tokenizer": TOKENIZER, "batch_size": 8}
-    assert (stand_in["tasks"], stand_in["limit"]) == (["arc_easy"], 40)
+    assert fake_lm_eval["model"] == {"pretrained": MODEL, "tokenizer": TOKENIZER, "batch_size": 8}
+    assert (fake_lm_eval["tasks"], fake_lm_eval["limit"]) == (["arc_easy"], 40)
 
 
-def test_folders_and_files_are_tasks_too(stand_in, tmp_path):
+def test_run_lm_eval_accepts_folders_and_files(fake_lm_eval, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "mine.yaml").touch()
     folder, file = str(tmp_path / "full"), str(tmp_path / "mine.yaml")
     lm_eval.run_lm_eval(MODEL, TOKENIZER, [folder, file], 8, None)
-    assert stand_in["tasks"] == ["one", "two", file]
-    assert stand_in["listed"][0] == ([folder], False)  # none of lm-eval's own is named: they are not listed
+    assert fake_lm_eval["tasks"] == ["one", "two", file]
+    assert fake_lm_eval["listed"][0] == ([folder], False)  # lm-eval's own tasks are listed only where one is named
     lm_eval.run_lm_eval(MODEL, TOKENIZER, [folder, "arc_easy"], 8, None)
-    assert stand_in["tasks"] == ["one", "two", "arc_easy"]
+    assert fake_lm_eval["tasks"] == ["one", "two", "arc_easy"]
 
 
-def test_what_is_no_task_is_refused(stand_in, tmp_path):
-    with pytest.raises(MannersError, match=r"lm_eval=arc_eesy is neither.*Near: arc_easy"):
+def test_run_lm_eval_raises_for_unknown_tasks(fake_lm_eval, tmp_path):
+    with pytest.raises(MannersError, match=r"lm_eval=arc_eesy is neither.*Did you mean arc_easy"):
         lm_eval.run_lm_eval(MODEL, TOKENIZER, ["arc_eesy"], 8, None)
     with pytest.raises(MannersError, match="lm-eval ls tasks"):
         lm_eval.run_lm_eval(MODEL, TOKENIZER, [str(tmp_path / "nothing.yaml")], 8, None)
     with pytest.raises(MannersError, match="no yaml file in this folder"):
         lm_eval.run_lm_eval(MODEL, TOKENIZER, [str(tmp_path)], 8, None)
-    with pytest.raises(MannersError, match=r"Couldn't reach 'openai/gsm8k' on the Hub\. lm-eval takes its data"):
+    with pytest.raises(MannersError, match=r"Couldn't reach 'openai/gsm8k' on the Hub\. lm-eval downloads its data"):
         lm_eval.run_lm_eval(MODEL, TOKENIZER, ["gsm8k"], 8, None)
 
 
 @torch.no_grad()
-def likeliest(model, tokenizer, row):
-    """The choice with the highest log-probability after the question, as lm-eval asks it."""
-    start = tokenizer(row["q"])["input_ids"]
+def most_likely_choice(model, tokenizer, row):
+    """The choice with the highest log-probability after the question, as lm-eval computes it."""
+    prompt_ids = tokenizer(row["q"])["input_ids"]
     scores = []
     for choice in row["choices"]:
-        ids = torch.tensor([start + tokenizer(" " + choice)["input_ids"]])
-        told = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
-        scores.append(told[len(start) - 1 :].sum().item())
+        ids = torch.tensor([prompt_ids + tokenizer(" " + choice)["input_ids"]])
+        logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+        scores.append(logprobs[len(prompt_ids) - 1 :].sum().item())
     return scores.index(max(scores))
 
 
-def test_the_real_one_on_data_of_one_s_own(tmp_path, tokenizer, small_qwen2):
+def test_real_lm_eval_on_a_local_task(tmp_path, tokenizer, small_qwen2):
     pytest.importorskip("lm_eval", reason="an extra: pip install '.[eval]'")
     model = prepare_for_training(small_qwen2, "lora", 4, 8, 0.0, "all-linear").eval()
     with torch.no_grad():
@@ -126,12 +126,12 @@ def test_the_real_one_on_data_of_one_s_own(tmp_path, tokenizer, small_qwen2):
     (tmp_path / "tasks").mkdir()
     for name in ("first", "second"):
         (tmp_path / "tasks" / f"{name}.yaml").write_text(TASK.format(name=name, rows=rows))
-    right = [likeliest(model, tokenizer, row) == row["a"] for row in ROWS]
-    assert 0 < sum(right) < len(right)
-    found = lm_eval.run_lm_eval(model, tokenizer, [str(tmp_path / "tasks")], 2, None)
-    share = sum(right) / 4
-    wide = 1.96 * math.sqrt(share * (1 - share) / 3)  # the standard error of a mean of four
-    wanted = Estimate(share, pytest.approx(share - wide), pytest.approx(share + wide))
-    assert found == {"first/acc": wanted, "second/acc": wanted}
-    few = lm_eval.run_lm_eval(model, tokenizer, [str(tmp_path / "tasks" / "first.yaml")], 2, 3)
-    assert few["first/acc"].value == pytest.approx(sum(right[:3]) / 3)
+    correct = [most_likely_choice(model, tokenizer, row) == row["a"] for row in ROWS]
+    assert 0 < sum(correct) < len(correct)
+    result = lm_eval.run_lm_eval(model, tokenizer, [str(tmp_path / "tasks")], 2, None)
+    accuracy = sum(correct) / 4
+    half_width = 1.96 * math.sqrt(accuracy * (1 - accuracy) / 3)  # standard error of a mean of four
+    expected = Estimate(accuracy, pytest.approx(accuracy - half_width), pytest.approx(accuracy + half_width))
+    assert result == {"first/acc": expected, "second/acc": expected}
+    limited = lm_eval.run_lm_eval(model, tokenizer, [str(tmp_path / "tasks" / "first.yaml")], 2, 3)
+    assert limited["first/acc"].value == pytest.approx(sum(correct[:3]) / 3)

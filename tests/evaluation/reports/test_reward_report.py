@@ -20,10 +20,22 @@ from manners.evaluation.reports.reward_report import (
     worst_pairs,
 )
 
-ASKED = [{"role": "user", "content": "First."}, {"role": "assistant", "content": "Yes."}]
-PROMPT = [*ASKED, {"role": "user", "content": "What | now?"}]
+HISTORY = [{"role": "user", "content": "First."}, {"role": "assistant", "content": "Yes."}]
+PROMPT = [*HISTORY, {"role": "user", "content": "What | now?"}]
 REPLIES = [ScoredReply(PROMPT, f"This is reply number {i}, of some words.", i / 10) for i in range(11)]
-PREDICTED = [0.1, 0.1, 0.2, 0.3, 0.4, 0.95, 0.6, 0.7, 0.8, 0.3, 1.0]  # wrong are 0 by 0.1, 5 by 0.45, 9 by -0.6
+PREDICTED = [
+    0.1,
+    0.1,
+    0.2,
+    0.3,
+    0.4,
+    0.95,
+    0.6,
+    0.7,
+    0.8,
+    0.3,
+    1.0,
+]  # errors: 0.1 in row 0, 0.45 in row 5, -0.6 in row 9
 
 
 @pytest.fixture
@@ -33,85 +45,83 @@ def quality():
 
 @pytest.fixture
 def sanity():
-    return check_sanity(lambda asked: [float(len(reply)) for _, reply in asked], REPLIES, REPLIES, seed=1)
+    return check_sanity(lambda replies: [float(len(reply)) for _, reply in replies], REPLIES, REPLIES, seed=1)
 
 
-def test_the_worst_errors_come_first_whatever_their_sign():
-    found = worst_errors(REPLIES, PREDICTED, 3)
-    assert [(r["true"], r["predicted"]) for r in found] == [("0.90", "0.30"), ("0.50", "0.95"), ("0.00", "0.10")]
-    assert found[0]["prompt"] == "What | now?"
-    assert found[0]["reply"] == "This is reply number 9, of some words."
+def test_worst_errors_are_sorted_by_magnitude():
+    result = worst_errors(REPLIES, PREDICTED, 3)
+    assert [(r["true"], r["predicted"]) for r in result] == [("0.90", "0.30"), ("0.50", "0.95"), ("0.00", "0.10")]
+    assert result[0]["prompt"] == "What | now?"
+    assert result[0]["reply"] == "This is reply number 9, of some words."
     assert len(worst_errors(REPLIES, PREDICTED)) == 5
     assert worst_errors([ScoredReply([], "Plain.", 1.0)], [0.5])[0]["prompt"] == "–"
 
 
-def test_the_worst_pairs_are_those_in_the_wrong_order():
+def test_worst_pairs_are_ordered_incorrectly():
     pairs = [PreferencePair(PROMPT, f"good {i}", f"bad {i}") for i in range(4)]
-    found = worst_pairs(pairs, [1.0, 0.0, 2.0, 1.0], [0.0, 0.5, 5.0, 1.0])
-    assert [(r["chosen"], r["scores"]) for r in found] == [
+    result = worst_pairs(pairs, [1.0, 0.0, 2.0, 1.0], [0.0, 0.5, 5.0, 1.0])
+    assert [(r["chosen"], r["scores"]) for r in result] == [
         ("good 2", "2.00 < 5.00"),
         ("good 1", "0.00 < 0.50"),
         ("good 3", "1.00, both"),
     ]
 
 
-def test_the_table_sets_the_model_beside_the_mean(quality):
+def test_reward_numbers_of_model_and_baseline(quality):
     table = {name: (baseline, model) for name, baseline, model in reward_numbers(quality)}
     # squares of the errors 0.1, 0.45, -0.6 sum to 0.5725; of 0.5 from 0, 0.1, … 1, to 1.1; over 11 rows each
     baseline, model = table["mean squared error"]
     assert model.startswith(f"{0.5725 / 11:.3f} [")
     assert baseline.startswith("0.100 [")
-    assert table["explained variance, R²"][1].startswith(f"{1 - 0.5725 / 1.1:.3f} [")
-    assert table["explained variance, R²"][0].startswith("0.000 [")  # the training mean is that held out
-    assert table["correlation, Spearman"][0] == "–"
-    # Of the first prompt's ten pairs one is tied. Of the second's fifteen, the first reply is put over four better
-    # ones, and the last but one under three worse ones besides: (9.5 + 8) / 25.
-    baseline, model = table["pairs of a prompt ordered rightly"]
+    assert table["R²"][1].startswith(f"{1 - 0.5725 / 1.1:.3f} [")
+    assert table["R²"][0].startswith("0.000 [")  # the training mean equals the held-out mean
+    assert table["Spearman correlation"][0] == "–"
+    # One of the first prompt's ten pairs is a tie. Of the second's fifteen, the first reply scores above four better
+    # ones, and the last but one also below three worse ones: (9.5 + 8) / 25.
+    baseline, model = table["pair accuracy"]
     assert baseline == "50.0 %"
     assert model.startswith("70.0 % [")
     assert len(table) == 7
 
 
-def test_the_table_of_pairs():
+def test_reward_numbers_of_pairs():
     (name, baseline, model), margin = reward_numbers(pairwise_quality([1, 2, 3, 1], [0, 0, 1, 2]))
-    assert (name, baseline) == ("pairs of a prompt ordered rightly", "50.0 %")
+    assert (name, baseline) == ("pair accuracy", "50.0 %")
     assert model.startswith("75.0 % [")
     assert margin[2].startswith("1.000 [")
 
 
-def test_what_was_not_measured_has_no_line():
+def test_reward_numbers_leave_out_what_was_not_measured():
     names = [name for name, _, _ in reward_numbers(regression_quality([1, 2, 4], [1, 2, 3]))]
-    assert "pairs of a prompt ordered rightly" not in names
-    assert "error with length, Spearman" not in names
-    assert reward_numbers(regression_quality([1, 1], [1, 2]))[3] == ("correlation, Pearson", "–", "–")
+    assert "pair accuracy" not in names
+    assert "Spearman correlation of error and length" not in names
+    assert reward_numbers(regression_quality([1, 1], [1, 2]))[3] == ("Pearson correlation", "–", "–")
 
 
-def test_markdown_holds_three_tables_and_no_stray_bar(quality, sanity):
+def test_reward_markdown_has_three_tables_and_escapes_bars(quality, sanity):
     text = reward_markdown("strictbot", quality, sanity, worst_errors(REPLIES, PREDICTED))
     assert text.startswith("# strictbot\n")
     widths = [line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")]
-    assert (
-        widths == [4] * 9 + [5] * 10 + [5] * 7
-    )  # 2 lines of heading; then 7 measures, all and 7 kinds of spoiling, 5 errors
+    assert widths == [4] * 9 + [5] * 10 + [5] * 7  # 2 lines of header each; 7 metrics, all and 7 corruptions, 5 errors
     assert "What \\| now?" in text
-    assert "11 replies held out and 25 pairs of them, to 2 prompts" in text
-    alone = reward_markdown("strictbot", pairwise_quality([1, 2], [0, 1]), None, [])
-    assert "## " not in alone
-    assert "2 pairs held out, to 2 prompts" in alone
+    assert "11 held-out replies, 25 pairs of them, for 2 prompts" in text
+    minimal = reward_markdown("strictbot", pairwise_quality([1, 2], [0, 1]), None, [])
+    assert "## " not in minimal
+    assert "2 held-out pairs for 2 prompts" in minimal
 
 
-def test_the_terminal_shows_the_same_numbers(quality, sanity, capsys):
+def test_show_reward_report_prints_the_same_numbers(quality, sanity, capsys):
     show_reward_report(Console(width=160), quality, sanity, worst_errors(REPLIES, PREDICTED))
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     for _, baseline, model in reward_numbers(quality):
-        assert baseline in shown and model in shown
-    assert sanity.passed.percent() in shown
-    assert "This is reply number 9" in shown
+        assert baseline in output and model in output
+    assert sanity.accuracy.percent() in output
+    assert "This is reply number 9" in output
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that are drawn, kept open to be looked at."""
+    """The figures that were drawn, kept open for inspection."""
     kept, close = [], plt.close
     monkeypatch.setattr(plt, "close", kept.append)
     yield kept
@@ -120,25 +130,25 @@ def drawn(monkeypatch):
 
 
 def assert_readable(figure, file):
-    """Every word lies within the figure, and no two labels of an axis touch each other."""
+    """All text is within the figure, and no tick labels of an axis overlap."""
     assert file.stat().st_size > 5000
-    figure.canvas.draw()  # at the screen's dpi again, which is not the file's
+    figure.canvas.draw()  # at the dpi of the screen, which differs from that of the file
     renderer = figure.canvas.get_renderer()
-    whole = figure.bbox
-    words = [t for t in figure.findobj(plt.Text) if t.get_visible() and t.get_text().strip()]
+    bounds = figure.bbox
+    texts = [t for t in figure.findobj(plt.Text) if t.get_visible() and t.get_text().strip()]
     ticks = []
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())
             labels = [t.label1 for t in axis.get_major_ticks() if low <= t.get_loc() <= high]
             ticks += [labels]
-            beyond = [t.label1 for t in axis.get_major_ticks() if not low <= t.get_loc() <= high]
-            words = [w for w in words if w not in beyond]  # matplotlib makes ticks beyond the ends and draws them not
-    assert len(words) > 10
-    for word in words:
-        box = word.get_window_extent(renderer)
-        inside = whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1
-        assert inside, f"{word.get_text()!r} is clipped"
+            hidden = [t.label1 for t in axis.get_major_ticks() if not low <= t.get_loc() <= high]
+            texts = [t for t in texts if t not in hidden]  # ticks beyond the ends exist, but are not drawn
+    assert len(texts) > 10
+    for text in texts:
+        box = text.get_window_extent(renderer)
+        inside = bounds.x0 <= box.x0 and box.x1 <= bounds.x1 and bounds.y0 <= box.y0 and box.y1 <= bounds.y1
+        assert inside, f"{text.get_text()!r} is clipped"
     for labels in ticks:
         boxes = [t.get_window_extent(renderer) for t in labels if t.get_visible() and t.get_text()]
         for one, other in itertools.pairwise(boxes):
@@ -152,7 +162,7 @@ def predictions(levels, unit):
 
 
 @pytest.mark.parametrize("levels, unit", [([0, 0.1, 0.3, 0.4, 1], 1), ([], 10)], ids=["few scores", "many scores"])
-def test_scatter_and_calibration_are_readable(levels, unit, tmp_path, drawn):
+def test_scatter_and_calibration_figures_are_readable(levels, unit, tmp_path, drawn):
     predicted, true = predictions(levels, unit)
     name = "politeness (mean of five people, 1 to 25)"
     for file in (
@@ -169,64 +179,72 @@ def test_scatter_and_calibration_are_readable(levels, unit, tmp_path, drawn):
     assert sum(bar.get_height() for bar in below.patches) == 400
 
 
-def test_strips_keep_to_their_own_score():
+def test_strip_offsets_stay_within_the_strip():
     predicted, true = predictions([0, 0.1, 0.3], 1)
-    sideways = reward_figures.strip_offsets(predicted, true)
-    assert np.abs(sideways).max() <= 1
-    assert sideways.std() > 0.1
-    middle = np.abs(predicted - np.median(predicted)) < 0.1
-    assert np.abs(sideways[middle]).max() > np.abs(sideways[np.argsort(predicted)[:5]]).max()  # wide where many are
+    offsets = reward_figures.strip_offsets(predicted, true)
+    assert np.abs(offsets).max() <= 1
+    assert offsets.std() > 0.1
+    is_dense = np.abs(predicted - np.median(predicted)) < 0.1
+    assert (
+        np.abs(offsets[is_dense]).max() > np.abs(offsets[np.argsort(predicted)[:5]]).max()
+    )  # wide where points are dense
     assert (reward_figures.strip_offsets(np.array([1.0, 2.0]), np.array([0.0, 1.0])) == 0).all()
 
 
-def test_degenerate_predictions_are_drawn_too(tmp_path):
-    """A model that says the same of every reply is what these figures must show."""
-    same, true = np.full(40, 0.5), np.repeat([0.0, 1.0], 20)
-    assert reward_figures.score_scatter(same, true, tmp_path / "a.png").exists()
-    assert reward_figures.calibration_figure(regression_quality(same, true), same, tmp_path / "b.png").exists()
-    assert reward_figures.score_scatter(same, np.ones(40), tmp_path / "c.png").exists()
+def test_figures_of_constant_predictions(tmp_path):
+    """These figures must show a model that predicts the same for every reply."""
+    constant, true = np.full(40, 0.5), np.repeat([0.0, 1.0], 20)
+    assert reward_figures.score_scatter(constant, true, tmp_path / "a.png").exists()
+    assert reward_figures.calibration_figure(regression_quality(constant, true), constant, tmp_path / "b.png").exists()
+    assert reward_figures.score_scatter(constant, np.ones(40), tmp_path / "c.png").exists()
 
 
-def log(file, keys, steps=60):
+def write_metrics(file, keys, steps=60):
     records = [{"step": i} | dict.fromkeys(keys, i * 0.01 + 1) for i in range(1, steps + 1)]
     file.write_text("".join(json.dumps(r) + "\n" for r in records))
     return file
 
 
-ALL = [name for training, held_out, _ in reward_figures.PANELS for name in (training, held_out) if name]
+ALL_METRICS = [name for training, held_out, _ in reward_figures.ONLINE_PANELS for name in (training, held_out) if name]
 
 
-def test_the_curves_of_a_run_are_readable(tmp_path, drawn):
-    file = reward_figures.online_curves(log(tmp_path / "metrics.jsonl", ALL), 40, tmp_path / "online.png")
+def test_online_curves_are_readable(tmp_path, drawn):
+    file = reward_figures.online_curves(
+        write_metrics(tmp_path / "metrics.jsonl", ALL_METRICS), 40, tmp_path / "online.png"
+    )
     assert_readable(drawn[0], file)
-    assert [axes.get_title(loc="left") for axes in drawn[0].axes] == [label for _, _, label in reward_figures.PANELS]
+    assert [axes.get_title(loc="left") for axes in drawn[0].axes] == [
+        title for _, _, title in reward_figures.ONLINE_PANELS
+    ]
     assert [t.get_text() for t in drawn[0].legends[0].get_texts()] == [
         "training, smoothed",
-        "held out, greedy",
-        "kept: iteration 40",
+        "held-out, greedy",
+        "best: iteration 40",
     ]
     for axes in drawn[0].axes:
         assert 40 in [line.get_xdata()[0] for line in axes.get_lines() if line.get_linestyle() == ":"]
 
 
-def test_what_was_not_logged_has_no_panel(tmp_path, drawn):
-    file = log(tmp_path / "metrics.jsonl", ["objective/scores", "objective/kl", "policy/entropy_avg", "eval/length"], 4)
-    found = reward_figures.online_curves(file, 2, tmp_path / "online.png")
-    assert_readable(drawn[0], found)
-    assert len(drawn[0].axes) == 4
-    assert reward_figures.online_curves(log(file, ["train/loss"]), 2, tmp_path / "none.png") is None
-
-
-def test_a_curve_that_rises_is_not_smoothed_beneath_itself(tmp_path, drawn):
-    reward_figures.online_curves(
-        log(tmp_path / "metrics.jsonl", ["objective/scores", "eval/scores"]), 1, tmp_path / "online.png"
+def test_online_curves_leave_out_what_was_not_logged(tmp_path, drawn):
+    file = write_metrics(
+        tmp_path / "metrics.jsonl", ["objective/scores", "objective/kl", "policy/entropy_avg", "eval/length"], 4
     )
-    assert_readable(drawn[0], tmp_path / "online.png")  # one panel alone has room for the legend
-    thin, smoothed, *_ = drawn[0].axes[0].get_lines()
+    result = reward_figures.online_curves(file, 2, tmp_path / "online.png")
+    assert_readable(drawn[0], result)
+    assert len(drawn[0].axes) == 4
+    assert reward_figures.online_curves(write_metrics(file, ["train/loss"]), 2, tmp_path / "none.png") is None
+
+
+def test_smoothed_curve_does_not_lag(tmp_path, drawn):
+    reward_figures.online_curves(
+        write_metrics(tmp_path / "metrics.jsonl", ["objective/scores", "eval/scores"]), 1, tmp_path / "online.png"
+    )
+    assert_readable(drawn[0], tmp_path / "online.png")  # a single panel has room for the legend
+    raw, smoothed, *_ = drawn[0].axes[0].get_lines()
     inner = slice(5, -5)
-    assert smoothed.get_ydata()[inner] == pytest.approx(thin.get_ydata()[inner], abs=1e-3)
+    assert smoothed.get_ydata()[inner] == pytest.approx(raw.get_ydata()[inner], abs=1e-3)
 
 
-def test_a_step_logged_again_after_a_kill_counts_once():
+def test_metric_series_keeps_the_later_value_of_a_step():
     records = [{"step": 2, "a": 1.0}, {"step": 1, "a": 0.0}, {"step": 2, "a": 5.0}, {"step": 3, "b": 1.0}]
     assert list(reward_figures.metric_series(records, "a").items()) == [(1, 0.0), (2, 5.0)]
