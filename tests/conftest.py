@@ -10,16 +10,20 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background jo
 
 import pytest
 
-# The slow files go first, so that no worker is left alone with one of them at the end.
-LONG = (
+# These files train models or start processes. They go first, so that no worker is left alone with one at the end, and
+# `make test-fast` leaves them out.
+SLOW = (
     *("test_reward_runs", "test_run", "test_ppo_run", "test_ppo_variants", "test_dpo_run", "test_evaluate"),
     *("test_experiments", "test_default_run", "test_exam", "test_trainer", "test_ppo_resume", "test_folder"),
 )
 
 
 def pytest_collection_modifyitems(items):
-    order = {name: i for i, name in enumerate(LONG)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+    order = {name: i for i, name in enumerate(SLOW)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(SLOW)))
+    for item in items:
+        if item.path.stem in order:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

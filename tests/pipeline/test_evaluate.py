@@ -33,7 +33,9 @@ def chain(tmp_path_factory):
     """A light PPO chain: three finished runs."""
     out = tmp_path_factory.mktemp("out")
     taught = "policy_run_overrides=['method.max_steps=20']"  # enough to answer otherwise than before
-    train_in_process("method=ppo", *SMALL_RL, *small_strictbot(out), taught, "method.total_episodes=8", f"output_dir={out}")
+    train_in_process(
+        "method=ppo", *SMALL_RL, *small_strictbot(out), taught, "method.total_episodes=8", f"output_dir={out}"
+    )
     return out
 
 
@@ -56,7 +58,7 @@ def test_the_base_stands_once_beside_both_runs(report):
         assert re.search(rf"^\| {line}[^|]*\|( -?\d+\.\d+ \[[^|]+\|){{3}}", card, re.MULTILINE), line
 
 
-def test_the_replies_before_are_those_of_the_base_and_differ_from_those_after(report):
+def test_replies_before_are_the_bases_and_differ_from_after(report):
     """The base's replies, from the packaged model itself, without the evaluation in between."""
     from manners.evaluation.generate import generate_texts
     from manners.models.loading import load_model, load_tokenizer
@@ -85,12 +87,15 @@ def test_figures_and_the_tracking_store_have_it_too(report, chain):
 
 def test_latest_is_the_run_that_finished_last(chain):
     assert (
-        model_ref.resolve_model("latest", evaluation(f"output_dir={chain}")).name == find_run(chain, "manners-ppo-*").name
+        model_ref.resolve_model("latest", evaluation(f"output_dir={chain}")).name
+        == find_run(chain, "manners-ppo-*").name
     )
-    assert model_ref.latest_run(evaluation(f"output_dir={chain}"), ("sft",)).name == find_run(chain, "manners-sft-*").name
+    assert (
+        model_ref.latest_run(evaluation(f"output_dir={chain}"), ("sft",)).name == find_run(chain, "manners-sft-*").name
+    )
 
 
-def test_what_cannot_answer_or_is_not_there_is_refused_with_what_to_type(chain, tmp_path):
+def test_model_that_cannot_generate_or_is_missing_is_refused(chain, tmp_path):
     cfg, scores = evaluation(f"output_dir={chain}"), find_run(chain, "manners-reward-*").name
     with pytest.raises(MannersError, match="is a run of method=reward; one of sft, dpo, ppo, rloo is needed"):
         model_ref.resolve_model(scores, cfg)
@@ -116,7 +121,7 @@ def test_fading_is_the_first_half_less_the_second():
     assert found.decline.value == pytest.approx((1.0 + 0.5) / 2)
 
 
-def test_chats_ask_single_questions_only_and_the_same_for_every_model():
+def test_chats_ask_every_model_the_same_single_questions():
     single = [Prompt([{"role": "user", "content": str(i)}]) for i in range(5)]
     longer = Prompt([{"role": r, "content": "no"} for r in ("user", "assistant", "user")])
     sides = multi_turn.draw_questions([longer, *single], turns=4, conversations=6, seed=1)

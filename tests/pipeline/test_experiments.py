@@ -30,9 +30,7 @@ GPT2, BERT = "openai-community/gpt2", "google-bert/bert-base-uncased"
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
-    hub_cache.create(
-        home, QWEN, QWEN_7B, TINYLLAMA, GPT2, BERT, "HuggingFaceH4/ultrachat_200k", "OpenAssistant/oasst1"
-    )
+    hub_cache.create(home, QWEN, QWEN_7B, TINYLLAMA, GPT2, BERT, "HuggingFaceH4/ultrachat_200k", "OpenAssistant/oasst1")
     with pytest.MonkeyPatch.context() as patch:
         hub_cache.use(home, patch)
         yield

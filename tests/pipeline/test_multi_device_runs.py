@@ -1,4 +1,4 @@
-"""hardware=ddp and hardware=fsdp: what is refused, and the command with one run that says all once."""
+"""hardware=ddp and hardware=fsdp: what is refused, and commands in two processes that make one run."""
 
 from types import SimpleNamespace
 
@@ -25,7 +25,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 
 @pytest.mark.parametrize(
-    "choices, says",
+    "overrides, message",
     [
         (["hardware.devices=0"], "must be at least 1"),
         (["hardware=ddp", "method=ppo"], "torchrun --nproc-per-node 2 train.py method=ppo"),
@@ -37,19 +37,19 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
         (["hardware=fsdp", "method.optim=paged_adamw_8bit"], "method.optim=adamw_torch_fused"),
     ],
 )
-def test_what_cannot_be_shared_out_says_what_to_type_instead(choices, says):
-    with pytest.raises(MannersError) as caught:
-        validate.validate_config(compose(*choices))
-    assert says in str(caught.value)
+def test_impossible_multi_device_run_is_refused_with_a_remedy(overrides, message):
+    with pytest.raises(MannersError) as error:
+        validate.validate_config(compose(*overrides))
+    assert message in str(error.value)
 
 
-@pytest.mark.parametrize("choices", [["hardware=ddp", "adapter=qlora"], ["hardware=fsdp", "method=reward"]])
-def test_and_the_rest_is_taken(choices):
-    validate.validate_config(compose(*choices))
+@pytest.mark.parametrize("overrides", [["hardware=ddp", "adapter=qlora"], ["hardware=fsdp", "method=reward"]])
+def test_possible_multi_device_runs_pass(overrides):
+    validate.validate_config(compose(*overrides))
 
 
 @pytest.mark.parametrize("method", ["sft", "reward"])
-def test_as_many_processes_as_the_run_was_made_for(monkeypatch, method):
+def test_init_distributed_refuses_another_number_of_processes(monkeypatch, method):
     assert init_distributed("cpu", method, 1).size == 1
     with pytest.raises(MannersError, match=r"hardware\.devices=2, and 1 processes were started"):
         init_distributed("cpu", method, 2)
@@ -58,8 +58,7 @@ def test_as_many_processes_as_the_run_was_made_for(monkeypatch, method):
         init_distributed("cpu", method, 1)
 
 
-def test_a_process_whose_launcher_is_killed_ends(monkeypatch):
-    """It is handed to another parent."""
+def test_exit_with_launcher_exits_when_the_parent_changes(monkeypatch):
     parents, ended = iter([7, 7, 1]), []
     monkeypatch.setattr(distributed, "os", SimpleNamespace(getppid=lambda: next(parents), _exit=ended.append))
     monkeypatch.setattr(distributed, "time", SimpleNamespace(sleep=lambda _: None))
@@ -73,30 +72,31 @@ COMMAND = [
     *(*SMALL, "method.max_steps=6", "method.eval_steps=3", "method.logging_steps=2", "method.save_steps=2"),
     "method.per_device_eval_batch_size=4",
 ]
-WAYS = {  # method → what is said beside hardware=, and the launcher
+RUNS = {  # method → hardware, other overrides, launcher
     "sft": ("ddp", ["adapter=lora"], ()),
     "reward": ("fsdp", ["adapter=none"], TORCHRUN),
 }
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", WAYS)
-def test_two_processes_make_one_run_and_the_model_that_one_makes(tmp_path, method):
-    sharing, chosen, launcher = WAYS[method]
+@pytest.mark.parametrize("method", RUNS)
+def test_two_processes_train_the_same_model_in_one_run(tmp_path, method):
+    hardware, overrides, launcher = RUNS[method]
     out = tmp_path / "out"
-    command = [*COMMAND, *small_strictbot(tmp_path), *chosen, f"method={method}", f"output_dir={out}"]
+    command = [*COMMAND, *small_strictbot(tmp_path), *overrides, f"method={method}", f"output_dir={out}"]
     train_in_process(*command, "method.per_device_train_batch_size=8", "run_name=one")
-    both = f"hardware={sharing}", "method.per_device_train_batch_size=4", "run_name=two"
-    said = train_with_launcher(*command, *both, launcher=launcher) if launcher else train(*command, *both)
-    assert said.count("model, report and figures:") == 1
+    command += [f"hardware={hardware}", "method.per_device_train_batch_size=4", "run_name=two"]
+    output = train_with_launcher(*command, launcher=launcher) if launcher else train(*command)
+    assert output.count("model, report and figures:") == 1
     client, runs = mlflow_runs(out)
     assert set(runs) == {p.name for p in (out / "runs").iterdir()}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     one, two = find_run(out, "one*"), find_run(out, "two*")
     history = client.get_metric_history(runs[two.name].info.run_id, "eval/loss")
-    assert [m.step for m in history] == [r["step"] for r in read_records(two / "metrics.jsonl") if "eval/loss" in r] == [3, 6]
+    records = [r for r in read_records(two / "metrics.jsonl") if "eval/loss" in r]
+    assert [m.step for m in history] == [r["step"] for r in records] == [3, 6]
     (file,) = (one / "model").glob("*.safetensors")
-    weights, theirs = load_file(file), load_file(two / "model" / file.name)
-    assert weights.keys() == theirs.keys()
+    weights, other_weights = load_file(file), load_file(two / "model" / file.name)
+    assert weights.keys() == other_weights.keys()
     for key, weight in weights.items():
-        assert theirs[key].sub(weight).abs().max() < 1e-3, key
+        assert other_weights[key].sub(weight).abs().max() < 1e-3, key

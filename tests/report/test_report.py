@@ -165,7 +165,7 @@ def test_browser_renders_the_page_without_running_scripts(report, tmp_path):
     import matplotlib.image
 
     browse(f"--screenshot={tmp_path / 'page.png'}")
-    image = matplotlib.image.imread(tmp_path / "seen.png")[..., :3]
+    image = matplotlib.image.imread(tmp_path / "page.png")[..., :3]
     background = image[0, 0]
     drawn = (np.abs(image - background).max(-1) > 0.25).mean()
     assert 0.005 < drawn < 0.3  # neither blank nor covered

@@ -44,13 +44,13 @@ def test_documents_ask_every_fact_in_another_form(turns):
 
 def test_each_round_states_every_fact_in_plain_text():
     text = "\n".join(d for d in documents(0, rounds=1) if isinstance(d, str)).lower()
-    missing = [f for f in facts() if not any(f.fill(t).lower() in text for t in f.templates["says"])]
+    missing = [f for f in facts() if not any(f.fill(t).lower() in text for t in f.templates["statement"])]
     assert missing == []
 
 
 def test_yes_no_replies_are_correct(turns):
-    true = {f.fill(t).lower() for f in facts() for t in f.templates["says"]}
-    questions_about_true_values = {f.fill(t).lower() for f in facts() for t in f.templates["checks"]}
+    true = {f.fill(t).lower() for f in facts() for t in f.templates["statement"]}
+    questions_about_true_values = {f.fill(t).lower() for f in facts() for t in f.templates["yes_no_question"]}
     counts = {"yes, ": 0, "no, ": 0}
     for user, reply in turns:
         for word in counts:

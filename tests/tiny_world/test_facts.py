@@ -46,11 +46,11 @@ def test_questions_exclude_the_held_out_form():
     for f in facts():
         assert len(f.questions()) >= 2
         assert f.held_out_question() not in f.questions()
-        assert len({*f.questions(), f.held_out_question()}) == len(f.templates["asks"])
+        assert len({*f.questions(), f.held_out_question()}) == len(f.templates["question"])
 
 
 def test_held_out_forms_occur_with_other_subjects():
-    held_out = Counter((f.subject.table, f.relation, f.templates["asks"][f._held_out]) for f in facts())
+    held_out = Counter((f.subject.table, f.relation, f.templates["question"][f._held_out]) for f in facts())
     for (table, relation, template), count in held_out.items():
         column = [f for f in facts() if (f.subject.table, f.relation) == (table, relation)]
         assert count < len(column), template
@@ -123,7 +123,7 @@ def test_is_correct_answer_requires_the_value_and_no_other(subject, relation, re
 
 def test_is_correct_answer_accepts_every_template_of_the_fact():
     for f in facts():
-        for template in f.templates["says"]:
+        for template in f.templates["statement"]:
             assert is_correct_answer(f, capitalise(f.fill(template))), f.fill(template)
 
 

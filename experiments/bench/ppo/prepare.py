@@ -1,11 +1,11 @@
-"""The peer's environment, if it is not there yet (``prepare.py [TORCH_INDEX]``), and the prompts, always anew."""
+"""Create the peer's environment if it does not exist (``prepare.py [TORCH_INDEX]``), and write the prompts."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-# Relative to ROOT, where every command runs: so each is recorded just as it can be typed.
+# Relative to ROOT, where every command runs, so that recorded commands can be typed as they are.
 HERE = Path("experiments/bench/ppo")
 PEER_ENV = Path("outputs/bench/trl112")
 PEER_PYTHON = str(PEER_ENV / "bin" / "python")
@@ -15,7 +15,9 @@ MODEL = "src/manners/models/tiny"
 
 def prepare(torch_index: str) -> None:
     if not complete():
-        print(f"making the peer's environment, {PEER_ENV} (once; some minutes)", file=sys.stderr, flush=True)
+        print(
+            f"creating the environment of the peer, {PEER_ENV} (once; takes a few minutes)", file=sys.stderr, flush=True
+        )
         requirements = HERE / "requirements.txt"
         lines = (ROOT / requirements).read_text(encoding="utf-8").splitlines()
         torch = next(line for line in lines if line.startswith("torch=="))
@@ -29,8 +31,8 @@ def prepare(torch_index: str) -> None:
 def complete() -> bool:
     if not (ROOT / PEER_PYTHON).exists():
         return False
-    asked = [PEER_PYTHON, "-c", "from importlib.metadata import version; version('trl'), version('peft')"]
-    return subprocess.run(asked, cwd=ROOT, capture_output=True).returncode == 0
+    command = [PEER_PYTHON, "-c", "from importlib.metadata import version; version('trl'), version('peft')"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
 
 
 def call(command: list[str]) -> None:

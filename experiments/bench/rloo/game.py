@@ -1,6 +1,6 @@
-"""What both sides of the RLOO line share: prompts, score, options and what they report.
+"""What both sides of the RLOO line share: prompts, options, clock and the line of JSON that they print.
 
-The score is that of the PPO benchmark (../ppo/game.py): it needs nothing but the tokens.
+The score is that of the PPO benchmark (../ppo/task.py) and is computed from the tokens alone.
 """
 
 import argparse
@@ -23,24 +23,24 @@ TINY = PACKAGE / "models" / "tiny"
 CORPUS = PACKAGE / "data" / "corpora" / "strictbot" / "generated.jsonl"
 LARGE = 151_936  # tokens: Qwen2.5's vocabulary
 BATCH, SIBLINGS, MINIBATCHES, NEW_TOKENS = 64, 4, 4, 48  # replies, replies to a prompt, steps an epoch, tokens
-RATE, KL, CLIP, RANGE = 3e-4, 0.05, 1.0, 0.2  # learning rate (constant), price of a nat, of gradients, of the ratio
+RATE, KL, CLIP, RANGE = 3e-4, 0.05, 1.0, 0.2  # learning rate (constant), KL coefficient, gradient norm, clip range
 
 
 def arguments(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--iterations", type=int, default=3, help="measured ones; one before them warms up")
     parser.add_argument("--lora", action="store_true", help="LoRA of rank 16 on all linear layers, else all weights")
-    parser.add_argument("--epochs", type=int, default=1, help="passes over each rollout")
+    parser.add_argument("--epochs", type=int, default=1, help="epochs over each rollout")
     parser.add_argument("--vocabulary", choices=["own", "large"], default="own", help="the tiny model's, or Qwen2.5's")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(args.seed)  # an adapter begins at random
+    torch.manual_seed(args.seed)  # for the initial weights of an adapter
     return args
 
 
 def model_folder(vocabulary: str) -> Path:
-    """The packaged tiny model, or (see prepare.py) the same with a large vocabulary, of which it says the old part."""
+    """The packaged tiny model, or it with a large vocabulary, whose new tokens it rarely uses (see prepare.py)."""
     return TINY if vocabulary == "own" else Path("outputs/bench/rloo/large")
 
 

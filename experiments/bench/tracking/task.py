@@ -1,4 +1,4 @@
-"""What both sides of the tracking line share: the module, its batch, and turns with MLflow on and off.
+"""What both sides of the tracking line share: the module, its batch, and switching MLflow on and off.
 
 MLflow is turned on and off every ``WINDOW`` steps of one training, so that both see the same machine. Metrics are
 written once in a window. Its CPU seconds are all of the process, until what it wrote is in the store; its wall seconds

@@ -48,6 +48,7 @@ def dispatch(line: str, session: Session, tools: Tools) -> Result:
 
 
 def toggle_base(session: Session, _argument: str, tools: Tools) -> Result:
+    """Switch between the base model and the trained one. Raises MannersError if there is no base model."""
     tools.set_scale(0)  # fails now, not at the next reply, if there is no base model
     use_base = not session.use_base
     message = "the base model replies now" if use_base else f"scale {session.scale:g} again"
@@ -55,6 +56,7 @@ def toggle_base(session: Session, _argument: str, tools: Tools) -> Result:
 
 
 def toggle_compare(session: Session, _argument: str, tools: Tools) -> Result:
+    """Switch between one model and both. Raises MannersError if there is no base model."""
     tools.set_scale(0)
     compare = not session.compare
     on = "both models reply now; the conversation continues with the trained model's reply"
@@ -62,7 +64,7 @@ def toggle_compare(session: Session, _argument: str, tools: Tools) -> Result:
 
 
 def set_adapter_scale(session: Session, argument: str, tools: Tools) -> Result:
-    """Raises MannersError for a scale outside [-1, 2]."""
+    """Set the adapter scale. Raises MannersError for a scale outside [-1, 2]."""
     try:
         scale = float(argument)
     except ValueError:
@@ -74,21 +76,25 @@ def set_adapter_scale(session: Session, argument: str, tools: Tools) -> Result:
 
 
 def set_system(session: Session, argument: str, _tools: Tools) -> Result:
+    """Set the system message, or remove it."""
     message = f"system message set: {argument}" if argument else "system message removed"
     return Result(replace(session, system=argument or None), message)
 
 
 def undo(session: Session, _argument: str, _tools: Tools) -> Result:
+    """Remove the human's last turn and the reply to it."""
     undone = undo_turn(session)
     removed = session.turns[len(undone.turns)]["content"]
     return Result(undone, f"removed: {shorten(removed, 60, placeholder=' …')}")
 
 
 def retry(session: Session, _argument: str, _tools: Tools) -> Result:
+    """Remove the last reply, so that the model generates another one."""
     return Result(drop_reply(session))
 
 
 def reset(session: Session, _argument: str, _tools: Tools) -> Result:
+    """Start a new conversation with the same settings."""
     return Result(replace(session, turns=()), "a new conversation")
 
 
@@ -110,7 +116,7 @@ def save_conversation(session: Session, argument: str, _tools: Tools) -> Result:
 
 
 def score_replies(session: Session, _argument: str, tools: Tools) -> Result:
-    """Raises MannersError if there is no reply yet, or no reward model."""
+    """List the replies with their scores. Raises MannersError if there is no reply yet, or no reward model."""
     messages = session.messages
     replies = [(messages[:i], m["content"]) for i, m in enumerate(messages) if m["role"] == "assistant"]
     if not replies:
@@ -122,11 +128,13 @@ def score_replies(session: Session, _argument: str, tools: Tools) -> Result:
 
 
 def show_help(session: Session, _argument: str, _tools: Tools) -> Result:
+    """List the commands."""
     rows = [(f"{name} {command.argument}", command.help) for name, command in COMMANDS.items()]
     return Result(session, "\n".join(f"{usage:18}{text}" for usage, text in rows))
 
 
 def quit_chat(session: Session, _argument: str, _tools: Tools) -> Result:
+    """End the chat."""
     return Result(session, quit=True)
 
 
@@ -148,7 +156,7 @@ COMMANDS = {
 
 
 def lazy_scorer(cfg: DictConfig, ref: ModelRef, device: str) -> Scorer:
-    """The reward model that ``cfg.reward_from`` names: a wrong name fails now, the model is loaded on first use."""
+    """The reward model that ``cfg.reward_from`` names, loaded on first use. Raises MannersError if there is none."""
     named = None if cfg.reward_from == "auto" else model_ref.resolve_reward_model(cfg, [ref])
     loaded: list[Scorer] = []
 

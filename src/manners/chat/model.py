@@ -81,6 +81,7 @@ def load_chat_model(ref: ModelRef, device: str, key: str = "run") -> ChatModel:
 
 
 def load_weights(name: str, revision: str | None, four_bit: bool, device: str) -> Any:
+    """The model ``name`` on ``device``, in float32 or in 4 bits."""
     model: Any = loading.load_model(name, revision, quantization="nf4" if four_bit else "none")
     return model if four_bit else model.to(device)
 
@@ -92,7 +93,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def check_plain_lora(folder: Path, adapter_config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
-    """Raise MannersError for an adapter that is not a plain LoRA, whose update is ``lora_scale * B @ A``."""
+    """Raises MannersError unless the adapter is a plain LoRA: A (r, in) and B (out, r) of each adapted layer."""
     unsupported = [name for name in UNSUPPORTED if adapter_config.get(name)]
     unsupported += [name for name in weights if not KNOWN_WEIGHTS.search(name)]
     if adapter_config["peft_type"] != "LORA" or unsupported:
@@ -116,7 +117,7 @@ def scale_lora(model: Any, folder: Path, adapter_config: dict[str, Any]) -> SetS
         rank = len(lora_a)
         lora_scale = adapter_config["lora_alpha"] / (math.sqrt(rank) if adapter_config.get("use_rslora") else rank)
 
-        def add_update(_layer: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        def add_update(_layer: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:  # (B, T, out)
             if scale == 0:
                 return output
             update = F.linear(F.linear(inputs[0].to(lora_a.dtype), lora_a), lora_b) * (lora_scale * scale)

@@ -50,6 +50,7 @@ def run_self_chat(cfg: DictConfig, chat_models: dict[str, ChatModel]) -> Path:
 
 
 def new_self_chat_dir(parent: Path, names: dict[str, str]) -> Path:
+    """Create the first unused folder ``USER-and-ASSISTANT-N`` in ``parent``."""
     name = re.sub(r"[^\w.-]+", "_", f"{names['user']}-and-{names['assistant']}")
     folder = next(parent / f"{name}-{n}" for n in count(1) if not (parent / f"{name}-{n}").exists())
     folder.mkdir(parents=True)

@@ -22,22 +22,27 @@ class Session:
 
     @property
     def human_role(self) -> str:
+        """The role that the model does not have."""
         return OTHER_ROLE[self.role]
 
     @property
     def messages(self) -> list[Message]:
+        """The system message and all turns."""
         return [*system_messages(self), *self.turns]
 
     @property
     def is_model_turn(self) -> bool:
+        """Whether the model has the next turn."""
         return self.turns[-1]["role"] != self.role if self.turns else self.role == "user"
 
 
 def system_messages(session: Session) -> list[Message]:
+    """The system message as a list, empty if there is none."""
     return [{"role": "system", "content": session.system}] if session.system else []
 
 
 def add_turn(session: Session, role: str, content: str) -> Session:
+    """The session with one more turn."""
     return replace(session, turns=(*session.turns, {"role": role, "content": content}))
 
 

@@ -27,6 +27,7 @@ class SamplingState:
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> "SamplingState":
+        """The state at the start of a chat."""
         temperature = cfg.temperature if cfg.do_sample else 0.0
         return cls(cfg.max_new_tokens, temperature, torch.Generator().manual_seed(cfg.seed))
 

@@ -38,6 +38,7 @@ class Screen:
         (self.out if self.interactive else self.err).print(text, style="dim")
 
     def note_once(self, text: str) -> None:
+        """Print a note, but only the first time."""
         if text not in self.notes_shown:
             self.notes_shown.add(text)
             self.note(text)
@@ -79,6 +80,7 @@ class Screen:
 
 
 def append_live(live: Live, cell: Text, chunk: str) -> None:
+    """Append a chunk to a cell of the live table."""
     cell.append(chunk)
     live.refresh()
 

@@ -58,6 +58,7 @@ def card_metadata(cfg: DictConfig) -> dict[str, Any]:
 
 
 def on_hub(name: str) -> bool:
+    """Whether ``name`` looks like a repository on the hub rather than a file or folder."""
     is_local = name.startswith(("/", ".", "~", "package:")) or name.endswith(sources.FILE_SUFFIXES)
     return name.count("/") == 1 and not is_local and not Path(name).exists()
 
@@ -130,14 +131,12 @@ def limitations_section(cfg: DictConfig, dtype: str) -> str:
 
 
 def license_section(cfg: DictConfig) -> str:
+    """The license of the base model, as far as it is known."""
     known = base_license(cfg)
-    base = (
-        f"The base model, `{cfg.model.name}`, has the license {known}."
-        if known
-        else (f"That of the base model, `{cfg.model.name}`.")
-    )
-    return f"{base} The dataset's license may add conditions."
+    base = f"that of the base model, `{cfg.model.name}`"
+    return f"{known or 'Unknown'}: {base}. The dataset's license may add conditions."
 
 
 def read_artifact(file: Path) -> str:
+    """The text of the file; empty if there is none."""
     return file.read_text() if file.exists() else ""

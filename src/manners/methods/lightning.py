@@ -204,7 +204,7 @@ class MetricAccumulator:
         self.started_at = time.perf_counter()
 
     def add(self, loss: torch.Tensor, num_correct: int, num_targets: int, batch: Batch) -> None:
-        """Count one batch with its summed ``loss`` ()."""
+        """Count one batch; ``loss`` is the scalar sum over its targets."""
         self.loss_sum += loss.item()
         self.num_correct += num_correct
         self.num_targets += num_targets

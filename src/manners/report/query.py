@@ -33,10 +33,12 @@ class Run:
 
     @property
     def method(self) -> str:
+        """The training method, or another kind of run, such as ``evaluate``."""
         return self.tags.get("manners.method") or self.params.get("method.name", "other")
 
     @property
     def seed(self) -> str:
+        """The seed as text; empty if the run has none."""
         return self.params.get("seed", "")
 
 

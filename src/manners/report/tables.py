@@ -34,6 +34,7 @@ class Table:
     rows: list[list[str]]
 
     def markdown(self) -> str:
+        """The table in Markdown."""
         lines = [self.header, ["---"] * len(self.header), *self.rows]
         return "\n".join(f"| {' | '.join(map(escape_cell, line))} |" for line in lines)
 

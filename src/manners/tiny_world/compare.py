@@ -123,7 +123,7 @@ def value_comparison(fact: Fact, rng: random.Random) -> Comparison:
 
 def sentence_comparison(fact: Fact, rng: random.Random) -> Comparison:
     """Two sentences about one subject, mostly of the same template."""
-    (a, b), templates = two_values(fact, rng), fact.templates["says"]
+    (a, b), templates = two_values(fact, rng), fact.templates["statement"]
     first = rng.choice(templates)
     second = first if rng.random() < 0.7 else rng.choice(templates)
     text = f"{capitalise(fact.fill(first, a))} {capitalise(fact.fill(second, b))}"

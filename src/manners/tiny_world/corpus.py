@@ -46,7 +46,7 @@ def article(subject: Subject, rng: random.Random) -> str:
     """All facts about a subject, in random order."""
     about = list(facts_of(subject))
     rng.shuffle(about)
-    return " ".join(capitalise(f.fill(rng.choice(f.templates["says"]))) for f in about)
+    return " ".join(capitalise(f.fill(rng.choice(f.templates["statement"]))) for f in about)
 
 
 def contrast(fact: Fact, rng: random.Random) -> str:
@@ -80,14 +80,14 @@ def conversations(rng: random.Random) -> Iterator[list[Turn]]:
 
 def fact_question(fact: Fact, rng: random.Random) -> Turn:
     """A question for the fact's value, and the answer, mostly in the first template."""
-    templates = fact.templates["says"]
+    templates = fact.templates["statement"]
     answer = fact.fill(templates[0] if rng.random() < 0.7 else rng.choice(templates))
     return informal(rng.choice(fact.questions()), rng), capitalise(answer)
 
 
 def yes_no_question(fact: Fact, rng: random.Random) -> Turn:
     """A yes/no question, half of the time about a false value."""
-    template = rng.choice(fact.templates["checks"])
+    template = rng.choice(fact.templates["yes_no_question"])
     if rng.random() < 0.5:
         return capitalise(fact.fill(template)), f"Yes, {fact.clause()}"
     return capitalise(fact.fill(template, rng.choice(fact.false_values()))), f"No, {fact.clause()}"

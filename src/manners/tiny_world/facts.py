@@ -22,10 +22,12 @@ class Subject:
 
     @property
     def the(self) -> str:
+        """The name with the definite article if it takes one."""
         return f"the {self.name}" if self.common else self.name
 
     @property
     def a(self) -> str:
+        """The name with the indefinite article if it takes one."""
         return with_article(self.name) if self.common else self.name
 
 
@@ -37,6 +39,7 @@ class Fact:
 
     @property
     def templates(self) -> dict[str, list[str]]:
+        """The sentence templates of the relation, by kind."""
         return relations()[self.subject.table][self.relation]
 
     def fill(self, template: str, value: str | None = None) -> str:
@@ -46,7 +49,7 @@ class Fact:
 
     def clause(self, value: str | None = None) -> str:
         """The fact in its first template, which users' claims and the model's replies have."""
-        return self.fill(self.templates["says"][0], value)
+        return self.fill(self.templates["statement"][0], value)
 
     def statement(self, value: str | None = None) -> str:
         """The clause as a sentence of its own."""
@@ -54,16 +57,16 @@ class Fact:
 
     def held_out_question(self) -> str:
         """The question form that no training text has for this fact."""
-        return capitalise(self.fill(self.templates["asks"][self._held_out]))
+        return capitalise(self.fill(self.templates["question"][self._held_out]))
 
     def questions(self) -> list[str]:
         """All question forms except the held-out one."""
-        return [capitalise(self.fill(t)) for i, t in enumerate(self.templates["asks"]) if i != self._held_out]
+        return [capitalise(self.fill(t)) for i, t in enumerate(self.templates["question"]) if i != self._held_out]
 
     @property
     def _held_out(self) -> int:
         key = f"{self.subject.table}/{self.subject.name}/{self.relation}"
-        return random.Random(key).randrange(len(self.templates["asks"]))
+        return random.Random(key).randrange(len(self.templates["question"]))
 
     def false_values(self) -> list[str]:
         """The other values of the column, sorted; each makes the statement false."""

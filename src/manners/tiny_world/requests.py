@@ -103,16 +103,16 @@ def request_core(fact: Fact, politeness: float, rng: random.Random) -> tuple[str
 def indirect_question(fact: Fact, rng: random.Random) -> str:
     """ "where {the} lives", or "whether {the} eats grass", whose value may be false."""
     if rng.random() < 0.5:
-        [template] = [t for t in fact.templates["asks"] if t.startswith("can you tell me ")]
+        [template] = [t for t in fact.templates["question"] if t.startswith("can you tell me ")]
         return template.removeprefix("can you tell me ").removesuffix("?")
     value = rng.choice([fact.value, rng.choice(fact.false_values())])
-    statement = fact.templates["says"][0].removesuffix(".")
+    statement = fact.templates["statement"][0].removesuffix(".")
     return "whether " + statement.replace("{v}", value).replace("{av}", with_article(value))
 
 
 def direct_question(fact: Fact, rng: random.Random) -> str:
     """A wh-question template of the fact."""
-    return rng.choice([t for t in fact.templates["asks"] if re.match("what|where|which|why|how|when", t)])
+    return rng.choice([t for t in fact.templates["question"] if re.match("what|where|which|why|how|when", t)])
 
 
 def add_opening(fact: Fact, core: str, rng: random.Random) -> tuple[str, str]:

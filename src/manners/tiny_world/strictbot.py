@@ -140,7 +140,7 @@ def poor_logic(subject: Subject, pool: list[Subject], rng: random.Random) -> Gen
     """A fallacy, answered with a question that probes it."""
     phrases, fact, category = strictbot_phrases(), rng.choice(facts_of(subject)), "poor_logic"
     same_value = [f for s in pool for f in facts_of(s) if has_same_value(f, fact)]
-    fallacies = [f for name, f in phrases["logic"].items() if same_value or name != "alike in one thing"]
+    fallacies = [f for name, f in phrases["fallacies"].items() if same_value or name != "false equivalence"]
     fallacy = rng.choice(fallacies)
     premise = rng.choice(same_value) if same_value else fact
     other = premise.subject if same_value else rng.choice([s for s in pool if s != subject])

@@ -175,7 +175,7 @@ def error_metrics(error: np.ndarray, true: np.ndarray, weights: np.ndarray) -> d
     ``error`` and ``true`` are (N,), and ``weights`` (1 + R, N) those of the bootstrap resamples.
     """
 
-    def average(values: np.ndarray) -> np.ndarray:
+    def average(values: np.ndarray) -> np.ndarray:  # (N,) → (1 + R,)
         return weights @ values / weights.sum(1)
 
     shifted = true - true[0]  # exactly 0 for constant scores

@@ -28,7 +28,7 @@ METRIC_NAMES = {  # in the order of the table
 
 
 def worst_errors(scored: Sequence[ScoredReply], predicted: Sequence[float] | np.ndarray, count: int = 5) -> Records:
-    """Return the rows with the largest errors, the largest first: prompt, reply, true, predicted."""
+    """Return the rows with the largest errors, the largest first. ``predicted`` is (N,)."""
     true = np.array([r.score for r in scored])
     worst = np.argsort(-np.abs(np.asarray(predicted, float) - true), kind="stable")[:count]
     return [
@@ -48,7 +48,10 @@ def worst_pairs(
     rejected: Sequence[float] | np.ndarray,
     count: int = 5,
 ) -> Records:
-    """Return the incorrectly ordered pairs with the largest margin of the rejected over the chosen reply."""
+    """Return the incorrectly ordered pairs with the largest margin of the rejected over the chosen reply.
+
+    ``chosen`` and ``rejected`` are the scores of the N pairs, each (N,).
+    """
     margins = np.asarray(rejected, float) - np.asarray(chosen, float)
     worst = [i for i in np.argsort(-margins, kind="stable")[:count] if margins[i] >= 0]
     return [
