@@ -14,7 +14,8 @@ import pytest
 # `make test-fast` leaves them out.
 SLOW = (
     *("test_reward_runs", "test_run", "test_ppo_run", "test_ppo_variants", "test_dpo_run", "test_evaluate"),
-    *("test_experiments", "test_default_run", "test_exam", "test_trainer", "test_ppo_resume", "test_folder"),
+    *("test_experiments", "test_default_run", "test_exam", "test_compile", "test_process_group", "test_distributed"),
+    *("test_ppo_resume", "test_resume", "test_estimate", "test_many_jobs", "test_command", "test_hub_names"),
 )
 
 

@@ -23,7 +23,7 @@ SIGNALS = pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGIN
 def test_signal_ends_a_command_with_one_line_and_exit_code(signal_number, script, message, tmp_path):
     code = f"""
 import os, sys, time
-from manners.cli import main
+from manners.cli.main import main
 def task(spec):
     os.kill(os.getpid(), {int(signal_number)})
     time.sleep(9)

@@ -52,7 +52,7 @@ def train_sft(
     vocab, half = model.config.vocab_size, length // 2
     ids = torch.randint(5, vocab, (rows, length), generator=torch.Generator().manual_seed(1)).tolist()
     examples = [TokenizedExample(row, [IGNORE_INDEX] * half + row[half:]) for row in ids]
-    collate_rows = partial(collate, pad_token_id=0)
+    collate_rows = partial(collate, pad=0)
     logged: list[dict[str, float]] = []
     sft_module = module(model, total=steps, log=lambda metrics, _step: logged.append(metrics), learning_rate=1e-3)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,7 @@
-"""The five recipes as a user types them, with ``debug=quick``, on random checkpoints under the models' real names.
-
-All run in this process, which so imports everything once, and each takes less than a minute: ``make studies``.
-"""
+"""Every recipe as a user runs it, with ``debug=quick``, on random models under the real models' names."""
 
 import json
 import random
-import time
 from itertools import groupby
 
 import pytest
@@ -21,16 +17,17 @@ from tests import hub_cache
 from tests.commands import find_run, train_in_process
 from tests.data.formats.test_politeness import corpus, line
 
-MINUTE = 60  # seconds of CPU time, which a busy machine lengthens less than time itself
-PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+LINEAR_LAYERS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 QWEN, QWEN_7B, TINYLLAMA = "Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-7B", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
 GPT2, BERT = "openai-community/gpt2", "google-bert/bert-base-uncased"
+DATASETS = "HuggingFaceH4/ultrachat_200k", "OpenAssistant/oasst1"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
+def hub(tmp_path_factory):
+    """A hub cache with small random models and a few rows of each dataset."""
     home = tmp_path_factory.mktemp("home")
-    hub_cache.create(home, QWEN, QWEN_7B, TINYLLAMA, GPT2, BERT, "HuggingFaceH4/ultrachat_200k", "OpenAssistant/oasst1")
+    hub_cache.create(home, QWEN, QWEN_7B, TINYLLAMA, GPT2, BERT, *DATASETS)
     with pytest.MonkeyPatch.context() as patch:
         hub_cache.use(home, patch)
         yield
@@ -38,144 +35,137 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
-    """Where all five leave their runs, as they would for a user."""
+    """One output directory for all recipes, as a user has it."""
     return tmp_path_factory.mktemp("out")
 
 
-def run(out, *overrides):
-    """``python train.py``, quick. ``pytest -s`` shows what each took."""
-    started = time.process_time()
+def run_recipe(out, *overrides):
     train_in_process(*overrides, "debug=quick", f"output_dir={out}")
-    took = time.process_time() - started
-    print(f"{took:.0f} s of CPU time: {' '.join(overrides)}")
-    assert took < MINUTE
 
 
-def reported(folder):
-    """What the run's report says: the rows of both its tables, each as its cells."""
+def report_rows(folder):
+    """The rows of the tables in the report of a finished run, by their first cell; no reply may be empty."""
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
-    with (folder / "before_after.md").open(newline="") as file:  # random words have odd line ends of their own
+    with (folder / "before_after.md").open(newline="") as file:  # replies of random models hold odd line ends
         lines = file.read().split("\n")
     rows = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in lines if row.startswith("|")]
-    assert ["prompt", "before", "after"] in rows
-    assert all(len(row) == 3 and row[1] and row[2] for row in rows[rows.index(["prompt", "before", "after"]) :])
+    replies = rows[rows.index(["prompt", "before", "after"]) :]
+    assert all(len(row) == 3 and row[1] and row[2] for row in replies)
     return {row[0]: row[1:] for row in rows}
 
 
-def answers(folder, network=AutoPeftModelForCausalLM):
-    """Whether the saved model, by transformers and peft alone, answers; the model."""
-    model = network.from_pretrained(folder / "model")
+def load_and_generate(folder, auto_class=AutoPeftModelForCausalLM):
+    """The saved model, loaded with transformers and peft alone, after it has generated a reply."""
+    model = auto_class.from_pretrained(folder / "model")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
-    chat = [{"role": "user", "content": "How long does bread keep?"}]
-    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    messages = [{"role": "user", "content": "How long does bread keep?"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)
-    said = model.generate(**ids, max_new_tokens=4, do_sample=False)[0, ids["input_ids"].shape[1] :]
-    assert 1 <= len(said) <= 4
+    reply = model.generate(**ids, max_new_tokens=4, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    assert 1 <= len(reply) <= 4
     return model
 
 
-def adapter(folder):
-    """Name of the base, and the modules that are adapted."""
+def base_and_modules(folder):
+    """The name of the base model, and the names of the adapted modules."""
     config = json.loads((folder / "model" / "adapter_config.json").read_text())
     return config["base_model_name_or_path"], {name.split(".")[-1] for name in config["target_modules"]}
 
 
-def test_strictbot(out):
-    run(out, "study=strictbot", "method=ppo")
-    stages = [find_run(out, f"strictbot-{method}-Qwen2.5-0.5B-Instruct-*") for method in ("sft", "reward", "ppo")]
-    assert linked(stages)
-    rows = reported(stages[2])
-    assert {
-        "style accuracy",
-        "fact accuracy",
-        "reward, standard deviations",
-        "KL to the reference, nats per reply",
-    } <= set(rows)
-    assert adapter(stages[2]) == (QWEN, PROJECTIONS)
-    answers(stages[2])
+def check_lineage(*runs):
+    """The last run started from the models of the others, and its lineage names them all."""
+    *dependencies, last = runs
+    lineage = [row.split()[1] for row in (last / "lineage.md").read_text().splitlines()]
+    assert lineage == [run.name for run in runs]
+    started_from = json.loads((last / "run.json").read_text())["dependencies"]
+    assert list(started_from.values()) == [str(run / "model") for run in dependencies]
 
 
-def linked(stages):
-    """Whether the last run says that it comes from the others, and started from their models."""
-    *earlier, last = stages
-    told = [row.split()[1] for row in (last / "lineage.md").read_text().splitlines()]
-    inputs = json.loads((last / "run.json").read_text())["inputs"]
-    return told == [stage.name for stage in stages] and list(inputs.values()) == [str(s / "model") for s in earlier]
+def test_strictbot_recipe_trains_all_three_runs(out):
+    run_recipe(out, "experiment=strictbot")
+    runs = [find_run(out, f"strictbot-{method}-Qwen2.5-0.5B-Instruct-*") for method in ("sft", "reward", "ppo")]
+    check_lineage(*runs)
+    rows = report_rows(runs[2])
+    assert {"style accuracy", "fact accuracy", "reward, standard deviations"} <= rows.keys()
+    assert "KL to the reference, nats per reply" in rows
+    assert base_and_modules(runs[2]) == (QWEN, LINEAR_LAYERS)
+    load_and_generate(runs[2])
 
 
 @pytest.fixture
-def requests(tmp_path):
-    """A file of the Stanford Politeness Corpus's columns, and of its oddities: how polite is told by how one begins."""
-    begin = {
+def politeness_csv(tmp_path):
+    """A file like the Stanford Politeness Corpus, oddities included: the opening of a request decides its score."""
+    openings = {
         "Why on earth did you": 3,
         "Would you mind if I": 10,
         "Could you please": 15,
         "Thanks a lot! Could you": 20,
     }
-    pick, rows = random.Random(0), []
+    rng, rows = random.Random(0), []
     for number in range(120):
-        words, score = pick.choice(list(begin.items()))
-        people = 9 if number % 10 == 0 else 5
-        scores = [min(25, max(1, score + pick.randint(-2, 2))) for _ in range(people)]
-        rows.append(line(f"{words} move the shelf&#44 the one with number {number}?", scores, ident=str(number)))
+        opening, score = rng.choice(list(openings.items()))
+        annotators = 9 if number % 10 == 0 else 5
+        scores = [min(25, max(1, score + rng.randint(-2, 2))) for _ in range(annotators)]
+        rows.append(line(f"{opening} move the shelf&#44 the one with number {number}?", scores, ident=str(number)))
     return corpus(tmp_path, *rows)
 
 
-def test_polite_gpt2(out, requests):
-    run(out, "study=polite_gpt2", f"dataset.path={requests}")
+def test_polite_gpt2_recipe_trains_all_three_runs(out, politeness_csv):
+    run_recipe(out, "experiment=polite_gpt2", f"dataset.path={politeness_csv}")
     names = {"sft": "gpt2", "reward": "bert-base-uncased", "ppo": "gpt2"}
-    stages = [find_run(out, f"polite_gpt2-{method}-{model}-*") for method, model in names.items()]
-    assert linked(stages)
-    assert {"politeness", "reward, standard deviations"} <= set(reported(stages[2]))
-    assert adapter(stages[2]) == (GPT2, {"c_attn", "c_proj", "c_fc"})
-    answers(stages[2])
-    judge = transformers.AutoModelForSequenceClassification.from_pretrained(stages[1] / "model")
-    assert type(judge).__name__ == "BertForSequenceClassification" and judge.config.num_labels == 1
+    runs = [find_run(out, f"polite_gpt2-{method}-{model}-*") for method, model in names.items()]
+    check_lineage(*runs)
+    assert {"politeness", "reward, standard deviations"} <= report_rows(runs[2]).keys()
+    assert base_and_modules(runs[2]) == (GPT2, {"c_attn", "c_proj", "c_fc"})
+    load_and_generate(runs[2])
+    reward_model = transformers.AutoModelForSequenceClassification.from_pretrained(runs[1] / "model")
+    assert type(reward_model).__name__ == "BertForSequenceClassification" and reward_model.config.num_labels == 1
 
 
-def test_polite_helper(out):
-    run(out, "study=polite_helper")
+def test_polite_helper_recipe_shows_its_fixed_prompts(out):
+    run_recipe(out, "experiment=polite_helper")
     folder = find_run(out, "polite_helper-sft-*")
-    rows = reported(folder)
+    rows = report_rows(folder)
     assert "How do I remove a coffee stain from a white shirt?" in rows and "politeness" in rows
-    assert adapter(folder) == (TINYLLAMA, PROJECTIONS)
-    answers(folder)
+    assert base_and_modules(folder) == (TINYLLAMA, LINEAR_LAYERS)
+    load_and_generate(folder)
 
 
-def test_chatbot(out):
-    run(out, "study=chatbot")
+def test_chatbot_recipe_trains_all_weights(out):
+    run_recipe(out, "experiment=chatbot")
     folder = find_run(out, "chatbot-sft-*")
-    assert "replies with EOS" in reported(folder)
-    # It is counted how many replies go on as the other speaker; random words never do, and 0 has no line in a report.
-    assert json.loads((folder / "after.json").read_text())["text_stats"]["runs on as both speakers"]["value"] == 0
-    model = answers(folder, transformers.AutoModelForCausalLM)
-    start = transformers.AutoModelForCausalLM.from_pretrained(GPT2).state_dict()
-    learned = model.state_dict()
-    assert start.keys() == learned.keys()
-    assert not any(torch.equal(learned[name], start[name]) for name in start if start[name].ndim == 2)
+    assert "replies with EOS" in report_rows(folder)
+    text_stats = json.loads((folder / "after.json").read_text())["text_stats"]
+    assert text_stats["runs on as both speakers"]["value"] == 0  # random text never does
+    trained = load_and_generate(folder, transformers.AutoModelForCausalLM).state_dict()
+    base = transformers.AutoModelForCausalLM.from_pretrained(GPT2).state_dict()
+    assert base.keys() == trained.keys()
+    assert not any(torch.equal(trained[name], base[name]) for name in base if base[name].ndim == 2)
 
 
-def test_human_user(out, monkeypatch):
-    """The recipe is for a GPU, and refuses a machine without one unless it is told so: ``hardware=cpu``."""
+def test_human_user_recipe_trains_user_turns_in_4_bits(out, monkeypatch):
+    """The recipe is for a GPU; without one it needs ``hardware=cpu``."""
     seen = {}
-    load, learn = sft.load_base, sft.learn
-    monkeypatch.setattr(sft, "load_base", lambda *args: seen.setdefault("model", load(*args)))
-    monkeypatch.setattr(
-        sft, "learn", lambda run, how, rows, *rest: seen.update(rows=rows) or learn(run, how, rows, *rest)
-    )
-    run(out, "study=human_user", "hardware=cpu")
+    load_base, fit_module = sft.load_base, sft.fit_module
+
+    def fit_and_record(run, module, examples, *args):
+        seen["examples"] = examples
+        return fit_module(run, module, examples, *args)
+
+    monkeypatch.setattr(sft, "load_base", lambda *args: seen.setdefault("model", load_base(*args)))
+    monkeypatch.setattr(sft, "fit_module", fit_and_record)
+    run_recipe(out, "experiment=human_user", "hardware=cpu")
     folder = find_run(out, "human_user-sft-*")
-    assert "asks a question" in reported(folder)
-    assert adapter(folder) == (QWEN_7B, PROJECTIONS)
-    answers(folder)
-    # It was in 4 bits while it trained: two weights of a linear layer stand in a byte.
+    assert "asks a question" in report_rows(folder)
+    assert base_and_modules(folder) == (QWEN_7B, LINEAR_LAYERS)
+    load_and_generate(folder)
     layers = [module for module in seen["model"].modules() if isinstance(module, Linear4bit)]
-    assert len(layers) == 2 * len(PROJECTIONS)
-    assert {layer.weight.dtype for layer in layers} == {torch.uint8}
-    # It learned the user's turns, and when to stop; of the assistant's nothing.
+    assert len(layers) == 2 * len(LINEAR_LAYERS)
+    assert {layer.weight.dtype for layer in layers} == {torch.uint8}  # two weights in a byte
+    # The user's turns carry loss, and the marker at the end; the assistant's turns do not.
     tokenizer = loading.load_tokenizer(QWEN_7B)
-    runs = groupby(seen["rows"][0].labels, key=lambda label: label != IGNORE_INDEX)
-    assert [tokenizer.decode(list(turn)) for carries, turn in runs if carries] == [
+    spans = groupby(seen["examples"][0].labels, key=lambda label: label != IGNORE_INDEX)
+    assert [tokenizer.decode(list(span)) for has_loss, span in spans if has_loss] == [
         "How long does bread keep on shelf 0?<|im_end|>",
         "And if the bread stands in the cold?<|im_end|>",
         "<|endoftext|><|im_end|>",

@@ -49,18 +49,18 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class GivenTokens(PPOTrainer):
-    """The game with prompts that are token ids already, as the peer gets them, in ``extra["ids"]``."""
+class TokenizedPrompts(PPOTrainer):
+    """A trainer whose prompts are token ids already, as peer.py gets them, in ``metadata["ids"]``."""
 
-    def roll(self, prompts: list[Prompt], uniforms: torch.Tensor | None) -> Rollout:
-        s, pad = self.settings, self.tokenizer.pad_token_id
-        sampling = Sampling(s.response_length, tuple(self.stops), pad, s.temperature, s.generation)
+    def sample(self, prompts: list[Prompt], uniforms: torch.Tensor | None) -> Rollout:
+        c, pad = self.config, self.tokenizer.pad_token_id
+        sampling = Sampling(c.response_length, tuple(self.stop_token_ids), pad, c.temperature, c.generation_backend)
         ids = [p.metadata["ids"] for p in prompts]
-        return rollout(self.actor, self.tokenizer, prompts, ids, sampling, uniforms, s.microbatch_tokens)
+        return rollout(self.policy, self.tokenizer, prompts, ids, sampling, uniforms, c.microbatch_tokens)
 
 
 class Reward:
-    """The shared score as a part of the reward; notes how long the replies are."""
+    """The shared score as a reward function that records the lengths of the replies."""
 
     def __init__(self) -> None:
         self.lengths: list[list[int]] = []
@@ -70,9 +70,9 @@ class Reward:
         return [score(ids) for ids in completion_ids]
 
 
-def settings() -> PPOConfig:
-    """The package's options, set to what peer.py asks of TRL. What is not named keeps the package's default."""
-    own = {} if args.value_lr is None else {"value_learning_rate": args.value_lr}
+def make_config() -> PPOConfig:
+    """The options that peer.py sets for TRL; the others keep the package's defaults."""
+    value_options = {} if args.value_lr is None else {"value_learning_rate": args.value_lr}
     return PPOConfig(
         total_episodes=args.iterations * args.batch,
         batch_size=args.batch,
@@ -94,47 +94,47 @@ def settings() -> PPOConfig:
         gamma=1.0,
         lam=0.95,
         max_grad_norm=0.0,  # TRL's PPO clips no gradients
-        **own,
+        **value_options,
     )
 
 
-def make_game(reward: Reward) -> GivenTokens:
-    torch.manual_seed(args.seed)  # the adapter begins at random
+def make_trainer(reward: Reward) -> TokenizedPrompts:
+    """Model, adapter, tokenizer and reward of the arguments."""
+    torch.manual_seed(args.seed)  # of the adapter
     tokenizer = loading.load_tokenizer(str(args.model))
     kind = "none" if args.full else "lora"
     model = lora.prepare_for_training(loading.load_model(str(args.model)), kind, 16, 32, 0.0, "all-linear")
-    stops = [] if args.no_stop else [tokenizer.eos_token_id]
-    actor = Policy(model, args.critic)
-    return GivenTokens(
-        actor, tokenizer, stops, {"score": RewardComponent(1.0, reward)}, settings(), args.seed, ProcessGroup()
-    )
+    stop_token_ids = [] if args.no_stop else [tokenizer.eos_token_id]
+    rewards = {"score": RewardComponent(1.0, reward)}
+    policy, config = Policy(model, args.critic), make_config()
+    return TokenizedPrompts(policy, tokenizer, stop_token_ids, rewards, config, args.seed, ProcessGroup())
 
 
 def peak_mb() -> float:
-    """The most memory that the process has held so far."""
+    """The peak memory of the process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def rss_mb() -> float:
-    """The memory that the process holds now."""
+    """The memory of the process now."""
     return psutil.Process().memory_info().rss / 2**20
 
 
 def measure(folder: Path) -> dict:
-    """Train and return what the JSON line holds. ``folder`` is scratch."""
+    """Train, and return the record that is printed. ``folder`` is temporary."""
     torch.set_num_threads(args.threads)
     start = rss_mb()
     reward = Reward()
-    game = make_game(reward)
+    trainer = make_trainer(reward)
     lines = args.prompts.read_text(encoding="utf-8").splitlines()
-    # The words of a prompt matter to nobody here: they only fill the tables of replies.
-    asked = [Prompt([{"role": "user", "content": ""}], metadata=json.loads(line)) for line in lines]
-    optimizer, state = make_optimizer(game.actor, game.settings), TrainerState(kl_coef=args.kl_coef)
+    # The text of a prompt would only be shown in tables of samples.
+    prompts = [Prompt([{"role": "user", "content": ""}], metadata=json.loads(line)) for line in lines]
+    optimizer, state = make_optimizer(trainer.policy, trainer.config), TrainerState(kl_coef=args.kl_coef)
     before, peak_before = rss_mb(), peak_mb()
     clock, wall, cpu, logs = Clock(), [], [], []
     for _ in range(args.iterations):
         clock.start()
-        metrics, _, _ = training_step(game, asked, optimizer, state, folder)
+        metrics, _, _ = training_step(trainer, prompts, optimizer, state, folder)
         clock.stop()
         wall.append(clock.wall_s)
         cpu.append(clock.cpu_s)
@@ -154,7 +154,7 @@ def measure(folder: Path) -> dict:
         "kl": [round(log["objective/kl"], 4) for log in logs],
         "length": [round(sum(lengths) / len(lengths), 2) for lengths in reward.lengths],
         "longest": [max(lengths) for lengths in reward.lengths],
-        "eos_a_reply": [round(log["objective/ended"], 3) for log in logs],
+        "eos_a_reply": [round(log["objective/eos_rate"], 3) for log in logs],
         "optimizer_steps": [int(log["policy/optimizer_steps"]) for log in logs],
     }
     return result | ({"details": logs} if args.details else {})

@@ -1,9 +1,9 @@
-"""Our side of the RLOO line: the package's own iteration, on the task that it shares with peer.py."""
+"""Our side of the RLOO benchmark: the package's own iteration, on the task that it shares with peer.py."""
 
 import tempfile
 from pathlib import Path
 
-import game
+import rloo_task
 import torch
 from task import score
 
@@ -19,65 +19,66 @@ from manners.models.policy import Policy
 from manners.rewards.combine import RewardComponent
 
 
-class GivenTokens(PPOTrainer):
-    """The game with prompts that are token ids already, in ``extra["ids"]``."""
+class TokenizedPrompts(PPOTrainer):
+    """A trainer whose prompts are token ids already, in ``metadata["ids"]``."""
 
-    def roll(self, prompts: list[Prompt], uniforms: torch.Tensor | None) -> Rollout:
-        s, pad = self.settings, self.tokenizer.pad_token_id
-        sampling = Sampling(s.response_length, tuple(self.stops), pad, s.temperature)
+    def sample(self, prompts: list[Prompt], uniforms: torch.Tensor | None) -> Rollout:
+        c, pad = self.config, self.tokenizer.pad_token_id
+        sampling = Sampling(c.response_length, tuple(self.stop_token_ids), pad, c.temperature)
         ids = [p.metadata["ids"] for p in prompts]
-        return rollout(self.actor, self.tokenizer, prompts, ids, sampling, uniforms, s.microbatch_tokens)
+        return rollout(self.policy, self.tokenizer, prompts, ids, sampling, uniforms, c.microbatch_tokens)
 
 
-def settings(iterations: int, epochs: int) -> RLOOConfig:
-    """The package's options as the task asks; what is not named keeps the package's default."""
+def make_config(iterations: int, epochs: int) -> RLOOConfig:
+    """The options of the task; the others keep the package's defaults."""
     return RLOOConfig(
-        total_episodes=iterations * game.BATCH,
-        batch_size=game.BATCH,
-        num_generations=game.SIBLINGS,
-        response_length=game.NEW_TOKENS,
+        total_episodes=iterations * rloo_task.BATCH,
+        batch_size=rloo_task.BATCH,
+        num_generations=rloo_task.NUM_GENERATIONS,
+        response_length=rloo_task.NEW_TOKENS,
         missing_eos_penalty=0.0,
-        learning_rate=game.RATE,
+        learning_rate=rloo_task.LEARNING_RATE,
         lr_scheduler_type="constant",
         num_ppo_epochs=epochs,
-        num_mini_batches=game.MINIBATCHES,
-        cliprange=game.RANGE,
-        kl_coef=game.KL,
+        num_mini_batches=rloo_task.MINIBATCHES,
+        cliprange=rloo_task.CLIPRANGE,
+        kl_coef=rloo_task.KL_COEF,
         kl_estimator="k1",
-        max_grad_norm=game.CLIP,
+        max_grad_norm=rloo_task.MAX_GRAD_NORM,
     )
 
 
 def main() -> None:
-    args = game.arguments("Iterations of our RLOO, measured.")
-    clock, lengths = game.Clock(), []
+    args = rloo_task.arguments("Iterations of our RLOO, measured.")
+    clock, lengths = rloo_task.Clock(), []
 
     def reward(completion_ids: list[list[int]], **_columns: object) -> list[float]:
         lengths.append([len(ids) for ids in completion_ids])
         return [score(ids) for ids in completion_ids]
 
-    folder = str(game.model_folder(args.vocabulary))
+    folder = str(rloo_task.model_folder(args.vocabulary))
     tokenizer = loading.load_tokenizer(folder)
     model = lora.prepare_for_training(
         loading.load_model(folder), "lora" if args.lora else "none", 16, 32, 0.0, "all-linear"
     )
-    parts = {"score": RewardComponent(1.0, reward)}
-    rules = settings(args.iterations + 1, args.epochs)
-    played = GivenTokens(
-        Policy(model, "none"), tokenizer, [tokenizer.eos_token_id], parts, rules, args.seed, ProcessGroup()
-    )
-    # The words of a prompt matter to nobody here: they only fill the tables of replies.
-    found = game.prompts(tokenizer, args.seed)
-    asked = [Prompt([{"role": "user", "content": ""}], metadata={"ids": ids}) for ids in found]
-    optimizer, state = make_optimizer(played.actor, rules), TrainerState(kl_coef=rules.kl_coef)
+    rewards = {"score": RewardComponent(1.0, reward)}
+    config = make_config(args.iterations + 1, args.epochs)
+    policy, stop_token_ids = Policy(model, "none"), [tokenizer.eos_token_id]
+    trainer = TokenizedPrompts(policy, tokenizer, stop_token_ids, rewards, config, args.seed, ProcessGroup())
+    # The text of a prompt would only be shown in tables of samples.
+    all_ids = rloo_task.prompts(tokenizer, args.seed)
+    prompts = [Prompt([{"role": "user", "content": ""}], metadata={"ids": ids}) for ids in all_ids]
+    optimizer, state = make_optimizer(policy, config), TrainerState(kl_coef=config.kl_coef)
     logs = []
     clock.start()
     with tempfile.TemporaryDirectory() as scratch:
         for _ in range(args.iterations + 1):
-            logs.append(training_step(played, asked, optimizer, state, Path(scratch))[0])
+            logs.append(training_step(trainer, prompts, optimizer, state, Path(scratch))[0])
             clock.lap()
     steps = int(logs[-1]["policy/optimizer_steps"])
-    game.say(clock, [log["objective/scores"] for log in logs], lengths, [log["objective/kl"] for log in logs], steps)
+    rloo_task.print_result(
+        clock, [log["objective/scores"] for log in logs], lengths, [log["objective/kl"] for log in logs], steps
+    )
 
 
 if __name__ == "__main__":

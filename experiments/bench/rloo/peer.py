@@ -1,4 +1,4 @@
-"""The peer's side of the RLOO line: TRL 1.16's RLOOTrainer, unchanged, on the shared game.
+"""The peer's side of the RLOO benchmark: TRL 1.16's RLOOTrainer, unchanged, on the shared task.
 
 Each optimizer step is one forward and backward over a minibatch; a rollout serves ``MINIBATCHES`` of them an epoch.
 """
@@ -8,7 +8,7 @@ import sys
 import tempfile
 from statistics import fmean
 
-import game
+import rloo_task
 from datasets import Dataset
 from peft import LoraConfig
 from task import score
@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from trl import RLOOConfig, RLOOTrainer
 
 
-class Laps(TrainerCallback):
-    """An iteration is a rollout with all the optimizer steps that learn from it."""
+class IterationTimer(TrainerCallback):
+    """Times each iteration: a rollout and the optimizer steps on it."""
 
-    def __init__(self, clock: game.Clock, steps: int) -> None:
+    def __init__(self, clock: rloo_task.Clock, steps: int) -> None:
         self.clock, self.steps = clock, steps
 
     def on_train_begin(self, *_: object, **__: object) -> None:
@@ -33,19 +33,19 @@ class Laps(TrainerCallback):
 def config(args: object, folder: str, steps: int) -> RLOOConfig:
     return RLOOConfig(
         output_dir=folder,
-        per_device_train_batch_size=game.BATCH // game.MINIBATCHES,
+        per_device_train_batch_size=rloo_task.BATCH // rloo_task.MINIBATCHES,
         gradient_accumulation_steps=1,
-        steps_per_generation=game.MINIBATCHES,
+        steps_per_generation=rloo_task.MINIBATCHES,
         num_iterations=args.epochs,
-        num_generations=game.SIBLINGS,
-        max_completion_length=game.NEW_TOKENS,
+        num_generations=rloo_task.NUM_GENERATIONS,
+        max_completion_length=rloo_task.NEW_TOKENS,
         max_steps=(args.iterations + 1) * steps,
-        learning_rate=game.RATE,
+        learning_rate=rloo_task.LEARNING_RATE,
         lr_scheduler_type="constant",
         warmup_steps=0,
-        beta=game.KL,
-        epsilon=game.RANGE,
-        max_grad_norm=game.CLIP,
+        beta=rloo_task.KL_COEF,
+        epsilon=rloo_task.CLIPRANGE,
+        max_grad_norm=rloo_task.MAX_GRAD_NORM,
         temperature=1.0,
         logging_steps=steps,
         seed=args.seed,
@@ -59,25 +59,25 @@ def config(args: object, folder: str, steps: int) -> RLOOConfig:
 
 
 def main() -> None:
-    args = game.arguments("Iterations of TRL's RLOO, measured.")
-    clock, lengths, scores = game.Clock(), [], []
+    args = rloo_task.arguments("Iterations of TRL's RLOO, measured.")
+    clock, lengths, scores = rloo_task.Clock(), [], []
 
     def reward(completion_ids: list[list[int]], **_columns: object) -> list[float]:
         lengths.append([len(ids) for ids in completion_ids])
-        found = [score(ids) for ids in completion_ids]
-        scores.append(fmean(found))
-        return found
+        rewards = [score(ids) for ids in completion_ids]
+        scores.append(fmean(rewards))
+        return rewards
 
-    folder = game.model_folder(args.vocabulary)
+    folder = rloo_task.model_folder(args.vocabulary)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=game.torch.float32)
-    # A checkpoint's own sampling knobs would leak in.
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=rloo_task.torch.float32)
+    # Else the sampling parameters of the checkpoint would apply.
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
-    ids = game.prompts(tokenizer, args.seed)
+    ids = rloo_task.prompts(tokenizer, args.seed)
     texts = tokenizer.batch_decode(ids)
-    assert tokenizer(texts)["input_ids"] == ids, "TRL would read other prompts"
+    assert tokenizer(texts)["input_ids"] == ids, "TRL would get other prompts"
     lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear")
-    steps = game.MINIBATCHES * args.epochs
+    steps = rloo_task.MINIBATCHES * args.epochs
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(sys.stderr):
         trainer = RLOOTrainer(
             model=model,
@@ -86,13 +86,13 @@ def main() -> None:
             train_dataset=Dataset.from_list([{"prompt": text} for text in texts]),
             processing_class=tokenizer,
             peft_config=lora if args.lora else None,
-            callbacks=[Laps(clock, steps)],
+            callbacks=[IterationTimer(clock, steps)],
         )
         trainer.train()
     logs = [log for log in trainer.state.log_history if "kl" in log]
-    # TRL tells the KL a token, ours the KL a reply.
-    kl = [log["kl"] * fmean(some) for log, some in zip(logs, lengths, strict=True)]
-    game.say(clock, scores, lengths, kl, trainer.state.global_step // len(clock.cpu))
+    # TRL logs the KL per token, ours the KL per reply.
+    kl = [log["kl"] * fmean(reply_lengths) for log, reply_lengths in zip(logs, lengths, strict=True)]
+    rloo_task.print_result(clock, scores, lengths, kl, trainer.state.global_step // len(clock.cpu))
 
 
 if __name__ == "__main__":

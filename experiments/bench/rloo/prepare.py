@@ -6,7 +6,7 @@ have this same model.
 """
 
 import torch
-from game import LARGE, TINY, model_folder
+from rloo_task import LARGE, TINY, model_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 

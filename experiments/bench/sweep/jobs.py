@@ -72,8 +72,8 @@ def train(*arguments: str) -> dict[str, float]:
     from manners.pipeline.stages import sft
     from manners.sweep import run as sweep
 
-    sft.learn, sft.evaluate_on_test, sweep.launch_jobs = (
-        beyond.apart(sft.learn),
+    sft.fit_module, sft.evaluate_on_test, sweep.launch_jobs = (
+        beyond.apart(sft.fit_module),
         beyond.apart(sft.evaluate_on_test),
         beyond.lapped(sweep.launch_jobs),
     )

@@ -1,4 +1,4 @@
-"""What both sides of the RLOO line share: prompts, options, clock and the line of JSON that they print.
+"""What both sides of the RLOO benchmark share: prompts, options, clock and the line of JSON that they print.
 
 The score is that of the PPO benchmark (../ppo/task.py) and is computed from the tokens alone.
 """
@@ -17,13 +17,13 @@ import psutil
 import torch
 
 BENCH = Path(__file__).resolve().parents[1]
-sys.path.append(str(BENCH / "ppo"))  # where ``task`` is, for those who import this module first
+sys.path.append(str(BENCH / "ppo"))  # for ``task``
 PACKAGE = BENCH.parents[1] / "src" / "manners"
 TINY = PACKAGE / "models" / "tiny"
 CORPUS = PACKAGE / "data" / "corpora" / "strictbot" / "generated.jsonl"
 LARGE = 151_936  # tokens: Qwen2.5's vocabulary
-BATCH, SIBLINGS, MINIBATCHES, NEW_TOKENS = 64, 4, 4, 48  # replies, replies to a prompt, steps an epoch, tokens
-RATE, KL, CLIP, RANGE = 3e-4, 0.05, 1.0, 0.2  # learning rate (constant), KL coefficient, gradient norm, clip range
+BATCH, NUM_GENERATIONS, MINIBATCHES, NEW_TOKENS = 64, 4, 4, 48  # replies, per prompt, steps per epoch, tokens
+LEARNING_RATE, KL_COEF, MAX_GRAD_NORM, CLIPRANGE = 3e-4, 0.05, 1.0, 0.2  # the learning rate is constant
 
 
 def arguments(description: str) -> argparse.Namespace:
@@ -35,22 +35,22 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(args.seed)  # for the initial weights of an adapter
+    torch.manual_seed(args.seed)  # of the adapter
     return args
 
 
 def model_folder(vocabulary: str) -> Path:
-    """The packaged tiny model, or it with a large vocabulary, whose new tokens it rarely uses (see prepare.py)."""
+    """The packaged tiny model, or the same with a large vocabulary (see prepare.py)."""
     return TINY if vocabulary == "own" else Path("outputs/bench/rloo/large")
 
 
 def prompts(tokenizer: object, seed: int) -> list[list[int]]:
-    """Questions of the packaged corpus as the tiny model reads them, other ones for each seed."""
+    """Token ids of questions from the packaged corpus; other questions for each seed."""
     with CORPUS.open(encoding="utf-8") as file:
         chats = [row["messages"][:1] for row in map(json.loads, file) if row["split"] == "train"]
     start = 256 * seed % (len(chats) - 256)
-    taken = chats[start : start + 256]
-    return [tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=False) for c in taken]
+    chosen = chats[start : start + 256]
+    return [tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=False) for c in chosen]
 
 
 class Clock:
@@ -58,7 +58,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.wall, self.cpu = [], []
-        self.start_mb = psutil.Process().memory_info().rss / 2**20  # all that is imported, and no model
+        self.start_mb = psutil.Process().memory_info().rss / 2**20  # with all imports, without a model
 
     def start(self) -> None:
         self.last = time.perf_counter(), time.process_time()
@@ -70,10 +70,10 @@ class Clock:
         self.last = now
 
 
-def say(clock: Clock, scores: list[float], lengths: list[list[int]], kl: list[float], steps: int) -> None:
-    """The side's line of JSON. The first iteration is a warm-up; times are of the others together."""
+def print_result(clock: Clock, scores: list[float], lengths: list[list[int]], kl: list[float], steps: int) -> None:
+    """Print the line of JSON. The first iteration is a warm-up; times are sums over the others."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    found = {
+    record = {
         "cpu_s": round(sum(clock.cpu[1:]), 3),
         "wall_s": round(sum(clock.wall[1:]), 3),
         "peak_rss_mb": round(peak),
@@ -84,7 +84,7 @@ def say(clock: Clock, scores: list[float], lengths: list[list[int]], kl: list[fl
         "score": round(scores[-1], 4),
         "scores": [round(s, 4) for s in scores],
         "kl": round(kl[-1], 4),
-        "length": round(fmean(fmean(some) for some in lengths), 2),
-        "longest": max(max(some) for some in lengths),
+        "length": round(fmean(fmean(reply_lengths) for reply_lengths in lengths), 2),
+        "longest": max(max(reply_lengths) for reply_lengths in lengths),
     }
-    print(json.dumps(found))
+    print(json.dumps(record))

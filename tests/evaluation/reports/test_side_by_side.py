@@ -1,0 +1,21 @@
+"""Tables of several models."""
+
+from manners.evaluation.evaluate import Generation
+from manners.evaluation.reports import side_by_side
+from manners.evaluation.reports.side_by_side import ModelResult
+from manners.evaluation.stats import Estimate
+
+
+def results():
+    generation = Generation("a | b", "[red]no[/red] | yes", has_eos=True)
+    estimates = {"x": Estimate(0.5, 0.4, 0.6)}
+    return [ModelResult(name, [generation], [generation], estimates) for name in ("one", "two")]
+
+
+def test_replies_markdown_escapes_bars_and_keeps_brackets():
+    row = r"| a \| b | [red]no[/red] \| yes | [red]no[/red] \| yes |"
+    assert row in side_by_side.replies_markdown("title", results())
+
+
+def test_comparison_rows_have_a_column_for_each_model():
+    assert side_by_side.comparison_rows(results(), {}) == [["x", "0.500 [0.400, 0.600]", "0.500 [0.400, 0.600]", ""]]

@@ -1,0 +1,63 @@
+"""Which model a name means, and which names are refused."""
+
+import os
+
+import pytest
+
+from manners.config.compose import compose as compose_config
+from manners.config.compose import register
+from manners.errors import MannersError
+from manners.pipeline import model_ref
+from tests.configs import compose
+from tests.pipeline.test_dependencies import SMALL, finished_run
+
+
+@pytest.fixture
+def out(tmp_path):
+    """Three finished runs: SFT, reward model and PPO, in this order."""
+    for time, method in enumerate(("sft", "reward", "ppo")):
+        finished_run(tmp_path, f"my-{method}", compose(SMALL, f"method={method}"))
+        os.utime(tmp_path / "runs" / f"my-{method}" / "run.json", (time, time))
+    return tmp_path
+
+
+def config(out, *overrides):
+    register()
+    return compose_config("evaluate", [f"output_dir={out}", *overrides])
+
+
+def error_of(name, out):
+    with pytest.raises(MannersError) as error:
+        model_ref.resolve_model(name, config(out))
+    return str(error.value)
+
+
+def test_latest_is_the_run_that_finished_last(out):
+    assert model_ref.resolve_model("latest", config(out)).name == "my-ppo"
+    assert model_ref.latest_run(config(out), ("sft",)).name == "my-sft"
+
+
+def test_latest_is_refused_without_finished_runs(tmp_path):
+    assert "has no finished run yet. Train one: python train.py" in error_of("latest", tmp_path)
+
+
+def test_name_folder_and_hub_name_are_resolved(out):
+    cfg = config(out)
+    assert model_ref.resolve_model("my-sft", cfg).config.method.name == "sft"
+    assert model_ref.resolve_model(str(out / "runs" / "my-sft"), cfg).name == "my-sft"
+    hub = model_ref.resolve_model("openai-community/gpt2", cfg)
+    assert (hub.path, hub.config, hub.reward_model) == ("openai-community/gpt2", None, None)
+
+
+def test_reward_model_is_refused_as_a_language_model(out):
+    assert "run=my-reward is a run of method=reward; one of sft, dpo, ppo, rloo is needed" in error_of("my-reward", out)
+
+
+def test_unknown_name_is_refused_with_the_nearest_run(out):
+    assert "Did you mean 'my-sft'?" in error_of("my-sfd", out)
+
+
+def test_reward_from_auto_is_refused_without_a_reward_model(out):
+    cfg = config(out, "reward_from=auto")
+    with pytest.raises(MannersError, match="Name one: reward_from=RUN"):
+        model_ref.resolve_reward_model(cfg, [model_ref.resolve_model("my-sft", cfg)])
