@@ -1,10 +1,10 @@
-"""Four small jobs by ``train.py``, and what each takes beyond its training and its answers before and after.
+"""Four small jobs of ``train.py``, and the seconds of each besides training and evaluation.
 
     jobs.py --together    one process: train.py -m seed=1,2,3,4
-    jobs.py               one of them alone
+    jobs.py               only one of them
 
-A job is eight steps on the packaged corpus and a few answers before and after, tracked in MLflow. The first job of a
-process pays for its imports; ``later`` is what a job after it takes, the median of them.
+A job is eight steps on the packaged corpus and an evaluation before and after, tracked in MLflow. The first job of a
+process imports everything; ``later_cpu_s`` is the median of the jobs after it.
 """
 
 import argparse
@@ -34,56 +34,56 @@ def clock() -> Seconds:
     return time.process_time(), time.perf_counter()
 
 
-class Beyond:
-    """The clock less what ``apart`` is told to leave out."""
+class OverheadClock:
+    """CPU and wall seconds, less those of the functions that are excluded."""
 
     def __init__(self) -> None:
-        self.began, self.left_out = (0.0, time.perf_counter()), (0.0, 0.0)
+        self.started, self.excluded = (0.0, time.perf_counter()), (0.0, 0.0)
         self.laps: list[Seconds] = []
 
     def now(self) -> Seconds:
-        return tuple(n - b - o for n, b, o in zip(clock(), self.began, self.left_out, strict=True))
+        return tuple(n - b - o for n, b, o in zip(clock(), self.started, self.excluded, strict=True))
 
-    def apart(self, function: Callable) -> Callable:
+    def exclude(self, function: Callable) -> Callable:
         @functools.wraps(function)
         def called(*args: object, **kwargs: object) -> object:
             before = clock()
             try:
                 return function(*args, **kwargs)
             finally:
-                self.left_out = tuple(o + n - b for o, n, b in zip(self.left_out, clock(), before, strict=True))
+                self.excluded = tuple(o + n - b for o, n, b in zip(self.excluded, clock(), before, strict=True))
 
         return called
 
-    def lapped(self, function: Callable) -> Callable:
+    def lap_after(self, function: Callable) -> Callable:
         @functools.wraps(function)
         def called(*args: object, **kwargs: object) -> object:
-            found = function(*args, **kwargs)
+            result = function(*args, **kwargs)
             self.laps.append(self.now())
-            return found
+            return result
 
         return called
 
 
 def train(*arguments: str) -> dict[str, float]:
     """``train.py`` with the arguments, in this process."""
-    beyond = Beyond()
-    # The imports are the same here as later, and count as the first job's.
+    overhead = OverheadClock()
+    # These imports count for the first job, as in train.py.
     from manners.pipeline.stages import sft
     from manners.sweep import run as sweep
 
     sft.fit_module, sft.evaluate_on_test, sweep.launch_jobs = (
-        beyond.apart(sft.fit_module),
-        beyond.apart(sft.evaluate_on_test),
-        beyond.lapped(sweep.launch_jobs),
+        overhead.exclude(sft.fit_module),
+        overhead.exclude(sft.evaluate_on_test),
+        overhead.lap_after(sweep.launch_jobs),
     )
     sys.argv = ["train.py", *arguments]
     runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-    cpu, wall = beyond.now()
-    found = {"cpu_s": cpu, "wall_s": wall, "training_s": beyond.left_out[0], "later_cpu_s": cpu}
-    if len(beyond.laps) > 1:
-        found["later_cpu_s"] = statistics.median(b - a for (a, _), (b, _) in itertools.pairwise(beyond.laps))
-    return found
+    cpu, wall = overhead.now()
+    record = {"cpu_s": cpu, "wall_s": wall, "training_s": overhead.excluded[0], "later_cpu_s": cpu}
+    if len(overhead.laps) > 1:
+        record["later_cpu_s"] = statistics.median(b - a for (a, _), (b, _) in itertools.pairwise(overhead.laps))
+    return record
 
 
 def main() -> None:
@@ -94,9 +94,9 @@ def main() -> None:
     os.chdir(ROOT)
     seeds = ",".join(str(1 + JOBS * args.seed + job) for job in range(JOBS if args.together else 1))
     with tempfile.TemporaryDirectory() as scratch:
-        found = train(*(["-m"] if args.together else []), *SMALL, f"seed={seeds}", f"output_dir={scratch}")
+        record = train(*(["-m"] if args.together else []), *SMALL, f"seed={seeds}", f"output_dir={scratch}")
     peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
-    print(json.dumps({key: round(value, 3) for key, value in found.items()} | {"peak_rss_mb": peak}))
+    print(json.dumps({key: round(value, 3) for key, value in record.items()} | {"peak_rss_mb": peak}))
 
 
 if __name__ == "__main__":

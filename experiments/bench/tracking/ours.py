@@ -1,25 +1,23 @@
-"""Our side of the tracking line: the package's ``fit`` with its tracker, as train.py opens it, and without."""
+"""Our side of the tracking benchmark: the package's training loop with train.py's logger and without."""
 
 import contextlib
 import sys
 import tempfile
 import time
 
-import hydra
 import task
 
-from manners.config import schema
-from manners.config.compose import compose
+from manners.config.compose import compose, register
 from manners.methods.lightning import fit_with_lightning
+from manners.pipeline import dependencies
 from manners.runtime import run_dir
 from manners.runtime.device import Device
-from manners.runtime.paths import CONF
 from manners.tracking import logger
 from manners.tracking.logger import NullLogger
 
 
-class Repeated(list):
-    """The same batch at every step, as ``fit`` wants it."""
+class RepeatedBatch(list):
+    """The same batch at every step, with what ``fit_with_lightning`` needs."""
 
     accumulate = 1
 
@@ -29,35 +27,35 @@ class Repeated(list):
 
 def main() -> None:
     args = task.arguments("Our training steps with MLflow and without.")
-    schema.register_schemas()
+    register()
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as scratch:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("train", [f"output_dir={scratch}"])
-        batches = Repeated([task.batch(args.seed)] * task.steps(args.windows))
-        with run_dir.acquire(cfg, "", {}) as folder, logger.open_run(cfg, folder, 0, "", {}, []) as tracker:
-            made, written, sent, send = (
-                task.module(args.windows, args.seed, NullLogger().log),
-                [],
-                [],
-                tracker.outbox._send_metrics,
-            )
+        cfg = compose("train", [f"output_dir={scratch}", "dataset.max_rows=40"])
+        splits, digest = dependencies.splits_of(cfg), dependencies.digest_of(cfg)
+        batches = RepeatedBatch([task.batch(args.seed)] * task.steps(args.windows))
+        with (
+            run_dir.acquire(cfg, digest) as directory,
+            logger.open_run(cfg, directory, splits, digest, {}, []) as mlflow_logger,
+        ):
+            module = task.make_module(args.windows, args.seed, NullLogger().log)
+            writer, logged, sent = mlflow_logger.writer, [], []
+            send_metrics = writer._send_metrics
 
-            def counted(records: list[dict]) -> None:
-                send(records)
+            def send_and_count(records: list[dict]) -> None:
+                send_metrics(records)
                 sent.extend(records)
 
-            def write(metrics: dict[str, float], step: int) -> None:
-                tracker.log(metrics, step)
-                written.append(step)
+            def log_and_count(metrics: dict[str, float], step: int) -> None:
+                mlflow_logger.log(metrics, step)
+                logged.append(step)
 
-            def turn(on: bool) -> None:
-                while len(sent) < len(written):
+            def switch_tracking(on: bool) -> None:
+                while len(sent) < len(logged):
                     time.sleep(0.002)
-                made.log_metrics = write if on else NullLogger().log
+                module.log_metrics = log_and_count if on else NullLogger().log
 
-            tracker.outbox._send_metrics, made.turn = counted, turn
-            fit_with_lightning(made, batches, batches[:1], folder.path, Device("cpu", "32"), 10**6, 10**6, 0)
-    task.say(made)
+            writer._send_metrics, module.switch_tracking = send_and_count, switch_tracking
+            fit_with_lightning(module, batches, batches[:1], directory.path, Device("cpu", "32"), 10**6, 10**6, 0)
+    task.print_result(module)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The peer's side of the tracking line: Lightning's MLFlowLogger on a plain Trainer; same module, same metrics."""
+"""The peer's side of the tracking benchmark: Lightning's MLFlowLogger on a plain Trainer; same module, same metrics."""
 
 import contextlib
 import sys
@@ -10,16 +10,16 @@ from lightning.pytorch.loggers import MLFlowLogger
 from torch.utils.data import DataLoader
 
 
-class Reports(L.Callback):
-    """Has the module hand its metrics to Lightning's ``log_dict``, as a module does that knows of no tracker."""
+class MetricsCallback(L.Callback):
+    """Has the module log its metrics with Lightning's ``log_dict``, as a module without a logger of its own does."""
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: task.Turns, *_: object) -> None:
-        module.report(trainer.global_step)
+    def on_train_batch_end(self, trainer: L.Trainer, module: task.AlternatingTracking, *_: object) -> None:
+        module.log_train_metrics(trainer.global_step)
 
 
 def main() -> None:
     args = task.arguments("Lightning's training steps with MLflow and without.")
-    made = task.module(args.windows, args.seed, lambda metrics, step: made.log_dict(metrics))
+    sft_module = task.make_module(args.windows, args.seed, lambda metrics, step: sft_module.log_dict(metrics))
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as scratch:
         logger = MLFlowLogger("bench", tracking_uri=f"sqlite:///{scratch}/mlflow.db", artifact_location=scratch)
         trainer = L.Trainer(
@@ -30,17 +30,17 @@ def main() -> None:
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[Reports()],
+            callbacks=[MetricsCallback()],
         )
 
-        def turn(on: bool) -> None:
+        def switch_tracking(on: bool) -> None:
             trainer.loggers = [logger] if on else []
 
-        made.turn = turn
-        trainer.fit(made, DataLoader([task.batch(args.seed)] * task.steps(args.windows), batch_size=None))
-        written = logger.experiment.get_metric_history(logger.run_id, "train/loss")
-        assert len(written) == args.windows + 1, f"{len(written)} windows were written"  # and the one after the last
-    task.say(made)
+        sft_module.switch_tracking = switch_tracking
+        trainer.fit(sft_module, DataLoader([task.batch(args.seed)] * task.steps(args.windows), batch_size=None))
+        logged = logger.experiment.get_metric_history(logger.run_id, "train/loss")
+        assert len(logged) == args.windows + 1, f"{len(logged)} windows were logged"  # and the one after the last
+    task.print_result(sft_module)
 
 
 if __name__ == "__main__":

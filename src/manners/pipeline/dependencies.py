@@ -137,7 +137,7 @@ def lineage_text(directory: RunDir, summary: str, dependencies: dict[str, RunArt
     lines = []
     for role, artifact in dependencies.items():
         state = run_dir.load_state(artifact.model_dir.parent)
-        told = state.summary if state else ""
-        lines.append(f"{role:>8}  {artifact.name}" + (f"  ({told})" if told else ""))
+        note = f"  ({state.summary})" if state and state.summary else ""
+        lines.append(f"{role:>8}  {artifact.name}{note}")
     arrow = "       └→ " if dependencies else ""
     return "\n".join([*lines, f"{arrow}{directory.path.name}" + (f"  ({summary})" if summary else "")]) + "\n"

@@ -1,4 +1,4 @@
-"""``preview=true``: the first examples, token by token, as the model will see them."""
+"""``preview=true``: the first training examples, token by token, with the tokens that carry loss."""
 
 from rich.console import Console
 from rich.text import Text
@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from manners.data.loading import Splits
 from manners.data.tokenize import IGNORE_INDEX, TokenizedExample
 
-CONTEXT, TRAINED, STOP = "dim", "bold green", "bold white on red"
+CONTEXT, WITH_LOSS, SPECIAL = "dim", "bold green", "bold white on red"
 
 
 def show_examples(
@@ -17,44 +17,47 @@ def show_examples(
     tokenizer: PreTrainedTokenizerBase,
     count: int = 4,
 ) -> None:
-    """Print ``count`` examples, and what there is of rows, tokens and truncation."""
-    legend = Text.assemble("tokens: ", ("context", CONTEXT), " ", ("⟦trained⟧", TRAINED), " ", ("stop", STOP))
+    """Print the first ``count`` examples, and the numbers of rows, tokens and truncated rows."""
+    legend = Text.assemble(
+        "tokens: ", ("context", CONTEXT), " ", ("⟦with loss⟧", WITH_LOSS), " ", ("special, with loss", SPECIAL)
+    )
     console.print(legend, highlight=False)
-    for chat, example in list(zip(splits.train, examples, strict=True))[:count]:
-        console.rule(chat.source, align="left")
+    for conversation, example in list(zip(splits.train, examples, strict=True))[:count]:
+        console.rule(conversation.source, align="left")
         console.print(highlight_loss(example, tokenizer), highlight=False)
         if example.num_truncated:
-            console.print(f"… {example.num_truncated} tokens cut", style="yellow")
+            console.print(f"… {example.num_truncated} tokens truncated", style="yellow")
     console.rule()
     for line in token_counts(splits, examples):
         console.print(line, highlight=False)
 
 
 def highlight_loss(example: TokenizedExample, tokenizer: PreTrainedTokenizerBase) -> Text:
-    """The example as text; what carries loss stands in ⟦⟧ too, for a terminal without colours."""
+    """The text of an example. Tokens with loss are also in ⟦⟧, for terminals without colours."""
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    text, inside = Text(), False
+    text, in_loss = Text(), False
     for token, label in zip(example.input_ids, example.labels, strict=True):
-        if (label != IGNORE_INDEX) != inside:
-            text.append("⟧" if inside else "⟦", TRAINED)
-            inside = not inside
-        style = CONTEXT if label == IGNORE_INDEX else STOP if token in special else TRAINED
+        if (label != IGNORE_INDEX) != in_loss:
+            text.append("⟧" if in_loss else "⟦", WITH_LOSS)
+            in_loss = not in_loss
+        style = CONTEXT if label == IGNORE_INDEX else SPECIAL if token in special else WITH_LOSS
         text.append(str(tokenizer.decode([token])), style)
-    return text.append("⟧" if inside else "", TRAINED)
+    return text.append("⟧" if in_loss else "", WITH_LOSS)
 
 
 def token_counts(splits: Splits, examples: list[TokenizedExample]) -> list[str]:
-    tokens = sum(len(e.input_ids) for e in examples)
-    trained = sum(e.num_targets for e in examples)
-    cut = [e for e in examples if e.num_truncated]
+    """Lines on rows, tokens, truncation and skipped rows."""
+    num_tokens = sum(len(e.input_ids) for e in examples)
+    num_targets = sum(e.num_targets for e in examples)
+    truncated = [e for e in examples if e.num_truncated]
     lines = [
         f"rows: {len(splits.train)} train, {len(splits.validation)} validation, {len(splits.test)} test",
-        f"training tokens: {tokens:,}, of which {trained:,} ({trained / tokens:.0%}) carry loss",
+        f"training tokens: {num_tokens:,}, {num_targets:,} of them ({num_targets / num_tokens:.0%}) carry loss",
     ]
-    if cut:
-        lines.append(f"cut to method.max_length: {len(cut)} rows lose {sum(e.num_truncated for e in cut):,} tokens")
+    if truncated:
+        lost = sum(e.num_truncated for e in truncated)
+        lines.append(f"truncated to method.max_length: {len(truncated)} rows lose {lost:,} tokens")
     if splits.skipped:
-        lines.append(
-            f"left out (dataset.on_invalid_row=skip): {len(splits.skipped)} rows, the first: {splits.skipped[0]}"
-        )
+        first = splits.skipped[0]
+        lines.append(f"left out (dataset.on_invalid_row=skip): {len(splits.skipped)} rows, the first: {first}")
     return lines

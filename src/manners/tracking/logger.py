@@ -113,6 +113,7 @@ def open_run(
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # logs the traceback of what it raises
     mlflow.set_tracking_uri(store.absolute_uri(cfg.tracking.uri))
     with report_refusals(cfg.tracking.uri):
         client, experiment = store.open_experiment(cfg)
