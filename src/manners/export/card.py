@@ -132,9 +132,8 @@ def limitations_section(cfg: DictConfig, dtype: str) -> str:
 
 def license_section(cfg: DictConfig) -> str:
     """The license of the base model, as far as it is known."""
-    known = base_license(cfg)
-    base = f"that of the base model, `{cfg.model.name}`"
-    return f"{known or 'Unknown'}: {base}. The dataset's license may add conditions."
+    known = base_license(cfg) or "unknown"
+    return f"That of the base model, `{cfg.model.name}`: {known}. The dataset's license may add conditions."
 
 
 def read_artifact(file: Path) -> str:
