@@ -24,6 +24,7 @@ from manners.evaluation.metrics.assistant_style import politeness
 from manners.evaluation.metrics.text_stats import count_text_stats, distribution_distance
 from manners.evaluation.reports import side_by_side
 from manners.evaluation.reports.side_by_side import ModelResult
+from manners.evaluation.reports.table import markdown_report
 from manners.evaluation.reports.text_stats_figure import draw_text_stats
 from manners.evaluation.stats import Estimate, bootstrap_ratio, proportion
 from manners.pipeline import model_ref
@@ -188,11 +189,10 @@ def write_report(cfg: DictConfig, results: list[ModelResult], evaluator: Evaluat
     reference = count_text_stats(evaluator.dataset.text_stats, evaluator.references, complete=True)
     title = "evaluation of " + ", ".join(r.name for r in results if not r.name.endswith("(before)"))
     folder = new_evaluation_dir(cfg, results)
-    side_by_side.show_replies(console, results, cfg.evaluation.prompts)
     side_by_side.show_comparison(console, results, reference)
     comparison = side_by_side.comparison_markdown(title, results, reference)
     (folder / "comparison.md").write_text(comparison)
-    (folder / "replies.md").write_text(side_by_side.replies_markdown(title, results))
+    (folder / "replies.md").write_text(markdown_report(title, [side_by_side.replies_table(results)]))
     with (folder / "replies.jsonl").open("w") as file:
         for result in results:
             for prompt, generation in zip(evaluator.prompts, result.generations, strict=True):
@@ -211,9 +211,8 @@ def write_report(cfg: DictConfig, results: list[ModelResult], evaluator: Evaluat
 
 def report_tables(results: list[ModelResult], reference: dict[str, Estimate]) -> dict[str, dict[str, list[str]]]:
     """The comparison and all replies, by columns, for MLflow's tables."""
-    names = [result.name for result in results]
-    rows = side_by_side.comparison_rows(results, reference)
-    comparison = dict(zip(["metric", *names, "in the data"], map(list, zip(*rows, strict=True)), strict=True))
+    table = side_by_side.comparison_table(results, reference)
+    comparison = dict(zip(table.header, map(list, zip(*table.rows, strict=True)), strict=True))
     replies = {result.name: [g.reply for g in result.generations] for result in results}
     prompts = [g.prompt for g in results[0].generations]
     return {"comparison": comparison, "replies": {"prompt": prompts} | replies}

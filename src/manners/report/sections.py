@@ -6,11 +6,11 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
+from manners.evaluation.reports.table import Table
 from manners.report import curves, query, tables
 from manners.report.configurations import Configuration, group_by_configuration
 from manners.report.curves import Chart, Points
 from manners.report.query import EVAL_METRICS, Run
-from manners.report.tables import Table
 
 SWEEP_TAG = "manners.sweep"
 REPORTS = ("comparison.md", "before_after.md", "reward_report.md")

@@ -1,13 +1,12 @@
 """Tables of metrics over seeds, as text: the page shows them as HTML, and write-ups as Markdown."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
+from manners.evaluation.reports.table import Table
 from manners.evaluation.stats import Estimate
 from manners.report.configurations import Configuration
 from manners.report.query import Run
@@ -26,22 +25,6 @@ MAIN_METRICS = {
     "eos_rate": "replies with EOS",
 }
 PERCENTAGES = ("style_accuracy", "fact_accuracy", "eos_rate", "pair_accuracy", "sanity")  # and their subgroups
-
-
-@dataclass(frozen=True)
-class Table:
-    header: list[str]
-    rows: list[list[str]]
-
-    def markdown(self) -> str:
-        """The table in Markdown."""
-        lines = [self.header, ["---"] * len(self.header), *self.rows]
-        return "\n".join(f"| {' | '.join(map(escape_cell, line))} |" for line in lines)
-
-
-def escape_cell(text: str) -> str:
-    """Text that cannot break out of its cell of a Markdown table."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).replace("|", "\\|")
 
 
 def configuration_table(configurations: Sequence[Configuration]) -> Table:

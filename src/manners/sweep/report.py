@@ -7,9 +7,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from manners.config.schema import OBJECTIVE
+from manners.evaluation.reports.table import Table, markdown_report
 from manners.sweep import figure
 from manners.sweep.jobs import ConfigurationRow, SweepJob, rank_configurations
 from manners.sweep.parent import SweepRun
@@ -23,15 +23,15 @@ def write_sweep_report(cfg: DictConfig, jobs: list[SweepJob], folder: Path, comm
     """Write table and figure to the terminal, the sweep's directory and its MLflow run."""
     metric, direction = OBJECTIVE[cfg.method.name]
     rows = rank_configurations(jobs, direction)
-    header, cells = table_cells(rows, metric)
-    print_table(header, cells, f"{folder.name}: best first")
+    table = configurations_table(rows, metric)
+    table.show(console, f"{folder.name}: best first")
     methods = {job.choice.get("method", cfg.method.name) for job in jobs}
     # PPO and RLOO are both measured by the reward; the losses of two methods do not compare.
     comparable = len(methods) == 1 or all(OBJECTIVE[m][1] == "maximize" for m in methods)
     best_row = rows[0] if rows and rows[0].metrics and comparable else None
     best_job = best_row and best_row.jobs[0]
     rerun = f"python train.py {command} {shlex.join(choice_overrides(best_job.choice))}" if best_job else ""
-    markdown = sweep_markdown(header, cells, folder.name, rerun, jobs)
+    markdown = sweep_markdown(table, folder.name, rerun, jobs)
     (folder / "sweep.md").write_text(markdown)
     figures = figure.plot_sweep(jobs, metric, direction, folder / "sweep.png")
     count = {status: sum(job.status == status for job in jobs) for status in ("finished", "failed", "pruned")}
@@ -52,10 +52,9 @@ def write_sweep_report(cfg: DictConfig, jobs: list[SweepJob], folder: Path, comm
     console.print(f"table and figure: {folder}")
 
 
-def table_cells(rows: list[ConfigurationRow], metric: str) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the table: a line for each configuration, with mean and deviation over its seeds."""
+def configurations_table(rows: list[ConfigurationRow], metric: str) -> Table:
+    """A line for each configuration, with mean and deviation over its seeds."""
     keys = list(dict.fromkeys(k for row in rows for k in row.choice))
-    header = [*keys, metric, "± sd", "seeds", "min", "summary of the best seed"]
     cells = []
     for row in rows:
         deviation = f"{row.spread:.3g}" if row.spread is not None else ""
@@ -64,21 +63,12 @@ def table_cells(rows: list[ConfigurationRow], metric: str) -> tuple[list[str], l
         minutes = f"{statistics.fmean(seconds) / 60:.1f}" if seconds else ""
         seeds = f"{len(row.metrics)} of {len(row.jobs)}"
         cells.append([*(row.choice.get(k, "–") for k in keys), mean, deviation, seeds, minutes, row.jobs[0].summary])
-    return header, cells
+    return Table([*keys, metric, "± sd", "seeds", "min", "summary of the best seed"], cells)
 
 
-def print_table(header: list[str], cells: list[list[str]], title: str) -> None:
-    """Print the table on the terminal."""
-    table = Table(*map(escape, header), title=escape(title), box=None, header_style="bold")
-    for row in cells:
-        table.add_row(*map(escape, row))
-    console.print(table)
-
-
-def sweep_markdown(header: list[str], cells: list[list[str]], name: str, rerun: str, jobs: list[SweepJob]) -> str:
-    """The report as markdown: the table, the command of the best job, and why jobs failed."""
-    lines = [header, ["---"] * len(header), *cells]
-    text = f"# {name}\n\n" + "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines)
-    text += f"\n\nThe best job again: `{rerun}`\n" if rerun else "\n\nNo job has a result.\n"
-    failed = [f"- {job.name}: {job.error}" for job in jobs if job.status == "failed"]
-    return text + ("\nFailed:\n\n" + "\n".join(failed) + "\n" if failed else "")
+def sweep_markdown(table: Table, name: str, rerun: str, jobs: list[SweepJob]) -> str:
+    """The report as it is written to ``sweep.md``: the table, the command of the best job, and why jobs failed."""
+    parts: list[str | Table] = [table, f"The best job again: `{rerun}`" if rerun else "No job has a result."]
+    if failed := [f"- {job.name}: {job.error}" for job in jobs if job.status == "failed"]:
+        parts += ["Failed:", "\n".join(failed)]
+    return markdown_report(name, parts)

@@ -1,6 +1,5 @@
 """The sanity check, on scorers whose weaknesses are known."""
 
-import json
 import math
 
 import pytest
@@ -9,8 +8,8 @@ from rich.console import Console
 from manners.data.corruptions import CORRUPTIONS, corrupted_replies
 from manners.data.types import ScoredReply
 from manners.errors import MannersError
-from manners.evaluation.metrics.reward_sanity import MAX_REPLIES, SanityResult, check_sanity
-from manners.evaluation.reports.reward_report import MAX_REPLY_CHARS, sanity_markdown, show_sanity
+from manners.evaluation.metrics.reward_sanity import MAX_REPLIES, check_sanity
+from manners.evaluation.reports.reward_report import MAX_REPLY_CHARS, sanity_table
 from manners.evaluation.stats import proportion
 
 NOUNS = ["apple", "bridge", "candle", "dragon", "engine", "forest", "garden", "hammer", "island", "jacket"]
@@ -131,9 +130,8 @@ def test_check_sanity_raises_without_good_replies():
         check_sanity(scorer(len), rows(3, 0.2), TRAIN, seed=1)
 
 
-def test_sanity_result_json_round_trip():
+def test_sanity_metrics_by_kind_of_corruption():
     result = check_sanity(scorer(len), ORIGINALS, TRAIN, seed=1)
-    assert SanityResult.from_json(json.loads(json.dumps(result.to_json()))) == result
     metrics = result.metrics("after")
     assert metrics["after/sanity"] == result.accuracy.value
     assert metrics["after/sanity_repeated"] == 0.0
@@ -142,14 +140,13 @@ def test_sanity_result_json_round_trip():
 
 def test_tables_name_every_corruption_and_cut_long_replies(capsys):
     result = check_sanity(scorer(len), ORIGINALS, TRAIN, seed=1)
-    lines = sanity_markdown(result)
-    table = [line for line in lines if line.startswith("|")]
+    table = sanity_table(result).markdown().splitlines()
     assert len(table) == 2 + 1 + len(CORRUPTIONS)
     assert {line.count(" | ") for line in table} == {3}
     empty = next(line for line in table if line.startswith("| empty"))
     assert "100.0 % [88.6, 100.0] | (nothing)" in empty  # 1 / (1 + 3.8415 / 30) = 0.886
     assert all(len(line) < MAX_REPLY_CHARS + 80 for line in table)
-    show_sanity(Console(width=160), result)
+    sanity_table(result).show(Console(width=160))
     shown = capsys.readouterr().out
     assert "[88.6, 100.0]" in shown  # not taken for rich markup
     assert all(name in shown for name in CORRUPTIONS)

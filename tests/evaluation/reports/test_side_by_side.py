@@ -12,10 +12,12 @@ def results():
     return [ModelResult(name, [generation], [generation], estimates) for name in ("one", "two")]
 
 
-def test_replies_markdown_escapes_bars_and_keeps_brackets():
+def test_replies_table_escapes_bars_and_keeps_brackets():
     row = r"| a \| b | [red]no[/red] \| yes | [red]no[/red] \| yes |"
-    assert row in side_by_side.replies_markdown("title", results())
+    assert row in side_by_side.replies_table(results()).markdown()
 
 
-def test_comparison_rows_have_a_column_for_each_model():
-    assert side_by_side.comparison_rows(results(), {}) == [["x", "0.500 [0.400, 0.600]", "0.500 [0.400, 0.600]", ""]]
+def test_comparison_table_has_a_column_for_each_model():
+    table = side_by_side.comparison_table(results(), {})
+    assert table.header == ["metric", "one", "two", "in the data"]
+    assert table.rows == [["x", "0.500 [0.400, 0.600]", "0.500 [0.400, 0.600]", ""]]

@@ -5,8 +5,7 @@ Replies to the same prompt are not independent: every interval is a bootstrap ov
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -58,24 +57,6 @@ class RegressionQuality:
         values = {f"{prefix}/{name}": e.value for name in names if (e := getattr(self, name))}
         return values | {f"{prefix}/baseline_{name}": e.value for name, e in self.baseline.items()}
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, saved: dict[str, Any]) -> "RegressionQuality":
-        optional = ("r2", "pearson", "spearman", "pair_accuracy", "error_length")
-        estimates = {name: Estimate(**saved[name]) if saved[name] else None for name in optional}
-        return cls(
-            **saved
-            | estimates
-            | {
-                "mse": Estimate(**saved["mse"]),
-                "mae": Estimate(**saved["mae"]),
-                "bins": [Bin(b["predicted"], Estimate(**b["true"]), b["count"]) for b in saved["bins"]],
-                "baseline": {name: Estimate(**e) for name, e in saved["baseline"].items()},
-            }
-        )
-
 
 @dataclass(frozen=True)
 class PairwiseQuality:
@@ -89,13 +70,6 @@ class PairwiseQuality:
     def metrics(self, prefix: str) -> dict[str, float]:
         """The values for the tracker, as ``prefix``/name."""
         return {f"{prefix}/pair_accuracy": self.accuracy.value, f"{prefix}/margin": self.margin.value}
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, saved: dict[str, Any]) -> "PairwiseQuality":
-        return cls(**saved | {name: Estimate(**saved[name]) for name in ("accuracy", "margin")})
 
 
 def prompt_ids(conversations: Sequence[list[Message]]) -> np.ndarray:

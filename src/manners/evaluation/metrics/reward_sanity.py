@@ -2,8 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -49,17 +48,6 @@ class SanityResult:
         """The values for the tracker, as ``prefix``/name."""
         values = {f"{prefix}/sanity": self.accuracy.value}
         return values | {f"{prefix}/sanity_{name}": r.accuracy.value for name, r in self.by_corruption.items()}
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, saved: dict[str, Any]) -> "SanityResult":
-        by_corruption = {
-            name: CorruptionResult(Estimate(**r["accuracy"]), r["count"], SanityExample(**r["worst"]))
-            for name, r in saved["by_corruption"].items()
-        }
-        return cls(Estimate(**saved["accuracy"]), saved["count"], by_corruption)
 
 
 def check_sanity(

@@ -1,15 +1,15 @@
 """The before/after report: in the terminal, as markdown, and as a table for the tracking store."""
 
 import math
-import re
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from manners.evaluation.evaluate import EvalResult, Generation
 from manners.evaluation.metrics.assistant_style import RUNS_ON
+from manners.evaluation.reports.table import Table, markdown_report
 from manners.evaluation.stats import Estimate
+
+INTERVALS = "Intervals are at 95 %."
 
 
 def before_after_rows(before: EvalResult, after: EvalResult) -> list[dict[str, str]]:
@@ -70,31 +70,19 @@ def perplexity(loss: Estimate) -> str:
 
 def before_after_markdown(title: str, before: EvalResult, after: EvalResult) -> str:
     """The report as it is written to ``before_after.md``."""
-    lines = [f"# {title}", "", "| metric | before | after | in the data |", "| --- | --- | --- | --- |"]
-    lines += [f"| {name.strip()} | {b} | {a} | {data} |" for name, b, a, data in before_after_numbers(before, after)]
-    lines += ["", "Intervals are at 95 %.", "", "| prompt | before | after |", "| --- | --- | --- |"]
-    for row in before_after_rows(before, after):
-        lines.append("| " + " | ".join(markdown_cell(row[key]) for key in ("prompt", "before", "after")) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def markdown_cell(text: str) -> str:
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text.replace("|", "\\|"))
+    numbers, replies = before_after_tables(before, after)
+    return markdown_report(title, [numbers, INTERVALS, replies])
 
 
 def show_before_after(console: Console, before: EvalResult, after: EvalResult) -> None:
     """Print the report."""
-    table = Table("prompt", "before", "after", header_style="bold", show_lines=True)
-    for row in before_after_rows(before, after):
-        table.add_row(*(as_text(row[key]) for key in ("prompt", "before", "after")))
-    console.print(table)
-    columns = ("", "before", "after", "in the data")
-    table = Table(*columns, header_style="bold", box=None, title="95 % intervals", title_justify="left")
-    for line in before_after_numbers(before, after):
-        table.add_row(*map(as_text, line))
-    console.print(table)
+    numbers, replies = before_after_tables(before, after)
+    replies.show(console, ruled=True)
+    numbers.show(console, INTERVALS)
 
 
-def as_text(text: str) -> Text:
-    """Text as it is: in a string, rich would take brackets for markup."""
-    return Text(re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", text))
+def before_after_tables(before: EvalResult, after: EvalResult) -> tuple[Table, Table]:
+    """The metrics, and the replies to the shown prompts."""
+    numbers = Table(["metric", "before", "after", "in the data"], before_after_numbers(before, after))
+    columns = ["prompt", "before", "after"]
+    return numbers, Table(columns, [[row[key] for key in columns] for row in before_after_rows(before, after)])

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from manners.data.types import Message, PreferencePair, ScoredReply
 from manners.evaluation.metrics.reward_quality import PairwiseQuality, RegressionQuality
 from manners.evaluation.metrics.reward_sanity import SanityResult
-from manners.evaluation.reports.before_after import as_text, markdown_cell
+from manners.evaluation.reports.table import Table, markdown_report
 from manners.evaluation.stats import Estimate
 
 Records = list[dict[str, str]]
@@ -107,17 +106,13 @@ def reward_note(quality: RegressionQuality | PairwiseQuality) -> str:
 def reward_markdown(
     title: str, quality: RegressionQuality | PairwiseQuality, sanity: SanityResult | None, worst: Records
 ) -> str:
-    """Return the report as it is written to ``reward_report.md``; ``worst`` are ``worst_errors`` or ``worst_pairs``."""
-    lines = [f"# {title}", "", "| metric | baseline | model |", "| --- | --- | --- |"]
-    lines += [f"| {name} | {baseline} | {model} |" for name, baseline, model in reward_numbers(quality)]
-    lines += ["", reward_note(quality)]
+    """The report as it is written to ``reward_report.md``; ``worst`` are ``worst_errors`` or ``worst_pairs``."""
+    parts: list[str | Table] = [Table(["metric", "baseline", "model"], reward_numbers(quality)), reward_note(quality)]
     if sanity:
-        lines += ["", "## Sanity check: corrupted replies", "", *sanity_markdown(sanity)]
+        parts += ["## Sanity check: corrupted replies", sanity_table(sanity), sanity_note(sanity)]
     if worst:
-        header = list(worst[0])
-        lines += ["", "## Worst errors", "", f"| {' | '.join(header)} |", "| --- " * len(header) + "|"]
-        lines += [f"| {' | '.join(markdown_cell(shorten_reply(r[name])) for name in header)} |" for r in worst]
-    return "\n".join(lines) + "\n"
+        parts += ["## Worst errors", worst_table(worst)]
+    return markdown_report(title, parts)
 
 
 def show_reward_report(
@@ -125,37 +120,27 @@ def show_reward_report(
 ) -> None:
     """Print the report."""
     if worst:
-        table = Table(*worst[0], header_style="bold", show_lines=True, title="worst errors", title_justify="left")
-        for record in worst:
-            table.add_row(*(as_text(shorten_reply(text)) for text in record.values()))
-        console.print(table)
+        worst_table(worst).show(console, "worst errors", ruled=True)
     if sanity:
-        show_sanity(console, sanity)
-    table = Table("", "baseline", "model", header_style="bold", box=None)
-    for line in reward_numbers(quality):
-        table.add_row(*map(as_text, line))
-    console.print(table)
+        sanity_table(sanity).show(console)
+        console.print(sanity_note(sanity), highlight=False)
+    Table(["", "baseline", "model"], reward_numbers(quality)).show(console)
     console.print(reward_note(quality), highlight=False)
 
 
-SANITY_HEADER = ("corruption", "sanity accuracy", "worst corrupted reply", "original → corrupted score")
+def worst_table(worst: Records) -> Table:
+    """The worst errors, with long replies cut."""
+    return Table(list(worst[0]), [[shorten_reply(text) for text in record.values()] for record in worst])
 
 
-def sanity_rows(sanity: SanityResult) -> list[tuple[str, str, str, str]]:
-    """Return kind, accuracy with its interval, the worst corrupted reply and both scores."""
+def sanity_table(sanity: SanityResult) -> Table:
+    """Kind of corruption, accuracy with its interval, the worst corrupted reply and both scores."""
     rows = [("all", sanity.accuracy.percent(), "", "")]
     for name, result in sanity.by_corruption.items():
         worst = result.worst
         scores = f"{worst.original_score:.2f} → {worst.corrupted_score:.2f}"
         rows.append((name, result.accuracy.percent(), shorten_reply(worst.corrupted), scores))
-    return rows
-
-
-def sanity_markdown(sanity: SanityResult) -> list[str]:
-    """Return the lines of the sanity table."""
-    table = [f"| {' | '.join(SANITY_HEADER)} |", "| --- | --- | --- | --- |"]
-    table += [f"| {' | '.join(map(markdown_cell, row))} |" for row in sanity_rows(sanity)]
-    return [*table, "", sanity_note(sanity)]
+    return Table(["corruption", "sanity accuracy", "worst corrupted reply", "original → corrupted score"], rows)
 
 
 def sanity_note(sanity: SanityResult) -> str:
@@ -163,15 +148,6 @@ def sanity_note(sanity: SanityResult) -> str:
         f"Sanity accuracy: the fraction of {sanity.count} corrupted replies that score below the original. The worst "
         "reply of each kind has the largest margin over its original; a margin of 0 or more is a failure."
     )
-
-
-def show_sanity(console: Console, sanity: SanityResult) -> None:
-    """Print the sanity table."""
-    table = Table(*SANITY_HEADER, header_style="bold")
-    for row in sanity_rows(sanity):
-        table.add_row(*map(as_text, row))
-    console.print(table)
-    console.print(sanity_note(sanity), highlight=False)
 
 
 def shorten_reply(text: str) -> str:

@@ -1,16 +1,16 @@
 """Several models on the same prompts: tables in the terminal and as markdown, and the figure by turn."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from rich.console import Console
-from rich.table import Table
 
 from manners.evaluation.evaluate import Generation
 from manners.evaluation.multi_turn import TurnTrend
-from manners.evaluation.reports.before_after import as_text, format_reply, markdown_cell
+from manners.evaluation.reports.before_after import format_reply
 from manners.evaluation.reports.figures import AFTER, BEFORE, save_figure
+from manners.evaluation.reports.table import Table, markdown_report
 from manners.evaluation.stats import Estimate
 
 COLORS = (BEFORE, AFTER, "#e8590c", "#5f3dc4", "#2b8a3e", "#c2255c")
@@ -34,7 +34,7 @@ class ModelResult:
         return {name: e.value for name, e in (self.metrics | self.text_stats | self.benchmarks).items()}
 
 
-def comparison_rows(results: list[ModelResult], reference: dict[str, Estimate]) -> list[list[str]]:
+def comparison_table(results: list[ModelResult], reference: dict[str, Estimate]) -> Table:
     """A row for each metric: its name, the value of each model with its interval, the replies in the data."""
     rows = []
     for kind in ("metrics", "text_stats", "benchmarks"):
@@ -44,24 +44,20 @@ def comparison_rows(results: list[ModelResult], reference: dict[str, Estimate]) 
             rows.append([name, *(e.plain() if e else "" for e in estimates), in_data.plain() if in_data else ""])
     for name in dict.fromkeys(name for result in results for name in result.distances):
         rows.append([f"distance: {name}", *(f"{result.distances[name]:.3f}" for result in results), "0"])
-    return rows
+    return Table(["metric", *(result.name for result in results), "in the data"], rows)
 
 
-def show_comparison(console: Console, results: list[ModelResult], reference: dict[str, Estimate]) -> None:
-    """Print the metrics of all models, and each metric by turn."""
-    table = Table("", *(result.name for result in results), "in the data", header_style="bold", box=None)
-    rows = comparison_rows(results, reference)
-    nonzero = [row for row in rows if any(value[:6] not in ("", "0.000 ") for value in row[1:])]
-    for row in nonzero:
-        table.add_row(*map(as_text, row))
-    console.print(table)
-    if len(nonzero) < len(rows):
-        console.print(f"0 in all replies, and left out here: {', '.join(r[0] for r in rows if r not in nonzero)}")
+def trend_tables(results: list[ModelResult]) -> list[Table]:
+    """For each metric, its value by turn and its decline, a row for each model."""
+    tables = []
     for metric, trends in trends_by_metric(results).items():
-        table = Table(*trend_header(metric, trends), header_style="bold", box=None)
-        for name, trend in trends.items():
-            table.add_row(name, *(f"{e.value:.2f}" for e in trend.by_turn), as_text(trend.decline.plain()))
-        console.print(table)
+        turns = len(next(iter(trends.values())).by_turn)
+        rows = [
+            [name, *(f"{e.value:.2f}" for e in trend.by_turn), trend.decline.plain()] for name, trend in trends.items()
+        ]
+        header = [f"{metric}, by turn", *map(str, range(1, turns + 1)), "decline in the second half"]
+        tables.append(Table(header, rows))
+    return tables
 
 
 def trends_by_metric(results: list[ModelResult]) -> dict[str, dict[str, TurnTrend]]:
@@ -73,47 +69,32 @@ def trends_by_metric(results: list[ModelResult]) -> dict[str, dict[str, TurnTren
     }
 
 
-def trend_header(metric: str, trends: dict[str, TurnTrend]) -> list[str]:
-    turns = len(next(iter(trends.values())).by_turn)
-    return [f"{metric}, by turn", *map(str, range(1, turns + 1)), "decline in the second half"]
+def replies_table(results: list[ModelResult]) -> Table:
+    """The replies to the shown prompts, a column for each model."""
+    replies = zip(*(result.shown_generations for result in results), strict=True)
+    rows = [[row[0].prompt or "(the model speaks first)", *map(format_reply, row)] for row in replies]
+    return Table(["prompt", *(result.name for result in results)], rows)
+
+
+def show_comparison(console: Console, results: list[ModelResult], reference: dict[str, Estimate]) -> None:
+    """Print the replies, the metrics of all models, and each metric by turn."""
+    replies_table(results).show(console, ruled=True)
+    table = comparison_table(results, reference)
+    nonzero = [row for row in table.rows if any(value[:6] not in ("", "0.000 ") for value in row[1:])]
+    replace(table, rows=nonzero).show(console)
+    if len(nonzero) < len(table.rows):
+        zero = ", ".join(row[0] for row in table.rows if row not in nonzero)
+        console.print(f"0 in all replies, and left out here: {zero}")
+    for trends in trend_tables(results):
+        trends.show(console)
 
 
 def comparison_markdown(title: str, results: list[ModelResult], reference: dict[str, Estimate]) -> str:
     """The comparison as it is written to ``comparison.md``."""
-    header = ["metric", *(result.name for result in results), "in the data"]
-    lines = [f"# {title}", "", markdown_row(header), markdown_row(["---"] * len(header))]
-    lines += [markdown_row(row) for row in comparison_rows(results, reference)]
-    lines += ["", f"{len(results[0].generations)} held-out prompts; intervals are at 95 %."]
+    note = f"{len(results[0].generations)} held-out prompts; intervals are at 95 %."
     if results[0].distances:
-        lines += ["A distance is the Kolmogorov-Smirnov statistic between the model's turns and people's own."]
-    for metric, trends in trends_by_metric(results).items():
-        header = trend_header(metric, trends)
-        lines += ["", markdown_row(header), markdown_row(["---"] * len(header))]
-        for name, trend in trends.items():
-            lines.append(markdown_row([name, *(f"{e.value:.2f}" for e in trend.by_turn), trend.decline.plain()]))
-    return "\n".join(lines) + "\n"
-
-
-def replies_markdown(title: str, results: list[ModelResult]) -> str:
-    """The replies to the shown prompts, a column for each model."""
-    header = ["prompt", *(result.name for result in results)]
-    lines = [f"# {title}", "", markdown_row(header), markdown_row(["---"] * len(header))]
-    for generations in zip(*(result.shown_generations for result in results), strict=True):
-        prompt = generations[0].prompt or "(the model speaks first)"
-        lines.append(markdown_row([prompt, *map(format_reply, generations)]))
-    return "\n".join(lines) + "\n"
-
-
-def markdown_row(cells: list[str]) -> str:
-    return "| " + " | ".join(map(markdown_cell, cells)) + " |"
-
-
-def show_replies(console: Console, results: list[ModelResult], count: int) -> None:
-    """Print the replies to the first ``count`` of the shown prompts."""
-    table = Table("prompt", *(result.name for result in results), header_style="bold", show_lines=True)
-    for generations in list(zip(*(result.shown_generations for result in results), strict=True))[:count]:
-        table.add_row(as_text(generations[0].prompt), *(as_text(format_reply(g)) for g in generations))
-    console.print(table)
+        note += " A distance is the Kolmogorov-Smirnov statistic between the model's turns and people's own."
+    return markdown_report(title, [comparison_table(results, reference), note, *trend_tables(results)])
 
 
 def turn_trend_figure(results: list[ModelResult], out: Path) -> Path:

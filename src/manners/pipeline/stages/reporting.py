@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def report_reward_model(run: RunContext, evaluation: RewardEvaluation, sanity: S
         reward_report.show_reward_report(console, quality, sanity, evaluation.worst)
     text = reward_report.reward_markdown(run.path.name, quality, sanity, evaluation.worst)
     run.logger.table(evaluation.worst, "worst_errors.json")
-    log_report(run, "reward_report.md", text, quality.to_json() | {"sanity": sanity.to_json()}, pictures)
+    log_report(run, "reward_report.md", text, asdict(quality) | {"sanity": asdict(sanity)}, pictures)
 
 
 def log_report(run: RunContext, name: str, text: str, result: dict[str, Any], pictures: list[Path]) -> None:

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -151,7 +152,7 @@ def save_reward_model(
     network.save_pretrained(out, safe_serialization=True)
     tokenizer.save_pretrained(out)
     normalizer.save(out)
-    (out / SANITY_FILE).write_text(json.dumps(sanity.to_json(), indent=1, ensure_ascii=False))
+    (out / SANITY_FILE).write_text(json.dumps(asdict(sanity), indent=1, ensure_ascii=False))
     save_config(run.cfg, out)
 
 
