@@ -9,11 +9,19 @@ import os
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from manners.errors import MannersError
 from manners.evaluation.metrics import human_likeness
-from manners.evaluation.metrics.human_likeness import BINARY_FEATURES, FEATURES, compare_with_people, turn_features
+from manners.evaluation.metrics.human_likeness import (
+    BINARY_FEATURES,
+    FEATURES,
+    distances_from_people,
+    distinct_n,
+    mean_estimate,
+    turn_features,
+)
+from manners.evaluation.stats import proportion
 
 ASSISTANT_TURNS = [
     "As an AI language model, I cannot feel.",
@@ -128,40 +136,34 @@ def test_every_listed_misspelling_is_matched_once():
     assert set(fractions.values()) == {1 / 3}
 
 
-def compare(generated, human, seed=0):
-    return {c.name: c for c in compare_with_people(generated, human, seed)}
-
-
-def test_compare_with_people_has_all_features_and_distinct_n():
-    comparisons = compare_with_people(["Why not?", "no"], ["why", "Yes, but why?"], seed=0)
-    assert [c.name for c in comparisons] == [*FEATURES, "distinct-1", "distinct-2"]
+def test_distances_of_all_features_and_distinct_n():
+    distances = distances_from_people(["Why not?", "no"], ["why", "Yes, but why?"], seed=0)
+    assert list(distances) == [*FEATURES, "distinct-1", "distinct-2"]
 
 
 def test_distance_of_a_binary_feature():
-    result = compare(["Why?"] * 3 + ["No."], ["Why?"] + ["No."] * 4)[ASKS]
-    assert (result.generated.value, result.human.value) == (0.75, 0.2)
-    assert result.distance == pytest.approx(0.55)
-    never = compare(["No."] * 10, ["No."] * 10)[ASKS]
-    assert 0 < never.human.high == never.generated.high < 0.5  # Wilson's interval of 0 of 10
+    distances = distances_from_people(["Why?"] * 3 + ["No."], ["Why?"] + ["No."] * 4, seed=0)
+    assert distances[ASKS] == pytest.approx(0.75 - 0.2)
+
+
+def test_mean_of_a_binary_feature_has_wilsons_interval():
+    assert mean_estimate(np.zeros(10), ASKS, 0) == proportion(0, 10)
+    assert mean_estimate(np.array([1.0, 4.0]), "words", 0).value == 2.5
 
 
 def test_distance_of_a_numeric_feature_is_kolmogorov_smirnov():
     # 1, 2, 3, 4 words against 3, 4, 5, 6, 7: up to two words are 2/4 of the turns and 0/5, up to four 4/4 and 2/5.
     turns = [" ".join("abcdefg"[:n]) + "." for n in range(8)]
-    result = compare(turns[1:5], turns[3:8])["words"]
-    assert (result.generated.value, result.human.value) == (2.5, 5.0)
-    assert result.generated.low < 2.5 < result.generated.high
-    assert result.distance == pytest.approx(0.6)
+    assert distances_from_people(turns[1:5], turns[3:8], seed=0)["words"] == pytest.approx(0.6)
 
 
 def test_distinct_n_counts_ngrams_within_turns():
     # 16 words against 8, so 4 of each are drawn: 2 of "a b a b" are different, and all 4 of the eight words.
     # 8 bigrams (all "a b", since none spans two turns) against 7, so 3 are drawn: 1/3, and again all different.
-    result = compare(["a B", "A b"] * 4, ["a b c d e f g h"])
-    one, two = result["distinct-1"], result["distinct-2"]
-    assert (one.generated.value, one.human.value, one.distance) == (0.5, 1.0, 0.5)
-    assert two.generated.value == two.generated.high == 1 / 3
-    assert (two.human.value, two.distance) == (1.0, pytest.approx(2 / 3))
+    sides = ["a B", "A b"] * 4, ["a b c d e f g h"]
+    assert distinct_n(*sides, 1, seed=0) == (0.5, 1.0)
+    assert distinct_n(*sides, 2, seed=0) == (1 / 3, 1.0)
+    assert distances_from_people(*sides, seed=0)["distinct-2"] == pytest.approx(2 / 3)
 
 
 def type_token_ratio(turns):
@@ -175,44 +177,24 @@ def test_distinct_n_does_not_depend_on_the_number_of_turns():
         [" ".join(f"w{int(rng.paretovariate(0.4))}" for _ in range(rng.randint(3, 12))) for _ in range(n)]
         for n in (150, 1500)
     )
-    result = human_likeness.compare_distinct_n(few, many, 1, seed=0)
+    x, y = distinct_n(few, many, 1, seed=0)
     assert type_token_ratio(few) - type_token_ratio(many) > 0.1
-    assert result.distance < 0.03
-    assert result.generated.low < result.human.value < result.generated.high
-    assert human_likeness.compare_distinct_n(many, few, 1, seed=0).human == result.generated
-
-
-def test_distinct_n_interval_matches_the_sampling_distribution():
-    rng = random.Random(1)
-    values, widths = [], []
-    for seed in range(40):
-        turns = [" ".join(f"w{int(rng.paretovariate(0.4))}" for _ in range(5)) for _ in range(60)]
-        result = human_likeness.compare_distinct_n(turns, turns, 1, seed).generated
-        values.append(result.value)
-        widths.append(result.high - result.low)
-    central = sorted(values)[1:-1]  # 95 %
-    assert 0.6 < (sum(widths) / 40) / (central[-1] - central[0]) < 1.6
+    assert abs(x - y) < 0.03
+    assert distinct_n(many, few, 1, seed=0) == (y, x)
 
 
 def test_distinct_2_is_nan_without_bigrams():
-    result = compare(["no"] * 4, ["yes"] * 4)
-    assert result["distinct-1"].generated.value == 0.5  # two of the four words are drawn, and are equal
-    assert math.isnan(result["distinct-2"].human.value) and math.isnan(result["distinct-2"].distance)
+    assert distinct_n(["no"] * 4, ["yes"] * 4, 1, seed=0) == (
+        0.5,
+        0.5,
+    )  # two of four words are drawn
+    assert math.isnan(distances_from_people(["no"] * 4, ["yes"] * 4, seed=0)["distinct-2"])
 
 
-def test_compare_with_people_is_deterministic_by_seed():
+def test_distances_are_deterministic_by_seed():
     turns = ["one two three", "two", "three four", "five six seven eight"], ["one two", "nine", "ten two one"]
-    assert (
-        compare_with_people(*turns, seed=3)
-        == compare_with_people(*turns, seed=3)
-        != compare_with_people(*turns, seed=4)
-    )
-
-
-@pytest.mark.parametrize(("generated", "human"), [([], ["a"]), (["a"], [])])
-def test_compare_with_people_raises_without_turns(generated, human):
-    with pytest.raises(MannersError, match=r"generated turns to compare with .* dataset\.test_share"):
-        compare_with_people(generated, human, seed=0)
+    first, again, other = (distances_from_people(*turns, seed=seed) for seed in (3, 3, 4))
+    assert first == again != other
 
 
 # --- OpenAssistant ---
@@ -244,10 +226,14 @@ def test_role_breaks_match_assistants_and_hardly_ever_users(texts_by_half):
 
 def test_features_separate_users_from_assistants(texts_by_half):
     users = texts_by_half[0, "prompter"] + texts_by_half[1, "prompter"]
-    result = compare(texts_by_half[0, "assistant"] + texts_by_half[1, "assistant"], users)
+    models = texts_by_half[0, "assistant"] + texts_by_half[1, "assistant"]
+    result = {name: tuple(mean_of(name, texts) for texts in (models, users)) for name in FEATURES}
     higher = [ASKS, LOWER, OPEN, THANKS, "misspelled words"]
     lower = ["role breaks", "words", "words per sentence"]
-    assert [name for name in higher if result[name].human.low < result[name].generated.value] == []
-    assert [name for name in lower if result[name].human.high > result[name].generated.value] == []
-    halves = compare(users[::2], users[1::2])
-    assert max(c.distance for c in halves.values()) < 0.2
+    assert [name for name in higher if result[name][1].low < result[name][0].value] == []
+    assert [name for name in lower if result[name][1].high > result[name][0].value] == []
+    assert max(distances_from_people(users[::2], users[1::2], seed=0).values()) < 0.2
+
+
+def mean_of(name, texts):
+    return mean_estimate(np.array([FEATURES[name](text) for text in texts], float), name, 0)

@@ -7,14 +7,12 @@ turns differ. All of them are for English.
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 
 import numpy as np
 from scipy import stats
 
 from manners.data.ngrams import split_words, word_ngrams
-from manners.errors import MannersError
 from manners.evaluation.stats import Estimate, bootstrap_ratio, proportion
 
 NUM_SUBSETS = 200  # random halves for distinct-n
@@ -118,37 +116,6 @@ def turn_features(text: str) -> dict[str, float]:
     return {name: float(feature(text)) for name, feature in FEATURES.items()}
 
 
-@dataclass(frozen=True)
-class FeatureComparison:
-    """The mean of a feature over generated and over human turns."""
-
-    name: str
-    generated: Estimate
-    human: Estimate
-    distance: float  # of the two distributions, from 0 (equal) to 1 (disjoint)
-
-
-def compare_with_people(generated: Sequence[str], human: Sequence[str], seed: int) -> list[FeatureComparison]:
-    """Compare each of FEATURES, then distinct-1 and distinct-2. Raises MannersError where a side has no turns.
-
-    The distance is the two-sample Kolmogorov-Smirnov statistic, the largest difference of the two cumulative
-    distributions; for a binary feature, this is the difference of the two fractions.
-    """
-    if not generated or not human:
-        raise MannersError(
-            f"there are {len(generated)} generated turns to compare with {len(human)} human ones. Hold out more rows: "
-            "dataset.test_share."
-        )
-    comparisons = []
-    for name, feature in FEATURES.items():
-        x, y = (np.array([feature(text) for text in texts], float) for texts in (generated, human))
-        distance = float(stats.ks_2samp(x, y, method="asymp").statistic)
-        comparisons.append(
-            FeatureComparison(name, mean_estimate(x, name, seed), mean_estimate(y, name, seed), distance)
-        )
-    return [*comparisons, *(compare_distinct_n(generated, human, n, seed) for n in (1, 2))]
-
-
 def mean_estimate(values: np.ndarray, name: str, seed: int) -> Estimate:
     """The mean (N,) of the feature ``name``: Wilson's interval for a binary one, a bootstrap for the others."""
     if name in BINARY_FEATURES:
@@ -156,29 +123,38 @@ def mean_estimate(values: np.ndarray, name: str, seed: int) -> Estimate:
     return bootstrap_ratio(values, np.ones(len(values)), seed)
 
 
-def compare_distinct_n(generated: Sequence[str], human: Sequence[str], n: int, seed: int) -> FeatureComparison:
-    """Compare distinct-n (Li et al. 2016): different word n-grams over all n-grams, of all turns together.
+def distances_from_people(generated: Sequence[str], human: Sequence[str], seed: int) -> dict[str, float]:
+    """How far generated turns are from human ones, from 0 to 1, in each of FEATURES, then distinct-1 and distinct-2.
+
+    The distance is the two-sample Kolmogorov-Smirnov statistic, the largest difference of the two cumulative
+    distributions; for a binary feature, this is the difference of the two fractions, and for distinct-n that of the
+    two values.
+    """
+    distances = {}
+    for name, feature in FEATURES.items():
+        x, y = (np.array([feature(text) for text in texts], float) for texts in (generated, human))
+        distances[name] = float(stats.ks_2samp(x, y, method="asymp").statistic)
+    for n in (1, 2):
+        ours, theirs = distinct_n(generated, human, n, seed)
+        distances[f"distinct-{n}"] = abs(ours - theirs)
+    return distances
+
+
+def distinct_n(generated: Sequence[str], human: Sequence[str], n: int, seed: int) -> tuple[float, float]:
+    """Distinct-n (Li et al. 2016) of both sides: different word n-grams over all n-grams, of all turns together.
 
     Longer texts repeat more n-grams, so distinct-n falls with length whoever writes: both sides are reduced to the same
-    number, half of what the smaller side has. The value is the median over random subsets and the interval is theirs,
-    about as wide as that of the complete smaller side; the distance is the difference. All are nan where a side has
-    fewer than two n-grams.
+    number, half of what the smaller side has, and the value is the median over random subsets of turns. Both are nan
+    if a side has fewer than two n-grams.
     """
     sides = [[word_ngrams(text, n) for text in texts] for texts in (generated, human)]
     count = min(sum(map(len, side)) for side in sides) // 2
     if not count:
-        undefined = Estimate(np.nan, np.nan, np.nan)
-        return FeatureComparison(f"distinct-{n}", undefined, undefined, np.nan)
-    x, y = (distinct_of_subsets(side, count, seed) for side in sides)
-    return FeatureComparison(f"distinct-{n}", x, y, abs(x.value - y.value))
-
-
-def distinct_of_subsets(ngrams: list[list[tuple[str, ...]]], count: int, seed: int) -> Estimate:
-    """Distinct-n of ``count`` n-grams from the turns in random order, over ``NUM_SUBSETS`` orders."""
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(NUM_SUBSETS):
-        shuffled = chain.from_iterable(ngrams[i] for i in rng.permutation(len(ngrams)))
-        values.append(len(set(islice(shuffled, count))) / count)
-    low, median, high = np.percentile(values, [2.5, 50, 97.5])
-    return Estimate(float(median), float(low), float(high))
+        return np.nan, np.nan
+    medians = []
+    for side in sides:
+        rng = np.random.default_rng(seed)
+        orders = (rng.permutation(len(side)) for _ in range(NUM_SUBSETS))
+        subsets = (islice(chain.from_iterable(side[i] for i in order), count) for order in orders)
+        medians.append(float(np.median([len(set(subset)) / count for subset in subsets])))
+    return medians[0], medians[1]

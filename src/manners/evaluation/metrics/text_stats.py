@@ -24,4 +24,4 @@ def distribution_distance(name: str, replies: Sequence[str], references: Sequenc
     """Distance of each feature's distribution from that of the references, 0 to 1; empty unless ``name`` is "human"."""
     if name != "human" or not replies or not references:
         return {}
-    return {row.name: row.distance for row in human_likeness.compare_with_people(replies, references, seed)}
+    return human_likeness.distances_from_people(replies, references, seed)
