@@ -191,9 +191,10 @@ def test_distinct_2_is_nan_without_bigrams():
     assert math.isnan(distances_from_people(["no"] * 4, ["yes"] * 4, seed=0)["distinct-2"])
 
 
-def test_distances_are_deterministic_by_seed():
-    turns = ["one two three", "two", "three four", "five six seven eight"], ["one two", "nine", "ten two one"]
-    first, again, other = (distances_from_people(*turns, seed=seed) for seed in (3, 3, 4))
+def test_distinct_n_is_deterministic_by_seed():
+    rng = random.Random(2)
+    turns = [" ".join(rng.choices("abcdefgh", k=rng.randint(1, 9))) for _ in range(40)]
+    first, again, other = (distinct_n(turns, turns[::2], 2, seed) for seed in (3, 3, 4))
     assert first == again != other
 
 
