@@ -77,7 +77,6 @@ def test_prompt_flag_requires_a_prompt():
         (["run=nix"], "run=nix is neither a finished run"),
         ([], "has no finished run yet. Train one: python train.py"),
         (["self_chat=true", "user=tiny", "assistant=nix"], "assistant=nix is neither"),
-        (["self_chat=true", "turns=0"], "turns=0: a conversation needs at least one turn. Set turns=8."),
         (["prompt=' '"], "prompt is empty: -p "),
     ],
 )

@@ -222,7 +222,24 @@ def test_impossible_sweep_is_refused(args, message):
         ("debug=quik", "debug=quik: no 'quik' in debug. Did you mean 'quick'?"),
         ("seed=${nope}", "seed=${nope}: Interpolation key 'nope' not found"),
         ("dataset=jsonl", "dataset.path has no value, and there is no default: set dataset.path=VALUE."),
-        ("nonsense", "'nonsense' cannot be read as KEY=VALUE"),
+        ("nonsense", "'nonsense' is no option: options are written KEY=VALUE."),
+        ("dataset.path=epoch=3.jsonl", """Write 'dataset.path="epoch=3.jsonl"'"""),
+        ("dataset.path=x[1].jsonl", """Write 'dataset.path="x[1].jsonl"'"""),
+        ("dataset.path=a,b.jsonl", """add -m to run one job for each; as one text, write 'dataset.path="a,b.jsonl"'"""),
+        ("policy_run_overrides=[a=1,b=2]", """Write 'policy_run_overrides=['"'"'a=1'"'"', '"'"'b=2'"'"']'"""),
+        ("policy_from=None", "policy_from=None would be the text 'None': write policy_from=none."),
+        ("run_name=None", "run_name=None would be the text 'None': write run_name=null."),
+        ("dataset.max_rows=None", "For no value write null, not None."),
+        ("max_steps=5", "Did you mean 'method.max_steps'?"),
+        ("model=/a/folder", "no '/a/folder' in model. A folder or a name on the hub: model.name=/a/folder."),
+        ("model=null", "model=null: model is a config group, and needs a choice: bert, gpt2"),
+        ("tuned=tiny_stf", "tuned=tiny_stf: there is no such choice. Did you mean 'tiny/sft'? For none: '~tuned'"),
+        ("seed=-1", "seed=-1 must be at least 0 and at most 4294967295."),
+        ("method.name=ppo", "method.name=ppo cannot be set: choose the method, method=sft."),
+        ("~method", "~method: method is a config group, and needs a choice: dpo, ppo"),
+        ("method.learning_rate=inf", "method.learning_rate=inf must be a finite number."),
+        ("model.added_tokens=abc", "model.added_tokens=abc: a list is needed, model.added_tokens=[...]."),
+        ("method.max_steps=0", "method.max_steps=0 trains nothing: -1 trains for method.num_train_epochs."),
     ],
 )
 def test_wrong_override_is_named_with_a_remedy(override, message):
@@ -243,12 +260,40 @@ def test_wrong_override_is_named_with_a_remedy(override, message):
         ("- seed", "Cannot merge DictConfig with ListConfig"),
         ("method: 3", "int is not"),
         ("method: {max_length: 4}", "method.max_length=4 must be at least 8"),
+        ("method: {name: ppo}", "method.name=ppo cannot be set"),
     ],
 )
 def test_mistake_in_a_recipe_is_named_with_its_file(recipe, text, message):
     error, path = recipe(text)
     assert message in error
     assert str(path) in error
+
+
+def test_recipe_without_its_package_line_is_named(tmp_path):
+    path = tmp_path / "experiment" / "mine.yaml"
+    path.parent.mkdir()
+    path.write_text("seed: 3\n")
+    error = error_of("experiment=mine", config_dir=str(tmp_path))
+    assert error == f"{path}: a recipe begins with the line '# @package _global_', else its options are of a group."
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (
+            ["--learning_rate", "1e-4"],
+            "--learning_rate: options are written without dashes, KEY=VALUE: method.l",
+        ),
+        (["--seed=3"], "--seed=3: options are written without dashes, KEY=VALUE: seed=3."),
+        (["method.max_steps", "5"], "'method.max_steps' is no option: options are written KEY=VALUE: method.max_ste"),
+        (["--config-dir", "no/such/folder"], "--config-dir no/such/folder: there is no such folder."),
+    ],
+)
+def test_option_in_another_form_is_shown_as_it_works(monkeypatch, args, message):
+    monkeypatch.setattr(sys, "argv", ["train.py", *args])
+    with pytest.raises(SystemExit) as end:
+        main("train", print)
+    assert message in str(end.value)
 
 
 def test_recipe_that_is_not_utf8_is_named(recipe):
@@ -268,6 +313,18 @@ def test_error_in_a_dependency_names_its_command():
 
 def test_each_value_of_a_sweep_is_validated_first():
     assert "adapter.r=0 must be at least 1" in error_of("adapter.r=4,8,0", "seed=1,2", multirun=True)
+
+
+@pytest.mark.parametrize("option", ["plan", "preview", "estimate"])
+def test_plan_preview_and_estimate_are_about_one_run(option):
+    error = f"{option}=true is about one run: leave out -m, and give each option one value."
+    assert error_of("seed=1,2", f"{option}=true", multirun=True) == error
+    assert "ask for one at a time" in error_of("plan=true", "preview=true", "estimate=true")
+
+
+def test_key_that_the_space_lacks_is_typed_as_an_option():
+    error = error_of("sweep=search", "sweep.space={method.max_length: 'choice(64,128)'}", multirun=True)
+    assert error.startswith("sweep.space has no method.max_length: type it as an option of its own, such as 'method.")
 
 
 def test_valid_sweep_passes():

@@ -4,7 +4,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from manners.config import compose as compose_module
-from manners.config.compose import hydra_context, no_such_option, plan_run, register, with_values
+from manners.config.compose import hydra_context, plan_run, register
+from manners.config.explain import no_such_option
+from manners.config.schema import SFTConfig
 from tests.configs import compose
 
 # Former name → present name, of every option and group that was renamed. Those that are similar in spelling are found
@@ -47,8 +49,13 @@ RENAMED = {
 }
 
 
+ANY_DATA = ("dataset.sample_types=[conversation,scored,prompt]",)
+
+
 @pytest.fixture(autouse=True)
 def registered():
+    register()
+    yield
     register()
 
 
@@ -116,26 +123,36 @@ def test_tuned_values_are_those_of_model_and_method():
     assert compose("method=sft", "method.learning_rate=0.5").method.learning_rate == 0.5
 
 
-def test_with_values_equals_composing():
-    keys = ["seed", "method.learning_rate", "method.packing", "run_name", "method.lr_scheduler_type"]
-    one = [f"{k}={v}" for k, v in zip(keys, ["1", "1e-3", "true", "a", "linear"], strict=True)]
-    other = [f"{k}={v}" for k, v in zip(keys, ["2", "3e-5", "false", "'b, c'", "constant"], strict=True)]
+def test_tuned_values_belong_to_their_model_alone(tmp_path):
+    schema_default = SFTConfig().learning_rate
+    assert compose(f"model.name={tmp_path}").method.learning_rate == schema_default
+    assert compose("model.name=tiny", "tuned=tiny/sft").method.learning_rate == 2e-3  # by an explicit choice
+    policy, reward = plan_run(["method=ppo", f"model.name={tmp_path}", *ANY_DATA]).dependencies
+    assert policy.cfg.method.learning_rate == reward.cfg.method.learning_rate == schema_default
+    assert policy.cfg.dataset.max_rows is None  # which tuned/tiny/ppo.yaml sets for the tiny model's policy
+
+
+def test_recipe_that_names_a_model_gets_no_tuned_values(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    text = f"# @package _global_\nmodel:\n  name: {tmp_path}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    register(str(tmp_path))
     with hydra_context():
-        first = compose_module.compose("train", ["debug=quick", *one])
-        before = first.copy()
-        assert with_values(first, other) == compose_module.compose("train", ["debug=quick", *other])
-        assert first == before
+        assert compose_module.compose("train", ["experiment=mine"]).method.learning_rate == SFTConfig().learning_rate
 
 
 @pytest.mark.parametrize(
-    "override",
+    "key, suggestion",
     [
-        "method=reward",  # brings more than a value
-        "debug=null",
-        "seed=tomorrow",  # refused: composing says why
-        "adapter.target_modules=[q_proj]",
+        ("method.kl_cof", "method.kl_coef"),
+        ("method.max_length", "method.max_prompt_length"),
+        ("max_steps", "method.max_steps"),
+        ("learning_rat", "method.learning_rate"),
+        ("strength", ""),  # its present name is an option of chat.py alone
     ],
 )
-def test_with_values_leaves_the_rest_to_composing(override):
+def test_suggestion_is_an_option_of_this_command(key, suggestion):
+    cfg = compose("method=sft" if key == "max_steps" else "method=ppo")
     with hydra_context():
-        assert with_values(compose_module.compose("train", ["debug=quick", "seed=1"]), [override]) is None
+        text = no_such_option("x", key, cfg)
+    assert f"Did you mean '{suggestion}'?" in text if suggestion else "Did you mean" not in text

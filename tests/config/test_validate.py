@@ -38,9 +38,9 @@ def is_encoder(model):
             "use adapter=lora with hardware=mps",
         ),
         (["method.packing=true"], "method.group_by_length=false"),
-        (["method.max_steps=0"], "nothing to train"),
+        (["method.max_steps=0"], "max_steps=0 trains nothing"),
         (["method.num_train_epochs=0"], "nothing to train"),
-        (["evaluation.do_sample=true", "evaluation.temperature=0"], "evaluation.do_sample=false is greedy"),
+        (["evaluation.temperature=0"], "evaluation.temperature=0.0 must be above 0."),
         (["dataset.validation_share=0.5", "dataset.test_share=0.5"], "leave nothing to train on"),
         (["dataset.keep_flagged=[delted]"], "Did you mean 'deleted'?"),
         (["dataset.conversation_eos=<|end|>"], "dataset.loss_roles=user"),
@@ -110,8 +110,7 @@ def test_encoder_is_refused_for_generating_methods(model):
 
 
 def test_missing_sample_type_names_the_datasets_that_have_it():
-    cfg = compose("dataset=polite_helper")
-    cfg.method.sample_type = "scored"
+    cfg = compose("dataset=polite_helper", "method=reward")
     message = r"needs 'scored' samples.*that have them: requests, stanford_politeness, strictbot\.$"
     with pytest.raises(MannersError, match=message):
         validate.validate_config(cfg)

@@ -11,8 +11,6 @@ from manners.pipeline import model_ref
 
 def run_chat(cfg: DictConfig) -> None:
     """Run ``chat.py``. Raises MannersError for wrong options before torch is imported, which takes seconds."""
-    if cfg.self_chat and cfg.turns < 1:
-        raise MannersError("turns=0: a conversation needs at least one turn. Set turns=8.", "turns")
     if cfg.prompt is not None and not cfg.prompt.strip():
         raise MannersError('prompt is empty: -p "some words"', "prompt")
     names = {"user": cfg.user, "assistant": cfg.assistant} if cfg.self_chat else {"run": cfg.run}

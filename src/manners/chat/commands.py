@@ -40,10 +40,12 @@ class Command(NamedTuple):
 
 
 def dispatch(line: str, session: Session, tools: Tools) -> Result:
-    """Run the command in ``line``, which starts with a slash. Raises MannersError if it is unknown or fails."""
+    """Run the command in ``line``, which starts with a slash. Raises MannersError if it is unknown or cannot be run."""
     name, _, argument = line.partition(" ")
     if name not in COMMANDS:
         raise MannersError(f"there is no {name}. {did_you_mean(name, COMMANDS)}")
+    if argument.strip() and not COMMANDS[name].argument:
+        raise MannersError(f"{name} takes no text: type {name} alone, and your turn on a line of its own.")
     return COMMANDS[name].run(session, argument.strip(), tools)
 
 

@@ -8,6 +8,8 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -17,16 +19,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
-from manners.config import validate
-from manners.config.compose import (
-    RunSpec,
-    compose,
-    hydra_context,
-    override_key,
-    override_source,
-    plan_run,
-    register,
-)
+from manners.config import explain, validate
+from manners.config.compose import RunSpec, compose, drop_tuned, hydra_context, plan_run, register
+from manners.config.explain import override_key, override_source
 from manners.errors import MannersError, Pruned
 from manners.runtime import atomic_io, signals
 from manners.runtime.paths import CONF
@@ -39,9 +34,16 @@ def main(config_name: str, task: Task) -> None:
     """Compose ``conf/{config_name}.yaml`` with the command line and hand it to ``task``, once or for each job."""
     if sys.platform == "darwin":  # torch reads it when it is imported
         os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
-    args = get_args_parser().parse_args()
+    args, flags = get_args_parser().parse_known_args()
     register(args.config_dir)
     try:
+        if args.config_dir and not Path(args.config_dir).is_dir():
+            raise MannersError(f"--config-dir {args.config_dir}: there is no such folder.")
+        with hydra_context():
+            if flags:
+                following = dict(pairwise(sys.argv)).get(flags[0], "")
+                raise MannersError(explain.explain_flag(flags[0], following, compose(config_name, [])))
+            sys.argv += drop_tuned(config_name, args.overrides)  # Hydra composes --cfg and a sweep's jobs by itself
         if args.help:
             from manners.cli.help import print_help
 
@@ -109,18 +111,19 @@ def check_command_line(config_name: str, overrides: list[str], multirun: bool) -
         try:
             parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
         except OverrideParseException as error:
-            raise MannersError(
-                f"'{error.override}' cannot be read as KEY=VALUE. {quoting_hint(error.override)}"
-            ) from None
+            following = dict(pairwise(overrides)).get(str(error.override), "")
+            raise MannersError(explain.explain_unreadable(str(error.override), following)) from None
         lists = [o for o in parsed if o.is_sweep_override()]
         if lists and not multirun:
-            raise MannersError(f"{lists[0].input_line} lists several values: add -m to run one job for each.")
+            raise MannersError(explain.explain_several_values(str(lists[0].input_line)))
         fixed = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
         cfg = compose(config_name, fixed)
         if not multirun:
             if "sweep" in cfg and (cfg.sweep.space or cfg.sweep.sampler != "grid"):
                 raise MannersError("sweep= is for several jobs: add -m to run them.")
             return check_job(config_name, fixed, cfg)
+        if asked := next((name for name in ("plan", "preview", "estimate") if cfg.get(name)), ""):
+            raise MannersError(f"{asked}=true is about one run: leave out -m, and give each option one value.")
         fixed, dimensions = space.read_space(parsed, cfg.sweep.space if "sweep" in cfg else {})
         if "sweep" in cfg and cfg.sweep.sampler == "grid":
             space.expand_grid(dimensions, {})  # refuses an interval
@@ -140,12 +143,3 @@ def check_job(config_name: str, overrides: list[str], cfg: DictConfig | None = N
     except MannersError as error:
         source = override_source(config_name, error.key, overrides) if error.key else ""
         raise MannersError(f"{source}: {error}" if source.endswith(".yaml") else str(error)) from None
-
-
-def quoting_hint(override: str) -> str:
-    """How to quote an override that cannot be parsed."""
-    key, _, value = override.partition("=")
-    if value.startswith("["):
-        inner = ", ".join(f"'{item.strip()}'" for item in value.strip("[]").split(","))
-        return f'What is inside the list needs quotes of its own: "{key}=[{inner}]"'
-    return "Quote it if it has spaces."

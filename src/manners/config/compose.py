@@ -4,10 +4,8 @@
 are commands of their own.
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ import hydra
 import yaml
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -24,6 +21,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from manners.config import schema, validate
+from manners.config.explain import (
+    config_file,
+    explain,
+    explain_missing,
+    no_such_option,
+    override_key,
+    override_source,
+)
 from manners.errors import MannersError, did_you_mean
 from manners.runtime.paths import CONF, ROOT
 
@@ -33,29 +38,6 @@ RUN_ONLY_KEYS = {
     *("method", "plan", "preview", "estimate", "register_model", "run_name"),
     *(f"{role}_from" for role in DEPENDENCY_METHOD),
     *(f"{role}_run_overrides" for role in DEPENDENCY_METHOD),
-}
-
-
-# Former names of options whose present names are not similar in spelling, or not the most similar.
-RENAMED = {
-    "study": "experiment",
-    "study_name": "experiment_name",
-    "quick": "debug=quick",
-    "lineage": "plan",
-    "fit": "estimate",
-    "reward": "reward_from",
-    "strength": "adapter_scale",
-    "arena": "self_chat",
-    "hardware.parts": "hardware.microbatch_size",
-    "dataset.train_on": "dataset.loss_roles",
-    "dataset.every_reply": "dataset.include_alternatives",
-    "dataset.score_above": "dataset.min_score_quantile",
-    "dataset.keep": "dataset.keep_flagged",
-    "dataset.on_error": "dataset.on_invalid_row",
-    "dataset.card": "dataset.text_stats",
-    "dataset.views": "dataset.sample_types",
-    "method.view": "method.sample_type",
-    "method.target": "method.kl_target",
 }
 
 
@@ -138,6 +120,7 @@ def uses_reward_model(cfg: DictConfig) -> bool:
 def compose(config_name: str, overrides: list[str]) -> DictConfig:
     """The composed config. Raises MannersError that names the key, its file or override, and the nearest valid name."""
     with hydra_context():
+        overrides = [*overrides, *drop_tuned(config_name, overrides)]
         try:
             cfg = hydra.compose(config_name, overrides)
             OmegaConf.to_container(cfg, resolve=True)  # an interpolation to nothing shows only now
@@ -156,94 +139,37 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
         return cfg
 
 
-def with_values(cfg: DictConfig, overrides: list[str]) -> DictConfig | None:
-    """``cfg`` with other values for keys that its own command set too, without composing it anew.
+def drop_tuned(config_name: str, overrides: list[str]) -> list[str]:
+    """The override that leaves out the values tuned for a group's model, where ``model.name`` names another model.
 
-    None where that is not the same: a choice from a config group brings more than a value, and a refused value brings a
-    reason.
+    Raises MannersError for a choice of ``tuned`` that does not exist: the group is optional, and Hydra would ignore it.
     """
-    loader, changed = GlobalHydra.instance().config_loader(), deepcopy(cfg)
-    for override in OverridesParser.create(loader).parse_overrides(overrides):
-        key, value = override.key_or_group, override.value()
-        if loader.get_group_options(key) or not isinstance(value, bool | int | float | str):
-            return None
-        try:
-            OmegaConf.update(changed, key, value)
-        except OmegaConfBaseException:
-            return None
-    return changed
+    chosen = {override_key(o): o.partition("=")[2] for o in overrides}
+    if config_name != "train" or "tuned" in chosen:
+        check_tuned(chosen.get("tuned", ""))
+        return []
+    recipe = config_file(f"experiment/{chosen['experiment']}") if chosen.get("experiment") else ""
+    return ["~tuned"] if "model.name" in chosen or sets_model_name(Path(ROOT, recipe)) else []
 
 
-def override_key(override: str) -> str:
-    """The key or group that an override sets."""
-    return override.lstrip("+~").split("=")[0].split("@")[0]
-
-
-def explain_missing(config_name: str, error: MissingConfigException, overrides: list[str]) -> str:
-    """The sentence on a choice that a config group does not have."""
-    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-    source = override_source(config_name, group, overrides)
-    choices = error.options or GlobalHydra.instance().config_loader().get_group_options(group)
-    return f"{source}: no '{choice}' in {group}. {did_you_mean(choice, choices)}"
-
-
-def explain(error: Exception, config_name: str, overrides: list[str]) -> str:
-    """Hydra's error in one sentence. Its cause knows the key; of a mistake in a file only its text does."""
-    cause, text = error.__cause__, f"{error}"
-    file = match[1] if (match := re.search(r"In '([\w./]+)'", text)) else ""
-    key = getattr(cause, "full_key", None) or (match[1] if (match := re.search(r"full_key: (\S+)", text)) else "")
-    reason = str(getattr(cause, "msg", None) or text.partition("composing config:\n")[2] or text)
-    reason = " ".join(reason.partition("full_key:")[0].split())
-    if leaf := re.match(r"Key '(\w+)' (?:is )?not in", reason):
-        key = key if key.endswith(leaf[1]) else f"{key}.{leaf[1]}"
-        if key.startswith("method.rewards."):
-            return f"{key}: the reward has no component '{leaf[1]}' yet: a plus adds it, +{key}=VALUE."
-        source = config_file(file) if file else override_source(config_name, key, overrides)
-        return no_such_option(source, key, known_config(config_name, overrides))
-    source = config_file(file) if file else override_source(config_name, key, overrides)
-    return f"{source}: {reason}." if not key or source.startswith(key) else f"{source}: {key}: {reason}."
-
-
-def no_such_option(source: str, key: str, cfg: DictConfig) -> str:
-    """The sentence on a key that no schema has, with its present name, or the nearest in its own group or anywhere."""
-    parent, _, leaf = key.rpartition(".")
-    node = OmegaConf.select(cfg, parent) if parent else cfg
-    near = [f"{parent}.{k!s}" if parent else str(k) for k in node] if isinstance(node, DictConfig) else []
-    if not parent and "method" in cfg:
-        near += ["experiment", "debug"]  # groups of train.yaml that are no part of the config
-    same_leaf = [name for name in option_names(cfg) if name.rpartition(".")[2] == leaf]
-    if present := RENAMED.get(key) or next(iter(same_leaf), ""):
-        return f"{source}: there is no option '{key}'. Did you mean '{present}'?"
-    return f"{source}: there is no option '{key}'. {did_you_mean(key, near or [str(k) for k in cfg])}"
-
-
-def option_names(node: DictConfig, path: str = "") -> list[str]:
-    """Every option below ``node``, dotted."""
-    names = []
-    for name in schema.options(OmegaConf.get_type(node)):
-        child = node._get_node(name)
-        names.append(f"{path}{name}")
-        if isinstance(child, DictConfig) and schema.is_schema(OmegaConf.get_type(child)):
-            names += option_names(child, f"{path}{name}.")
-    return names
-
-
-def known_config(config_name: str, overrides: list[str]) -> DictConfig:
-    """A config with the options that ``overrides`` may set: that of their group choices, or the default's."""
+def check_tuned(choice: str) -> None:
+    """Raises MannersError for a choice that ``conf/tuned`` does not have."""
     loader = GlobalHydra.instance().config_loader()
-    groups = [o for o in overrides if loader.get_group_options(override_key(o)) and override_key(o) != "experiment"]
+    known = [
+        f"{model}/{name}"
+        for model in loader.list_groups("tuned")
+        for name in loader.get_group_options(f"tuned/{model}")
+    ]
+    if choice not in ("", *known):
+        raise MannersError(f"tuned={choice}: there is no such choice. {did_you_mean(choice, known)} For none: '~tuned'")
+
+
+def sets_model_name(recipe: Path) -> bool:
+    """Whether a recipe names a model itself. A recipe that cannot be read is reported when it is composed."""
     try:
-        return hydra.compose(config_name, groups)
-    except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError):
-        return hydra.compose(config_name)
-
-
-def config_file(name: str) -> str:
-    """The file that Hydra calls 'experiment/strictbot', as the user would open it."""
-    for folder in (UserConfigDir.folder, CONF):
-        if folder and (file := folder / f"{name}.yaml").exists():
-            return str(file.relative_to(ROOT) if file.is_relative_to(ROOT) else file)
-    return f"conf/{name}.yaml"
+        return "name" in yaml.safe_load(recipe.read_text()).get("model", {})
+    except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError):
+        return False
 
 
 def unknown_key(node: Any, node_schema: Any, path: str = "") -> str:
@@ -257,13 +183,3 @@ def unknown_key(node: Any, node_schema: Any, path: str = "") -> str:
         if is_group and (unknown := unknown_key(child, OmegaConf.get_type(child), f"{path}{key}.")):
             return unknown
     return ""
-
-
-def override_source(config_name: str, key: str, overrides: list[str]) -> str:
-    """The override that sets ``key``, or else the recipe or defaults file that does."""
-    for override in reversed(overrides):
-        name = override_key(override)
-        if name == key or name.startswith(f"{key}."):
-            return override
-    experiment = next((o.split("=")[1] for o in overrides if o.startswith("experiment=")), None)
-    return config_file(f"experiment/{experiment}" if experiment else config_name)

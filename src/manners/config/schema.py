@@ -87,7 +87,7 @@ class AdapterConfig:
 
     kind: str = option(MISSING, "none is full fine-tuning", ("none", "lora", "qlora"))
     r: int = option(16, "rank of the update", ge=1)
-    lora_alpha: int = option(32, "scale of the update: it is multiplied by alpha / r")
+    lora_alpha: int = option(32, "scale of the update: it is multiplied by alpha / r", ge=1)
     lora_dropout: float = option(0.0, "dropout on the input of the adapter", ge=0, lt=1)
     target_modules: Any = option("all-linear", "names of the modules to adapt, or all-linear")
     quantization: str = option("none", "how the frozen base is stored", ("none", "nf4"))
@@ -117,7 +117,7 @@ class EvaluationConfig:
     test_prompts: int = option(600, "test prompts to answer for the metrics, at most", ge=0)
     max_new_tokens: int = option(64, "longest reply, in tokens", ge=1)
     do_sample: bool = option(False, "sample instead of greedy decoding")
-    temperature: float = option(1.0, "of sampling")
+    temperature: float = option(1.0, "of sampling; do_sample=false is greedy", gt=0)
     batch_size: int = option(64, "prompts answered at once", ge=1)
 
 
@@ -135,7 +135,7 @@ class SweepConfig:
     """Several jobs in one command."""
 
     sampler: str = option("grid", "every combination (grid), or a search by Optuna", ("grid", "tpe", "random"))
-    trials: int = option(20, "jobs of a search")
+    trials: int = option(20, "jobs of a search", ge=1)
     pruner: str = option("none", "stops the jobs of a search that fall behind", ("none", "median", "hyperband"))
     space: Any = option({}, "what varies beside the lists of the command line: KEY: choice(1, 2), interval(0.1, 1)")
     max_failures: int | None = option(None, "stop when more jobs than this have failed; by default all are tried")
@@ -144,6 +144,7 @@ class SweepConfig:
     journal: str | None = option(None, "(set by a sweep) where the search keeps its trials")
 
 
+MAX_SEED = 2**32 - 1  # numpy's generators take no more
 OPTIMIZERS = ("adamw_torch_fused", "paged_adamw_8bit")
 
 
@@ -162,7 +163,7 @@ class DPOConfig(MethodConfig):
     name: str = option("dpo", "direct preference optimization")
     sample_type: str = option("preference", "the kind of sample that it trains on")
     learning_rate: float = option(5e-6, "peak; with LoRA about ten times that of full fine-tuning", ge=0)
-    num_train_epochs: float = option(1.0, "passes over the training pairs")
+    num_train_epochs: float = option(1.0, "passes over the training pairs", ge=0)
     max_steps: int = option(-1, "optimizer steps; above 0 it takes precedence over the epochs", ge=-1)
     per_device_train_batch_size: int = option(8, "pairs in a batch, held-out ones too", ge=1)
     gradient_accumulation_steps: int = option(1, "batches in an optimizer step", ge=1)
@@ -184,7 +185,7 @@ class SupervisedConfig(MethodConfig):
     """What Lightning trains: SFT and reward models."""
 
     learning_rate: float = option(2e-4, "peak; with LoRA about ten times that of full fine-tuning", ge=0)
-    num_train_epochs: float = option(3.0, "passes over the training rows")
+    num_train_epochs: float = option(3.0, "passes over the training rows", ge=0)
     max_steps: int = option(-1, "optimizer steps; above 0 it takes precedence over the epochs", ge=-1)
     per_device_train_batch_size: int = option(8, "rows in a batch", ge=1)
     per_device_eval_batch_size: int = option(32, "rows in a batch of the evaluation", ge=1)
@@ -325,7 +326,7 @@ class TrainConfig:
     reward_from: str = option("auto", "the reward model: auto (finds or trains it), a run id, a folder, or none")
     policy_run_overrides: list[str] = option([], "overrides of this command that make the SFT run of policy_from=auto")
     reward_run_overrides: list[str] = option([], "overrides of this command that make the run of reward_from=auto")
-    seed: int = option(1, "of initialization, dropout, data order and sampling")
+    seed: int = option(1, "of initialization, dropout, data order and sampling", ge=0, le=MAX_SEED)
     output_dir: str = option("outputs", "where runs, checkpoints and the MLflow store are kept")
     resume: bool = option(True, "resume an unfinished run of the very same configuration")
     register_model: bool = option(False, "register the model as models:/EXPERIMENT_NAME; the best becomes champion")
@@ -344,7 +345,7 @@ class SavedModelConfig:
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     experiment_name: str = option("manners", "MLflow experiment")
-    seed: int = option(1, "of sampling and of the bootstrap")
+    seed: int = option(1, "of sampling and of the bootstrap", ge=0, le=MAX_SEED)
     output_dir: str = option("outputs", "where runs and the MLflow store are kept")
 
 
@@ -375,12 +376,12 @@ class ChatConfig(SavedModelConfig):
     )
     max_new_tokens: int = option(256, "longest reply, in tokens", ge=1)
     do_sample: bool = option(True, "sample instead of greedy decoding")
-    temperature: float = option(0.7, "of sampling")
+    temperature: float = option(0.7, "of sampling; do_sample=false is greedy", gt=0)
     reward_from: str = option("auto", "reward model for /score: auto (the run's own), a run, a folder, or none")
     self_chat: bool = option(False, "two models talk with each other: user=RUN assistant=RUN")
     user: str = option("latest", "self_chat: the model that plays the user")
     assistant: str = option("latest", "self_chat: the model that plays the assistant")
-    turns: int = option(8, "self_chat: turns of both together", ge=0)
+    turns: int = option(8, "self_chat: turns of both together", ge=1)
 
 
 def is_schema(node_type: Any) -> bool:

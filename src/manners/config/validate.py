@@ -7,7 +7,7 @@ import sys
 import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -27,6 +27,9 @@ def validate_config(cfg: DictConfig) -> None:
     if "method" not in cfg:  # evaluate.py and chat.py open what was trained
         check_saved_model_config(cfg)
         return
+    asked = [name for name in ("plan", "preview", "estimate") if cfg[name]]
+    if len(asked) > 1:
+        raise MannersError(f"{' and '.join(f'{name}=true' for name in asked)}: ask for one at a time.")
     check_method(cfg)
     check_steps(cfg)
     check_start(cfg)
@@ -37,7 +40,7 @@ def validate_config(cfg: DictConfig) -> None:
 
 
 def check_values(node: DictConfig, path: str = "") -> None:
-    """Hold every value against the choices and the range of its option. Raises MannersError."""
+    """Check every value against the choices and the range of its option. Raises MannersError."""
     for name, field in options(OmegaConf.get_type(node)).items():
         key, value = path + name, node[name]
         if isinstance(value, DictConfig) and is_schema(OmegaConf.get_type(value)):
@@ -46,7 +49,11 @@ def check_values(node: DictConfig, path: str = "") -> None:
         if choices and value not in choices:
             raise MannersError(f"{key}={value} is not a choice. {did_you_mean(str(value), choices)}", key)
         if isinstance(value, int | float) and (limits := range_of(field)) and not in_range(value, field):
+            limits = limits if math.isfinite(value) else "a finite number"
             raise MannersError(f"{key}={value} must be {limits}.", key)
+        if value == "None":
+            nothing = "null" if type(None) in get_args(field.type) else "none"
+            raise MannersError(f"{key}=None would be the text 'None': write {key}={nothing}.", key)
 
 
 def in_range(value: float, field: Any) -> bool:
@@ -61,15 +68,13 @@ def range_of(field: Any) -> str:
     """The limits of an option in words; empty where it has none."""
     m = field.metadata
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    return " and ".join(f"{word} {m[name]:g}" for name, word in words.items() if m.get(name) is not None)
+    return " and ".join(f"{word} {m[name]:.12g}" for name, word in words.items() if m.get(name) is not None)
 
 
 def check_saved_model_config(cfg: DictConfig) -> None:
     """The options of evaluate.py and chat.py. Raises MannersError."""
     if cfg.hardware.devices != 1:
         raise MannersError(f"hardware.devices={cfg.hardware.devices}: here one process opens a model; leave it at 1.")
-    if "temperature" in cfg and cfg.do_sample and cfg.temperature <= 0:
-        raise MannersError("temperature must be above 0 to sample; do_sample=false is greedy.")
     if "lm_eval" in cfg and cfg.lm_eval and find_spec("lm_eval") is None:
         install = ".venv/bin/pip install -c conf/constraints.txt -e '.[eval]'"
         raise MannersError(f"lm_eval: it is an extra, and not installed here: {install}")
@@ -78,7 +83,12 @@ def check_saved_model_config(cfg: DictConfig) -> None:
 
 
 def check_method(cfg: DictConfig) -> None:
-    """The method, held against the model and the data. Raises MannersError."""
+    """The method, checked against the model and the data. Raises MannersError."""
+    fixed: Any = OmegaConf.get_type(cfg.method)
+    for name in ("name", "sample_type"):
+        if cfg.method[name] != getattr(fixed, name):
+            key = f"method.{name}"
+            raise MannersError(f"{key}={cfg.method[name]} cannot be set: choose the method, method={fixed.name}.", key)
     needed = "preference" if cfg.method.get("loss") == "pairwise" else cfg.method.sample_type
     if needed not in cfg.dataset.sample_types:
         offering = ", ".join(sources.datasets_offering(needed)) or "none yet"
@@ -255,10 +265,10 @@ def check_steps(cfg: DictConfig) -> None:
         )
     if d.validation_share + d.test_share >= 1:
         raise MannersError("dataset.validation_share and dataset.test_share leave nothing to train on.")
-    if "max_steps" in m and (m.max_steps == 0 or (m.max_steps < 0 and m.num_train_epochs <= 0)):
+    if m.get("max_steps") == 0:
+        raise MannersError("method.max_steps=0 trains nothing: -1 trains for method.num_train_epochs.")
+    if m.get("max_steps") == -1 and m.num_train_epochs == 0:
         raise MannersError("there is nothing to train: set method.num_train_epochs or method.max_steps above 0.")
-    if cfg.evaluation.do_sample and cfg.evaluation.temperature <= 0:
-        raise MannersError("evaluation.temperature must be above 0 to sample; evaluation.do_sample=false is greedy.")
 
 
 def check_hardware(cfg: DictConfig) -> None:
@@ -287,6 +297,10 @@ def check_hardware(cfg: DictConfig) -> None:
         )
     if h.devices > 1 and name not in ("sft", "reward"):
         raise MannersError(f"method={name} trains in one process: hardware.devices=1.")
+    if h.devices > 1 and cfg.sweep.pruner != "none":
+        raise MannersError(
+            "sweep.pruner ends jobs that train in one process: hardware.devices=1, or sweep.pruner=none."
+        )
     if h.strategy == "fsdp":
         check_fsdp(cfg)
     check_compile(cfg)

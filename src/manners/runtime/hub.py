@@ -45,8 +45,12 @@ def not_found_error(kind: str, name: str, key: str, error: Exception) -> Manners
 
 
 def require_model(name: str) -> None:
-    """Raises MannersError at once for a hub model that is neither cached nor reachable."""
-    if name == "tiny" or existing_path(name) or name.startswith(("/", ".", "~")) or not go_offline_if_unreachable():
+    """Raises MannersError at once for a folder that does not exist, and a hub model neither cached nor reachable."""
+    if name == "tiny" or existing_path(name):
+        return
+    if name.startswith(("/", ".", "~")):
+        raise MannersError(f"model.name={name}: there is no such folder.")
+    if not go_offline_if_unreachable():
         return
     from huggingface_hub import try_to_load_from_cache
 

@@ -3,11 +3,17 @@
 import math
 import statistics
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from manners.config.compose import RunSpec, plan_run, with_values
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from manners.config.compose import RunSpec, plan_run
 from manners.pipeline import dependencies
 from manners.runtime import run_dir
 from manners.sweep.space import Choice, choice_overrides
@@ -72,6 +78,24 @@ def resolve_job(job: SweepJob, fixed: list[str], like: SweepJob | None = None) -
     job.spec = spec = plan_run(overrides, cfg)
     fingerprints = {need.role: dependencies.dependency_fingerprint(need) for need in spec.dependencies}
     job.fingerprint = run_dir.run_fingerprint(spec.cfg, dependencies.digest_of(spec.cfg), fingerprints)
+
+
+def with_values(cfg: DictConfig, overrides: list[str]) -> DictConfig | None:
+    """``cfg`` with other values for keys that its own command set too, without composing it anew.
+
+    None where that is not the same: a choice from a config group brings more than a value, and a refused value brings a
+    reason.
+    """
+    loader, changed = GlobalHydra.instance().config_loader(), deepcopy(cfg)
+    for override in OverridesParser.create(loader).parse_overrides(overrides):
+        key, value = override.key_or_group, override.value()
+        if loader.get_group_options(key) or not isinstance(value, bool | int | float | str):
+            return None
+        try:
+            OmegaConf.update(changed, key, value)
+        except OmegaConfBaseException:
+            return None
+    return changed
 
 
 def load_result(job: SweepJob, output_dir: str) -> bool:

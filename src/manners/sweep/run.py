@@ -16,7 +16,7 @@ from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from manners.config.compose import override_key
+from manners.config.explain import override_key
 from manners.errors import MannersError
 from manners.runtime import run_dir
 from manners.sweep import jobs, report, space
