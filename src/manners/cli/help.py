@@ -1,12 +1,16 @@
 """``--help``: every group with its choices, every option with its value and meaning."""
 
+from collections.abc import Iterator
+
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from manners.config.schema import is_schema, options
 from manners.runtime.paths import CONF
 
+WIDE = 130  # columns of a terminal that has room for a table of the options
 EXAMPLES = {
     "train": {
         "": "SFT of the tiny model on strictbot",
@@ -24,13 +28,13 @@ EXAMPLES = {
     "evaluate": {
         "": "the latest run beside the model that it was trained from",
         "run=\\[RUN,RUN,gpt2]": "several, by id, name, folder or hub name",
-        "reward_from=auto turns=8": "what its reward model says, and whether the manner fades over eight turns",
+        "reward_from=auto turns=8": "with the scores of its reward model, and conversations of eight turns",
         "dataset=jsonl dataset.path=my.jsonl": "on prompts of your own",
     },
     "chat": {
-        "": "talk with the latest run; /help lists what else can be typed",
+        "": "chat with the latest run; /help lists the commands",
         '-p "one prompt"': "one answer, and no more",
-        "adapter_scale=1.5": "more of the manner",
+        "adapter_scale=1.5": "scale up what training changed",
         "role=user": "the model plays the human",
         "self_chat=true user=RUN assistant=RUN": "two models talk",
     },
@@ -52,15 +56,14 @@ def print_help(script: str, cfg: DictConfig) -> None:
         for i, file in enumerate(sorted(folder.glob("*.yaml"))):
             table.add_row(f"[cyan]{folder.name}[/]" if i == 0 else "", file.stem, first_comment(file.read_text()))
     console.print(table)
-    table = Table(
-        Column("option", min_width=41, no_wrap=True),
-        Column("value", overflow="fold"),
-        "meaning",
-        box=None,
-        header_style="bold",
-    )
-    add_options(table, cfg)
     console.print("\nThe values below are those of this command line: try GROUP=CHOICE ... --help.")
+    if console.width < WIDE:  # a table would wrap every two words
+        for name, value, meaning in option_rows(cfg):
+            console.print(f"{name}={value}\n    {meaning}")
+        return
+    table = Table(Column("option", no_wrap=True), Column("value", overflow="fold"), "meaning", box=None)
+    for row in option_rows(cfg):
+        table.add_row(*row)
     console.print(table)
 
 
@@ -70,8 +73,8 @@ def first_comment(text: str) -> str:
     return next((line for line in lines if not line.startswith("@package")), "")
 
 
-def add_options(table: Table, node: DictConfig, path: str = "") -> None:
-    """Add a row for each option of a group, and then of the groups in it."""
+def option_rows(node: DictConfig, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """Name, value and meaning of each option of a group, and then of the groups in it, in rich's markup."""
     groups = []
     for name, field in options(OmegaConf.get_type(node)).items():
         value = "???" if OmegaConf.is_missing(node, name) else node._get_node(name)
@@ -81,6 +84,6 @@ def add_options(table: Table, node: DictConfig, path: str = "") -> None:
         choices = field.metadata.get("choices", ())
         meaning = field.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
         written = "null" if value != "???" and node[name] is None else str(value)
-        table.add_row(f"{path}[cyan]{name}[/]", written.replace("[", "\\["), meaning.replace("[", "\\["))
+        yield f"{path}[cyan]{name}[/]", escape(written), escape(meaning)
     for name, value in groups:
-        add_options(table, value, f"{path}{name}.")
+        yield from option_rows(value, f"{path}{name}.")

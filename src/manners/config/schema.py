@@ -95,12 +95,18 @@ class AdapterConfig:
 
 
 @dataclass
-class HardwareConfig:
-    """Devices, precision and memory."""
+class DeviceConfig:
+    """Device and precision."""
 
     accelerator: str = option("auto", "device", ("auto", "cpu", "mps", "cuda"))
     precision: str = option("auto", "number format of the forward pass", ("auto", "32", "bf16", "fp16"))
     num_threads: int | None = option(None, "CPU threads; torch's own choice by default", ge=1)
+
+
+@dataclass
+class HardwareConfig(DeviceConfig):
+    """Devices, precision and memory of training."""
+
     devices: int = option(1, "processes that train one SFT or reward model together, a device each", ge=1)
     strategy: str = option("ddp", "each device holds a copy of the model, or a shard", ("ddp", "fsdp"))
     microbatch_size: Any = option(
@@ -342,7 +348,7 @@ class SavedModelConfig:
     reward_from: str = option(
         "none", "reward model that scores replies: auto (the run's own), a run, a folder, or none"
     )
-    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    hardware: DeviceConfig = field(default_factory=DeviceConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     experiment_name: str = option("manners", "MLflow experiment")
     seed: int = option(1, "of sampling and of the bootstrap", ge=0, le=MAX_SEED)

@@ -73,8 +73,6 @@ def range_of(field: Any) -> str:
 
 def check_saved_model_config(cfg: DictConfig) -> None:
     """The options of evaluate.py and chat.py. Raises MannersError."""
-    if cfg.hardware.devices != 1:
-        raise MannersError(f"hardware.devices={cfg.hardware.devices}: here one process opens a model; leave it at 1.")
     if "lm_eval" in cfg and cfg.lm_eval and find_spec("lm_eval") is None:
         install = ".venv/bin/pip install -c conf/constraints.txt -e '.[eval]'"
         raise MannersError(f"lm_eval: it is an extra, and not installed here: {install}")
