@@ -130,7 +130,7 @@ def test_explicit_run_has_the_fingerprint_of_the_found_one(out):
     fingerprint = dependencies.dependency_fingerprint(spec)
     assert resolve(out, "policy", "mine").fingerprint == fingerprint
     assert dependencies.find_finished(spec.cfg, fingerprint).fingerprint == fingerprint
-    assert fingerprint == weights_fingerprint(spec.cfg, dependencies.digest_of(spec.cfg))
+    assert fingerprint == weights_fingerprint(spec.cfg, dependencies.contents_of(spec.cfg))
 
 
 # --- Plan and lineage ---

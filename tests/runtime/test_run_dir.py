@@ -15,7 +15,7 @@ from manners.runtime import run_dir
 from manners.runtime.run_dir import RunState, acquire, find_by_name, run_fingerprint, weights_fingerprint
 from tests.configs import changed, compose
 
-DIGEST = "0123456789abcdef"
+DIGEST = {"data": "0123456789abcdef"}
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_run_fingerprint_ignores_what_does_not_shape_the_result(override):
 
 def test_run_fingerprint_depends_on_the_data():
     cfg = compose()
-    assert run_fingerprint(cfg, DIGEST) != run_fingerprint(cfg, "f" * 16)
+    assert run_fingerprint(cfg, DIGEST) != run_fingerprint(cfg, {"data": "f" * 16})
     assert re.fullmatch("[0-9a-f]{12}", run_fingerprint(cfg, DIGEST))
 
 
@@ -207,7 +207,7 @@ def test_weights_fingerprint_depends_on_what_shapes_the_weights(override):
 @pytest.mark.parametrize("fingerprint", [run_fingerprint, weights_fingerprint])
 def test_fingerprints_depend_on_data_and_dependencies(fingerprint):
     cfg = compose()
-    different = [fingerprint(cfg, DIGEST), fingerprint(cfg, "other"), fingerprint(cfg, DIGEST, {"policy": "a"})]
+    different = [fingerprint(cfg, DIGEST), fingerprint(cfg, {"data": "other"}), fingerprint(cfg, DIGEST, {"policy": "a"})]
     different += [fingerprint(cfg, DIGEST, {"policy": "b"}), fingerprint(cfg, DIGEST, {"reward": "a"})]
     assert len(set(different)) == 5
 
@@ -244,7 +244,7 @@ def test_find_ended_needs_the_run_fingerprint_and_an_end(cfg, tmp_path, status, 
     assert (ended is not None) == found
     if ended:
         assert (ended[0], ended[1].status, ended[1].metric) == (path, status, 0.5)
-    assert run_dir.find_ended(str(tmp_path), run_fingerprint(cfg, "other")) is None
+    assert run_dir.find_ended(str(tmp_path), run_fingerprint(cfg, {"data": "other"})) is None
 
 
 def test_find_by_name_takes_folder_model_folder_name_and_run_id(cfg, tmp_path, monkeypatch):

@@ -162,7 +162,7 @@ def test_kill_before_the_description_leaves_no_gap(tmp_path, monkeypatch):
     def start():
         splits = Splits()
         with (
-            run_dir.acquire(cfg, "digest") as directory,
+            run_dir.acquire(cfg, {"data": "digest"}) as directory,
             logger_module.open_run(cfg, directory, splits, "digest", {}, ["seed=1"]) as logger,
         ):
             return logger.run_id

@@ -57,7 +57,7 @@ def train(spec: RunSpec) -> RunArtifact:
     check_before_training(cfg, device)
     if launcher.needs_launch(cfg.hardware.devices):
         return launch(spec)
-    splits, digest = dependencies.splits_of(cfg), dependencies.digest_of(cfg)
+    splits, contents = dependencies.splits_of(cfg), dependencies.contents_of(cfg)
 
     # 2. Dependencies: PPO's SFT policy and reward model are found, or trained first.
     inputs = {need.role: dependencies.find_or_train(need, train, console) for need in spec.dependencies}
@@ -69,8 +69,9 @@ def train(spec: RunSpec) -> RunArtifact:
         return follow(spec, RunContext(cfg, splits, device, RunDir(Path()), NullLogger(), inputs, processes))
 
     # 4. Run directory and logger: a new run, or the one that this command left unfinished.
-    with run_dir.acquire(cfg, digest, fingerprints) as directory, report_out_of_memory(cfg):
-        with logger.open_run(cfg, directory, splits, digest, inputs, spec.overrides, pruning_callback(cfg)) as mlflow:
+    with run_dir.acquire(cfg, contents, fingerprints) as directory, report_out_of_memory(cfg):
+        digest, on_metrics = contents["data"], pruning_callback(cfg)
+        with logger.open_run(cfg, directory, splits, digest, inputs, spec.overrides, on_metrics) as mlflow:
             cost.start_clock(directory)
             print_run_header(cfg, directory, device, inputs)
             print_rows(spec)

@@ -18,7 +18,7 @@ from filelock import FileLock
 from omegaconf import DictConfig
 
 from manners.errors import MannersError, did_you_mean
-from manners.runtime.run_dir import MODEL_DIR, STATE_FILE, RunArtifact, RunState
+from manners.runtime.run_dir import MODEL_DIR, STATE_FILE, RunArtifact, RunState, load_state
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -84,24 +84,32 @@ def registered_run(cfg: DictConfig, name: str) -> RunArtifact:
 
 
 def download_run(client: Any, run: Any, output_dir: str) -> RunArtifact | None:
-    """The model of a run, downloaded where its directory is not on this machine; None where the store has none."""
+    """The model of a run, downloaded where its directory is not on this machine; None where the store has none.
+
+    Raises MannersError for a run that has not finished: what it saved may be half a model.
+    """
     tags, run_id = run.data.tags, run.info.run_id
     fingerprint, name = tags.get("manners.weights_fingerprint", run_id[:12]), tags.get("mlflow.runName", run_id)
-    local = Path(tags.get("manners.folder", "")) / MODEL_DIR
-    if local.is_dir():
-        return RunArtifact(local, fingerprint, name, run_id)
+    if run.info.status != "FINISHED":
+        raise MannersError(f"the run {name} has not finished: repeat its command, which resumes it.")
+    local = Path(tags.get("manners.folder", ""))
+    state = load_state(local) if "manners.folder" in tags else None
+    if state and state.status == "finished" and state.mlflow_run_id == run_id and (local / MODEL_DIR).is_dir():
+        return RunArtifact(local / MODEL_DIR, fingerprint, name, run_id)
     if not any(f.path == MODEL_DIR for f in client.list_artifacts(run_id)):
         return None
     folder = Path(output_dir) / "fetched" / run_id
     folder.mkdir(parents=True, exist_ok=True)
+    model_dir = Path(client.download_artifacts(run_id, MODEL_DIR, str(folder)))
     state = RunState(
+        status="finished",  # written last: only now is the model whole
         weights_fingerprint=fingerprint,
         mlflow_run_id=run_id,
         summary=tags.get("manners.summary", ""),
         dependencies={r: tags[key] for r in ("policy", "reward") if (key := f"manners.{r}_run_id") in tags},
     )
     (folder / STATE_FILE).write_text(json.dumps(asdict(state)))
-    return RunArtifact(Path(client.download_artifacts(run_id, MODEL_DIR, str(folder))), fingerprint, name, run_id)
+    return RunArtifact(model_dir, fingerprint, name, run_id)
 
 
 def existing_store(uri: str) -> Any:
