@@ -207,7 +207,11 @@ def test_weights_fingerprint_depends_on_what_shapes_the_weights(override):
 @pytest.mark.parametrize("fingerprint", [run_fingerprint, weights_fingerprint])
 def test_fingerprints_depend_on_data_and_dependencies(fingerprint):
     cfg = compose()
-    different = [fingerprint(cfg, DIGEST), fingerprint(cfg, {"data": "other"}), fingerprint(cfg, DIGEST, {"policy": "a"})]
+    different = [
+        fingerprint(cfg, DIGEST),
+        fingerprint(cfg, {"data": "other"}),
+        fingerprint(cfg, DIGEST, {"policy": "a"}),
+    ]
     different += [fingerprint(cfg, DIGEST, {"policy": "b"}), fingerprint(cfg, DIGEST, {"reward": "a"})]
     assert len(set(different)) == 5
 

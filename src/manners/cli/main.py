@@ -21,6 +21,7 @@ from manners.config import validate
 from manners.config.compose import (
     RunSpec,
     compose,
+    expand_home,
     hydra_context,
     override_key,
     override_source,
@@ -80,6 +81,7 @@ def sweep_job(config_name: str, task: Task) -> Callable[..., object]:
     def job(cfg: DictConfig, spec: RunSpec | None = None) -> object:
         """Hydra hands over the config alone; a sweep in this process has planned the run already. Raises its errors."""
         try:
+            expand_home(cfg)
             with atomic_io.report_disk_errors(str(cfg.output_dir)):
                 return task(spec or planned(cfg))
         except Pruned as why:

@@ -167,6 +167,13 @@ def resolve_model(
     )
 
 
+def use_experiment_of(refs: Sequence[ModelRef], cfg: DictConfig) -> None:
+    """Log to the MLflow experiment of the first run, unless the command names another."""
+    if cfg.tracking.experiment is None:
+        experiments = [str(ref.config.tracking.experiment) for ref in refs if ref.config]
+        cfg.tracking.experiment = experiments[0] if experiments else "manners"
+
+
 def open_run(found: RunArtifact, named: str) -> ModelRef:
     """The model of a run. Raises MannersError for an adapter whose base is no longer the one it was trained on."""
     if (found.model_dir / "adapter_config.json").exists():

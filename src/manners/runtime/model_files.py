@@ -16,8 +16,10 @@ from manners.runtime.atomic_io import atomic_write
 from manners.runtime.paths import existing_path
 
 # Weights, config, generation config, tokenizer and chat template, of adapters and reward models too.
-PATTERNS = ("*.safetensors", "*.index.json", "*config.json", "*token*", "vocab*", "merges.txt", "*.model", "*.jinja")
-PATTERNS += ("normalizer.json",)
+PATTERNS = (
+    *("*.safetensors", "*.index.json", "*config.json", "*token*", "vocab*", "merges.txt", "*.model", "*.jinja"),
+    "normalizer.json",
+)
 LARGE = 50_000_000  # bytes; smaller files are hashed at each start, in a tenth of a second
 
 

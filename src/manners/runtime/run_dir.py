@@ -2,8 +2,8 @@
 
 Two hashes say which runs are the same. The *run fingerprint* is over all that shapes a run: it names the directory, so
 that the same command resumes it. The narrower *weights fingerprint* is over what shapes the weights alone: PPO looks
-for its SFT and reward runs by it. Both are over the config and over the content of what it only names: data, base model,
-reward functions, versions (``manners.pipeline.dependencies.contents_of``).
+for its SFT and reward runs by it. Both are over the config and the content of what it only names: data, base model,
+reward functions, versions (``contents_of`` in ``manners.pipeline.dependencies``).
 """
 
 import hashlib
