@@ -121,9 +121,18 @@ def existing_store(uri: str) -> Any:
     if path and not path.exists():
         return None
     check_reachable(uri)
+    return mlflow_client(absolute_uri(uri))
+
+
+def mlflow_client(uri: str) -> Any:
+    """A client of the store at an absolute URL."""
     import mlflow
 
-    return mlflow.MlflowClient(absolute_uri(uri))
+    if uri.startswith(SQLITE) and "%" in uri:
+        from mlflow.store.db import utils
+
+        utils._make_parent_dirs_if_sqlite = lambda _: None  # of the name as it is quoted; absolute_uri made the folder
+    return mlflow.MlflowClient(uri)
 
 
 def check_reachable(uri: str) -> None:
@@ -187,11 +196,9 @@ def ui_command(uri: str) -> str:
 
 def open_experiment(cfg: DictConfig) -> tuple[Any, str]:
     """A client of the store and the id of the experiment, both created where they are new."""
-    import mlflow
-
     uri = absolute_uri(cfg.tracking.uri)
     with sqlite_lock(uri):
-        client = mlflow.MlflowClient(uri)
+        client = mlflow_client(uri)
         return client, experiment_id(client, cfg)
 
 
