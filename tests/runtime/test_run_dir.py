@@ -263,6 +263,23 @@ def test_find_by_name_takes_folder_model_folder_name_and_run_id(cfg, tmp_path, m
     assert find_by_name("nothing-here", str(tmp_path)) is None
 
 
+@pytest.mark.parametrize("status", ["running", "pruned", ""])
+def test_find_by_name_refuses_a_run_that_has_not_finished(cfg, tmp_path, status):
+    """A crash while the model was saved leaves a folder that looks whole."""
+    path = make_run(cfg, status=status, mlflow_run_id="f" * 32)
+    for name in (str(path), str(path / "model"), path.name, "f" * 32):
+        with pytest.raises(MannersError, match=f"the run {path.name} has not finished: repeat its command"):
+            find_by_name(name, str(tmp_path))
+
+
+def test_find_by_name_takes_a_checkpoint_as_a_plain_folder(cfg, tmp_path):
+    checkpoint = make_run(cfg, status="running") / "checkpoint-10"
+    checkpoint.mkdir()
+    (checkpoint / "config.json").write_text("{}")
+    found = find_by_name(str(checkpoint), str(tmp_path))
+    assert (found.name, found.run_id) == ("checkpoint-10", "")
+
+
 def test_find_by_name_digests_a_folder_that_is_no_run(tmp_path):
     for name, weights in (("one", b"1"), ("same", b"1"), ("other", b"2")):
         (tmp_path / name).mkdir()

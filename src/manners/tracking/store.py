@@ -131,7 +131,9 @@ def mlflow_client(uri: str) -> Any:
     if uri.startswith(SQLITE) and "%" in uri:
         from mlflow.store.db import utils
 
-        utils._make_parent_dirs_if_sqlite = lambda _: None  # of the name as it is quoted; absolute_uri made the folder
+        utils._make_parent_dirs_if_sqlite = lambda db_uri: (
+            None
+        )  # of the name as it is quoted; absolute_uri made the folder
     return mlflow.MlflowClient(uri)
 
 
