@@ -69,7 +69,8 @@ lint: setup  ## check style (ruff) and types (mypy)
 
 ui: setup  ## serve the MLflow UI for outputs/ at http://127.0.0.1:5000
 	@echo 'open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning'
-	.venv/bin/mlflow ui --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///outputs/mlflow.db $(ARGS)
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow ui --host 127.0.0.1 --port 5000 --workers 1 \
+	  --backend-store-uri sqlite:///outputs/mlflow.db $(ARGS)
 
 server: setup  ## serve a local MLflow tracking server with its UI: train.py tracking.uri=http://127.0.0.1:5000
 	mkdir -p outputs/server

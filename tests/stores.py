@@ -31,8 +31,8 @@ def copy_empty_store(file: Path) -> None:
 def absolute_uri(uri: str) -> str:
     """``manners.tracking.store.absolute_uri``, with an empty store copied to where there is none."""
     absolute = original_absolute_uri(uri)
-    if absolute.startswith("sqlite:///"):
-        copy_empty_store(Path(absolute.removeprefix("sqlite:///")))
+    if path := store.sqlite_path(uri):
+        copy_empty_store(path)
     return absolute
 
 

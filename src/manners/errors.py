@@ -1,6 +1,7 @@
 """The one error that a user is meant to read: what is wrong, and what to type next."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -8,7 +9,7 @@ class MannersError(Exception):
     """Shown as its message alone, without a traceback. ``key`` is the option at fault, where it is one."""
 
     def __init__(self, message: str, key: str = ""):
-        super().__init__(printable(message))
+        super().__init__(printable(redact_password(message)))
         self.key = key
 
 
@@ -19,6 +20,13 @@ class Pruned(Exception):
 def printable(text: str) -> str:
     """What came from outside, made fit for a terminal: its controls, and halves of characters, stand as their codes."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def redact_password(text: str) -> str:
+    """``text`` without the passwords and access tokens of the URLs in it."""
+    text = re.sub(r"""(\w://[^\s:/@'"]*:)[^\s'"]*@""", r"\1***@", text)
+    text = re.sub(r"(https?://)[^\s:/@]+@", r"\1***@", text)
+    return re.sub(r"""(://[^\s'"]*[?&](?:\w*password|token)=)[^\s&'"]+""", r"\1***", text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -2,8 +2,11 @@
 
 import json
 from dataclasses import replace
+from datetime import date
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from manners.config.schema import DatasetConfig
@@ -17,6 +20,8 @@ from manners.data.types import (
     prompts_of,
     scored_replies,
 )
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=5)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +149,8 @@ def test_preference_pairs_without_a_margin_default_to_zero():
     assert preference_pairs([text]) == [PreferencePair([], "a", "x")]
 
 
-def test_data_digest_covers_reward_fields_and_no_other():
+def test_data_digest_covers_every_field():
+    """Any of them may be an argument of a reward function."""
     other = {"content": "x", "score": 0.2}
     metadata = [
         {},
@@ -156,10 +162,19 @@ def test_data_digest_covers_reward_fields_and_no_other():
         {"rejected": "x"},
         {"rejected": "y"},
         {"rejected": "y", "margin": 1.0},
+        {"category": "good"},
+        {"category": "good", "when": date(2026, 1, 1)},
+        {"category": "good", "when": date(2026, 1, 2)},
     ]
-    digests = [data_digest([Conversation(TURNS, metadata=m)]) for m in metadata]
-    assert len(set(digests)) == len(metadata)
-    assert [data_digest([Conversation(TURNS, metadata=m | {"id": 7})]) for m in metadata] == digests
+    assert len({data_digest([Conversation(TURNS, metadata=m)]) for m in metadata}) == len(metadata)
+
+
+@given(st.dictionaries(st.text(), JSON), st.dictionaries(st.text(), JSON))
+@settings(max_examples=60, deadline=None)
+def test_data_digest_tells_any_two_rows_apart(one, two):
+    same = json.dumps(one, sort_keys=True) == json.dumps(two, sort_keys=True)
+    digests = [data_digest([Conversation(TURNS, metadata=fields)]) for fields in (one, two)]
+    assert (digests[0] == digests[1]) == same
 
 
 def test_data_digest_depends_on_which_row_has_the_score():

@@ -1,6 +1,8 @@
 """Dependencies: found by fingerprint or by name, refused where they do not fit, planned before anything is trained."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ from omegaconf import OmegaConf
 from manners.config.compose import RunSpec
 from manners.errors import MannersError
 from manners.pipeline import dependencies
-from manners.runtime.run_dir import RunArtifact, RunDir, RunState, weights_fingerprint
+from manners.runtime.model_files import model_digest
+from manners.runtime.run_dir import RunArtifact, RunDir, RunState, run_fingerprint, weights_fingerprint
 from tests.configs import compose
 
 SMALL = "dataset=polite_helper"  # thirty rows, which are loaded at once
@@ -20,12 +23,13 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
-def finished_run(out, name, cfg, summary=""):
-    """Write the directory of a finished run of ``cfg``, as training would leave it."""
+def finished_run(out, name, cfg, summary="", adapter=False):
+    """Write the directory of a finished run of ``cfg``, as training would leave it; without any weights."""
     model_dir = out / "runs" / name / "model"
     model_dir.mkdir(parents=True)
-    (model_dir / "config.json").write_text("{}")
-    (model_dir / "manners.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    (model_dir / ("adapter_config.json" if adapter else "config.json")).write_text("{}")
+    digest = model_digest(cfg.model.name, cfg.model.revision)
+    (model_dir / "manners.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True) + f"base_digest: '{digest}'\n")
     fingerprint = dependencies.dependency_fingerprint(RunSpec(cfg, []))
     state = {"status": "finished", "summary": summary, "weights_fingerprint": fingerprint}
     (model_dir.parent / "run.json").write_text(json.dumps(state))
@@ -62,7 +66,6 @@ def test_resolve_explicit_accepts_compatible_runs(out):
     "override, message",
     [
         ("model.name=openai-community/gpt2", "was made with model.name=openai-community/gpt2, and this run has tiny"),
-        ("model.revision=abc", "was made with model.revision=abc, and this run has None"),
         ("model.chat_template=plain", "was made with model.chat_template=plain, and this run has auto"),
     ],
 )
@@ -73,6 +76,14 @@ def test_policy_of_another_base_or_template_is_refused(out, override, message):
     assert f"Set {override}, or choose another run." in error
     finished_run(out, "judge", compose(SMALL, "method=reward", override))  # has its own tokenizer
     assert resolve(out, "reward", "judge").name == "judge"
+
+
+def test_policy_of_another_revision_on_the_hub_is_refused(out):
+    """Neither is on this machine, so that their contents cannot be compared."""
+    name = "model.name=openai-community/gpt2"
+    finished_run(out, "other", compose(SMALL, "method=sft", name, "model.revision=abc"))
+    error = error_of(out, "policy", "other", name)
+    assert "policy_from=other was made with model.revision=abc, and this run has None" in error
 
 
 def test_policy_is_accepted_after_the_advice_of_the_refusal(out):
@@ -130,7 +141,127 @@ def test_explicit_run_has_the_fingerprint_of_the_found_one(out):
     fingerprint = dependencies.dependency_fingerprint(spec)
     assert resolve(out, "policy", "mine").fingerprint == fingerprint
     assert dependencies.find_finished(spec.cfg, fingerprint).fingerprint == fingerprint
-    assert fingerprint == weights_fingerprint(spec.cfg, dependencies.digest_of(spec.cfg))
+    assert fingerprint == weights_fingerprint(spec.cfg, dependencies.contents_of(spec.cfg))
+
+
+# --- What a run stands on, by content ---
+
+
+@pytest.fixture
+def inputs(tmp_path, monkeypatch):
+    """A base model, data, prompts and a reward function of one's own, and the config of a PPO run on them."""
+    monkeypatch.chdir(tmp_path)
+    base_model(tmp_path / "base")
+    splits = ("train",) * 4 + ("validation", "test")
+    rows = [{"prompt": f"{i}?", "completion": "Yes.", "split": s, "topic": "x"} for i, s in enumerate(splits)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Who?"}\n')
+    (tmp_path / "my_rewards.py").write_text("def short(completions, topic): return [0.0]\n")
+    cfg = compose("dataset=jsonl", "method=ppo", "dataset.path=rows.jsonl", "dataset.eval_prompts_file=prompts.jsonl")
+    cfg.model.name = "base"
+    cfg.method.rewards = {"short": {"_target_": "my_rewards.short"}}
+    return cfg
+
+
+def base_model(folder):
+    folder.mkdir()
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).write_text("1 ")
+
+
+def edit(file, old, new):
+    """Overwrite a file in the same size, as an edit in place would."""
+    text = Path(file).read_text()
+    assert old in text and len(old) == len(new)
+    Path(file).write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    "file, old, new",
+    [
+        ("base/model.safetensors", "1", "2"),
+        ("base/tokenizer.json", "1", "2"),
+        ("base/chat_template.jinja", "1", "2"),
+        ("base/config.json", "1", "2"),
+        ("rows.jsonl", '"0?", "completion": "Yes."', '"0?", "completion": "No!!"'),  # of the training rows
+        ("rows.jsonl", '"4?", "completion": "Yes."', '"4?", "completion": "No!!"'),  # validation
+        ("rows.jsonl", '"5?", "completion": "Yes."', '"5?", "completion": "No!!"'),  # test
+        ("rows.jsonl", '"topic": "x"', '"topic": "y"'),  # a column that a reward function reads
+        ("rows.jsonl", '"validation"', '"test"      '),
+        ("prompts.jsonl", "Who?", "Why?"),
+        ("my_rewards.py", "0.0", "1.0"),
+    ],
+)
+def test_edit_of_what_a_run_stands_on_makes_another_run(inputs, file, old, new):
+    """So a killed run never goes on with other data than it began with, and nothing is reused on another base."""
+    before = run_fingerprint(inputs, dependencies.contents_of(inputs))
+    edit(file, old, new)
+    contents = dependencies.contents_of(inputs)
+    assert run_fingerprint(inputs, contents) != before
+    edit(file, new, old)
+    assert run_fingerprint(inputs, dependencies.contents_of(inputs)) == before
+
+
+def test_versions_count_and_builds_of_one_version_do_not(inputs, monkeypatch):
+    fingerprints = []
+    for torch in ("2.13.0+cpu", "2.13.0+cu130", "2.14.0"):
+        dependencies.installed_versions.cache_clear()
+        monkeypatch.setattr(dependencies, "version", lambda name, torch=torch: torch if name == "torch" else "1")
+        fingerprints.append(run_fingerprint(inputs, dependencies.contents_of(inputs)))
+    dependencies.installed_versions.cache_clear()
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+def test_what_only_computes_the_batch_is_no_part_of_it(inputs):
+    before = run_fingerprint(inputs, dependencies.contents_of(inputs))
+    inputs.hardware.microbatch_size = 3
+    (Path("base") / "README.md").write_text("x")
+    assert run_fingerprint(inputs, dependencies.contents_of(inputs)) == before
+
+
+def test_own_templates_count_by_their_text(inputs, monkeypatch):
+    inputs.model.chat_template = "plain"
+    before = dependencies.contents_of(inputs)
+    monkeypatch.setitem(dependencies.TEMPLATES, "plain", "other")
+    assert dependencies.contents_of(inputs) != before
+
+
+def test_policy_on_a_base_with_other_weights_is_refused(out, tmp_path):
+    base_model(tmp_path / "base")
+    model = f"model.name={tmp_path / 'base'}"
+    finished_run(out, "mine", compose(SMALL, "method=sft", model), adapter=True)
+    finished_run(out, "judge", compose(SMALL, "method=reward", model), adapter=True)
+    assert resolve(out, "policy", "mine", model).name == "mine"
+    shutil.copytree(tmp_path / "base", tmp_path / "moved")
+    assert resolve(out, "policy", "mine", f"model.name={tmp_path / 'moved'}").name == "mine"  # the same content
+    edit(tmp_path / "base" / "model.safetensors", "1", "2")
+    for role, name in (("policy", "mine"), ("reward", "judge")):
+        error = error_of(out, role, name, model)
+        assert f"{role}_from={name} was trained on another model than {tmp_path / 'base'} holds now" in error
+    assert resolve(out, "policy", "mine", f"model.name={tmp_path / 'moved'}").name == "mine"
+
+
+def test_foreign_adapter_on_another_base_is_refused(out, tmp_path):
+    for name in ("base", "same", "foreign"):
+        base_model(tmp_path / name)
+    config = {"base_model_name_or_path": str(tmp_path / "base")}
+    (tmp_path / "foreign" / "adapter_config.json").write_text(json.dumps(config))
+    for name in ("base", "same"):
+        assert resolve(out, "policy", str(tmp_path / "foreign"), f"model.name={tmp_path / name}").name == "foreign"
+    error = error_of(out, "policy", str(tmp_path / "foreign"))
+    assert f"is an adapter on {tmp_path / 'base'}, and this run has model.name=tiny" in error
+
+
+def test_latest_is_the_newest_run_that_can_fill_the_role(out):
+    for time, method in enumerate(("reward", "sft", "dpo", "reward")):
+        finished_run(out, f"{time}-{method}", compose(SMALL, f"method={method}"))
+        os.utime(out / "runs" / f"{time}-{method}" / "run.json", (time, time))
+    assert resolve(out, "policy", "latest").name == "2-dpo"
+    assert resolve(out, "reward", "latest").name == "3-reward"
+    shutil.rmtree(out)
+    assert f"reward_from=latest: {out}/runs has no finished run of method=reward yet" in error_of(
+        out, "reward", "latest"
+    )
 
 
 # --- Plan and lineage ---
@@ -147,6 +278,11 @@ def test_print_plan_says_reuse_or_train_and_trains_nothing(out, capsys):
     assert plan["reward"].startswith("train python train.py")
     assert plan["ppo"] == "train python train.py method=ppo"
     assert sorted(out.rglob("*")) == before
+
+
+def test_command_of_shows_no_password():
+    command = dependencies.command_of(RunSpec(compose(), ["tracking.uri=postgresql://me:secret@host/db"]))
+    assert command == "python train.py tracking.uri=postgresql://me:***@host/db"
 
 
 def test_command_of_quotes_for_the_shell():

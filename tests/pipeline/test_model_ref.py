@@ -1,6 +1,7 @@
 """Which model a name means, and which names are refused."""
 
 import os
+import shutil
 
 import pytest
 
@@ -9,7 +10,7 @@ from manners.config.compose import register
 from manners.errors import MannersError
 from manners.pipeline import model_ref
 from tests.configs import compose
-from tests.pipeline.test_dependencies import SMALL, finished_run
+from tests.pipeline.test_dependencies import SMALL, base_model, edit, finished_run
 
 
 @pytest.fixture
@@ -55,6 +56,39 @@ def test_reward_model_is_refused_as_a_language_model(out):
 
 def test_unknown_name_is_refused_with_the_nearest_run(out):
     assert "Did you mean 'my-sft'?" in error_of("my-sfd", out)
+
+
+def test_adapter_is_refused_once_its_base_has_changed(tmp_path):
+    """For chat, evaluate and export alike: they all ask here, before torch is imported."""
+    base_model(tmp_path / "base")
+    trained = compose(SMALL, f"model.name={tmp_path / 'base'}")
+    finished_run(tmp_path, "adapter", trained, adapter=True)
+    finished_run(tmp_path, "whole", trained)
+    cfg = config(tmp_path)
+    assert model_ref.resolve_model("adapter", cfg).name == "adapter"
+    edit(tmp_path / "base" / "tokenizer.json", "1", "2")
+    for name in ("adapter", str(tmp_path / "runs" / "adapter" / "model")):
+        with pytest.raises(MannersError, match=r"was trained on another model than .*/base holds now"):
+            model_ref.resolve_model(name, cfg)
+    whole = model_ref.resolve_model("whole", cfg)  # needs its base for comparisons alone
+    with pytest.raises(MannersError, match="whole was trained on another model"):
+        whole.check_base()
+    shutil.rmtree(tmp_path / "base")
+    assert model_ref.resolve_model("adapter", cfg).name == "adapter"  # a missing base is reported by its loading
+
+
+@pytest.mark.parametrize("own, logged", [([], "strictbot"), (["experiment_name=mine"], "mine")])
+def test_evaluation_is_logged_beside_its_run(tmp_path, own, logged):
+    finished_run(tmp_path, "run", compose(SMALL, "experiment_name=strictbot"))
+    cfg = config(tmp_path, *own)
+    model_ref.use_experiment_of([model_ref.resolve_model("run", cfg)], cfg)
+    assert cfg.tracking.experiment == logged
+
+
+def test_evaluation_of_a_foreign_model_has_an_experiment(tmp_path):
+    cfg = config(tmp_path)
+    model_ref.use_experiment_of([model_ref.resolve_model("tiny", cfg)], cfg)
+    assert cfg.tracking.experiment == "manners"
 
 
 def test_reward_from_auto_is_refused_without_a_reward_model(out):

@@ -15,7 +15,7 @@ from manners.runtime import run_dir
 from manners.runtime.run_dir import RunState, acquire, find_by_name, run_fingerprint, weights_fingerprint
 from tests.configs import changed, compose
 
-DIGEST = "0123456789abcdef"
+DIGEST = {"data": "0123456789abcdef"}
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_run_fingerprint_ignores_what_does_not_shape_the_result(override):
 
 def test_run_fingerprint_depends_on_the_data():
     cfg = compose()
-    assert run_fingerprint(cfg, DIGEST) != run_fingerprint(cfg, "f" * 16)
+    assert run_fingerprint(cfg, DIGEST) != run_fingerprint(cfg, {"data": "f" * 16})
     assert re.fullmatch("[0-9a-f]{12}", run_fingerprint(cfg, DIGEST))
 
 
@@ -207,7 +207,11 @@ def test_weights_fingerprint_depends_on_what_shapes_the_weights(override):
 @pytest.mark.parametrize("fingerprint", [run_fingerprint, weights_fingerprint])
 def test_fingerprints_depend_on_data_and_dependencies(fingerprint):
     cfg = compose()
-    different = [fingerprint(cfg, DIGEST), fingerprint(cfg, "other"), fingerprint(cfg, DIGEST, {"policy": "a"})]
+    different = [
+        fingerprint(cfg, DIGEST),
+        fingerprint(cfg, {"data": "other"}),
+        fingerprint(cfg, DIGEST, {"policy": "a"}),
+    ]
     different += [fingerprint(cfg, DIGEST, {"policy": "b"}), fingerprint(cfg, DIGEST, {"reward": "a"})]
     assert len(set(different)) == 5
 
@@ -244,7 +248,7 @@ def test_find_ended_needs_the_run_fingerprint_and_an_end(cfg, tmp_path, status, 
     assert (ended is not None) == found
     if ended:
         assert (ended[0], ended[1].status, ended[1].metric) == (path, status, 0.5)
-    assert run_dir.find_ended(str(tmp_path), run_fingerprint(cfg, "other")) is None
+    assert run_dir.find_ended(str(tmp_path), run_fingerprint(cfg, {"data": "other"})) is None
 
 
 def test_find_by_name_takes_folder_model_folder_name_and_run_id(cfg, tmp_path, monkeypatch):
@@ -257,6 +261,23 @@ def test_find_by_name_takes_folder_model_folder_name_and_run_id(cfg, tmp_path, m
     assert find_by_name(".", str(tmp_path)).name == path.name
     assert find_by_name("e" * 32, str(tmp_path)) is None
     assert find_by_name("nothing-here", str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("status", ["running", "pruned", ""])
+def test_find_by_name_refuses_a_run_that_has_not_finished(cfg, tmp_path, status):
+    """A crash while the model was saved leaves a folder that looks whole."""
+    path = make_run(cfg, status=status, mlflow_run_id="f" * 32)
+    for name in (str(path), str(path / "model"), path.name, "f" * 32):
+        with pytest.raises(MannersError, match=f"the run {path.name} has not finished: repeat its command"):
+            find_by_name(name, str(tmp_path))
+
+
+def test_find_by_name_takes_a_checkpoint_as_a_plain_folder(cfg, tmp_path):
+    checkpoint = make_run(cfg, status="running") / "checkpoint-10"
+    checkpoint.mkdir()
+    (checkpoint / "config.json").write_text("{}")
+    found = find_by_name(str(checkpoint), str(tmp_path))
+    assert (found.name, found.run_id) == ("checkpoint-10", "")
 
 
 def test_find_by_name_digests_a_folder_that_is_no_run(tmp_path):

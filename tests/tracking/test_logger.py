@@ -1,16 +1,22 @@
 """What a kill left unsent is sent when the run resumes, and nothing is sent twice."""
 
+import os
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
+import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from manners.data.loading import Splits
 from manners.errors import MannersError
-from manners.tracking import async_writer, sync
+from manners.runtime import run_dir
+from manners.tracking import async_writer, store, sync
+from manners.tracking import logger as logger_module
 from manners.tracking.logger import MLflowLogger
+from tests import stores
 from tests.configs import changed
 
 
@@ -150,30 +156,96 @@ def test_line_cut_by_a_full_disk_is_logged_again(tmp_path):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+def start_run(cfg, step=1, overrides=("seed=1",)):
+    """Log one step, as a run that was killed afterwards. Returns the id of the MLflow run, and the run directory."""
+    with (
+        run_dir.acquire(cfg, {"data": "digest"}) as directory,
+        logger_module.open_run(cfg, directory, Splits(), "digest", {}, list(overrides)) as logger,
+    ):
+        logger.log({"loss": step / 10}, step)
+        return logger.run_id, directory.path
+
+
+def config(tmp_path, *more):
+    return changed(f"output_dir={tmp_path}", "tracking.system_metrics=false", *more)
+
+
+def losses(cfg, run_id):
+    client = mlflow.MlflowClient(store.absolute_uri(cfg.tracking.uri))
+    return [(m.step, m.value) for m in client.get_metric_history(run_id, "loss")]
+
+
+def lose_uri(cfg, run_id):
+    cfg.tracking.uri = f"sqlite:///{cfg.output_dir}/other.db"
+
+
+def delete_run(cfg, run_id):
+    mlflow.MlflowClient(cfg.tracking.uri).delete_run(run_id)
+
+
+@pytest.mark.parametrize("lose", [lose_uri, delete_run])
+def test_run_that_the_store_lost_is_sent_anew(tmp_path, capsys, lose):
+    """Its metrics come from the run directory, and the run goes on."""
+    cfg = config(tmp_path)
+    old, path = start_run(cfg)
+    lose(cfg, old)
+    new, same_path = start_run(cfg, step=2)
+    assert new != old and same_path == path
+    assert "no longer has this run: a new MLflow run gets all its metrics" in capsys.readouterr().out
+    assert losses(cfg, new) == [(1, 0.1), (2, 0.2)]
+    assert mlflow.MlflowClient(cfg.tracking.uri).get_run(new).data.params["seed"] == "1"
+    assert start_run(cfg, step=3)[0] == new  # and is found from then on
+
+
+def test_run_id_of_the_environment_is_left_alone(tmp_path, monkeypatch, capsys):
+    cfg = config(tmp_path)
+    client, experiment = store.open_experiment(cfg)
+    foreign = client.create_run(experiment, run_name="finished").info.run_id
+    client.set_terminated(foreign)
+    monkeypatch.setenv("MLFLOW_RUN_ID", foreign)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "elsewhere")
+    own, path = start_run(cfg)
+    before = client.get_run(foreign)
+    assert own != foreign and (before.info.run_name, before.info.status) == ("finished", "FINISHED")
+    assert not [tag for tag in before.data.tags if tag.startswith("manners")]
+    run = client.get_run(own)
+    assert (run.info.run_name, run.info.experiment_id) == (path.name, experiment)
+    assert "MLFLOW_RUN_ID, MLFLOW_EXPERIMENT_NAME in the environment: ignored" in capsys.readouterr().out
+
+
+def test_store_of_a_run_is_not_left_in_the_environment(tmp_path, monkeypatch):
+    """The next job of a sweep in this process would log there, whatever its own output_dir."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    start_run(config(tmp_path))
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_password_of_the_store_is_kept_nowhere(tmp_path, monkeypatch, capfd):
+    """A SQLite store stands in for the server that the URI names."""
+    uri = "postgresql://me:s3cret@host/db?password=s3cret"
+    local = f"sqlite:///{tmp_path}/mlflow.db"
+    stores.copy_empty_store(tmp_path / "mlflow.db")
+    monkeypatch.setattr(store, "absolute_uri", lambda _: local)
+    run_id, _ = start_run(config(tmp_path, f"tracking.uri={uri}"), overrides=[f"tracking.uri={uri}"])
+    run = mlflow.MlflowClient(local).get_run(run_id)
+    assert run.data.params["tracking.uri"] == "postgresql://me:***@host/db?password=***"
+    assert run.data.tags["manners.overrides"] == shlex.quote("tracking.uri=postgresql://me:***@host/db?password=***")
+    texts = [f.read_bytes() for f in tmp_path.rglob("*") if f.is_file() and f.name != "code.diff"]
+    assert len(texts) > 4 and not any(b"s3cret" in text for text in texts)  # the database is one of them
+    assert "s3cret" not in "".join(capfd.readouterr())
+
+
 def test_kill_before_the_description_leaves_no_gap(tmp_path, monkeypatch):
     """The MLflow run exists without its params: the next start logs them."""
-    import mlflow
-
-    from manners.runtime import run_dir
-    from manners.tracking import logger as logger_module
-
-    cfg = changed(f"output_dir={tmp_path}", "tracking.system_metrics=false")
-
-    def start():
-        splits = Splits()
-        with (
-            run_dir.acquire(cfg, "digest") as directory,
-            logger_module.open_run(cfg, directory, splits, "digest", {}, ["seed=1"]) as logger,
-        ):
-            return logger.run_id
+    cfg = config(tmp_path)
 
     def killed(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(logger_module, "describe_run", killed)
-        start()
-    run_id = start()
+        start_run(cfg)
+    run_id, _ = start_run(cfg)
     client = mlflow.MlflowClient(cfg.tracking.uri)
     (run,) = client.search_runs([client.get_run(run_id).info.experiment_id])
     assert run.data.params["seed"] == "1" and run.data.tags["manners.method"] == "sft"

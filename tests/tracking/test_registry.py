@@ -1,5 +1,6 @@
 """The registry: the best run of an experiment is its champion, and is found by that name."""
 
+import json
 import math
 import shutil
 
@@ -46,6 +47,9 @@ def finished_run(cfg, client, tmp_path):
         for key, value in {"model.name": model, "dataset.path": "package:polite_helper", "seed": seed}.items():
             client.log_param(run_id, key, value)
         client.log_artifacts(run_id, str(folder / "model"), "model")
+        client.set_terminated(run_id)
+        state = {"status": "finished", "mlflow_run_id": run_id, "weights_fingerprint": f"weights of {name}"}
+        (folder / "run.json").write_text(json.dumps(state))
         return run_id
 
     return make
@@ -144,6 +148,20 @@ def test_registered_name_finds_the_run_locally_or_in_the_store(client, cfg, fini
         assert (ref.run.model_dir / "config.json").read_text() == '{"run": "better"}'
         assert ref.reward_model == "f" * 32  # for the chat's /score
     assert model_ref.resolve_model("models:/found/1", cfg).name == "worse"
+
+
+def test_run_that_the_store_has_unfinished_is_refused(client, cfg, finished_run):
+    run_id = finished_run("half")
+    client.set_terminated(run_id, "FAILED")
+    with pytest.raises(MannersError, match="the run half has not finished"):
+        model_ref.resolve_model(run_id, cfg)
+
+
+def test_folder_that_did_not_finish_is_not_taken_for_the_run(client, cfg, finished_run, tmp_path):
+    """The store has the whole model; the folder was overwritten by a later run that crashed."""
+    run_id = finished_run("again")
+    (tmp_path / "again" / "run.json").write_text(json.dumps({"status": "running", "mlflow_run_id": run_id}))
+    assert str(tmp_path / "again") not in model_ref.resolve_model(run_id, cfg).path
 
 
 def test_policy_from_the_registry_must_be_compatible(client, cfg, finished_run):

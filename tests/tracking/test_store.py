@@ -2,13 +2,19 @@
 
 import json
 from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from manners.runtime.run_dir import load_state
 from manners.tracking import logger, store
-from tests.configs import changed
+from tests import stores
+from tests.configs import changed, compose
 
 
 def test_new_experiment_has_a_view_with_columns_that_runs_have(tmp_path):
@@ -25,6 +31,81 @@ def test_new_experiment_has_a_view_with_columns_that_runs_have(tmp_path):
     columns = json.loads(view["state"])["selectedColumns"]
     params = logger.flatten_params(OmegaConf.to_container(cfg))
     assert {c.split("`")[1] for c in columns if c.startswith("params.")} <= set(params)
+
+
+SERVER = "http:" + "//me:secret@host:5000"
+FOLDERS = st.text(st.characters(exclude_categories=["C"], exclude_characters="/"), min_size=1, max_size=20)
+
+
+@given(FOLDERS.filter(lambda name: name not in (".", "..") and not name.startswith("~")))
+@settings(max_examples=60, deadline=None)
+def test_sqlalchemy_opens_the_file_of_any_path(tmp_path_factory, name):
+    """tracking.uri holds the path as it is; in a URL, SQLAlchemy would read % and ? otherwise."""
+    from sqlalchemy.engine import make_url
+
+    path = tmp_path_factory.getbasetemp() / "names" / name[:60] / "mlflow.db"
+    assert (
+        make_url(stores.original_absolute_uri(f"sqlite:///{path}")).database
+        == str(path)
+        == str(store.sqlite_path(f"sqlite:///{path}"))
+    )
+    assert path.parent.is_dir()
+
+
+def test_store_and_artifacts_lie_where_output_dir_says(tmp_path):
+    name = "50%20 a?b=c#d"
+    cfg = changed(f"output_dir={tmp_path / name}")
+    client, experiment = store.open_experiment(cfg)
+    run_id = client.create_run(experiment).info.run_id
+    (tmp_path / name / "file.txt").write_text("x")
+    client.log_artifact(run_id, str(tmp_path / name / "file.txt"))
+    assert [f.path for f in store.existing_store(cfg.tracking.uri).list_artifacts(run_id)] == ["file.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert {path.name for path in (tmp_path / name).iterdir()} >= {"mlflow.db", "artifacts"}
+
+
+def test_home_is_meant_by_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cfg = compose('output_dir="~/out"')
+    assert cfg.output_dir == f"{tmp_path}/out" and cfg.tracking.uri == f"sqlite:///{tmp_path}/out/mlflow.db"
+    assert store.sqlite_path("sqlite:///~/x.db") == tmp_path / "x.db"
+
+
+def test_ui_command_is_quoted_and_without_password(tmp_path, monkeypatch):
+    command = store.ui_command(f"sqlite:///{tmp_path}/a b/mlflow.db")
+    assert command.endswith(f"mlflow ui --backend-store-uri 'sqlite:///{tmp_path}/a b/mlflow.db'")
+    assert store.ui_command(SERVER) == SERVER.replace("secret", "***")
+    assert "secret" not in store.ui_command("postgresql://me:secret@host/db")
+    monkeypatch.chdir(store.ROOT)
+    assert store.ui_command("sqlite:///outputs/mlflow.db") == "make ui"
+    monkeypatch.chdir(tmp_path)  # where there is no Makefile
+    assert f"sqlite:///{tmp_path}/outputs/mlflow.db" in store.ui_command("sqlite:///outputs/mlflow.db")
+
+
+def test_tracking_uri_of_the_environment_is_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", SERVER)
+    assert changed(f"output_dir={tmp_path}").tracking.uri == SERVER
+    assert changed("tracking.uri=sqlite:///mine.db").tracking.uri == "sqlite:///mine.db"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert changed("output_dir=out").tracking.uri == "sqlite:///out/mlflow.db"
+
+
+def test_interrupted_download_is_no_finished_run(tmp_path):
+    """Its folder has half a model: it is downloaded again, and not opened by its name."""
+
+    class Client:
+        def list_artifacts(self, run_id):
+            return [SimpleNamespace(path="model")]
+
+        def download_artifacts(self, run_id, path, folder):
+            (Path(folder) / "model").mkdir()
+            (Path(folder) / "model" / "config.json").write_text("{}")
+            raise KeyboardInterrupt
+
+    run = SimpleNamespace(data=SimpleNamespace(tags={}), info=SimpleNamespace(run_id="a" * 32, status="FINISHED"))
+    with pytest.raises(KeyboardInterrupt):
+        store.download_run(Client(), run, str(tmp_path))
+    assert load_state(tmp_path / "fetched" / ("a" * 32)) is None
 
 
 def test_view_columns_are_metrics_of_the_evaluation():

@@ -33,7 +33,7 @@ def main() -> None:
         splits, digest = dependencies.splits_of(cfg), dependencies.digest_of(cfg)
         batches = RepeatedBatch([task.batch(args.seed)] * task.steps(args.windows))
         with (
-            run_dir.acquire(cfg, digest) as directory,
+            run_dir.acquire(cfg, {"data": digest}) as directory,
             logger.open_run(cfg, directory, splits, digest, {}, []) as mlflow_logger,
         ):
             module = task.make_module(args.windows, args.seed, NullLogger().log)

@@ -15,6 +15,7 @@ def run_chat(cfg: DictConfig) -> None:
         raise MannersError('prompt is empty: -p "some words"', "prompt")
     names = {"user": cfg.user, "assistant": cfg.assistant} if cfg.self_chat else {"run": cfg.run}
     refs = {key: model_ref.resolve_model(name, cfg, key=key) for key, name in names.items()}
+    model_ref.use_experiment_of(list(refs.values()), cfg)
     warnings.filterwarnings("ignore", category=FutureWarning)  # addressed to library authors
     gc.disable()  # imports create no garbage, and collections would take a fifth of their time
     from manners.chat import model, self_chat, terminal

@@ -55,6 +55,7 @@ def load_chat_model(ref: ModelRef, device: str, key: str = "run") -> ChatModel:
     four_bit = train_cfg is not None and train_cfg.adapter.quantization != "none"
 
     def load_base() -> Any:
+        ref.check_base()
         try:
             return load_weights(base_name, revision, four_bit, device)
         except MannersError as error:

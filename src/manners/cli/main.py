@@ -20,7 +20,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
 from manners.config import explain, validate
-from manners.config.compose import RunSpec, compose, drop_tuned, hydra_context, plan_run, register
+from manners.config.compose import RunSpec, compose, drop_tuned, expand_home, hydra_context, plan_run, register
 from manners.config.explain import override_key, override_source
 from manners.errors import MannersError, Pruned
 from manners.runtime import atomic_io, signals
@@ -82,6 +82,7 @@ def sweep_job(config_name: str, task: Task) -> Callable[..., object]:
     def job(cfg: DictConfig, spec: RunSpec | None = None) -> object:
         """Hydra hands over the config alone; a sweep in this process has planned the run already. Raises its errors."""
         try:
+            expand_home(cfg)
             with atomic_io.report_disk_errors(str(cfg.output_dir)):
                 return task(spec or planned(cfg))
         except Pruned as why:

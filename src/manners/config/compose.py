@@ -4,6 +4,8 @@
 are commands of their own.
 """
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ import hydra
 import yaml
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -136,7 +139,20 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
             raise MannersError(explain(error, config_name, overrides)) from None
         if key := unknown_key(cfg, OmegaConf.get_type(cfg)):
             raise MannersError(no_such_option(override_source(config_name, key, overrides), key, cfg))
+        expand_home(cfg)
         return cfg
+
+
+def expand_home(cfg: DictConfig) -> None:
+    """Replace ``~`` at the start of ``output_dir``, which a shell leaves after ``=``."""
+    cfg.output_dir = os.path.expanduser(cfg.output_dir)
+
+
+def quoted_override(key: str, value: Any) -> str:
+    """The override ``key=value``, with quotes where Hydra's grammar needs them: a path may have any character."""
+    text = str(value)
+    plain = re.fullmatch(r"[\w./:@+-]+", text)
+    return f"{key}={text if plain else QuotedString(text, Quote.single).with_quotes()}"
 
 
 def drop_tuned(config_name: str, overrides: list[str]) -> list[str]:

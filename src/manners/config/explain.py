@@ -65,7 +65,7 @@ def explain_unreadable(override: str, following: str) -> str:
         inner = ", ".join(f"'{item.strip()}'" for item in value.strip("[]").split(","))
         quoted = f"{key}=[{inner}]"
         return f"{override} cannot be read: what is inside the list needs quotes of its own. Write {shell(quoted)}"
-    return f"{override} cannot be read: the value needs quotes of its own. Write {shell(quoted_override(override))}"
+    return f"{override} cannot be read: the value needs quotes of its own. Write {shell(with_quotes(override))}"
 
 
 def explain_flag(flag: str, following: str, cfg: DictConfig) -> str:
@@ -78,11 +78,11 @@ def explain_flag(flag: str, following: str, cfg: DictConfig) -> str:
 
 def explain_several_values(override: str) -> str:
     """An override that lists values, without ``-m``."""
-    quoted = shell(quoted_override(override))
+    quoted = shell(with_quotes(override))
     return f"{override} lists several values: add -m to run one job for each; as one text, write {quoted}"
 
 
-def quoted_override(override: str) -> str:
+def with_quotes(override: str) -> str:
     """The override with its value in Hydra's double quotes."""
     key, _, value = override.partition("=")
     escaped = value.strip("'\"").replace('"', '\\"')

@@ -131,8 +131,10 @@ class EvaluationConfig:
 class TrackingConfig:
     """MLflow."""
 
-    uri: str = option("sqlite:///${output_dir}/mlflow.db", "MLflow store or server")
-    experiment: str = option("${experiment_name}", "MLflow experiment")
+    uri: str = option(
+        "${oc.env:MLFLOW_TRACKING_URI,sqlite:///${output_dir}/mlflow.db}", "MLflow store or server, as MLflow names it"
+    )
+    experiment: str | None = option("${experiment_name}", "MLflow experiment")
     system_metrics: bool = option(True, "log CPU, memory and GPU use")
 
 
@@ -333,7 +335,9 @@ class TrainConfig:
     policy_run_overrides: list[str] = option([], "overrides of this command that make the SFT run of policy_from=auto")
     reward_run_overrides: list[str] = option([], "overrides of this command that make the run of reward_from=auto")
     seed: int = option(1, "of initialization, dropout, data order and sampling", ge=0, le=MAX_SEED)
-    output_dir: str = option("outputs", "where runs, checkpoints and the MLflow store are kept")
+    output_dir: str = option(
+        "outputs", "where runs, checkpoints and the MLflow store are kept, from the folder you are in"
+    )
     resume: bool = option(True, "resume an unfinished run of the very same configuration")
     register_model: bool = option(False, "register the model as models:/EXPERIMENT_NAME; the best becomes champion")
     plan: bool = option(False, "print which runs would be reused or trained, and stop")
@@ -350,7 +354,7 @@ class SavedModelConfig:
     )
     hardware: DeviceConfig = field(default_factory=DeviceConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    experiment_name: str = option("manners", "MLflow experiment")
+    experiment_name: str | None = option(None, "MLflow experiment; by default that of the run")
     seed: int = option(1, "of sampling and of the bootstrap", ge=0, le=MAX_SEED)
     output_dir: str = option("outputs", "where runs and the MLflow store are kept")
 

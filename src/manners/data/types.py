@@ -123,11 +123,12 @@ def split_last_reply(conversation: Conversation) -> tuple[list[Message], str]:
 
 
 def data_digest(conversations: Iterable[Conversation]) -> str:
-    """A hash of everything that is trained on: the same rows in the same order give the same digest."""
+    """A hash of rows with all their fields, which reward functions may read; of their place in a file alone it is not.
+
+    The same rows in the same order give the same digest.
+    """
     sha = hashlib.sha256()
     for conversation in conversations:
-        targets = {name: conversation.metadata[name] for name in REWARD_FIELDS if name in conversation.metadata}
-        targets |= {"masked_turns": conversation.masked_turns} if conversation.masked_turns else {}
-        for part in (conversation.messages, targets) if targets else (conversation.messages,):
-            sha.update(json.dumps(part, sort_keys=True, ensure_ascii=False).encode())
+        content = {name: value for name, value in vars(conversation).items() if name != "source"}
+        sha.update(json.dumps(content, sort_keys=True, default=str).encode())
     return sha.hexdigest()[:16]

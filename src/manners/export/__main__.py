@@ -1,17 +1,18 @@
 """``python -m manners.export [RUN]``: export a run's model as one folder of merged weights with a model card."""
 
 import argparse
+import shlex
 import sys
 import warnings
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from manners.config.compose import quoted_override
 from manners.config.schema import TrainConfig
 from manners.errors import MannersError
 from manners.pipeline import model_ref
 from manners.pipeline.model_ref import GENERATING_METHODS, ModelRef
-from manners.runtime import run_dir
 
 DTYPES = ("bfloat16", "float32")
 
@@ -42,9 +43,6 @@ def resolve_finished_run(name: str, cfg: DictConfig) -> ModelRef:
     ref = model_ref.resolve_model(name, cfg, methods, "RUN")
     if ref.config is None:
         raise MannersError(f"RUN={name} was not trained here, so there is nothing to export: name a run.")
-    state = run_dir.load_state(Path(ref.path).parent)
-    if state is not None and state.status != "finished":
-        raise MannersError(f"RUN={name} has not finished: repeat its command to resume it, then export it.")
     return ref
 
 
@@ -57,11 +55,12 @@ def usage_text(ref: ModelRef, out: Path) -> str:
     ]
     if ref.config.method.name != "reward":
         lines += [
-            f"chat:           .venv/bin/python chat.py run={out}",
-            f"serve:          .venv/bin/transformers serve {out}",
+            f"chat:           .venv/bin/python chat.py {shlex.quote(quoted_override('run', out))}",
+            f"serve:          .venv/bin/transformers serve {shlex.quote(str(out))}",
         ]
         if ref.config.model.name != "tiny":  # llama.cpp knows tokenizers by name, and not this one
-            lines.append(f"convert:        python llama.cpp/convert_hf_to_gguf.py {out} --outfile {out.name}.gguf")
+            folder, file = shlex.quote(str(out)), shlex.quote(f"{out.name}.gguf")
+            lines.append(f"convert:        python llama.cpp/convert_hf_to_gguf.py {folder} --outfile {file}")
     return "\n".join(lines)
 
 

@@ -103,7 +103,7 @@ def provenance_section(cfg: DictConfig, tags: dict[str, str]) -> str:
     """Command, data digest, seed and versions, and the settings that determine the weights."""
     rows = {
         "command": f"`python train.py {tags['manners.overrides']}`" if "manners.overrides" in tags else UNKNOWN,
-        "data": f"`{cfg.dataset.path}`, digest of the training rows: {tags.get('manners.data_digest', UNKNOWN)}",
+        "data": f"`{cfg.dataset.path}`, digest of the rows: {tags.get('manners.data_digest', UNKNOWN)}",
         "seed": str(cfg.seed),
         "versions": tags.get("manners.versions", UNKNOWN),
         "commit": tags.get("manners.git_commit", UNKNOWN)

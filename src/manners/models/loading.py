@@ -3,6 +3,7 @@
 Weights are read from safetensors only, and no code that comes with a model is run.
 """
 
+import os
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
@@ -22,8 +23,8 @@ NEW_HEAD_WEIGHTS = ("score.", "classifier.", "pooler.")
 
 
 def resolve_name(name: str) -> str:
-    """Return what ``from_pretrained`` takes: for 'tiny' the folder in this package, else the name itself."""
-    return str(files("manners.models") / "tiny") if name == "tiny" else name
+    """Return what ``from_pretrained`` takes: for 'tiny' the folder in this package, else the name, ``~`` replaced."""
+    return str(files("manners.models") / "tiny") if name == "tiny" else os.path.expanduser(name)
 
 
 def load_tokenizer(

@@ -1,10 +1,13 @@
 """The runs that a run starts from: found among the finished ones, taken as given, or trained here and now."""
 
+import hashlib
 import json
 import os
 import shlex
 from collections.abc import Callable
-from functools import lru_cache
+from contextlib import suppress
+from functools import cache, lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,13 +15,19 @@ from rich.console import Console
 
 from manners.config.compose import RunSpec
 from manners.data import sources
-from manners.data.loading import Splits, load_splits
-from manners.data.types import data_digest
-from manners.errors import MannersError, did_you_mean
+from manners.data.loading import Splits, eval_prompts, load_splits
+from manners.data.types import Conversation, data_digest
+from manners.errors import MannersError, did_you_mean, redact_password
+from manners.models.templates import TEMPLATES
+from manners.pipeline import model_ref
+from manners.rewards.source import source_digest
 from manners.runtime import run_dir
+from manners.runtime.model_files import model_digest
 from manners.runtime.run_dir import RunArtifact, RunDir
 from manners.tracking import store
 
+# Packages whose versions change what is computed. A build for another device (torch's "+cpu") is the same version.
+VERSIONS = ("manners", "torch", "transformers", "tokenizers", "peft", "lightning", "trl", "bitsandbytes")
 STARTING_METHODS = {"policy": ("sft", "ppo", "rloo", "dpo"), "reward": ("reward",)}  # role → methods that can fill it
 
 
@@ -28,15 +37,15 @@ def splits_of(cfg: DictConfig) -> Splits:
 
 
 def digest_of(cfg: DictConfig) -> str:
-    """A hash of the training rows of a run."""
+    """A hash of all that a run reads of its data: the rows of every split, and the prompts of its reports."""
     return read_digest(*data_key(cfg.dataset))
 
 
 def data_key(dataset: DictConfig) -> tuple[str, tuple[int, ...]]:
     """What the rows depend on: the config, and when its files were last written."""
-    place = sources.local_path(dataset.path)
-    written = tuple(f.stat().st_mtime_ns for f in sources.data_files(place)) if place else ()
-    return json.dumps(OmegaConf.to_container(dataset, resolve=True)), written
+    places = [sources.local_path(path) for path in (dataset.path, dataset.eval_prompts_file) if path]
+    written = [f.stat().st_mtime_ns for place in filter(None, places) for f in sources.data_files(place)]
+    return json.dumps(OmegaConf.to_container(dataset, resolve=True)), tuple(written)
 
 
 @lru_cache(maxsize=4)
@@ -46,18 +55,44 @@ def read_splits(dataset: str, written: tuple[int, ...]) -> Splits:
 
 @lru_cache(maxsize=4)
 def read_digest(dataset: str, written: tuple[int, ...]) -> str:
-    return data_digest(read_splits(dataset, written).train)
+    splits = read_splits(dataset, written)
+    prompts = [Conversation(p.messages) for p in eval_prompts(OmegaConf.create(json.loads(dataset)))]
+    digests = [data_digest(rows) for rows in (splits.train, splits.validation, splits.test, prompts)]
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:16]
+
+
+def contents_of(cfg: DictConfig) -> dict[str, str]:
+    """What shapes a run beside its config, by content: an edit of any of it makes another run."""
+    model = cfg.model
+    return {
+        "data": digest_of(cfg),
+        "base": model_digest(model.name, model.revision, download=not cfg.plan),
+        "template": TEMPLATES.get(model.chat_template, ""),
+        "rewards": source_digest(cfg.method.get("rewards", {})),
+        "versions": installed_versions(),
+    }
+
+
+@cache
+def installed_versions() -> str:
+    """The versions of ``VERSIONS``, of those that are installed."""
+    found = []
+    for package in VERSIONS:
+        with suppress(PackageNotFoundError):  # bitsandbytes is not for all systems
+            found.append(f"{package} {version(package).partition('+')[0]}")
+    return ", ".join(found)
 
 
 def command_of(spec: RunSpec) -> str:
-    return shlex.join(["python", "train.py", *spec.overrides])
+    """The command of a run, as a shell takes it; without the password of a tracking server."""
+    return redact_password(shlex.join(["python", "train.py", *spec.overrides]))
 
 
 def dependency_fingerprint(spec: RunSpec) -> str:
     """The weights fingerprint of the run that a dependency stands for: given, finished, or still to be trained."""
     if spec.explicit_source:
         return resolve_explicit(spec).fingerprint
-    return run_dir.weights_fingerprint(spec.cfg, digest_of(spec.cfg))
+    return run_dir.weights_fingerprint(spec.cfg, contents_of(spec.cfg))
 
 
 def find_or_train(spec: RunSpec, train: Callable[[RunSpec], RunArtifact], console: Console) -> RunArtifact:
@@ -92,7 +127,10 @@ def find_finished(cfg: DictConfig, fingerprint: str) -> RunArtifact | None:
 def resolve_explicit(spec: RunSpec) -> RunArtifact:
     """The run or folder that the config names. Raises MannersError where it is none, or does not fit."""
     cfg, source = spec.cfg, spec.explicit_source
-    found = run_dir.find_by_name(source, cfg.output_dir) or store.fetch_run(cfg, source)
+    if source == "latest":
+        found = model_ref.latest_run(cfg, STARTING_METHODS[spec.role], f"{spec.role}_from").run
+    else:
+        found = run_dir.find_by_name(source, cfg.output_dir) or store.fetch_run(cfg, source)
     if found is None:
         names = [p.name for p in (Path(cfg.output_dir) / "runs").glob("*")]
         raise MannersError(
@@ -106,20 +144,37 @@ def resolve_explicit(spec: RunSpec) -> RunArtifact:
 def check_compatible(spec: RunSpec, found: RunArtifact) -> None:
     """Refuse a run of another method, and a policy on another base or template. Raises MannersError."""
     made_by, named = found.config, f"{spec.role}_from={spec.explicit_source}"
-    if made_by is None:
+    if made_by is not None and made_by.method.name not in STARTING_METHODS[spec.role]:
+        methods = " or ".join(STARTING_METHODS[spec.role])
+        raise MannersError(f"{named} is a run of method={made_by.method.name}: {methods} is needed.")
+    if spec.role == "reward":  # it reads replies with a base and a tokenizer of its own
+        model_ref.open_run(found, named)
         return
-    methods = STARTING_METHODS[spec.role]
-    if made_by.method.name not in methods:
-        raise MannersError(f"{named} is a run of method={made_by.method.name}: {' or '.join(methods)} is needed.")
-    if spec.role == "reward":
-        return  # it reads replies with a tokenizer of its own
-    for key in ("name", "revision", "chat_template"):
+    if made_by is None:
+        check_foreign_base(found, named, spec.cfg.model)
+        return
+    digest = model_digest(spec.cfg.model.name, spec.cfg.model.revision)
+    same_base = digest != "" and digest == made_by.get("base_digest")
+    if not same_base:
+        model_ref.check_base(found, named)
+    for key in ("chat_template",) if same_base else ("name", "revision", "chat_template"):
         theirs, ours = made_by.model[key], spec.cfg.model[key]
         if theirs != ours:
             raise MannersError(
                 f"{named} was made with model.{key}={theirs}, and this run has {ours}: a policy starts from its own "
                 f"base and template. Set model.{key}={theirs}, or choose another run."
             )
+
+
+def check_foreign_base(found: RunArtifact, named: str, model: DictConfig) -> None:
+    """Refuse an adapter that was not trained here and names another base than the run has. Raises MannersError."""
+    file = found.model_dir / "adapter_config.json"
+    base = str(json.loads(file.read_text()).get("base_model_name_or_path") or "") if file.exists() else ""
+    if base and base != model.name and model_digest(base) != model_digest(model.name, model.revision):
+        raise MannersError(
+            f"{named} is an adapter on {base}, and this run has model.name={model.name}, which is another model or a "
+            f"copy that cannot be compared: set model.name={base}, or name the copy in {file}."
+        )
 
 
 def print_plan(spec: RunSpec) -> None:

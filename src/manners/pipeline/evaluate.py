@@ -48,6 +48,7 @@ def evaluate_models(cfg: DictConfig) -> Path:
     device = resolve_device(cfg.hardware.accelerator, cfg.hardware.precision, cfg.hardware.num_threads).kind
     names = [cfg.run] if isinstance(cfg.run, str) else list(cfg.run)
     refs = [model_ref.resolve_model(name, cfg) for name in names]
+    model_ref.use_experiment_of(refs, cfg)
     if len(names) + cfg.base * len({base_name(ref) for ref in refs}) > MAX_MODELS:
         raise MannersError(
             f"run={names}: with their bases more than {MAX_MODELS} models, too many for a figure.", "run"

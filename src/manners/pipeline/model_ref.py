@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from manners.data.types import Message
 from manners.errors import MannersError, did_you_mean
 from manners.runtime import run_dir
+from manners.runtime.model_files import model_digest
 from manners.runtime.run_dir import RunArtifact
 from manners.tracking import store
 
@@ -30,6 +31,11 @@ class ModelRef:
     def config(self) -> DictConfig | None:
         """What made it; None for a model that was not trained here."""
         return self.run.config if self.run else None
+
+    def check_base(self) -> None:
+        """Raises MannersError where the base model is no longer the one that the run was trained on."""
+        if self.run:
+            check_base(self.run, self.name)
 
     @property
     def reward_model(self) -> str | None:
@@ -64,6 +70,7 @@ class LoadedModel:
         made_by = self.ref.config
         if made_by is None:
             raise MannersError(f"{self.name} was not trained here: there is no model before it to compare with.")
+        self.ref.check_base()
         base: Any = loading.load_model(made_by.model.name, made_by.model.revision)
         return base.to(self.model.device)
 
@@ -149,7 +156,7 @@ def resolve_model(
         method = found.config.method.name
         raise MannersError(f"{key}={name} is a run of method={method}; one of {', '.join(methods)} is needed.", key)
     if found:
-        return ModelRef(found.name, str(found.model_dir), found)
+        return open_run(found, f"{key}={name}")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return ModelRef(name, name)
     names = [p.name for p in (Path(cfg.output_dir) / "runs").glob("*")]
@@ -160,6 +167,33 @@ def resolve_model(
     )
 
 
+def use_experiment_of(refs: Sequence[ModelRef], cfg: DictConfig) -> None:
+    """Log to the MLflow experiment of the first run, unless the command names another."""
+    if cfg.tracking.experiment is None:
+        experiments = [str(ref.config.tracking.experiment) for ref in refs if ref.config]
+        cfg.tracking.experiment = experiments[0] if experiments else "manners"
+
+
+def open_run(found: RunArtifact, named: str) -> ModelRef:
+    """The model of a run. Raises MannersError for an adapter whose base is no longer the one it was trained on."""
+    if (found.model_dir / "adapter_config.json").exists():
+        check_base(found, named)
+    return ModelRef(found.name, str(found.model_dir), found)
+
+
+def check_base(found: RunArtifact, named: str) -> None:
+    """Raises MannersError where the base of a run has other content than the one that the run was trained on."""
+    made_by = found.config
+    if made_by is None or not made_by.get("base_digest"):
+        return
+    now = model_digest(made_by.model.name, made_by.model.revision)
+    if now and now != made_by.base_digest:  # a base that is missing is reported when it is loaded
+        raise MannersError(
+            f"{named} was trained on another model than {made_by.model.name} holds now (weights, config, tokenizer or "
+            "template have changed): restore that model, or train the run again."
+        )
+
+
 def latest_run(cfg: DictConfig, methods: tuple[str, ...] = GENERATING_METHODS, key: str = "run") -> ModelRef:
     """The run that finished last. Raises MannersError where there is none."""
     finished = []
@@ -168,6 +202,9 @@ def latest_run(cfg: DictConfig, methods: tuple[str, ...] = GENERATING_METHODS, k
         if state.status == "finished" and artifact.config and artifact.config.method.name in methods:
             finished.append(((path / run_dir.STATE_FILE).stat().st_mtime, artifact))
     if not finished:
-        raise MannersError(f"{key}=latest: {cfg.output_dir}/runs has no finished run yet. Train one: python train.py")
-    artifact = max(finished, key=lambda pair: pair[0])[1]
-    return ModelRef(artifact.name, str(artifact.model_dir), artifact)
+        kind = "" if methods == GENERATING_METHODS else f" of method={' or '.join(methods)}"
+        raise MannersError(
+            f"{key}=latest: {Path(cfg.output_dir).resolve()}/runs has no finished run{kind} yet. Train one: python "
+            "train.py. Runs of another folder: output_dir=FOLDER."
+        )
+    return open_run(max(finished, key=lambda pair: pair[0])[1], f"{key}=latest")

@@ -11,7 +11,7 @@ import transformers
 from omegaconf import DictConfig
 from rich.text import Text
 
-from manners.config.compose import RunSpec
+from manners.config.compose import RunSpec, quoted_override
 from manners.data.tokenize import tokenize
 from manners.errors import MannersError
 from manners.methods.callbacks import discard_checkpoints
@@ -25,7 +25,7 @@ from manners.rewards import combine
 from manners.runtime import launcher, run_dir
 from manners.runtime.device import Device, resolve_device
 from manners.runtime.run_dir import RunArtifact, RunDir
-from manners.tracking import cost, logger, registry
+from manners.tracking import cost, logger, registry, store
 from manners.tracking.logger import MLflowLogger, NullLogger
 from manners.tracking.pruning import pruning_callback
 
@@ -57,7 +57,7 @@ def train(spec: RunSpec) -> RunArtifact:
     check_before_training(cfg, device)
     if launcher.needs_launch(cfg.hardware.devices):
         return launch(spec)
-    splits, digest = dependencies.splits_of(cfg), dependencies.digest_of(cfg)
+    splits, contents = dependencies.splits_of(cfg), dependencies.contents_of(cfg)
 
     # 2. Dependencies: PPO's SFT policy and reward model are found, or trained first.
     inputs = {need.role: dependencies.find_or_train(need, train, console) for need in spec.dependencies}
@@ -69,8 +69,9 @@ def train(spec: RunSpec) -> RunArtifact:
         return follow(spec, RunContext(cfg, splits, device, RunDir(Path()), NullLogger(), inputs, processes))
 
     # 4. Run directory and logger: a new run, or the one that this command left unfinished.
-    with run_dir.acquire(cfg, digest, fingerprints) as directory, report_out_of_memory(cfg):
-        with logger.open_run(cfg, directory, splits, digest, inputs, spec.overrides, pruning_callback(cfg)) as mlflow:
+    with run_dir.acquire(cfg, contents, fingerprints) as directory, report_out_of_memory(cfg):
+        digest, on_metrics = contents["data"], pruning_callback(cfg)
+        with logger.open_run(cfg, directory, splits, digest, inputs, spec.overrides, on_metrics) as mlflow:
             cost.start_clock(directory)
             print_run_header(cfg, directory, device, inputs)
             print_rows(spec)
@@ -197,17 +198,14 @@ def print_results(spec: RunSpec, directory: RunDir, result: StageResult, lineage
         console.print(result.summary, highlight=False)
     elif not spec.role:
         reports = (directory.path / name for name in ("before_after.md", "reward_report.md"))
-        local = cfg.tracking.uri == "sqlite:///outputs/mlflow.db"
-        ui = "make ui" if local else f".venv/bin/mlflow ui --backend-store-uri {cfg.tracking.uri}"
-        ui = cfg.tracking.uri if cfg.tracking.uri.startswith("http") else ui  # a server shows itself
         console.print(f"look next at: {next(p for p in reports if p.exists())}", highlight=False, soft_wrap=True)
-        console.print(f"compare runs: {ui}", highlight=False, soft_wrap=True)
+        console.print(f"compare runs: {store.ui_command(cfg.tracking.uri)}", highlight=False, soft_wrap=True)
 
 
 def sweep_overrides(cfg: DictConfig) -> list[str]:
     """What a sweep set for its job, which is no part of the job's own command."""
     values = {key: cfg.sweep[key] for key in ("parent", "trial", "journal", "pruner")}
-    return [f"sweep.{key}={value}" for key, value in values.items() if value is not None]
+    return [quoted_override(f"sweep.{key}", value) for key, value in values.items() if value is not None]
 
 
 def silence_libraries() -> None:

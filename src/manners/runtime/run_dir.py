@@ -2,7 +2,8 @@
 
 Two hashes say which runs are the same. The *run fingerprint* is over all that shapes a run: it names the directory, so
 that the same command resumes it. The narrower *weights fingerprint* is over what shapes the weights alone: PPO looks
-for its SFT and reward runs by it.
+for its SFT and reward runs by it. Both are over the config and the content of what it only names: data, base model,
+reward functions, versions (``contents_of`` in ``manners.pipeline.dependencies``).
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from manners.errors import MannersError
 from manners.runtime.atomic_io import atomic_write
+from manners.runtime.model_files import folder_digest
 from manners.runtime.paths import existing_path
 
 WEIGHTS_KEYS = ("model", "dataset", "method", "adapter", "hardware", "seed")
@@ -32,14 +34,14 @@ STATE_FILE = "run.json"
 REQUIRED_CONFIG = ("method.name", "model.name", "model.chat_template", "adapter.kind", "adapter.quantization")
 
 
-def run_fingerprint(cfg: DictConfig, data_digest: str, dependencies: dict[str, str] | None = None) -> str:
-    """Twelve hex digits over the resolved config, less what does not change the result, its data and dependencies."""
-    return hash_config(cfg, RUN_KEYS, {"data": data_digest, "dependencies": dependencies or {}})
+def run_fingerprint(cfg: DictConfig, contents: dict[str, str], dependencies: dict[str, str] | None = None) -> str:
+    """Twelve hex digits over the resolved config, less what does not change the result, contents and dependencies."""
+    return hash_config(cfg, RUN_KEYS, {"contents": contents, "dependencies": dependencies or {}})
 
 
-def weights_fingerprint(cfg: DictConfig, data_digest: str, dependencies: dict[str, str] | None = None) -> str:
+def weights_fingerprint(cfg: DictConfig, contents: dict[str, str], dependencies: dict[str, str] | None = None) -> str:
     """The same over what shapes the weights: runs that differ in name or evaluation only have the same weights."""
-    return hash_config(cfg, WEIGHTS_KEYS, {"data": data_digest, "dependencies": dependencies or {}})
+    return hash_config(cfg, WEIGHTS_KEYS, {"contents": contents, "dependencies": dependencies or {}})
 
 
 def hash_config(cfg: DictConfig, keys: tuple[str, ...], more: dict[str, Any]) -> str:
@@ -136,21 +138,31 @@ def find_ended(output_dir: str, fingerprint: str) -> tuple[Path, RunState] | Non
 
 
 def find_by_name(name: str, output_dir: str) -> RunArtifact | None:
-    """The run that a folder, a run's name or an MLflow run id in ``output_dir`` names, or None."""
+    """The finished run that a folder, a run's name or an MLflow run id in ``output_dir`` names, or None.
+
+    Raises MannersError for a run that has not finished: what it saved may be half a model.
+    """
     for place in (name, f"{output_dir}/runs/{name}"):
         if (path := existing_path(place)) is None:
             continue
         path = path.resolve()
         model_dir = path / MODEL_DIR if (path / MODEL_DIR).is_dir() else path
         if (model_dir / "config.json").exists() or (model_dir / "adapter_config.json").exists():
-            state = load_state(model_dir.parent)
+            state = load_state(model_dir.parent) if model_dir.name == MODEL_DIR else None
             if state is None:  # no run of ours: it has the name of its folder
                 return RunArtifact(model_dir, folder_digest(model_dir), path.name)
-            return RunArtifact(model_dir, state.weights_fingerprint, model_dir.parent.name, state.mlflow_run_id)
+            return finished_artifact(model_dir.parent, state)
     for path, state in all_runs(output_dir):
         if state.mlflow_run_id == name and (path / MODEL_DIR).exists():
-            return artifact_of(path, state)
+            return finished_artifact(path, state)
     return None
+
+
+def finished_artifact(path: Path, state: RunState) -> RunArtifact:
+    """The model of the run in a directory. Raises MannersError where the run has not finished."""
+    if state.status != "finished":
+        raise MannersError(f"the run {path.name} has not finished: repeat its command, which resumes it.")
+    return artifact_of(path, state)
 
 
 def all_runs(output_dir: str, pattern: str = "*") -> Iterator[tuple[Path, RunState]]:
@@ -159,14 +171,6 @@ def all_runs(output_dir: str, pattern: str = "*") -> Iterator[tuple[Path, RunSta
         state = load_state(file.parent)
         if state is not None:
             yield file.parent, state
-
-
-def folder_digest(model_dir: Path) -> str:
-    """Twelve hex digits over the weights in a folder."""
-    sha = hashlib.sha256()
-    for file in sorted(model_dir.glob("*.safetensors")):
-        sha.update(file.read_bytes())
-    return sha.hexdigest()[:12]
 
 
 @contextmanager
@@ -185,7 +189,7 @@ def stage_lock(output_dir: str, fingerprint: str, on_wait: Callable[[], None]) -
 
 
 @contextmanager
-def acquire(cfg: DictConfig, data_digest: str, dependencies: dict[str, str] | None = None) -> Iterator[RunDir]:
+def acquire(cfg: DictConfig, contents: dict[str, str], dependencies: dict[str, str] | None = None) -> Iterator[RunDir]:
     """The directory of the unfinished run with this fingerprint, or a new one, held by a lock that dies with us.
 
     So the same command resumes after a kill, starts anew after an end, and two at once get a directory each. Raises
@@ -193,7 +197,7 @@ def acquire(cfg: DictConfig, data_digest: str, dependencies: dict[str, str] | No
     """
     default = f"{cfg.experiment_name}-{cfg.method.name}-{Path(cfg.model.name).name}"
     name = re.sub(r"[^\w.-]+", "-", cfg.run_name or default)
-    fingerprint = run_fingerprint(cfg, data_digest, dependencies)
+    fingerprint = run_fingerprint(cfg, contents, dependencies)
     attempt = 1
     while True:
         suffix = "" if attempt == 1 else f"-{attempt}"
@@ -211,7 +215,7 @@ def acquire(cfg: DictConfig, data_digest: str, dependencies: dict[str, str] | No
                 state = load_state(path)  # only now: who held the lock may just have finished
                 if state is None or (cfg.resume and state.status != "finished"):
                     run_dir = RunDir(path, state or RunState(), is_rerun=attempt > 1)
-                    weights = weights_fingerprint(cfg, data_digest, dependencies)
+                    weights = weights_fingerprint(cfg, contents, dependencies)
                     run_dir.update_state(fingerprint=fingerprint, weights_fingerprint=weights, status="running")
                     yield run_dir
                     return

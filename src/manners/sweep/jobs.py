@@ -77,7 +77,7 @@ def resolve_job(job: SweepJob, fixed: list[str], like: SweepJob | None = None) -
         cfg = with_values(like.spec.cfg, choice_overrides(job.choice))
     job.spec = spec = plan_run(overrides, cfg)
     fingerprints = {need.role: dependencies.dependency_fingerprint(need) for need in spec.dependencies}
-    job.fingerprint = run_dir.run_fingerprint(spec.cfg, dependencies.digest_of(spec.cfg), fingerprints)
+    job.fingerprint = run_dir.run_fingerprint(spec.cfg, dependencies.contents_of(spec.cfg), fingerprints)
 
 
 def with_values(cfg: DictConfig, overrides: list[str]) -> DictConfig | None:

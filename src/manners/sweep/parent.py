@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from manners.errors import redact_password
 from manners.runtime.atomic_io import atomic_write
 from manners.tracking import logger, store  # logger sets MLflow's environment, before MLflow is imported
 
@@ -26,9 +27,10 @@ class SweepRun:
         state_file = folder / STATE_FILE
         if state_file.exists():
             self.run_id = str(json.loads(state_file.read_text())["run_id"])
-            self.client.update_run(self.run_id, status="RUNNING")
-            return
-        command = shlex.join(["python", "train.py", "-m", *arguments])
+            if store.has_run(self.client, self.run_id):
+                self.client.update_run(self.run_id, status="RUNNING")
+                return
+        command = redact_password(shlex.join(["python", "train.py", "-m", *arguments]))
         tags = {
             "manners.sweep": folder.name,
             "manners.method": cfg.method.name,

@@ -16,6 +16,7 @@ from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from manners.config.compose import expand_home, quoted_override
 from manners.config.explain import override_key
 from manners.errors import MannersError
 from manners.runtime import run_dir
@@ -31,6 +32,12 @@ console = Console(soft_wrap=True, highlight=False)
 def run_sweep(cfg: DictConfig, arguments: list[str], launcher: Any) -> None:
     """Run the jobs that have not ended yet, and report on all. Exits with 1 where some failed."""
     settings, cfg = cfg.hydra, OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    expand_home(cfg)
+    for key in ("policy_from", "reward_from"):
+        if cfg[key] == "latest":
+            raise MannersError(
+                f"{key}=latest: the jobs of a sweep would start from each other. Name the run: {key}=RUN."
+            )
     fixed, dimensions = space.read_space(
         space.parse_arguments([a for a in arguments if not is_sweep_option(a)]), cfg.sweep.space
     )
@@ -109,7 +116,8 @@ def launch_jobs(
         for job in todo:
             values = sweep_values(cfg, job, folder, parent)
             assert job.spec is not None
-            commands.append([*job.spec.overrides, *(f"sweep.{key}={value}" for key, value in values.items())])
+            settings = [quoted_override(f"sweep.{key}", value) for key, value in values.items()]
+            commands.append([*job.spec.overrides, *settings])
         try:
             returned = list(launcher.launch(commands, initial_job_idx=number))
             errors = [r._return_value if isinstance(r._return_value, Exception) else None for r in returned]

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from manners.data.loading import Splits
-from manners.errors import MannersError, Pruned
+from manners.errors import MannersError, Pruned, redact_password
 from manners.runtime.run_dir import RunArtifact, RunDir
 from manners.runtime.signals import ShutdownRequested
 from manners.tracking import store
@@ -24,6 +24,7 @@ from manners.tracking.pruning import MetricsCallback
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # AsyncMLflowWriter retries by itself
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 MAX_NOTE_CHARS = 7900  # of a tag that every store takes
+IGNORED = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")  # environment variables of MLflow's
 PACKAGES = ("torch", "transformers", "peft", "lightning", "mlflow", "hydra-core", "datasets", "bitsandbytes")
 
 
@@ -73,7 +74,8 @@ class MLflowLogger:
     def tag(self, **tags: str) -> None:
         """Set tags; those that are not MLflow's own get the prefix ``manners.``."""
         for key, value in tags.items():
-            self.writer.put({"tag": key if key.startswith("mlflow") else f"manners.{key}", "value": value})
+            tag = key if key.startswith("mlflow") else f"manners.{key}"
+            self.writer.put({"tag": tag, "value": redact_password(value)})
 
     def describe(self, markdown: str) -> None:
         """Set the description at the top of the run page: without the heading, in whole lines."""
@@ -114,24 +116,20 @@ def open_run(
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # logs the traceback of what it raises
-    mlflow.set_tracking_uri(store.absolute_uri(cfg.tracking.uri))
+    if ignored := [name for name in IGNORED if os.environ.get(name)]:
+        print(f"{', '.join(ignored)} in the environment: ignored. The experiment is tracking.experiment=NAME.")
+    set_tracking_uri(store.absolute_uri(cfg.tracking.uri))
     with report_refusals(cfg.tracking.uri):
         client, experiment = store.open_experiment(cfg)
-        run_id = directory.state.mlflow_run_id or None
-        known = store.logged_steps(client, run_id) if run_id else {}
-        run = mlflow.start_run(
-            run_id=run_id,
-            experiment_id=experiment,
-            run_name=directory.path.name,
-            log_system_metrics=bool(cfg.tracking.system_metrics),
-        )
-    logger = MLflowLogger(client, run.info.run_id, directory.path, known, on_metrics)
+        run_id = find_or_create_run(client, experiment, directory)
+        known = store.logged_steps(client, run_id)
+        mlflow.start_run(run_id, log_system_metrics=bool(cfg.tracking.system_metrics))
+    logger = MLflowLogger(client, run_id, directory.path, known, on_metrics)
     status = "FAILED"
     try:
-        directory.update_state(mlflow_run_id=run.info.run_id)
         if not directory.state.described:  # a kill may have come before; to log it twice does no harm
             with report_refusals(cfg.tracking.uri):
-                describe_run(client, run.info.run_id, cfg, directory, splits, data_digest, overrides)
+                describe_run(client, run_id, cfg, directory, splits, data_digest, overrides)
             link_runs(logger, directory, dependencies)
             directory.update_state(described=True)
         if cfg.sweep.parent:
@@ -153,6 +151,31 @@ def open_run(
     finally:
         logger.close(status)
         end_active_run(status)
+
+
+def set_tracking_uri(uri: str) -> None:
+    """Set the store of MLflow's fluent functions; not that of later runs of this process, as its variable would."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    if before is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def find_or_create_run(client: Any, experiment: str, directory: RunDir) -> str:
+    """The id of the MLflow run of a directory; of a new one where there is none, or where the store has lost it."""
+    from mlflow.tracking.context.registry import resolve_tags  # user and source, as mlflow.start_run sets them
+
+    run_id = directory.state.mlflow_run_id
+    if run_id and store.has_run(client, run_id):
+        return run_id
+    if run_id:
+        print("the tracking store no longer has this run: a new MLflow run gets all its metrics from the run directory")
+    run_id = client.create_run(experiment, run_name=directory.path.name, tags=resolve_tags()).info.run_id
+    directory.update_state(mlflow_run_id=run_id, described=False)
+    return str(run_id)
 
 
 @contextmanager
@@ -193,7 +216,7 @@ def describe_run(
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
 
-    (directory.path / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    (directory.path / "config.yaml").write_text(redact_password(OmegaConf.to_yaml(cfg, resolve=True)))
     client.log_artifact(run_id, str(directory.path / "config.yaml"))
     mlflow.log_params(flatten_params(OmegaConf.to_container(cfg, resolve=True)))
     commit, diff = git_state()
@@ -209,7 +232,7 @@ def describe_run(
             "manners.fingerprint": directory.state.fingerprint,
             "manners.weights_fingerprint": directory.state.weights_fingerprint,
             "manners.method": cfg.method.name,
-            "manners.overrides": shlex.join(overrides),
+            "manners.overrides": redact_password(shlex.join(overrides)),
             "manners.folder": str(directory.path.resolve()),
         }
     )
@@ -233,7 +256,7 @@ def link_runs(logger: MLflowLogger, directory: RunDir, dependencies: dict[str, R
 def flatten_params(node: Any, path: str = "") -> dict[str, str]:
     """Nested config values by dotted key."""
     if not isinstance(node, dict):
-        return {path: str(node)}
+        return {path: redact_password(str(node))}
     params: dict[str, str] = {}
     for key, value in node.items():
         params |= flatten_params(value, f"{path}.{key}" if path else str(key))

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import socket
 import sys
 import time
@@ -12,16 +13,18 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 from filelock import FileLock
 from omegaconf import DictConfig
 
-from manners.errors import MannersError, did_you_mean
-from manners.runtime.run_dir import MODEL_DIR, STATE_FILE, RunArtifact, RunState
+from manners.errors import MannersError, did_you_mean, redact_password
+from manners.runtime.paths import ROOT
+from manners.runtime.run_dir import MODEL_DIR, STATE_FILE, RunArtifact, RunState, load_state
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+SQLITE = "sqlite:///"
 # A saved view of an experiment: by default MLflow 3 lists runs without any result.
 VIEW = "results"
 VIEW_COLUMNS = (
@@ -84,34 +87,54 @@ def registered_run(cfg: DictConfig, name: str) -> RunArtifact:
 
 
 def download_run(client: Any, run: Any, output_dir: str) -> RunArtifact | None:
-    """The model of a run, downloaded where its directory is not on this machine; None where the store has none."""
+    """The model of a run, downloaded where its directory is not on this machine; None where the store has none.
+
+    Raises MannersError for a run that has not finished: what it saved may be half a model.
+    """
     tags, run_id = run.data.tags, run.info.run_id
     fingerprint, name = tags.get("manners.weights_fingerprint", run_id[:12]), tags.get("mlflow.runName", run_id)
-    local = Path(tags.get("manners.folder", "")) / MODEL_DIR
-    if local.is_dir():
-        return RunArtifact(local, fingerprint, name, run_id)
+    if run.info.status != "FINISHED":
+        raise MannersError(f"the run {name} has not finished: repeat its command, which resumes it.")
+    local = Path(tags.get("manners.folder", ""))
+    state = load_state(local) if "manners.folder" in tags else None
+    if state and state.status == "finished" and state.mlflow_run_id == run_id and (local / MODEL_DIR).is_dir():
+        return RunArtifact(local / MODEL_DIR, fingerprint, name, run_id)
     if not any(f.path == MODEL_DIR for f in client.list_artifacts(run_id)):
         return None
     folder = Path(output_dir) / "fetched" / run_id
     folder.mkdir(parents=True, exist_ok=True)
+    model_dir = Path(client.download_artifacts(run_id, MODEL_DIR, str(folder)))
     state = RunState(
+        status="finished",  # written last: only now is the model whole
         weights_fingerprint=fingerprint,
         mlflow_run_id=run_id,
         summary=tags.get("manners.summary", ""),
         dependencies={r: tags[key] for r in ("policy", "reward") if (key := f"manners.{r}_run_id") in tags},
     )
     (folder / STATE_FILE).write_text(json.dumps(asdict(state)))
-    return RunArtifact(Path(client.download_artifacts(run_id, MODEL_DIR, str(folder))), fingerprint, name, run_id)
+    return RunArtifact(model_dir, fingerprint, name, run_id)
 
 
 def existing_store(uri: str) -> Any:
     """A client of the store, or None where there is none yet; MLflow, which takes seconds, is then not imported."""
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    path = sqlite_path(uri)
+    if path and not path.exists():
         return None
     check_reachable(uri)
+    return mlflow_client(absolute_uri(uri))
+
+
+def mlflow_client(uri: str) -> Any:
+    """A client of the store at an absolute URL."""
     import mlflow
 
-    return mlflow.MlflowClient(absolute_uri(uri))
+    if uri.startswith(SQLITE) and "%" in uri:
+        from mlflow.store.db import utils
+
+        utils._make_parent_dirs_if_sqlite = lambda db_uri: (
+            None
+        )  # of the name as it is quoted; absolute_uri made the folder
+    return mlflow.MlflowClient(uri)
 
 
 def check_reachable(uri: str) -> None:
@@ -131,37 +154,53 @@ def check_reachable(uri: str) -> None:
 
 @contextmanager
 def sqlite_lock(uri: str) -> Iterator[None]:
-    """Keep other processes of this machine from a SQLite store: two that create one at the same time break it."""
-    if not uri.startswith("sqlite:///"):
+    """Keep other processes of this machine from the SQLite store at an absolute URL: two that create one break it."""
+    if not uri.startswith(SQLITE):
         yield
         return
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  which takes seconds: before the others have to wait
 
     for name in ("mlflow", "alembic"):  # they log each table that they create
         logging.getLogger(name).setLevel(logging.WARNING)
-    with FileLock(uri.removeprefix("sqlite:///") + ".lock"):
+    with FileLock(unquote(uri.removeprefix(SQLITE)) + ".lock"):
         yield
 
 
 def absolute_uri(uri: str) -> str:
-    """A SQLite path made independent of the working directory; its folder is created. Raises MannersError."""
-    if not uri.startswith("sqlite:///"):
+    """A SQLite path as an absolute URL, in which SQLAlchemy reads ``%`` and ``?`` as part of it; creates its folder.
+
+    Raises MannersError where the folder cannot be created.
+    """
+    path = sqlite_path(uri)
+    if path is None:
         return uri
-    path = Path(uri.removeprefix("sqlite:///")).resolve()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MannersError(f"tracking.uri={uri}: {path.parent} cannot be created ({error.strerror}).") from None
-    return f"sqlite:///{path}"
+    return SQLITE + str(path).replace("%", "%25").replace("?", "%3F")
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a SQLite store, as ``tracking.uri`` names it; None for any other store."""
+    return Path(uri.removeprefix(SQLITE)).expanduser().resolve() if uri.startswith(SQLITE) else None
+
+
+def ui_command(uri: str) -> str:
+    """What shows the runs of a store: the address of a server, or the command that starts one."""
+    if uri.startswith(("http://", "https://")):
+        return redact_password(uri)
+    if uri == "sqlite:///outputs/mlflow.db" and Path.cwd() == ROOT:
+        return "make ui"
+    place = shlex.quote(redact_password(absolute_uri(uri)))
+    return f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow ui --backend-store-uri {place}"
 
 
 def open_experiment(cfg: DictConfig) -> tuple[Any, str]:
     """A client of the store and the id of the experiment, both created where they are new."""
-    import mlflow
-
     uri = absolute_uri(cfg.tracking.uri)
     with sqlite_lock(uri):
-        client = mlflow.MlflowClient(uri)
+        client = mlflow_client(uri)
         return client, experiment_id(client, cfg)
 
 
@@ -190,6 +229,18 @@ def experiment_tags(experiment_id: str) -> dict[str, str]:
             {"name": VIEW, "createdAt": now, "updatedAt": now, "state": state}
         ),
     }
+
+
+def has_run(client: Any, run_id: str) -> bool:
+    """Whether the store has a run that can be continued: it may have been deleted, or be another store than before."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
 
 
 def logged_steps(client: Any, run_id: str) -> dict[str, set[int]]:
@@ -221,4 +272,5 @@ def log_evaluation(
             client.log_table(run_id, columns, f"{table}.json")
         client.set_terminated(run_id)
     except Exception as error:  # noqa: BLE001  whatever a server does wrong
-        print(f"not in the tracking store ({str(error).splitlines()[0]}); all of it is in {folder}", file=sys.stderr)
+        reason = redact_password((str(error) or type(error).__name__).splitlines()[0])
+        print(f"not in the tracking store ({reason}); all of it is in {folder}", file=sys.stderr)

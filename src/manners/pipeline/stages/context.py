@@ -14,12 +14,14 @@ from rich.console import Console
 from manners.data.batching import Batch, ResumableBatches, validation_batches
 from manners.data.loading import Splits
 from manners.data.types import Conversation, Prompt, prompts_of
+from manners.errors import redact_password
 from manners.methods.callbacks import load_best_weights
 from manners.methods.distributed import ProcessGroup
 from manners.methods.lightning import TrainingModule, TrainResult, fit_with_lightning
 from manners.models import loading, lora
 from manners.models.compile import compiled_layers
 from manners.runtime.device import Device
+from manners.runtime.model_files import folder_digest, model_folder
 from manners.runtime.run_dir import CONFIG_FILE, RunArtifact, RunDir
 from manners.tracking.logger import MLflowLogger, NullLogger
 
@@ -185,7 +187,13 @@ def load_base(cfg: DictConfig, device: Device) -> Any:
 
 
 def save_config(cfg: DictConfig, out: Path) -> None:
-    (out / CONFIG_FILE).write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    """What made the model; of its base also the commit on the hub and the digest: an adapter is right on no other."""
+    saved: Any = OmegaConf.to_container(cfg, resolve=True)
+    folder = model_folder(cfg.model.name, cfg.model.revision)
+    if folder and folder.parent.name == "snapshots":  # of the hub's cache
+        saved["model"]["revision"] = folder.name
+    saved["base_digest"] = folder_digest(folder) if folder else ""
+    (out / CONFIG_FILE).write_text(redact_password(OmegaConf.to_yaml(OmegaConf.create(saved))))
 
 
 def save_language_model(cfg: DictConfig, model: Any, tokenizer: Any, out: Path) -> None:

@@ -1,0 +1,59 @@
+"""The digest of reward functions: it follows their source, and the user's own modules that they import."""
+
+import os
+
+import pytest
+
+from manners.rewards.source import source_digest
+
+FILES = {
+    "my_rewards.py": "import json\nimport helper\nfrom parts import words\n\ndef short(completions): ...\n",
+    "helper.py": "from parts.deep import number\n",
+    "parts/__init__.py": "",
+    "parts/words.py": "from . import lists\nfrom .deep import number\n",
+    "parts/lists.py": "WORDS = ['a']\n",
+    "parts/deep.py": "number = 1\n",
+    "unrelated.py": "x = 1\n",
+}
+CONFIG = {"model": {"weight": 1.0}, "short": {"weight": 0.5, "_target_": "my_rewards.short"}}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_source_digest_follows_what_the_function_imports(folder, name):
+    before = source_digest(CONFIG)
+    (folder / name).write_text(FILES[name] + "# edited\n")
+    assert (source_digest(CONFIG) != before) == (name != "unrelated.py")
+
+
+def test_source_digest_is_that_of_the_files_wherever_they_are(folder, monkeypatch):
+    before = source_digest(CONFIG)
+    os.rename(folder, f"{folder}-moved")
+    monkeypatch.chdir(f"{folder}-moved")
+    assert source_digest(CONFIG) == before != ""
+
+
+def test_functions_in_classes_and_in_arguments_count(folder):
+    inner = {"f": {"_target_": "functools.partial", "inner": {"_target_": "parts.words.Judge.score"}}}
+    before = source_digest(inner)
+    (folder / "parts" / "words.py").write_text("")
+    assert source_digest(inner) != before
+
+
+def test_own_functions_count_and_installed_ones_do_not(folder):
+    assert source_digest({"brevity": {"_target_": "manners.rewards.functions.brevity"}}) != ""
+    assert source_digest({"f": {"_target_": "json.dumps"}}) == source_digest({"f": {"_target_": "torch.sum"}}) == ""
+    assert source_digest({"model": {"weight": 1.0}}) == source_digest({"f": {"_target_": "no.such.f"}}) == ""
+
+
+def test_function_that_is_no_python_is_left_to_the_import(folder):
+    (folder / "helper.py").write_text("def (")
+    assert source_digest(CONFIG) != ""
