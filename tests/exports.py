@@ -11,7 +11,7 @@ from manners.evaluation.stats import Estimate
 from manners.export import __main__ as command
 from manners.models import loading
 from manners.models.lora import prepare_for_training, trainable_parameters
-from manners.pipeline.stages.context import save_config, save_language_model
+from manners.pipeline.stages.saving import save_config, save_language_model
 from tests.configs import changed
 from tests.families import language_model
 

@@ -14,7 +14,7 @@ from manners.evaluation.generate import generate_texts
 from manners.export import __main__ as command
 from manners.export import folder
 from manners.models import loading, lora
-from manners.pipeline.stages.context import save_language_model, save_policy
+from manners.pipeline.stages.saving import save_language_model, save_policy
 from tests.exports import (
     PROMPTS,
     config,

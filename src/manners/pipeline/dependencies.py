@@ -15,6 +15,7 @@ from manners.data import sources
 from manners.data.loading import Splits, load_splits
 from manners.data.types import data_digest
 from manners.errors import MannersError, did_you_mean
+from manners.models import adapter_config
 from manners.runtime import run_dir
 from manners.runtime.run_dir import RunArtifact, RunDir
 from manners.tracking import store
@@ -104,8 +105,13 @@ def resolve_explicit(spec: RunSpec) -> RunArtifact:
 
 
 def check_compatible(spec: RunSpec, found: RunArtifact) -> None:
-    """Refuse a run of another method, and a policy on another base or template. Raises MannersError."""
+    """Refuse a run of another method; a policy on another base or template, or whose adapter is no plain LoRA.
+
+    Raises MannersError.
+    """
     made_by, named = found.config, f"{spec.role}_from={spec.explicit_source}"
+    if spec.role == "policy" and (found.model_dir / adapter_config.CONFIG).exists():
+        adapter_config.check_plain_lora(found.model_dir, named)
     if made_by is None:
         return
     methods = STARTING_METHODS[spec.role]
