@@ -1,12 +1,15 @@
 """Save what a stage trained, load it again, and hold it against the trained model on one batch."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_omega_conf_dumper
 from peft import PeftModel
 from transformers import GenerationConfig
 
@@ -24,8 +27,23 @@ TOLERANCE = 1e-4  # in nats or standard deviations, and relative: a hundred time
 
 
 def save_config(cfg: DictConfig, out: Path) -> None:
-    """Write the resolved config, as ``RunArtifact.config`` reads it."""
-    (out / CONFIG_FILE).write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+    """Write the resolved config, as ``RunArtifact.config`` reads it: any text in it comes back as it is.
+
+    ``OmegaConf.to_yaml`` writes a ``${`` that is no interpolation, and control characters, so that they are read as
+    something else.
+    """
+    values = escape_interpolations(OmegaConf.to_container(cfg, resolve=True))
+    with (out / CONFIG_FILE).open("w", encoding="utf-8") as file:
+        yaml.dump(values, file, get_omega_conf_dumper(), allow_unicode=False, sort_keys=False)
+
+
+def escape_interpolations(value: Any) -> Any:
+    """Escape each ``${`` in the texts of ``value``: a backslash before it, and twice those that stand there."""
+    if isinstance(value, dict):
+        return {key: escape_interpolations(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [escape_interpolations(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def save_language_model(cfg: DictConfig, model: Any, tokenizer: Any, out: Path) -> None:
