@@ -1,17 +1,20 @@
 """Finished runs without training: random base models, non-zero adapters, run directories, and their export."""
 
 import json
+from types import SimpleNamespace
 
 import torch
 from transformers import AutoModelForCausalLM
 
+from manners.data.types import Conversation
 from manners.evaluation.evaluate import EvalResult, Generation
 from manners.evaluation.reports import before_after
 from manners.evaluation.stats import Estimate
 from manners.export import __main__ as command
 from manners.models import loading
 from manners.models.lora import prepare_for_training, trainable_parameters
-from manners.pipeline.stages.context import save_config, save_language_model
+from manners.pipeline.stages.saving import save_config, save_language_model
+from manners.runtime.device import Device
 from tests.configs import changed
 from tests.families import language_model
 
@@ -69,6 +72,12 @@ def sft_run(tmp_path, tokenizer, family="qwen2", dtype=torch.float32):
     run, model = finished_run(tmp_path, cfg), with_random_adapter(loading.load_model(name))
     save_language_model(cfg, model, tokenizer, run / "model")
     return run, model
+
+
+def run_context(cfg, path, inputs):
+    """What ``save_policy`` works with, with the prompts as held-out rows."""
+    rows = [Conversation([*prompt, {"role": "assistant", "content": "It is so."}]) for prompt in PROMPTS]
+    return SimpleNamespace(cfg=cfg, path=path, inputs=inputs, device=Device("cpu", "32"), test_rows=rows)
 
 
 def export(run, *options):

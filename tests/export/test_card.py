@@ -16,7 +16,7 @@ from manners.export import card
 from manners.methods.reward import predict_scores
 from manners.models.reward_model import ScoreNormalizer
 from manners.pipeline import run as pipeline
-from manners.pipeline.stages.context import save_language_model
+from manners.pipeline.stages.saving import save_language_model
 from tests import commands
 from tests.configs import compose
 from tests.exports import PROMPTS, TABLE_ROW, config, export, finished_run, load_plain, saved_base, sft_run

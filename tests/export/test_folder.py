@@ -8,13 +8,13 @@ import torch
 from omegaconf import OmegaConf
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from manners.evaluation.generate import generate_texts
 from manners.export import __main__ as command
 from manners.export import folder
 from manners.models import loading, lora
-from manners.pipeline.stages.context import save_language_model, save_policy
+from manners.pipeline.stages.saving import save_language_model, save_policy
 from tests.exports import (
     PROMPTS,
     config,
@@ -22,6 +22,7 @@ from tests.exports import (
     finished_run,
     load_plain,
     logits,
+    run_context,
     saved_base,
     sft_run,
     with_random_adapter,
@@ -49,13 +50,54 @@ def test_float32_export_equals_the_adapted_model(tmp_path, tokenizer, family):
 @pytest.mark.parametrize("family, dtype", [("qwen2", torch.bfloat16), ("gpt2", torch.float32)])
 def test_bfloat16_export_rounds_the_merged_weights_once(tmp_path, tokenizer, family, dtype):
     run, model = sft_run(tmp_path, tokenizer, family, dtype)
-    out, expected = export(run), logits(model)
+    out, expected = export(run, "--dtype", "bfloat16"), logits(model)
     rounded = {k: w.to(torch.bfloat16) for k, w in model.merge_and_unload().state_dict().items()}
     exported = load_file(out / "model.safetensors")
     assert exported and all(torch.equal(w, rounded[k]) for k, w in exported.items())
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
     error = (logits(load_plain(out, torch.float32)) - expected).abs().max() / expected.abs().max()
     assert 0 < error < 2**-4  # rounding to bfloat16 changes a weight by at most 2**-9 of itself
+
+
+LEAKS = {"repetition_penalty": 1.3, "top_k": 20, "top_p": 0.8, "temperature": 0.7, "min_new_tokens": 9, "num_beams": 2}
+LEAKS |= {"do_sample": True, "no_repeat_ngram_size": 2, "suppress_tokens": [5], "max_length": 30}
+
+
+@pytest.mark.parametrize("kind", ["lora", "none"])
+@pytest.mark.parametrize("options", [(), ("evaluation.do_sample=true", "evaluation.temperature=0.6")])
+def test_export_decodes_as_was_measured(tmp_path, tokenizer, kind, options):
+    """The base's own generation config says otherwise: the card's greedy snippet would give other replies."""
+    name = saved_base(tmp_path, tokenizer)
+    stops = {"eos_token_id": [tokenizer.eos_token_id, 7], "pad_token_id": 3}
+    (tmp_path / "qwen2-base" / "generation_config.json").write_text(json.dumps(LEAKS | stops))
+    cfg = config(tmp_path, name, f"adapter.kind={kind}", *options)
+    run, model = finished_run(tmp_path, cfg), with_random_adapter(loading.load_model(name), kind)
+    save_language_model(cfg, model, tokenizer, run / "model")
+    exported = load_plain(export(run))
+    measured = {"eos_token_id": sorted({7, tokenizer.eos_token_id}), "pad_token_id": tokenizer.pad_token_id}
+    measured |= {"do_sample": bool(options), "repetition_penalty": 1.0}
+    measured |= {"temperature": 0.6, "top_k": 0, "top_p": 1.0} if options else {}
+    for folder_name in (run / "model", run.parent / "out"):
+        written = GenerationConfig.from_pretrained(folder_name)
+        assert {name: getattr(written, name) for name in LEAKS | stops} == dict.fromkeys(LEAKS) | measured
+    for prompt, expected in zip(PROMPTS, generate_texts(model, tokenizer, PROMPTS, 24), strict=True):
+        inputs = tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+        output = exported.generate(**inputs, max_new_tokens=24, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        assert tokenizer.decode(output, skip_special_tokens=True).strip() == expected.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["lora", "none"])
+def test_export_has_the_dtype_of_the_base_by_default(tmp_path, tokenizer, kind, dtype):
+    name = saved_base(tmp_path, tokenizer, dtype=dtype)
+    cfg = config(tmp_path, name, f"adapter.kind={kind}")
+    run, model = finished_run(tmp_path, cfg), with_random_adapter(loading.load_model(name), kind)
+    save_language_model(cfg, model, tokenizer, run / "model")
+    out = export(run)
+    assert load_plain(out).dtype == dtype
+    assert f"the weights are now in {str(dtype).removeprefix('torch.')}" in (out / "README.md").read_text()
 
 
 def test_export_merges_the_adapters_of_sft_and_ppo(tmp_path, tokenizer):
@@ -65,8 +107,8 @@ def test_export_merges_the_adapters_of_sft_and_ppo(tmp_path, tokenizer):
     sft_model = PeftModel.from_pretrained(loading.load_model(cfg.model.name), str(sft_dir / "model")).merge_and_unload()
     model = with_random_adapter(sft_model, seed=2)
     dependencies = {"policy": SimpleNamespace(model_dir=sft_dir / "model")}
-    save_policy(SimpleNamespace(cfg=cfg, path=run, inputs=dependencies), model, tokenizer)
     expected = logits(model)
+    save_policy(run_context(cfg, run, dependencies), model, tokenizer)
     assert torch.allclose(
         logits(load_plain(export(run, "--dtype", "float32"))), expected, atol=1e-5 * expected.abs().max()
     )
@@ -168,8 +210,8 @@ def test_interrupted_export_keeps_the_previous_one(tmp_path, tokenizer, monkeypa
     (out / "extra.txt").touch()
     monkeypatch.setattr(folder.card, "write_model_card", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        export(run, "--dtype", "float32")
-    assert (out / "extra.txt").exists() and json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+        export(run, "--dtype", "bfloat16")
+    assert (out / "extra.txt").exists() and json.loads((out / "config.json").read_text())["dtype"] == "float32"
     monkeypatch.undo()
     assert sorted(p.name for p in export(run).iterdir()) == first  # replaced, with no file of the previous export
     assert not [p for p in out.parent.iterdir() if p.name.startswith(".")]

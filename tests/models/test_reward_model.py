@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from manners.errors import MannersError
@@ -12,7 +14,7 @@ from manners.methods.reward import bradley_terry_loss, make_reward_func, ranking
 from manners.models import reward_model
 from manners.models.lora import prepare_for_training
 from manners.models.reward_model import ScoreNormalizer, normalized_scores
-from tests.families import DECODERS, classifier, language_model
+from tests.families import DECODERS, VOCAB, classifier, language_model
 
 ROWS = [[5, 9, 33, 2, 7], [8, 1, 90, 4, 61, 12, 13, 44, 6], [77], [15, 16, 17, 18, 19, 1]]
 FAMILIES = [*DECODERS, "bert"]
@@ -81,18 +83,91 @@ def test_saved_adapter_includes_the_head(family, tmp_path):
     model = classifier(family)
     model.config.pad_token_id = 0
     model.save_pretrained(tmp_path / "base")
-    model = reward_model.load_reward_base(str(tmp_path / "base"), SimpleNamespace(pad_token_id=0))
-    adapted = prepare_for_training(model, "lora", 4, 8, 0.0, "all-linear", task_type="SEQ_CLS")
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for p in adapted.parameters():
-            if p.requires_grad:
-                p.add_(0.1 * torch.randn_like(p))
-    adapted.eval()
+    adapted = trained_lora(tmp_path / "base")
     trained = scores(adapted)
     adapted.save_pretrained(tmp_path / "model")
     assert torch.allclose(scores(reward_model.load_reward_model(tmp_path / "model")), trained, atol=1e-3)
     assert not torch.allclose(scores(classifier(family)), trained, atol=0.05)
+
+
+# --- Layers that the checkpoint lacks ---
+
+
+def trained_lora(base, kind="lora", attn_implementation="sdpa"):
+    """A new reward model on ``base``, with everything that trains changed at random."""
+    model = reward_model.load_reward_base(
+        str(base), SimpleNamespace(pad_token_id=0), attn_implementation=attn_implementation
+    )
+    model = prepare_for_training(
+        model, kind, 4, 8, 0.0, "all-linear", task_type="SEQ_CLS", modules_to_save=reward_model.head_modules(model)
+    )
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p)) if p.requires_grad else None
+    return model.eval()
+
+
+SIZE = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZE |= {"intermediate_size": 64, "initializer_range": 0.3, "bos_token_id": None, "eos_token_id": None}
+DISTILBERT = {"vocab_size": VOCAB, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "initializer_range": 0.3}
+ENCODERS = [  # architecture, attention, whether its base is saved with a pooler, what is drawn at random
+    ("Bert", SIZE, "sdpa", {"add_pooling_layer": False}, ["bert.pooler", "classifier"]),
+    ("Bert", SIZE, "sdpa", {}, ["classifier"]),
+    ("DistilBert", DISTILBERT, "sdpa", {}, ["classifier", "pre_classifier"]),
+    ("Roberta", SIZE, "sdpa", {"add_pooling_layer": False}, ["classifier"]),
+    ("Electra", SIZE | {"embedding_size": 16}, "sdpa", {}, ["classifier"]),
+    ("ModernBert", SIZE | {"pad_token_id": 0}, "sdpa", {}, ["classifier", "head"]),
+    ("DebertaV2", SIZE, "eager", {}, ["classifier", "pooler"]),
+    ("Gemma2", SIZE | {"num_key_value_heads": 2, "head_dim": 8}, "eager", {}, ["score"]),
+]
+
+
+@pytest.mark.parametrize("kind", ["lora", "none"])
+@pytest.mark.parametrize("family, size, attention, options, new", ENCODERS)
+def test_layers_drawn_at_random_are_saved(tmp_path, family, size, attention, options, new, kind):
+    config = getattr(transformers, f"{family}Config")(**size)
+    torch.manual_seed(0)
+    getattr(transformers, f"{family}Model")(config, **options).save_pretrained(tmp_path / "base")
+    model = trained_lora(tmp_path / "base", kind, attention)
+    assert reward_model.unwrapped(model).new_modules == new
+    model.save_pretrained(tmp_path / "model")
+    reloaded = [
+        reward_model.load_reward_model(tmp_path / "model", None, implementation)
+        for implementation in (attention, None)  # what is remembered, and what transformers takes by itself
+    ]
+    assert reloaded[0].config._attn_implementation == attention
+    for again in reloaded:
+        assert torch.allclose(scores(again), scores(model), atol=1e-3)
+    assert scores(model).std() > 1e-3
+
+
+def test_unsupported_attention_is_named_with_what_to_set(tmp_path):
+    transformers.DebertaV2Model(transformers.DebertaV2Config(**SIZE)).save_pretrained(tmp_path)
+    with pytest.raises(MannersError, match=r"set model\.attn_implementation=eager"):
+        reward_model.load_reward_base(str(tmp_path), SimpleNamespace(pad_token_id=0), attn_implementation="sdpa")
+
+
+def test_reward_base_without_part_of_its_trunk_is_refused(tmp_path):
+    classifier("bert").bert.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"] = torch.zeros(VOCAB, 16)  # of another size: would be drawn anew
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(MannersError, match=r"word_embeddings\.weight and 0 more"):
+        reward_model.load_reward_base(str(tmp_path), SimpleNamespace(pad_token_id=0))
+
+
+def test_reward_folder_without_all_its_layers_is_refused(tmp_path):
+    """A plain encoder, and an adapter as peft saves it by itself: with the classifier, without the pooler."""
+    config = transformers.BertConfig(**SIZE)
+    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "base")
+    with pytest.raises(MannersError, match=r"no weights of bert\.pooler, classifier"):
+        reward_model.load_reward_model(tmp_path / "base")
+    base = reward_model.load_reward_base(str(tmp_path / "base"), SimpleNamespace(pad_token_id=0))
+    adapter = prepare_for_training(base, "lora", 4, 8, 0.0, "all-linear", task_type="SEQ_CLS")
+    adapter.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(MannersError, match=r"no weights of bert\.pooler\."):
+        reward_model.load_reward_model(tmp_path / "adapter")
 
 
 def test_bert_scores_use_token_type_ids():
@@ -124,7 +199,7 @@ def test_init_score_head_makes_first_scores_of_order_one(family):
 
 
 def test_score_head_refuses_a_model_without_one():
-    with pytest.raises(MannersError, match="Qwen2ForCausalLM has no linear head"):
+    with pytest.raises(MannersError, match="Qwen2ForCausalLM has no head"):
         reward_model.score_head(language_model("qwen2"))
 
 

@@ -5,7 +5,6 @@ scales accumulates no rounding error. After full fine-tuning the weights are int
 replace the hooks, but importing and applying peft makes a chat start about a third later.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -20,13 +19,12 @@ from transformers.utils import logging
 
 from manners.errors import MannersError
 from manners.models import loading
+from manners.models.adapter_config import WEIGHTS, read_adapter_config, special_settings
 from manners.pipeline.model_ref import ModelRef
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TOKEN_ROWS = "trainable_tokens_delta"  # trained embedding rows; despite peft's name they are values, not differences
 EMBEDDINGS = r"\.(embed_tokens|lm_head|wte|embed_in|embed_out)(\.token_adapter\.base_layer)?\.weight"
 KNOWN_WEIGHTS = re.compile(rf"\.lora_[AB]\.weight$|{TOKEN_ROWS}$|{EMBEDDINGS}$")
-UNSUPPORTED = ("alpha_pattern", "modules_to_save", "layer_replication", "use_dora", "use_qalora", "arrow_config")
 
 SetScale = Callable[[float], None]
 
@@ -87,19 +85,14 @@ def load_weights(name: str, revision: str | None, four_bit: bool, device: str) -
     return model if four_bit else model.to(device)
 
 
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """The adapter config as peft wrote it; {} if the folder has none."""
-    file = folder / CONFIG
-    return dict(json.loads(file.read_text())) if file.exists() else {}
-
-
-def check_plain_lora(folder: Path, adapter_config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+def check_known_weights(folder: Path, adapter_config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
     """Raises MannersError unless the adapter is a plain LoRA: A (r, in) and B (out, r) of each adapted layer."""
-    unsupported = [name for name in UNSUPPORTED if adapter_config.get(name)]
-    unsupported += [name for name in weights if not KNOWN_WEIGHTS.search(name)]
-    if adapter_config["peft_type"] != "LORA" or unsupported:
+    special = special_settings(adapter_config, allowed=("trainable_token_indices",))
+    special += ["alpha_pattern"] if adapter_config.get("alpha_pattern") else []
+    special += [name for name in weights if not KNOWN_WEIGHTS.search(name)]
+    if special:
         raise MannersError(
-            f"{folder} is more than a plain LoRA ({', '.join([adapter_config['peft_type'], *unsupported][:3])}). "
+            f"{folder} is more than a plain LoRA ({', '.join(special[:3])}). "
             "Merge it first (peft: merge_and_unload, save_pretrained), and name the merged folder."
         )
 
@@ -110,7 +103,7 @@ def scale_lora(model: Any, folder: Path, adapter_config: dict[str, Any]) -> SetS
     Each adapted layer returns ``W x + scale * lora_scale * B A x`` (Hu et al. 2021, arXiv 2106.09685).
     """
     weights = load_file(folder / WEIGHTS, device=str(model.device))
-    check_plain_lora(folder, adapter_config, weights)
+    check_known_weights(folder, adapter_config, weights)
     scale = 1.0
     trained_rows = load_added_embeddings(model, weights, adapter_config)
 

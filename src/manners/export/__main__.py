@@ -14,7 +14,7 @@ from manners.errors import MannersError
 from manners.pipeline import model_ref
 from manners.pipeline.model_ref import GENERATING_METHODS, ModelRef
 
-DTYPES = ("bfloat16", "float32")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m manners.export", description=__doc__)
     parser.add_argument("run", nargs="?", default="latest", help="latest, a run's id or name, or its folder")
     parser.add_argument("--out", type=Path, help="output folder; default: outputs/exports/RUN")
-    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="dtype of the weights")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="dtype of the weights; auto: the base's")
     args = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", category=FutureWarning)  # addressed to library authors
     try:

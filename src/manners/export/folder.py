@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from transformers import GenerationConfig
 
 from manners.errors import MannersError
 from manners.export import card
 from manners.models import loading, lora
+from manners.models.adapter_config import CONFIG
 from manners.models.reward_model import NORMALIZER_FILE, load_reward_model
 from manners.pipeline.model_ref import ModelRef
+from manners.pipeline.stages.saving import measured_decoding
 
 EXPORT_FILE = "export.json"  # names the exported run: only an export of the same run may overwrite the folder
 REWARD_FILES = (NORMALIZER_FILE, "sanity.json")  # copied from a reward run: score scale and sanity check
@@ -21,7 +24,8 @@ REWARD_FILES = (NORMALIZER_FILE, "sanity.json")  # copied from a reward run: sco
 def write_export(ref: ModelRef, out: Path, dtype: str) -> None:
     """Export the run's model in ``dtype`` to ``out``, through a temporary folder that is renamed when complete.
 
-    Raises MannersError if ``out`` exists and is not an earlier export of this run.
+    ``dtype="auto"`` is the dtype of the base model. Raises MannersError if ``out`` exists and is not an earlier export
+    of this run.
     """
     assert ref.config is not None and ref.run is not None
     exported_run = {"run": ref.name, "run_id": ref.run.run_id or ref.run.fingerprint}
@@ -32,6 +36,7 @@ def write_export(ref: ModelRef, out: Path, dtype: str) -> None:
         )
     tokenizer = loading.load_tokenizer(ref.path, require_template=ref.config.model.decoder)
     is_reward = ref.config.method.name == "reward"
+    dtype = base_dtype(ref.config) if dtype == "auto" else dtype
     model = merged_reward_model(ref, tokenizer) if is_reward else merged_language_model(ref, tokenizer, dtype)
     part, old = (out.with_name(f".{out.name}.{end}") for end in ("part", "old"))
     for leftover in (part, old):  # of a killed export
@@ -50,8 +55,14 @@ def write_export(ref: ModelRef, out: Path, dtype: str) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def base_dtype(cfg: DictConfig) -> str:
+    """The name of the dtype that the base model is stored in."""
+    dtype = loading.load_config(cfg.model.name, cfg.model.revision).dtype
+    return str(dtype or torch.float32).removeprefix("torch.")
+
+
 def merged_language_model(ref: ModelRef, tokenizer: Any, dtype: str) -> Any:
-    """The run's language model with its adapter merged, and the run's generation config with its stop tokens.
+    """The run's language model with its adapter merged, and the decoding of the run's report.
 
     An adapter is merged into the base in the base's stored dtype and rounded once. QLoRA's is not merged into the 4-bit
     weights that it was trained on, because rounding to 4 bits would lose most of the update (peft#2321).
@@ -59,12 +70,13 @@ def merged_language_model(ref: ModelRef, tokenizer: Any, dtype: str) -> Any:
     assert ref.config is not None
     folder, base = Path(ref.path), ref.config.model
     stored_dtype: Any = torch.float32 if dtype == "float32" else "auto"
-    if (folder / lora.CONFIG).exists():
-        model: Any = loading.load_model(base.name, base.revision, dtype=stored_dtype)
+    if (folder / CONFIG).exists():
+        model: Any = loading.load_model(base.name, base.revision, base.attn_implementation, dtype=stored_dtype)
         model = lora.load_adapter(model, folder, tokenizer).merge_and_unload()  # type: ignore[operator]
     else:
-        model = loading.load_model(str(folder), dtype=stored_dtype)
-    model.generation_config = GenerationConfig.from_pretrained(folder)
+        model = loading.load_model(str(folder), attn_implementation=base.attn_implementation, dtype=stored_dtype)
+    model.generation_config = GenerationConfig.from_pretrained(folder)  # for the stop tokens that the run had
+    model.generation_config = measured_decoding(ref.config, model, tokenizer)
     return model
 
 
@@ -75,7 +87,7 @@ def merged_reward_model(ref: ModelRef, tokenizer: Any) -> Any:
     replies, the score would be one token early: the export has no padding token then, and scores one reply at a time.
     """
     assert ref.config is not None
-    model = load_reward_model(Path(ref.path), ref.config.model.revision)
+    model = load_reward_model(Path(ref.path), ref.config.model.revision, ref.config.model.attn_implementation)
     if ref.config.model.decoder:
         pad_is_eos = tokenizer.pad_token_id == tokenizer.eos_token_id
         model.config.pad_token_id = None if pad_is_eos else tokenizer.pad_token_id

@@ -116,14 +116,22 @@ class TrainingModule(L.LightningModule):
             self.log("eval/loss", metrics["eval/loss"], logger=False)
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
-        """Clip the gradient and keep its norm from before. Raises MannersError where it is not finite."""
+        """Clip the gradient and keep its norm from before.
+
+        In fp16 the gradient is scaled up, and where it overflows GradScaler skips the step and halves the scale. Raises
+        MannersError where it is not finite for any other reason.
+        """
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)  # Lightning leaves it to the step of a fused optimizer, after the clipping
         params = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(params, self.max_grad_norm or math.inf)
-        self.train_metrics.grad_norm = float(full_tensor(norm))
-        if not math.isfinite(self.train_metrics.grad_norm):
+        norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(params, self.max_grad_norm or math.inf)))
+        if math.isfinite(norm):
+            self.train_metrics.grad_norm = norm
+        elif scaler is None or scaler.get_scale() < 1:
             raise MannersError(
-                f"the gradient is {self.train_metrics.grad_norm} at step {self.global_step}: try a lower "
-                "method.learning_rate, or hardware.precision=32. The run resumes from its last checkpoint."
+                f"the gradient is {norm} at step {self.global_step}: try a lower method.learning_rate, or "
+                "hardware.precision=32. The run resumes from its last checkpoint."
             )
 
     def log_train_metrics(self, step: int) -> None:

@@ -157,12 +157,10 @@ def sample_token(logits: torch.Tensor, temperature: float, uniforms: torch.Tenso
 # --- The transformers backend ---
 
 
-def hf_generate(model: Any, prompts: TokenIds, sampling: Sampling, uniforms: torch.Tensor | None) -> TokenIds:
-    """Generate by transformers' ``generate``, which is faster on a GPU; ``uniforms`` (B, max_new_tokens) seed it."""
-    ids, mask = left_padded(prompts, sampling.pad_token_id, model.device)
+def generation_config(sampling: Sampling) -> GenerationConfig:
+    """Return ``sampling`` as transformers has it, without the limit on the length."""
     do_sample = sampling.temperature > 0
-    config = GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens,
+    return GenerationConfig(
         do_sample=do_sample,
         temperature=sampling.temperature if do_sample else None,
         top_k=0 if do_sample else None,
@@ -172,12 +170,19 @@ def hf_generate(model: Any, prompts: TokenIds, sampling: Sampling, uniforms: tor
         pad_token_id=sampling.pad_token_id,
         use_cache=True,
     )
+
+
+def hf_generate(model: Any, prompts: TokenIds, sampling: Sampling, uniforms: torch.Tensor | None) -> TokenIds:
+    """Generate by transformers' ``generate``, which is faster on a GPU; ``uniforms`` (B, max_new_tokens) seed it."""
+    ids, mask = left_padded(prompts, sampling.pad_token_id, model.device)
+    config = generation_config(sampling)
+    config.max_new_tokens = sampling.max_new_tokens
     # `generate` takes what its config leaves out from the checkpoint's own: replace that one for the call.
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     checkpoint_config, base.generation_config = base.generation_config, config
     try:
         with torch.random.fork_rng():
-            if do_sample and uniforms is not None:
+            if config.do_sample and uniforms is not None:
                 torch.manual_seed(int(uniforms.flatten()[0].double() * 2**53))
             output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     finally:

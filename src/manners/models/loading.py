@@ -9,7 +9,14 @@ from importlib.resources import files
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from manners.errors import MannersError
@@ -18,8 +25,6 @@ from manners.runtime import hub
 from manners.runtime.paths import existing_path
 
 logging.disable_progress_bar()  # loading is short; training has a progress bar of its own
-# Weights of heads that a base checkpoint lacks and that a reward model initialises anew.
-NEW_HEAD_WEIGHTS = ("score.", "classifier.", "pooler.")
 
 
 def resolve_name(name: str) -> str:
@@ -54,7 +59,7 @@ def load_tokenizer(
 def load_model(
     name: str,
     revision: str | None = None,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | None = None,
     dtype: torch.dtype = torch.float32,
     quantization: str = "none",
     double_quantization: bool = True,
@@ -63,8 +68,14 @@ def load_model(
 ) -> PreTrainedModel:
     """Load a model with ``auto_class`` on the CPU, in eval mode, with weights in ``dtype``.
 
-    ``quantization="nf4"`` stores the linear layers in 4 bits (QLoRA: Dettmers et al. 2023, arXiv 2305.14314).
-    Raises MannersError if the model cannot be loaded, or if weights other than a new head's are missing.
+    ``quantization="nf4"`` stores the linear layers in 4 bits (QLoRA: Dettmers et al. 2023, arXiv 2305.14314). Of the
+    checkpoint's generation config only the token ids are kept: see ``manners.models.generation``.
+
+    ``attn_implementation=None`` leaves the choice to transformers.
+
+    Where ``auto_class`` puts a new head on a base model, the attribute ``new_modules`` names what transformers drew at
+    random because the checkpoint lacks it: the head, and a pooler. Raises MannersError if the model cannot be loaded,
+    or if other weights are missing.
     """
     kwargs |= {"dtype": dtype, "attn_implementation": attn_implementation, "use_safetensors": True}
     if quantization == "nf4":
@@ -80,15 +91,29 @@ def load_model(
     model, loading_info = _from_pretrained(
         auto_class.from_pretrained, name, revision, output_loading_info=True, **kwargs
     )
-    missing = [key for key in sorted(loading_info["missing_keys"]) if not any(head in key for head in NEW_HEAD_WEIGHTS)]
+    drawn = sorted({*loading_info["missing_keys"], *(key for key, *_ in loading_info["mismatched_keys"])})
+    new_head = auto_class is not AutoModelForCausalLM
+    missing = [key for key in drawn if not (new_head and new_module(model, key))]
     if missing:
         raise MannersError(
             f"model.name={name}: {missing[0]} and {len(missing) - 1} more of its weights are missing in its files; "
             "transformers would initialise them at random. Download the model again."
         )
+    model.new_modules = sorted({new_module(model, key) for key in drawn})
+    if model.can_generate():
+        ids = {key: getattr(model.generation_config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model.generation_config = GenerationConfig(**ids)
     if quantization == "nf4":
         keep_4bit_differentiable(model)
     return model
+
+
+def new_module(model: PreTrainedModel, weight: str) -> str:
+    """Return the module of a new head, or the pooler, that ``weight`` is in; "" for a weight of the model's trunk."""
+    if "pooler" in weight:
+        return weight.partition("pooler")[0] + "pooler"
+    child = weight.partition(".")[0]
+    return "" if child == model.base_model_prefix else child
 
 
 def keep_4bit_differentiable(model: PreTrainedModel) -> None:
@@ -115,6 +140,13 @@ def _from_pretrained(loader, name: str, revision: str | None, **kwargs):  # type
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        attention = kwargs.get("attn_implementation")
+        if attention and "does not support an attention implementation" in str(error):
+            raise MannersError(
+                f"model.attn_implementation={attention} is not implemented for the model {name}: set "
+                "model.attn_implementation=eager.",
+                "model.attn_implementation",
+            ) from error
         if existing_path(path):  # a damaged folder makes many libraries fail, each with errors of its own
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise MannersError(f"model.name={name} cannot be loaded: {reason}") from error

@@ -4,19 +4,27 @@ PEFT's own defaults are weak (rank 8, alpha 8, query and value only). Ours adapt
 close to full fine-tuning (Dettmers et al. 2023, section 4).
 """
 
+import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import Linear
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import Linear, LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+from manners.errors import MannersError, did_you_mean
+from manners.models.adapter_config import WEIGHTS
+
+PREFIX = "base_model.model."  # of the names of weights in an adapter's file
 
 # --- Training ---
 
@@ -31,22 +39,31 @@ def prepare_for_training(
     gradient_checkpointing: bool = False,
     task_type: str = "CAUSAL_LM",
     trainable_token_indices: Sequence[int] = (),
+    modules_to_save: Sequence[str] = (),
 ) -> PreTrainedModel | PeftModel:
     """Make all weights of ``model`` trainable (``none``), or add a trainable LoRA (``lora``, ``qlora``).
 
-    With a LoRA, the embeddings of ``trainable_token_indices`` train too. Weights that are not in 4 bits keep their
-    dtype: peft's prepare_model_for_kbit_training would cast them to float32, 2 GB more for Qwen2.5-7B's embeddings.
+    With a LoRA, the embeddings of ``trainable_token_indices`` and the whole of ``modules_to_save`` train too. Weights
+    that are not in 4 bits keep their dtype: peft's prepare_model_for_kbit_training would cast them to float32, 2 GB
+    more for Qwen2.5-7B's embeddings. Raises MannersError for ``target_modules`` that cannot be adapted.
     """
     if kind != "none":
+        check_target_modules(model, target_modules)
         config = LoraConfig(
-            task_type=task_type,  # with SEQ_CLS peft trains and saves the new head too
+            task_type=task_type,
             r=r,
             lora_alpha=lora_alpha,
             lora_dropout=lora_dropout,
             target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
+            exclude_modules=rf"({'|'.join(map(re.escape, modules_to_save))})(\..*)?" if modules_to_save else None,
             trainable_token_indices=list(trainable_token_indices) or None,
+            modules_to_save=list(modules_to_save) or None,
         )
-        model = get_peft_model(model, config)
+        try:
+            model = get_peft_model(model, config)
+        except ValueError as error:  # a pattern may match a layer that no LoRA is for
+            raise MannersError(f"adapter.target_modules={target_modules}: {str(error).splitlines()[0]}") from None
+        check_untied(model, f"adapter.target_modules={target_modules}")
         use_fused_lora(model)
     else:
         model.requires_grad_(True)  # merge_and_unload leaves the base model frozen
@@ -54,6 +71,45 @@ def prepare_for_training(
         model.enable_input_require_grads()  # frozen embeddings would cut the graph before the first checkpoint
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def check_target_modules(model: Any, target_modules: str | Sequence[str]) -> None:
+    """Every name, or the pattern, matches a linear layer of ``model``: peft passes over a name that matches nothing.
+
+    Raises MannersError with the nearest name.
+    """
+    linear = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear | Conv1D)]
+    known = sorted({name.rpartition(".")[2] for name in linear})
+    if isinstance(target_modules, str):
+        if target_modules != "all-linear" and not any(re.fullmatch(target_modules, name) for name in linear):
+            hint = (
+                f"Did you mean [{target_modules}]?"
+                if target_modules in known
+                else did_you_mean(target_modules, ["all-linear", *known])
+            )
+            raise MannersError(
+                f"adapter.target_modules={target_modules} matches the full name of no linear layer. {hint}"
+            )
+        return
+    for target in target_modules:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            raise MannersError(
+                f"adapter.target_modules={list(target_modules)}: there is no linear layer '{target}' in this model. "
+                f"{did_you_mean(target, known)}"
+            )
+
+
+def check_untied(model: PeftModel, name: str) -> None:
+    """Refuse a LoRA of the output layer where that shares its weight: merged, it would change the embeddings too.
+
+    Raises MannersError, about ``name``.
+    """
+    ends: Any = (model.get_input_embeddings(), model.get_output_embeddings())
+    if any(isinstance(layer, LoraLayer) for layer in ends) and ends[0].weight is ends[1].weight:
+        raise MannersError(
+            f"{name} adapts the output layer, whose weight is also that of the input embeddings in this model: adapt "
+            "other layers, as adapter.target_modules=all-linear does."
+        )
 
 
 def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -64,10 +120,27 @@ def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter
 # --- Loading and merging ---
 
 
-def load_adapter(base: Any, folder: Path, tokenizer: Any) -> PeftModel:
-    """Load the adapter in ``folder`` onto ``base`` for inference, after adding embeddings for its added tokens."""
-    resize_embeddings(base, tokenizer)
-    return PeftModel.from_pretrained(base, str(folder)).eval()
+def load_adapter(base: Any, folder: Path, tokenizer: Any = None) -> PeftModel:
+    """Load the adapter in ``folder`` onto ``base`` for inference, after adding embeddings for tokens of ``tokenizer``.
+
+    Raises MannersError unless each of its weights has its place in ``base``; peft itself only warns.
+    """
+    if tokenizer is not None:
+        resize_embeddings(base, tokenizer)
+    try:
+        model = PeftModel.from_pretrained(base, str(folder)).eval()
+    except (RuntimeError, ValueError, KeyError) as error:  # of another shape, or no such layers
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise MannersError(f"the adapter {folder} does not fit the model {base.name_or_path}: {reason}") from None
+    expected, saved = get_peft_model_state_dict(model, save_embedding_layers=False), load_file(folder / WEIGHTS)
+    misplaced = expected.keys() - saved.keys() | {key for key in saved.keys() - expected.keys() if ".lora_" in key}
+    if misplaced:
+        raise MannersError(
+            f"the adapter {folder} does not fit the model {base.name_or_path}: {len(misplaced)} weights are in one of "
+            f"them only, such as {min(misplaced)}. It was trained on another base."
+        )
+    check_untied(model, f"the adapter {folder}")
+    return model
 
 
 def resize_embeddings(model: Any, tokenizer: Any) -> None:
@@ -126,42 +199,39 @@ def save_combined_adapter(model: PeftModel, first_folder: Path, out: Path) -> No
     """Save one adapter equal to the one in ``first_folder``, merged into the base, plus that of ``model`` on top.
 
     The sum of two low-rank updates is one of the summed rank: ``s₁B₁A₁ + s₂B₂A₂ = [s₁B₁ s₂B₂][A₁; A₂]``. So what PPO
-    made of an SFT policy loads on the hub's own base model, without a merged copy of it.
+    made of an SFT policy loads on the hub's own base model, without a merged copy of it. Both are plain LoRAs
+    (``adapter_config.check_plain_lora``); where a layer's rank is smaller than that of others, zeros fill it up.
 
     peft's ``add_weighted_adapter(combination_type="cat")`` computes the same, but only for adapters that are loaded in
     one model: the first would have to be added to the live policy, whose modules it would wrap for good, and peft
     refuses adapters of which one names its modules by a pattern and the other by a list.
     """
     model.save_pretrained(str(out), safe_serialization=True, selected_adapters=["default"])
-    configs = LoraConfig.from_pretrained(str(first_folder)), LoraConfig.from_pretrained(str(out))
-    weights = load_file(first_folder / WEIGHTS), load_file(out / WEIGHTS)
-    combined = {}
-    for name in weights[0].keys() | weights[1].keys():
-        present = weights[0][name] if name in weights[0] else weights[1][name]
-        is_a = ".lora_A." in name  # (r, in); else B, (out, r)
-        parts = []
-        for config, tensors in zip(configs, weights, strict=True):
-            shape = (config.r, present.shape[1]) if is_a else (present.shape[0], config.r)
-            part = tensors.get(name, present.new_zeros(shape))
-            parts.append(part if is_a else part * (config.lora_alpha / config.r))
-        combined[name] = torch.cat(parts, 0 if is_a else 1).contiguous()
+    adapters = [scaled_factors(folder) for folder in (first_folder, out)]
+    rank = sum(max(len(a) for a, _ in factors.values()) for factors in adapters)
+    names, combined = adapters[0].keys() | adapters[1].keys(), {}
+    for name in names:
+        parts = [factors[name] for factors in adapters if name in factors]
+        a, b = torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts], 1)  # (r, in), (out, r)
+        combined[f"{PREFIX}{name}.lora_A.weight"] = F.pad(a, (0, 0, 0, rank - len(a))).contiguous()
+        combined[f"{PREFIX}{name}.lora_B.weight"] = F.pad(b, (0, rank - len(a))).contiguous()
     save_file(combined, out / WEIGHTS, metadata={"format": "pt"})
-    first, config = configs
-    config.target_modules = union_target_modules(first, config, combined)
-    config.r = config.lora_alpha = first.r + config.r
-    config.base_model_name_or_path, config.inference_mode = first.base_model_name_or_path, True
+    config = LoraConfig.from_pretrained(str(out))
+    config.r = config.lora_alpha = rank
+    config.target_modules, config.inference_mode = names, True
     config.save_pretrained(out)
 
 
-def union_target_modules(first: LoraConfig, second: LoraConfig, weights: dict[str, torch.Tensor]) -> set[str]:
-    """Return the modules that either adapts; by their full names where one config has a pattern (a string).
-
-    ``weights`` are those of the combined adapter: A (r, in) and B (out, r) by name.
-    """
-    targets = [config.target_modules for config in (first, second)]
-    if any(isinstance(names, str) for names in targets):
-        return {name.split(".lora_")[0].removeprefix("base_model.model.") for name in weights}
-    return {name for names in targets for name in names or ()}
+def scaled_factors(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return A (r, in) and B (out, r) of each layer of the plain LoRA in ``folder``, B times peft's scale."""
+    config, weights = LoraConfig.from_pretrained(str(folder)), load_file(folder / WEIGHTS)
+    factors, alphas = {}, config.alpha_pattern or {}
+    for key in [key for key in weights if key.endswith(".lora_A.weight")]:
+        name = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
+        a, b = weights[key].float(), weights[key.replace(".lora_A.", ".lora_B.")].float()
+        alpha: Any = alphas.get(get_pattern_key(alphas, name), config.lora_alpha)  # type: ignore[arg-type]
+        factors[name] = a, b * (alpha / (math.sqrt(len(a)) if config.use_rslora else len(a)))
+    return factors
 
 
 # --- A faster LoRA layer ---

@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from manners.errors import MannersError
 from manners.models import loading, lora
+from manners.models.adapter_config import CONFIG
 
 NORMALIZER_FILE = "normalizer.json"
 
@@ -60,11 +62,14 @@ def load_reward_base(
     name: str,
     tokenizer: PreTrainedTokenizerBase,
     revision: str | None = None,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | None = None,
     dtype: torch.dtype = torch.float32,
     **quantization: Any,
 ) -> Any:
-    """Load ``name`` on the CPU, in eval mode, with a new scalar head. Raises MannersError if it cannot take one."""
+    """Load ``name`` on the CPU, in eval mode, with a new scalar head. Raises MannersError if it cannot take one.
+
+    ``head_modules`` names what has to be trained and saved in full.
+    """
     model = loading.load_model(
         name,
         revision,
@@ -76,24 +81,47 @@ def load_reward_base(
         problem_type="regression",
         ignore_mismatched_sizes=True,  # a classifier's head with other classes is replaced
     )
-    model.config.pad_token_id = tokenizer.pad_token_id  # plain transformers finds the last token by it
     init_score_head(model)
+    if not is_encoder(model):  # plain transformers finds the last token by it; RoBERTa counts positions from its own
+        model.config.pad_token_id = tokenizer.pad_token_id
     return model
 
 
-def load_reward_model(folder: Path, revision: str | None = None, attn_implementation: str = "sdpa") -> Any:
-    """Load a trained reward model from its run's folder for inference; an adapter is merged into its base."""
-    is_adapter = (folder / lora.CONFIG).exists()
+def load_reward_model(
+    folder: Path,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    **quantization: Any,
+) -> Any:
+    """Load a trained reward model from its run's folder for inference; an adapter is merged, except into 4-bit weights.
+
+    Raises MannersError where the folder lacks the weights of a head: scores would be random.
+    """
+    is_adapter = (folder / CONFIG).exists()
     model: Any = loading.load_model(
         lora.base_model_name(folder) if is_adapter else str(folder),
         revision if is_adapter else None,
         attn_implementation,
+        dtype,
+        **quantization,
         auto_class=AutoModelForSequenceClassification,
         num_labels=1,
+        ignore_mismatched_sizes=is_adapter,  # a classifier's head with other classes was replaced
     )
+    new_modules = model.new_modules
     if is_adapter:
-        model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+        adapted = lora.load_adapter(model, folder)
+        new_modules = [name for name in new_modules if not is_saved(adapted, name)]
+        model = adapted if lora.is_quantized(model) else adapted.merge_and_unload()  # type: ignore[operator]
+    if new_modules:
+        raise MannersError(f"{folder} is no reward model: it has no weights of {', '.join(new_modules)}. Train one.")
     return model.eval().requires_grad_(False)
+
+
+def is_saved(model: PeftModel, name: str) -> bool:
+    """Return whether the adapter has the weights of the whole module ``name``."""
+    return isinstance(model.get_base_model().get_submodule(name), ModulesToSaveWrapper)
 
 
 def init_score_head(model: Any) -> None:
@@ -105,14 +133,24 @@ def init_score_head(model: Any) -> None:
 
 
 def score_head(model: Any) -> torch.nn.Linear:
-    """Return the head: ``score`` on decoders, ``classifier`` on encoders. Raises MannersError if there is none."""
+    """Return the layer that gives the score: ``score`` on decoders, ``classifier`` or its last layer on encoders.
+
+    Raises MannersError if there is none.
+    """
     head = getattr(model, "score", None) or getattr(model, "classifier", None)
-    if not isinstance(head, torch.nn.Linear):
+    layers = [layer for layer in head.modules() if isinstance(layer, torch.nn.Linear)] if head else []
+    if not layers or layers[-1].out_features != 1:
         raise MannersError(
-            f"{type(model).__name__} has no linear head named 'score' or 'classifier': reward models are built on "
-            "BERT-like encoders and on decoders such as Qwen2, Llama, GPT-2 and GPT-NeoX."
+            f"{type(model).__name__} has no head named 'score' or 'classifier' that ends in one linear output: reward "
+            "models are built on encoders such as BERT and RoBERTa, and on decoders such as Qwen2, Llama and GPT-2."
         )
-    return head
+    return layers[-1]
+
+
+def head_modules(model: Any) -> list[str]:
+    """Return the modules between trunk and score, and a pooler that was drawn at random: LoRA keeps them in full."""
+    heads = {name.partition(".")[0] for name, _ in model.named_parameters()} - {model.base_model_prefix}
+    return sorted(heads | {*model.new_modules})
 
 
 def normalized_scores(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:

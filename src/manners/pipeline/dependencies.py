@@ -18,6 +18,7 @@ from manners.data import sources
 from manners.data.loading import Splits, eval_prompts, load_splits
 from manners.data.types import Conversation, data_digest
 from manners.errors import MannersError, did_you_mean, redact_password
+from manners.models import adapter_config
 from manners.models.templates import TEMPLATES
 from manners.pipeline import model_ref
 from manners.rewards.source import source_digest
@@ -142,7 +143,10 @@ def resolve_explicit(spec: RunSpec) -> RunArtifact:
 
 
 def check_compatible(spec: RunSpec, found: RunArtifact) -> None:
-    """Refuse a run of another method, and a policy on another base or template. Raises MannersError."""
+    """Refuse a run of another method; a policy on another base or template, or whose adapter is no plain LoRA.
+
+    Raises MannersError.
+    """
     made_by, named = found.config, f"{spec.role}_from={spec.explicit_source}"
     if made_by is not None and made_by.method.name not in STARTING_METHODS[spec.role]:
         methods = " or ".join(STARTING_METHODS[spec.role])
@@ -150,6 +154,8 @@ def check_compatible(spec: RunSpec, found: RunArtifact) -> None:
     if spec.role == "reward":  # it reads replies with a base and a tokenizer of its own
         model_ref.open_run(found, named)
         return
+    if (found.model_dir / adapter_config.CONFIG).exists():
+        adapter_config.check_plain_lora(found.model_dir, named)
     if made_by is None:
         check_foreign_base(found, named, spec.cfg.model)
         return

@@ -71,7 +71,7 @@ class LoadedModel:
         if made_by is None:
             raise MannersError(f"{self.name} was not trained here: there is no model before it to compare with.")
         self.ref.check_base()
-        base: Any = loading.load_model(made_by.model.name, made_by.model.revision)
+        base: Any = loading.load_model(made_by.model.name, made_by.model.revision, made_by.model.attn_implementation)
         return base.to(self.model.device)
 
     @contextmanager
@@ -87,19 +87,21 @@ class LoadedModel:
 def load_model_ref(ref: ModelRef, device: str) -> LoadedModel:
     """The model in 32 bits (in 4 bits where it was trained so), on ``device``."""
     from manners.models import loading, lora
+    from manners.models.adapter_config import CONFIG
 
     made_by, folder = ref.config, Path(loading.resolve_name(ref.path))
     template = made_by.model.chat_template if made_by else "auto"
-    is_adapter = (folder / lora.CONFIG).exists()
+    is_adapter = (folder / CONFIG).exists()
     has_tokenizer = (folder / "tokenizer_config.json").exists() or not is_adapter
     tokenizer_name = ref.path if has_tokenizer else lora.base_model_name(folder)
     tokenizer = loading.load_tokenizer(tokenizer_name, None, "auto" if made_by else template)
+    attention = made_by.model.attn_implementation if made_by else None
     if not is_adapter:
-        model: Any = loading.load_model(ref.path)
+        model: Any = loading.load_model(ref.path, attn_implementation=attention)
         return LoadedModel(ref, model.to(device), tokenizer, is_adapter=False)
     name, revision = (made_by.model.name, made_by.model.revision) if made_by else (lora.base_model_name(folder), None)
     quantization = made_by.adapter.quantization if made_by else "none"
-    base: Any = loading.load_model(name, revision, quantization=quantization)
+    base: Any = loading.load_model(name, revision, attention, quantization=quantization)
     adapted = lora.load_adapter(base, folder, tokenizer)
     return LoadedModel(ref, adapted if quantization != "none" else adapted.to(device), tokenizer, is_adapter=True)
 
@@ -110,7 +112,7 @@ def load_scorer(ref: ModelRef, device: str) -> Callable[[Sequence[tuple[list[Mes
     from manners.models import loading, reward_model
 
     made_by, folder = ref.config, Path(ref.path)
-    network = reward_model.load_reward_model(folder, made_by.model.revision if made_by else None).to(device)
+    network = load_reward_network(folder, made_by, device)
     tokenizer, normalizer = (
         loading.load_tokenizer(str(folder), require_template=False),
         reward_model.ScoreNormalizer.load(folder),
@@ -119,6 +121,18 @@ def load_scorer(ref: ModelRef, device: str) -> Callable[[Sequence[tuple[list[Mes
     return lambda replies: [
         normalizer.denormalize(output) for output in predict_scores(network, tokenizer, max_length, replies)
     ]
+
+
+def load_reward_network(folder: Path, made_by: DictConfig | None, device: str) -> Any:
+    """The reward model in ``folder`` as its run ``made_by`` loaded it, in 4 bits where it was trained so."""
+    from manners.models.reward_model import load_reward_model
+
+    if made_by is None:
+        return load_reward_model(folder).to(device)
+    m, a = made_by.model, made_by.adapter
+    bits = {"quantization": a.quantization, "double_quantization": a.double_quantization}
+    network = load_reward_model(folder, m.revision, m.attn_implementation, **bits)
+    return network if a.quantization != "none" else network.to(device)
 
 
 def resolve_reward_model(cfg: DictConfig, refs: Sequence[ModelRef]) -> ModelRef | None:

@@ -1,28 +1,26 @@
-"""What the stages share: their context and result, loading, fitting with Lightning, saving."""
+"""What the stages share: their context and result, loading, fitting with Lightning."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from peft import PeftModel
+from omegaconf import DictConfig
 from rich.console import Console
 
 from manners.data.batching import Batch, ResumableBatches, validation_batches
 from manners.data.loading import Splits
 from manners.data.types import Conversation, Prompt, prompts_of
-from manners.errors import redact_password
 from manners.methods.callbacks import load_best_weights
 from manners.methods.distributed import ProcessGroup
 from manners.methods.lightning import TrainingModule, TrainResult, fit_with_lightning
 from manners.models import loading, lora
+from manners.models.adapter_config import CONFIG
 from manners.models.compile import compiled_layers
 from manners.runtime.device import Device
-from manners.runtime.model_files import folder_digest, model_folder
-from manners.runtime.run_dir import CONFIG_FILE, RunArtifact, RunDir
+from manners.runtime.run_dir import RunArtifact, RunDir
 from manners.tracking.logger import MLflowLogger, NullLogger
 
 console = Console(markup=False)  # texts of the data may hold brackets
@@ -163,13 +161,14 @@ def loading_kwargs(cfg: DictConfig, device: Device) -> dict[str, Any]:
     }
 
 
-def prepare_model(
-    cfg: DictConfig, model: Any, device: Device, task_type: str = "CAUSAL_LM", tokens: Sequence[int] = ()
-) -> Any:
-    """``model`` with the adapter that the config asks for, on its device; the embeddings of ``tokens`` train too."""
+def prepare_model(cfg: DictConfig, model: Any, device: Device, **options: Any) -> Any:
+    """``model`` with the adapter that the config asks for, on its device.
+
+    ``options`` are more arguments of ``prepare_for_training``.
+    """
     a, checkpointing = cfg.adapter, cfg.method.gradient_checkpointing
     model = lora.prepare_for_training(
-        model, a.kind, a.r, a.lora_alpha, a.lora_dropout, a.target_modules, checkpointing, task_type, tokens
+        model, a.kind, a.r, a.lora_alpha, a.lora_dropout, a.target_modules, checkpointing, **options
     )
     return model if a.quantization != "none" else model.to(device.kind)
 
@@ -186,52 +185,11 @@ def load_base(cfg: DictConfig, device: Device) -> Any:
     )
 
 
-def save_config(cfg: DictConfig, out: Path) -> None:
-    """What made the model; of its base also the commit on the hub and the digest: an adapter is right on no other."""
-    saved: Any = OmegaConf.to_container(cfg, resolve=True)
-    folder = model_folder(cfg.model.name, cfg.model.revision)
-    if folder and folder.parent.name == "snapshots":  # of the hub's cache
-        saved["model"]["revision"] = folder.name
-    saved["base_digest"] = folder_digest(folder) if folder else ""
-    (out / CONFIG_FILE).write_text(redact_password(OmegaConf.to_yaml(OmegaConf.create(saved))))
-
-
-def save_language_model(cfg: DictConfig, model: Any, tokenizer: Any, out: Path) -> None:
-    """Adapter or weights, tokenizer with its template, generation config: what transformers and peft load alone."""
-    model.save_pretrained(out, safe_serialization=True, **default_adapter_only(model))
-    save_model_files(cfg, model, tokenizer, out)
-
-
-def default_adapter_only(model: Any) -> dict[str, Any]:
-    return {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
-
-
-def save_model_files(cfg: DictConfig, model: Any, tokenizer: Any, out: Path) -> None:
-    """Tokenizer, generation config and run config beside the weights of a language model."""
-    tokenizer.save_pretrained(out)
-    own = model.generation_config
-    own.eos_token_id, own.pad_token_id = loading.stop_token_ids(model, tokenizer), tokenizer.pad_token_id
-    own.save_pretrained(out)
-    save_config(cfg, out)
-
-
 def starting_policy(run: RunContext) -> Any:
     """The base model with the SFT adapter merged in, so that the reference is this network with its adapter off."""
     cfg, policy = run.cfg, run.inputs.get("policy")
     if policy is None:
         return load_base(cfg, run.device)
-    if not (policy.model_dir / lora.CONFIG).exists():
+    if not (policy.model_dir / CONFIG).exists():
         return loading.load_model(str(policy.model_dir), attn_implementation=cfg.model.attn_implementation)
-    return PeftModel.from_pretrained(load_base(cfg, run.device), str(policy.model_dir)).merge_and_unload()
-
-
-def save_policy(run: RunContext, model: Any, tokenizer: Any) -> None:
-    """One adapter on the original base model, SFT's and this run's combined; whole weights after full fine-tuning."""
-    out, policy = run.path / "model", run.inputs.get("policy")
-    if not isinstance(model, PeftModel) or policy is None:
-        save_language_model(run.cfg, model, tokenizer, out)
-    elif (policy.model_dir / lora.CONFIG).exists():
-        lora.save_combined_adapter(model, policy.model_dir, out)
-        save_model_files(run.cfg, model, tokenizer, out)
-    else:  # an adapter on the whole weights of an earlier run: merged, so that the folder is enough
-        save_language_model(run.cfg, model.merge_and_unload(), tokenizer, out)
+    return lora.load_adapter(load_base(cfg, run.device), policy.model_dir).merge_and_unload()  # type: ignore[operator]

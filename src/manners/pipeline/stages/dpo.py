@@ -12,10 +12,10 @@ from manners.pipeline.stages.context import (
     StageResult,
     configured_tokenizer,
     prepare_model,
-    save_policy,
     starting_policy,
     total_steps,
 )
+from manners.pipeline.stages.saving import save_policy
 from manners.pipeline.stages.sft import evaluate_on_test
 
 NOT_FOR_TRL = ("name", "sample_type", "max_length", "num_train_epochs", "max_steps")

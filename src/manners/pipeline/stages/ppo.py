@@ -25,8 +25,9 @@ from manners.methods.ppo.trainer import PPOTrainer, score_replies, train_ppo
 from manners.methods.reward import make_reward_func
 from manners.models import loading
 from manners.models.policy import Policy
-from manners.models.reward_model import ScoreNormalizer, load_reward_model
+from manners.models.reward_model import ScoreNormalizer
 from manners.models.vllm import VLLMBackend
+from manners.pipeline import model_ref
 from manners.pipeline.stages import reporting
 from manners.pipeline.stages.context import (
     RunContext,
@@ -36,9 +37,9 @@ from manners.pipeline.stages.context import (
     console,
     load_base,
     prepare_model,
-    save_policy,
     starting_policy,
 )
+from manners.pipeline.stages.saving import save_policy
 from manners.rewards.combine import RewardFunc, build_components
 from manners.runtime.run_dir import RunArtifact
 
@@ -106,7 +107,7 @@ def load_reward_func(run: RunContext) -> RewardFunc | None:
         return None
     check_reward_sanity(artifact, run.cfg.method.min_sanity_accuracy)
     made_by = artifact.config
-    network = load_reward_model(artifact.model_dir, made_by.model.revision if made_by else None).to(run.device.kind)
+    network = model_ref.load_reward_network(artifact.model_dir, made_by, run.device.kind)
     tokenizer = loading.load_tokenizer(str(artifact.model_dir), require_template=False)
     # The outputs of a regression are standardized already; those learned from pairs become so by their normalizer.
     pairwise = made_by is not None and made_by.method.loss == "pairwise"

@@ -21,7 +21,13 @@ from manners.evaluation.metrics.reward_quality import (
 from manners.evaluation.metrics.reward_sanity import SanityResult, check_sanity, good_replies
 from manners.evaluation.reports import reward_report
 from manners.methods.reward import RewardModule, predict_scores
-from manners.models.reward_model import ScoreNormalizer, load_reward_base, supports_shared_prompts
+from manners.models.reward_model import (
+    ScoreNormalizer,
+    head_modules,
+    load_reward_base,
+    load_reward_model,
+    supports_shared_prompts,
+)
 from manners.pipeline.stages import reporting
 from manners.pipeline.stages.context import (
     RunContext,
@@ -31,9 +37,9 @@ from manners.pipeline.stages.context import (
     gather_full_model,
     loading_kwargs,
     prepare_model,
-    save_config,
 )
 from manners.pipeline.stages.reporting import RewardEvaluation
+from manners.pipeline.stages.saving import CHECKED_ROWS, check_same, release_memory, save_config
 
 SANITY_FILE = "sanity.json"  # in the model directory: PPO refuses a reward model that failed
 Score = Callable[[Sequence[tuple[list[Message], str]]], list[float]]
@@ -80,7 +86,7 @@ def load_reward_network(run: RunContext, tokenizer: Any) -> Any:
     network: Any = load_reward_base(
         m.name, tokenizer, m.revision, m.attn_implementation, **loading_kwargs(run.cfg, run.device)
     )
-    return prepare_model(run.cfg, network, run.device, task_type="SEQ_CLS")
+    return prepare_model(run.cfg, network, run.device, task_type="SEQ_CLS", modules_to_save=head_modules(network))
 
 
 def build_examples(
@@ -147,13 +153,22 @@ def sanity_replies(run: RunContext) -> tuple[list[ScoredReply], list[ScoredReply
 def save_reward_model(
     run: RunContext, network: Any, tokenizer: Any, normalizer: ScoreNormalizer, sanity: SanityResult
 ) -> None:
-    """Network, tokenizer, normalizer, sanity result and config, in the model directory."""
-    out = run.path / "model"
+    """Network, tokenizer, normalizer, sanity result and config, in the model directory.
+
+    Raises MannersError where the network that is loaded from there gives other scores.
+    """
+    out, m, max_length = run.path / "model", run.cfg.model, run.cfg.method.max_length
+    batch = [(r.messages, r.reply) for r in sanity_replies(run)[0][:CHECKED_ROWS]]
+    scores = predict_scores(network, tokenizer, max_length, batch)
     network.save_pretrained(out, safe_serialization=True)
     tokenizer.save_pretrained(out)
     normalizer.save(out)
     (out / SANITY_FILE).write_text(json.dumps(asdict(sanity), indent=1, ensure_ascii=False))
     save_config(run.cfg, out)
+    release_memory(run, network)
+    saved = load_reward_model(out, m.revision, m.attn_implementation, **loading_kwargs(run.cfg, run.device))
+    saved = saved if run.cfg.adapter.quantization != "none" else saved.to(run.device.kind)
+    check_same("score", scores, predict_scores(saved, tokenizer, max_length, batch), out)
 
 
 def reward_headline(quality: RegressionQuality | PairwiseQuality, sanity: SanityResult) -> str:

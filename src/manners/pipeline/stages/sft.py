@@ -21,8 +21,8 @@ from manners.pipeline.stages.context import (
     gather_full_model,
     load_base,
     prepare_model,
-    save_language_model,
 )
+from manners.pipeline.stages.saving import save_policy
 
 
 def train_sft(run: RunContext) -> StageResult:
@@ -46,7 +46,7 @@ def train_sft(run: RunContext) -> StageResult:
     model = gather_full_model(run, model, make_model)
     after = evaluate_on_test(run, model, tokenizer)
     run.logger.log(after.metrics("after"), result.steps)
-    save_language_model(cfg, model, tokenizer, run.path / "model")
+    save_policy(run, model, tokenizer)
     curve = figures.learning_curve(run.path / "metrics.jsonl", result.best_step, run.path / "learning_curve.png")
     reporting.report_before_after(run, before, after, [curve])
     return StageResult(result.best_loss, result.best_step, after.headline(before))
@@ -57,7 +57,7 @@ def load_network(run: RunContext, tokenizer: Any) -> Any:
     model = load_base(run.cfg, run.device)
     lora.resize_embeddings(model, tokenizer)
     added = tokenizer.convert_tokens_to_ids(list(run.cfg.model.added_tokens))
-    return prepare_model(run.cfg, model, run.device, tokens=added)
+    return prepare_model(run.cfg, model, run.device, trainable_token_indices=added)
 
 
 def check_conversation_eos(text: str | None, tokenizer: Any) -> None:

@@ -1,0 +1,73 @@
+"""Whether an adapter is a plain LoRA, ``W + scale · B A``, read from its files without torch or peft."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from manners.errors import MannersError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+# Settings of peft's LoraConfig under which a LoRA stays plain. Every other one, and a new one of later versions, has
+# to be off. Some only parametrise another setting: qalora_group_size that of use_qalora, eva_config one initialisation.
+PLAIN_SETTINGS = {
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"),
+    *(
+        "init_lora_weights",
+        "eva_config",
+        "corda_config",
+        "loftq_config",
+        "lora_ga_config",
+    ),
+    *("runtime_config", "megatron_core", "qalora_group_size"),
+}
+OFF: tuple[Any, ...] = (None, False, "none", [], {})
+PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva")  # the others change the base's weights too
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Return the adapter config as peft wrote it; {} if the folder has none. Raises MannersError if it is damaged."""
+    file = folder / CONFIG
+    if not file.exists():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise MannersError(f"{file} is damaged: {error}.") from None
+
+
+def special_settings(config: dict[str, Any], allowed: Iterable[str] = ()) -> list[str]:
+    """Return the settings, as ``name=value``, that make an adapter more than a plain LoRA, less those ``allowed``."""
+    init = config.get("init_lora_weights", True)
+    special = {} if init in PLAIN_INITS else {"init_lora_weights": init}
+    if config.get("peft_type") != "LORA":
+        special["peft_type"] = config.get("peft_type")
+    special |= {key: value for key, value in config.items() if key not in PLAIN_SETTINGS and value not in OFF}
+    return [f"{key}={json.dumps(value)[:60]}" for key, value in special.items() if key not in allowed]
+
+
+def check_plain_lora(folder: Path, name: str) -> None:
+    """Refuse the adapter in ``folder``, which ``name`` stands for, unless it is a plain LoRA of linear layers.
+
+    Raises MannersError that names each setting, or else the first weight, that makes it more.
+    """
+    special = special_settings(read_adapter_config(folder))
+    if not (folder / WEIGHTS).exists():
+        raise MannersError(f"{name}: {folder} has no {WEIGHTS}; save the adapter anew by a recent peft.")
+    try:
+        with safe_open(folder / WEIGHTS, "numpy") as file:
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118  (no dict)
+    except SafetensorError as error:
+        raise MannersError(f"{name}: {folder / WEIGHTS} is damaged: {error}.") from None
+    plain = (".lora_A.weight", ".lora_B.weight")
+    special += [key for key, shape in shapes.items() if not key.endswith(plain) or len(shape) != 2][: not special]
+    if special:
+        raise MannersError(
+            f"{name} is more than a plain LoRA of linear layers ({', '.join(special)}): merge it into its base "
+            "(peft: merge_and_unload, save_pretrained) and name the merged folder."
+        )
