@@ -11,8 +11,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from manners.data.rendering import reply_stop_tokens
 from manners.errors import MannersError
-from manners.models.templates import TEMPLATES
+from manners.models.templates import TEMPLATES, training_template
 from manners.runtime import hub
 from manners.runtime.paths import existing_path
 
@@ -46,6 +47,8 @@ def load_tokenizer(
         raise MannersError(f"model.name={name} has no chat template. Choose one: model.chat_template=plain.")
     if tokenizer.pad_token is None:  # safe, since labels and attention masks never depend on the padding token
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.chat_template is not None:
+        tokenizer.chat_template = training_template(tokenizer)
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -121,12 +124,11 @@ def _from_pretrained(loader, name: str, revision: str | None, **kwargs):  # type
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids that end a reply: the tokenizer's EOS, the checkpoint's, and the template's end of turn."""
+    """Return the ids that end a reply: the tokenizer's EOS, the checkpoint's, and the template's own."""
     listed = model.generation_config.eos_token_id
     ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])}
-    for turn_end in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>"):
-        if turn_end in (tokenizer.chat_template or "") and turn_end in tokenizer.get_vocab():
-            ids.add(tokenizer.convert_tokens_to_ids(turn_end))
+    if tokenizer.chat_template is not None:
+        ids |= {tokenizer.convert_tokens_to_ids(token) for token in reply_stop_tokens(tokenizer)}
     return sorted(i for i in ids if i is not None)
 
 
@@ -137,4 +139,9 @@ def load_config(name: str, revision: str | None = None) -> Any:
 
 def context_length(name: str, revision: str | None = None) -> int:
     """Return the longest input, in tokens, that the model was built for."""
-    return int(getattr(load_config(name, revision), "max_position_embeddings", 2048))
+    return max_positions(load_config(name, revision))
+
+
+def max_positions(config: Any) -> int:
+    """Return the longest input, in tokens, of a model with this config."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 2048))

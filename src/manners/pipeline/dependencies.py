@@ -23,8 +23,14 @@ STARTING_METHODS = {"policy": ("sft", "ppo", "rloo", "dpo"), "reward": ("reward"
 
 
 def splits_of(cfg: DictConfig) -> Splits:
-    """The rows of a run, read once for all jobs and stages of a process that have the same data."""
-    return read_splits(*data_key(cfg.dataset))
+    """The rows of a run, read once for all jobs and stages of a process that have the same data and tokenizer.
+
+    Raises MannersError for a row that the model's chat template refuses; ``dataset.on_invalid_row=skip`` skips it.
+    """
+    m = cfg.model
+    if not m.decoder:
+        return read_splits(*data_key(cfg.dataset))
+    return read_renderable_splits(*data_key(cfg.dataset), m.name, m.revision, m.chat_template, tuple(m.added_tokens))
 
 
 def digest_of(cfg: DictConfig) -> str:
@@ -42,6 +48,17 @@ def data_key(dataset: DictConfig) -> tuple[str, tuple[int, ...]]:
 @lru_cache(maxsize=4)
 def read_splits(dataset: str, written: tuple[int, ...]) -> Splits:
     return load_splits(OmegaConf.create(json.loads(dataset)))
+
+
+@lru_cache(maxsize=4)
+def read_renderable_splits(
+    dataset: str, written: tuple[int, ...], name: str, revision: str | None, template: str, tokens: tuple[str, ...]
+) -> Splits:
+    from manners.data.template_check import renderable_splits
+    from manners.models.loading import load_tokenizer  # imports torch
+
+    cfg, tokenizer = json.loads(dataset), load_tokenizer(name, revision, template, added_tokens=tokens)
+    return renderable_splits(read_splits(dataset, written), tokenizer, cfg["loss_roles"], cfg["on_invalid_row"])
 
 
 @lru_cache(maxsize=4)
@@ -113,6 +130,11 @@ def check_compatible(spec: RunSpec, found: RunArtifact) -> None:
         raise MannersError(f"{named} is a run of method={made_by.method.name}: {' or '.join(methods)} is needed.")
     if spec.role == "reward":
         return  # it reads replies with a tokenizer of its own
+    if made_by.model.added_tokens:
+        raise MannersError(
+            f"{named} was trained with model.added_tokens={list(made_by.model.added_tokens)}, whose embeddings "
+            f"method={spec.cfg.method.name} does not keep: train SFT without them, or choose another run."
+        )
     for key in ("name", "revision", "chat_template"):
         theirs, ours = made_by.model[key], spec.cfg.model[key]
         if theirs != ours:

@@ -14,6 +14,7 @@ from rich.text import Text
 from manners.config.compose import RunSpec
 from manners.data.tokenize import tokenize
 from manners.errors import MannersError
+from manners.evaluation.generate import check_room_for_prompts
 from manners.methods.callbacks import discard_checkpoints
 from manners.methods.distributed import init_distributed
 from manners.methods.microbatching import report_out_of_memory, resolve_microbatch_size
@@ -58,6 +59,9 @@ def train(spec: RunSpec) -> RunArtifact:
     if launcher.needs_launch(cfg.hardware.devices):
         return launch(spec)
     splits, digest = dependencies.splits_of(cfg), dependencies.digest_of(cfg)
+
+    for need in spec.dependencies:  # a row that a later stage's template refuses ends the run now
+        need.explicit_source or dependencies.splits_of(need.cfg)
 
     # 2. Dependencies: PPO's SFT policy and reward model are found, or trained first.
     inputs = {need.role: dependencies.find_or_train(need, train, console) for need in spec.dependencies}
@@ -122,6 +126,7 @@ def check_before_training(cfg: DictConfig, device: Device) -> None:
             raise MannersError(f"{key}={length} is longer than {cfg.model.name} can read: {longest} tokens or less.")
     if m.sample_type == "prompt" and device.precision == "fp16":
         raise MannersError(f"method={m.name} does not scale its loss for fp16: hardware.precision=bf16 or 32.")
+    check_room_for_prompts("evaluation.max_new_tokens", cfg.evaluation.max_new_tokens, longest, cfg.model.name)
     available = {"cpu": math.inf, "mps": 1, "cuda": max(1, torch.cuda.device_count())}[device.kind]
     if cfg.hardware.devices > available:
         raise MannersError(f"hardware.devices={cfg.hardware.devices}, and there are {available} {device.kind} devices.")
@@ -137,8 +142,12 @@ def show_preview(spec: RunSpec) -> None:
     """``preview=true``: print the first examples, token by token. Nothing is trained."""
     silence_libraries()
     cfg, splits, tokenizer = spec.cfg, dependencies.splits_of(spec.cfg), configured_tokenizer(spec.cfg)
-    length = cfg.method.get("max_length") or cfg.method.max_prompt_length + cfg.method.response_length
-    preview.show_examples(console, splits, tokenize(splits.train, tokenizer, cfg.dataset.loss_roles, length), tokenizer)
+    m = cfg.method
+    names = ("max_length",) if "max_length" in m else ("max_prompt_length", "response_length")
+    length = sum(m[name] for name in names)
+    examples = tokenize(splits.train, tokenizer, cfg.dataset.loss_roles, length)
+    option = f"{' + '.join(f'method.{name}' for name in names)}={length}"
+    preview.show_examples(console, splits, examples, tokenizer, option)
 
 
 def print_run_header(cfg: DictConfig, directory: RunDir, device: Device, inputs: dict[str, RunArtifact]) -> None:
@@ -159,6 +168,8 @@ def print_rows(spec: RunSpec) -> None:
     console.print(f"rows: {counts}", highlight=False)
     for note in splits.notes:
         console.print(f"left out: {note}", highlight=False)
+    for warning in splits.warnings:
+        console.print(warning, style="yellow", highlight=False)
     if splits.skipped:
         first = splits.skipped[0]
         console.print(f"left out (dataset.on_invalid_row=skip): {len(splits.skipped)} rows, the first: {first}")
