@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PLACEHOLDER = "\u2af8stand\u2af8in\u2af8"  # occurs in no text or vocabulary
 MASK = 0x100000  # special token number k is masked by private characters MASK + k, as many as it is long
 MASKED = re.compile("([\U00100000-\U0010fffd])\\1*")
-USE_ANOTHER = "Use another template: model.chat_template=chatml or plain."
+USE_ANOTHER = "Use another template: model.chat_template=plain."
 
 
 class TemplateRefusal(MannersError):

@@ -52,12 +52,14 @@ def renderable_splits(
     if not checked["train"][0]:
         raise MannersError(f"the chat template refuses all training rows. The first: {refused[0]}.")
     literal = with_special_tokens([row for name in SPLITS for row in checked[name][0]], tokenizer)
-    notes = [f"special tokens in the text of {len(literal)} rows are read as text, the first: {literal[0]}"]
+    warnings = []
+    if literal:
+        warnings = [f"special tokens in the text of {len(literal)} rows are read as text, the first: {literal[0]}"]
     return replace(
         splits,
         train=checked["train"][0],
         validation=checked["validation"][0],
         test=checked["test"][0],
         skipped=[*splits.skipped, *refused],
-        warnings=notes if literal else [],
+        warnings=warnings,
     )

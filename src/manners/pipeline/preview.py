@@ -16,7 +16,7 @@ def show_examples(
     splits: Splits,
     examples: list[TokenizedExample],
     tokenizer: PreTrainedTokenizerBase,
-    option: str,
+    option: str = "method.max_length",
     count: int = 4,
 ) -> None:
     """Print the first ``count`` examples, and the numbers of rows, tokens and rows cut to ``option``."""
@@ -47,7 +47,7 @@ def highlight_loss(example: TokenizedExample, tokenizer: PreTrainedTokenizerBase
     return text.append("⟧" if in_loss else "", WITH_LOSS)
 
 
-def token_counts(splits: Splits, examples: list[TokenizedExample], option: str) -> list[str]:
+def token_counts(splits: Splits, examples: list[TokenizedExample], option: str = "method.max_length") -> list[str]:
     """Lines on rows, tokens, truncation to ``option``, and skipped rows."""
     num_tokens = sum(len(e.input_ids) for e in examples)
     num_targets = sum(e.num_targets for e in examples)
