@@ -80,6 +80,12 @@ def test_policy_is_accepted_after_the_advice_of_the_refusal(out):
     assert resolve(out, "policy", "other", "model.chat_template=plain").name == "other"
 
 
+def test_policy_with_added_tokens_is_refused(out):
+    finished_run(out, "marked", compose(SMALL, "method=sft", 'model.added_tokens=["<|laugh|>"]'))
+    message = error_of(out, "policy", "marked")
+    assert message.startswith("policy_from=marked was trained with model.added_tokens=['<|laugh|>'], whose embeddings")
+
+
 def test_run_of_the_wrong_method_is_refused(out):
     finished_run(out, "judge", compose(SMALL, "method=reward"))
     finished_run(out, "policy", compose(SMALL, "method=sft"))
