@@ -22,14 +22,19 @@ from manners.tracking import store
 STARTING_METHODS = {"policy": ("sft", "ppo", "rloo", "dpo"), "reward": ("reward",)}  # role → methods that can fill it
 
 
-def splits_of(cfg: DictConfig) -> Splits:
-    """The rows of a run, read once for all jobs and stages of a process that have the same data and tokenizer.
+def rows_of(cfg: DictConfig) -> Splits:
+    """The rows of a run's data, read once for all jobs and stages of a process that have the same data."""
+    return read_splits(*data_key(cfg.dataset))
 
-    Raises MannersError for a row that the model's chat template refuses; ``dataset.on_invalid_row=skip`` skips it.
+
+def splits_of(cfg: DictConfig) -> Splits:
+    """The rows that a run works with: those that its model's chat template can render. Imports torch.
+
+    Raises MannersError for a row that it refuses; ``dataset.on_invalid_row=skip`` skips such rows.
     """
-    m = cfg.model
+    m, rows = cfg.model, rows_of(cfg)
     if not m.decoder:
-        return read_splits(*data_key(cfg.dataset))
+        return rows
     return read_renderable_splits(*data_key(cfg.dataset), m.name, m.revision, m.chat_template, tuple(m.added_tokens))
 
 
@@ -55,7 +60,7 @@ def read_renderable_splits(
     dataset: str, written: tuple[int, ...], name: str, revision: str | None, template: str, tokens: tuple[str, ...]
 ) -> Splits:
     from manners.data.template_check import renderable_splits
-    from manners.models.loading import load_tokenizer  # imports torch
+    from manners.models.loading import load_tokenizer
 
     cfg, tokenizer = json.loads(dataset), load_tokenizer(name, revision, template, added_tokens=tokens)
     return renderable_splits(read_splits(dataset, written), tokenizer, cfg["loss_roles"], cfg["on_invalid_row"])

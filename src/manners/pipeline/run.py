@@ -60,9 +60,6 @@ def train(spec: RunSpec) -> RunArtifact:
         return launch(spec)
     splits, digest = dependencies.splits_of(cfg), dependencies.digest_of(cfg)
 
-    for need in spec.dependencies:  # a row that a later stage's template refuses ends the run now
-        need.explicit_source or dependencies.splits_of(need.cfg)
-
     # 2. Dependencies: PPO's SFT policy and reward model are found, or trained first.
     inputs = {need.role: dependencies.find_or_train(need, train, console) for need in spec.dependencies}
     fingerprints = {role: artifact.fingerprint for role, artifact in inputs.items()}
