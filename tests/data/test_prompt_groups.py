@@ -184,7 +184,7 @@ def test_models_with_sliding_windows_get_separate_rows(family):
     assert supports_shared_prompts(full)
 
 
-def test_models_that_count_positions_by_the_mask_get_separate_rows():
+def test_models_with_alibi_get_separate_rows():
     config = BloomConfig(vocab_size=97, hidden_size=32, n_layer=1, n_head=4, num_labels=1)
     network = AutoModelForSequenceClassification.from_config(config)
     network.config._attn_implementation = "sdpa"

@@ -245,7 +245,7 @@ def test_a_stop_token_that_is_not_special_is_found():
     assert trained_text(encoded(chat("Hi", "Hello"), tokenizer), tokenizer).endswith("Hello~END~")
 
 
-def test_text_between_turns_refuses_roles_that_the_template_refuses():
+def test_text_between_turns_refuses_roles():
     tokenizer = template_tokenizer(TRL_TEMPLATES["gemma"])
     with pytest.raises(TemplateRefusal, match="System role not supported"):
         text_between_turns(["system", "user"], tokenizer)

@@ -1,39 +1,15 @@
 """Prompts of an evaluation: one encoding with training, room in the context, cut prompts counted."""
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from manners.data.tokenize import prompt_ids, tokenize
 from manners.data.types import Conversation, Prompt
-from manners.errors import MannersError
 from manners.evaluation import generate
-from manners.evaluation.generate import check_room_for_prompts, cut_prompts_line, generate_texts
+from manners.evaluation.generate import cut_prompts_line, generate_texts
 from manners.methods.ppo.rollout import encode_prompts
-from manners.pipeline import run
-from manners.runtime.device import Device
-from tests.configs import compose
 from tests.families import language_model
 
 
 def user(text):
     return [{"role": "user", "content": text}]
-
-
-@given(st.integers(8, 100_000), st.integers(1, 200_000))
-def test_check_room_for_prompts_leaves_an_eighth_of_the_context(context, max_new_tokens):
-    if context - max_new_tokens >= context / 8:
-        check_room_for_prompts("evaluation.max_new_tokens", max_new_tokens, context, "tiny")
-        return
-    with pytest.raises(MannersError, match=r"^evaluation\.max_new_tokens=\d+ leaves no room for prompts"):
-        check_room_for_prompts("evaluation.max_new_tokens", max_new_tokens, context, "tiny")
-
-
-@pytest.mark.parametrize("max_new_tokens", [449, 510, 512, 9999])
-def test_run_refuses_new_tokens_that_leave_no_prompt(max_new_tokens):
-    cfg = compose("dataset=polite_helper", f"evaluation.max_new_tokens={max_new_tokens}")
-    with pytest.raises(MannersError, match=r"in the 512 tokens that tiny can read: evaluation\.max_new_tokens=448 or"):
-        run.check_before_training(cfg, Device("cpu", "32"))
 
 
 def test_cut_prompts_line_counts_the_prompts_that_do_not_fit(tokenizer):

@@ -9,7 +9,6 @@ from transformers import PreTrainedTokenizerBase
 from manners.data.rendering import text_before_reply
 from manners.data.tokenize import prompt_ids
 from manners.data.types import Message
-from manners.errors import MannersError
 from manners.models.generation import Sampling, generate_ids
 from manners.models.loading import max_positions, stop_token_ids
 from manners.models.lora import merged_for_generation
@@ -23,20 +22,6 @@ class Reply:
     text: str
     has_eos: bool  # whether a stop token ended it, not the limit
     num_tokens: int  # without the stop token
-
-
-MIN_PROMPT_SHARE = 1 / 8  # of the context, which new tokens must leave to the prompt
-
-
-def check_room_for_prompts(option: str, max_new_tokens: int, context: int, model: str) -> None:
-    """Raises MannersError where ``max_new_tokens`` leave no room for prompts in a model's ``context``."""
-    most = int(context * (1 - MIN_PROMPT_SHARE))
-    if max_new_tokens > most:
-        raise MannersError(
-            f"{option}={max_new_tokens} leaves no room for prompts in the {context} tokens that {model} can read: "
-            f"{option}={most} or less.",
-            option,
-        )
 
 
 def cut_prompts_line(conversations: list[list[Message]], tokenizer: Any, role: str, max_length: int, why: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from manners.config import schema
+from manners.config import schema, validate
 from manners.data import loading
 from manners.data.template_check import renderable_rows
 from manners.data.tokenize import tokenize
@@ -21,7 +21,7 @@ from manners.data.types import Conversation, Prompt, prompts_of
 from manners.errors import MannersError
 from manners.evaluation import multi_turn
 from manners.evaluation.evaluate import Generation, counted_text, generate_replies, per_example_nll, stratified_sample
-from manners.evaluation.generate import check_room_for_prompts, cut_prompts_line
+from manners.evaluation.generate import cut_prompts_line
 from manners.evaluation.metrics.assistant_style import politeness
 from manners.evaluation.metrics.text_stats import count_text_stats, distribution_distance
 from manners.evaluation.reports import side_by_side
@@ -112,15 +112,16 @@ class Evaluator:
         Raises MannersError for such a row unless ``dataset.on_invalid_row`` is "skip", and for a context without room
         for prompts.
         """
-        option, max_new_tokens = "evaluation.max_new_tokens", self.cfg.evaluation.max_new_tokens
+        max_new_tokens = self.cfg.evaluation.max_new_tokens
         refused: list[str] = []
         for ref in refs:
             tokenizer, context = model_ref.tokenizer_of(ref), context_length(*model_ref.base_of(ref))
-            check_room_for_prompts(option, max_new_tokens, context, ref.name)
+            validate.check_room_for_prompts(self.cfg, context, ref.name)
             rows, skipped = renderable_rows(self.rows, tokenizer, self.dataset.loss_roles, self.dataset.on_invalid_row)
             self.rows, refused = rows, [*refused, *skipped]
             prompts = [p.messages for p in prompts_of(rows, self.role, self.dataset.prefix_words)]
-            if line := cut_prompts_line(prompts, tokenizer, self.role, context - max_new_tokens, option):
+            room = context - max_new_tokens
+            if line := cut_prompts_line(prompts, tokenizer, self.role, room, "evaluation.max_new_tokens"):
                 console.print(f"{ref.name}: {line}", style="yellow", highlight=False)
         if refused:
             console.print(f"left out (dataset.on_invalid_row=skip): {len(refused)} rows, the first: {refused[0]}")

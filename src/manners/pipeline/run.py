@@ -11,10 +11,10 @@ import transformers
 from omegaconf import DictConfig
 from rich.text import Text
 
+from manners.config import validate
 from manners.config.compose import RunSpec
 from manners.data.tokenize import tokenize
 from manners.errors import MannersError
-from manners.evaluation.generate import check_room_for_prompts
 from manners.methods.callbacks import discard_checkpoints
 from manners.methods.distributed import init_distributed
 from manners.methods.microbatching import report_out_of_memory, resolve_microbatch_size
@@ -123,7 +123,7 @@ def check_before_training(cfg: DictConfig, device: Device) -> None:
             raise MannersError(f"{key}={length} is longer than {cfg.model.name} can read: {longest} tokens or less.")
     if m.sample_type == "prompt" and device.precision == "fp16":
         raise MannersError(f"method={m.name} does not scale its loss for fp16: hardware.precision=bf16 or 32.")
-    check_room_for_prompts("evaluation.max_new_tokens", cfg.evaluation.max_new_tokens, longest, cfg.model.name)
+    validate.check_room_for_prompts(cfg, longest, cfg.model.name)
     available = {"cpu": math.inf, "mps": 1, "cuda": max(1, torch.cuda.device_count())}[device.kind]
     if cfg.hardware.devices > available:
         raise MannersError(f"hardware.devices={cfg.hardware.devices}, and there are {available} {device.kind} devices.")
