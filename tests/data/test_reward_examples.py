@@ -83,6 +83,12 @@ def test_decoder_example_of_plain_text_has_no_prompt(tokenizer):
 # --- Encoders ---
 
 
+def test_encoder_reads_separators_in_the_text_as_text(wordpiece):
+    example = one([{"role": "user", "content": "Who [SEP] eats?"}], "The [CLS] cat.", wordpiece, 512, decoder=False)
+    assert tokens(example, wordpiece).count("[SEP]") == 2 and tokens(example, wordpiece).count("[CLS]") == 1
+    assert example.token_type_ids.index(1) == example.input_ids.index(wordpiece.sep_token_id) + 1
+
+
 def test_encoder_example_is_a_pair_of_segments(wordpiece):
     example = one([{"role": "user", "content": "Who eats fish?"}], "The cat.", wordpiece, 512, decoder=False)
     assert tokens(example, wordpiece) == "[CLS] who eats fish ? [SEP] the cat . [SEP]"

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from manners.data.reward_examples import reward_examples
 from manners.data.tokenize import IGNORE_INDEX, UNLIMITED, prompt_ids, tokenize, tokenize_pairs
 from manners.data.types import Conversation, PreferencePair
+from manners.errors import MannersError
 from manners.models.loading import load_tokenizer, stop_token_ids
 from manners.models.templates import TEMPLATES, training_template
 from tests import hub_models
@@ -121,3 +124,32 @@ def test_stop_token_ids_hold_what_training_teaches(name):
     }
     assert ends <= set(stop_token_ids(model, tokenizer))
     assert torch.tensor(stop_token_ids(model, tokenizer)).unique().numel() == len(stop_token_ids(model, tokenizer))
+
+
+@given(st.lists(st.text("Hi ,\n▁é🙂<s></s>", min_size=1, max_size=9).filter(str.strip), min_size=4, max_size=4))
+@settings(max_examples=25, deadline=None)
+def test_rows_begin_with_their_prompts_and_one_bos(base_folder, turns):
+    tokenizer = load_tokenizer(str(base_folder), chat_template="plain")
+    conversation = Conversation([{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(turns)])
+    try:
+        [example] = tokenize([conversation], tokenizer, "assistant", UNLIMITED)
+    except MannersError as error:
+        assert "merges the beginning of a reply" in str(error)
+        return
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.eos_token_id]
+    assert [i for i in example.input_ids if i in special] == special
+    for turn in (1, 3):
+        prompt = prompt_ids(conversation.messages[:turn], tokenizer)
+        assert example.input_ids[: len(prompt)] == prompt
+        assert example.labels[len(prompt)] != IGNORE_INDEX
+
+
+def test_added_tokens_of_the_text_stay_tokens_in_it():
+    added = ["<|user|>", "<|assistant|>", "<laugh>"]
+    tokenizer = load_tokenizer("tiny", chat_template="marked", added_tokens=added)
+    turns = [{"role": "user", "content": "Hi <|user|>"}, {"role": "assistant", "content": "Hello <laugh>"}]
+    [example] = tokenize([Conversation(turns)], tokenizer, "assistant", UNLIMITED)
+    counts = [example.input_ids.count(tokenizer.convert_tokens_to_ids(token)) for token in added]
+    assert counts == [1, 1, 1]
+    trained = [label for label in example.labels if label != IGNORE_INDEX]
+    assert tokenizer.decode(trained, skip_special_tokens=True) == "Hello <laugh>"

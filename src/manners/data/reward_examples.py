@@ -104,19 +104,21 @@ def encoder_examples(
     """``[CLS] prompt [SEP] reply [SEP]``, or ``[CLS] text [SEP]``, with the tokenizer's own special tokens.
 
     The tokenizer truncates, between tokens: a text cut within a word and tokenized again would have other tokens.
+    ``split_special_tokens``: a "[SEP]" in the text is text.
     """
     examples, truncation_side = [], tokenizer.truncation_side
     for messages, reply in replies:
         prompt = "\n".join(m["content"] for m in messages)
         prompt_length, reply_length = (
-            len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (prompt, reply)
+            len(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+            for text in (prompt, reply)
         )
         max_prompt = max_length - reply_length - tokenizer.num_special_tokens_to_add(pair=bool(messages))
         tokenizer.truncation_side = "left" if max_prompt > 0 else "right"
         texts = ([prompt if max_prompt > 0 else ""], [reply]) if messages else ([reply],)
         truncation = "only_second" if messages and max_prompt <= 0 else "only_first"
         # Lists, since the tokenizer would silently drop a prompt of "" that is not in a list.
-        encoded: Any = tokenizer(*texts, truncation=truncation, max_length=max_length)
+        encoded: Any = tokenizer(*texts, truncation=truncation, max_length=max_length, split_special_tokens=True)
         input_ids = encoded["input_ids"][0]
         token_type_ids = encoded["token_type_ids"][0] if "token_type_ids" in encoded else [0] * len(input_ids)
         examples.append(RewardExample(input_ids, token_type_ids, max(prompt_length - max_prompt, 0)))

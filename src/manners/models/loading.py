@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from manners.data.rendering import reply_stop_tokens
 from manners.errors import MannersError
-from manners.models.templates import TEMPLATES, training_template
+from manners.models.templates import TEMPLATES, training_template, writes
 from manners.runtime import hub
 from manners.runtime.paths import existing_path
 
@@ -36,11 +36,12 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer with a padding token, right padding and, if ``require_template``, a chat template.
 
-    ``added_tokens`` become special tokens; the model's embeddings must grow with them (``lora.resize_embeddings``).
+    ``added_tokens`` become special tokens where the template writes them, and else tokens of the text; the model's
+    embeddings must grow with them (``lora.resize_embeddings``).
     Raises MannersError if the tokenizer cannot be loaded or a required template is missing.
     """
     tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, name, revision)
-    tokenizer.add_special_tokens({"additional_special_tokens": list(added_tokens)})
+    tokenizer.add_tokens(list(added_tokens))
     if chat_template != "auto":
         tokenizer.chat_template = TEMPLATES[chat_template]
     if require_template and tokenizer.chat_template is None:
@@ -48,6 +49,8 @@ def load_tokenizer(
     if tokenizer.pad_token is None:  # safe, since labels and attention masks never depend on the padding token
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is not None:
+        markers = [token for token in added_tokens if writes(tokenizer, token)]  # of roles, which are no text
+        tokenizer.add_special_tokens({"additional_special_tokens": markers})
         tokenizer.chat_template = training_template(tokenizer)
     tokenizer.padding_side = "right"
     return tokenizer

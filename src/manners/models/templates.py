@@ -15,7 +15,9 @@ one of these is named.
 import re
 from typing import Any
 
-from manners.data.rendering import TemplateRefusal, render, render_with_spans
+from jinja2 import TemplateError
+
+from manners.data.rendering import TemplateRefusal, render, render_with_spans, text_between_turns
 from manners.data.tokenize import bos_ids
 from manners.data.types import Conversation
 
@@ -66,6 +68,15 @@ def training_template(tokenizer: Any) -> str:
     return template
 
 
+def writes(tokenizer: Any, token: str) -> bool:
+    """Whether the chat template writes ``token`` around a turn."""
+    roles = ("user", "assistant", "user")
+    try:
+        return token in "".join(text_between_turns(roles, tokenizer))
+    except TemplateRefusal:
+        return token in tokenizer.chat_template
+
+
 def keeps_turns(tokenizer: Any) -> bool:
     """Whether earlier replies, and thoughts in them, are rendered as they were when they were asked for."""
     for reply in ("Hello.", "<think>\nA greeting.\n</think>\n\nHello."):
@@ -83,7 +94,7 @@ def trl_template(tokenizer: Any) -> str | None:
 
     try:
         template = get_training_chat_template(tokenizer)
-    except ValueError:  # not a template that TRL knows
+    except (ValueError, TypeError, TemplateError):  # not a template that TRL knows
         return None
     return template and re.sub(
         r"(\{%-?\s*)(end)?generation\b", lambda m: m[1] + ("endif" if m[2] else "if true"), template
