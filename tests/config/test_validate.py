@@ -5,6 +5,8 @@ import math
 from dataclasses import is_dataclass
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from manners.config import schema, validate
@@ -243,3 +245,26 @@ def test_compile_needs_a_compiler_and_pythons_headers(monkeypatch, tmp_path):
     assert "Python.h" in error_of(changed("hardware.compile=true"))
     (tmp_path / "Python.h").touch()
     validate.validate_config(changed("hardware.compile=true"))
+
+
+# --- Room for prompts beside new tokens ---
+
+
+@given(st.integers(8, 100_000), st.integers(1, 200_000))
+def test_new_tokens_leave_an_eighth_of_the_context(context, max_new_tokens):
+    cfg = OmegaConf.create({"evaluation": {"max_new_tokens": max_new_tokens}})
+    if context - max_new_tokens >= context / 8:
+        validate.check_room_for_prompts(cfg, context, "tiny")
+        return
+    with pytest.raises(MannersError, match=r"^evaluation\.max_new_tokens=\d+ leaves no room for prompts"):
+        validate.check_room_for_prompts(cfg, context, "tiny")
+
+
+@pytest.mark.parametrize(("model", "most"), [("tiny", 448), ("gpt2", 112)])
+def test_new_tokens_near_a_local_models_context_are_refused(tmp_path, model, most):
+    (tmp_path / "config.json").write_text('{"n_positions": 128}')
+    name = "tiny" if model == "tiny" else str(tmp_path)
+    overrides = ["dataset=polite_helper", f"model.name={name}"]
+    validate.validate_config(compose(*overrides, f"evaluation.max_new_tokens={most}"))
+    with pytest.raises(MannersError, match=rf"can read: evaluation\.max_new_tokens={most} or less\."):
+        validate.validate_config(compose(*overrides, f"evaluation.max_new_tokens={most + 1}"))

@@ -2,6 +2,13 @@
 
 import pytest
 import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    BloomConfig,
+    Gemma3TextConfig,
+    MistralConfig,
+    Qwen2Config,
+)
 
 from manners.data.prompt_groups import MAX_REPLIES_PER_ROW, PromptGroup, collate_groups, group_by_prompt
 from manners.data.reward_examples import RewardExample, collate_examples, scored_examples
@@ -146,3 +153,39 @@ def test_encoders_and_flash_attention_get_separate_rows():
     assert not supports_shared_prompts(network)
     _, batch = grouped(SCORED, share_prompt=False)
     assert len(batch["input_ids"]) == len(SCORED) and "reply_ends" not in batch
+
+
+SIZE = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "initializer_range": 0.3, "pad_token_id": PAD, "num_labels": 1,
+}  # fmt: skip
+WINDOWS = {
+    "mistral": (MistralConfig, {"sliding_window": 3}),
+    "qwen2": (Qwen2Config, {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}),
+    "gemma3": (Gemma3TextConfig, {"sliding_window": 3, "head_dim": 8}),
+}
+
+
+@pytest.mark.parametrize("family", WINDOWS)
+def test_models_with_sliding_windows_get_separate_rows(family):
+    """In a shared row the window of a reply would hold the other replies in place of the prompt."""
+    config_class, window = WINDOWS[family]
+    torch.manual_seed(0)
+    network = AutoModelForSequenceClassification.from_config(
+        config_class(**SIZE, **window), attn_implementation="sdpa"
+    ).eval()
+    assert not supports_shared_prompts(network)
+    shared, separate = (grouped(SCORED[:4], share)[1] for share in (True, False))
+    with torch.no_grad():
+        order = torch.tensor([0, 2, 3, 1])  # by prompt
+        wanted = normalized_scores(network, separate)[order]
+        assert (normalized_scores(network, shared) - wanted).abs().max() > 0.01
+    full = AutoModelForSequenceClassification.from_config(MistralConfig(**SIZE, sliding_window=None))
+    assert supports_shared_prompts(full)
+
+
+def test_models_with_alibi_get_separate_rows():
+    config = BloomConfig(vocab_size=97, hidden_size=32, n_layer=1, n_head=4, num_labels=1)
+    network = AutoModelForSequenceClassification.from_config(config)
+    network.config._attn_implementation = "sdpa"
+    assert not supports_shared_prompts(network)

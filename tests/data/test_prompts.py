@@ -2,8 +2,9 @@
 
 import pytest
 
+from manners.data.rendering import prompt_text, text_before_reply
 from manners.data.reward_examples import reward_examples
-from manners.data.tokenize import IGNORE_INDEX, prompt_text, text_before_reply, tokenize, with_reply
+from manners.data.tokenize import IGNORE_INDEX, tokenize, with_reply
 from manners.data.types import Conversation, data_digest, prompts_of
 from manners.models.loading import load_tokenizer
 from tests.data.files import read, write

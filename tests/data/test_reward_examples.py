@@ -55,13 +55,18 @@ def test_decoder_example_of_an_empty_reply_is_its_stop_token(tokenizer):
     assert tokenizer.decode(example.input_ids) == prompt_text(PROMPT, tokenizer) + STOP
 
 
-@pytest.mark.parametrize("max_length", [30, 20, 12])
-def test_decoder_truncation_drops_the_oldest_prompt_tokens(tokenizer, max_length):
-    full = one(TURNS, REPLY, tokenizer, 512, decoder=True).input_ids
-    example = one(TURNS, REPLY, tokenizer, max_length, decoder=True)
-    assert example.input_ids == full[-max_length:]
-    assert example.num_truncated == len(full) - max_length
-    assert tokenizer.decode(example.input_ids).endswith(REPLY + STOP)
+@pytest.mark.parametrize(("max_length", "kept"), [(30, "Is a lion an animal?"), (18, " an animal?")])
+def test_decoder_truncation_keeps_the_templates_text(tokenizer, max_length, kept):
+    full, example = (one(TURNS, REPLY, tokenizer, length, decoder=True) for length in (512, max_length))
+    prompt = prompt_text([{"role": "user", "content": kept}], tokenizer)
+    assert tokenizer.decode(example.input_ids) == prompt + REPLY + STOP
+    assert example.num_truncated == len(full.input_ids) - len(example.input_ids)
+
+
+def test_decoder_truncation_keeps_the_reply_where_no_header_fits(tokenizer):
+    example = one(TURNS, REPLY, tokenizer, 12, decoder=True)
+    assert len(example.input_ids) == 12
+    assert tokenizer.decode(example.input_ids).endswith("assistant\n" + REPLY + STOP)
 
 
 def test_decoder_truncation_cuts_only_a_reply_over_the_limit(tokenizer):
@@ -76,6 +81,12 @@ def test_decoder_example_of_plain_text_has_no_prompt(tokenizer):
 
 
 # --- Encoders ---
+
+
+def test_encoder_reads_separators_in_the_text_as_text(wordpiece):
+    example = one([{"role": "user", "content": "Who [SEP] eats?"}], "The [CLS] cat.", wordpiece, 512, decoder=False)
+    assert tokens(example, wordpiece).count("[SEP]") == 2 and tokens(example, wordpiece).count("[CLS]") == 1
+    assert example.token_type_ids.index(1) == example.input_ids.index(wordpiece.sep_token_id) + 1
 
 
 def test_encoder_example_is_a_pair_of_segments(wordpiece):

@@ -1,13 +1,15 @@
 """The tokens of a conversation, and which of them carry loss."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from manners.config.schema import DatasetConfig
 from manners.data import loading
-from manners.data.tokenize import IGNORE_INDEX, TokenizedExample, prompt_text, tokenize, truncate
+from manners.data.tokenize import IGNORE_INDEX, TokenizedExample, prompt_ids, prompt_text, shorten, tokenize, truncate
 from manners.data.types import Conversation, prompts_of
 from manners.errors import MannersError
 from manners.models.templates import TEMPLATES
@@ -199,7 +201,7 @@ def test_tokenize_refuses_a_template_that_rewrites_turns(tokenizer):
         "{% for m in messages %}{% if loop.last or m['role'] == 'user' %}"
         "{{ m['role'] + ': ' + m['content'] + eos_token }}{% endif %}{% endfor %}",
     )
-    with pytest.raises(MannersError, match=r"^data\.jsonl:1: the chat template rewrites earlier turns"):
+    with pytest.raises(MannersError, match=r"^data\.jsonl:1: the chat template leaves out, repeats or moves .* turn 2"):
         tokenize([chat("Hi", "No.", "Hi", "No.")], rewriting, "assistant", 512)
 
 
@@ -293,3 +295,57 @@ def test_tokenize_keeps_the_order_of_the_rows(tokenizer):
     chats = [chat("Hi", reply) for reply in ("No.", "A cat.", "A cat is an animal.")]
     trained = [[t for t in e.labels if t != IGNORE_INDEX] for e in tokenize(chats, tokenizer, "assistant", 512)]
     assert [tokenizer.decode(t) for t in trained] == [c.messages[1]["content"] + "<|im_end|>" for c in chats]
+
+
+# --- Truncation of conversations: the system message and the template's text stay ---
+
+SYSTEM = {"role": "system", "content": "You are a strict teacher."}
+
+
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    st.integers(1, 20),
+    st.booleans(),
+    st.integers(24, 90),
+    st.sampled_from(["assistant", "user"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_truncated_rows_keep_system_and_header(tokenizer, lengths, reply, has_system, max_length, role):
+    turns = [text for n in lengths for text in ("cat " * n + "?", "A cat.")]
+    turns[-1] = "animal " * reply + "."
+    messages = [*([SYSTEM] if has_system else []), *chat(*turns).messages]
+    [full], [cut] = (tokenize([Conversation(messages)], tokenizer, role, n) for n in (10**6, max_length))
+    assert len(cut.input_ids) <= max_length and cut.num_truncated == len(full.input_ids) - len(cut.input_ids)
+    assert cut.num_targets > 0
+    text, header = tokenizer.decode(cut.input_ids), "<|im_start|>user\n"
+    if len(full.input_ids) <= max_length:
+        assert cut == full
+    elif max_length >= 80:  # half of it holds the system message and the headers
+        assert text.startswith(
+            ("<|im_start|>system\nYou are a strict teacher.<|im_end|>\n" if has_system else "") + header
+        )
+        assert text.count("<|im_start|>") == text.count("<|im_end|>") + (not text.rstrip().endswith("<|im_end|>"))
+
+
+def test_truncated_rows_equal_rows_without_the_oldest_turns(tokenizer):
+    turns = [text for n in range(6) for text in (f"Is {n} a cat?", "No.")]
+    messages = [SYSTEM, *chat(*turns).messages]
+    [shorter] = tokenize([Conversation([SYSTEM, *messages[5:]])], tokenizer, "assistant", 10**6)
+    [cut] = tokenize([Conversation(messages)], tokenizer, "assistant", len(shorter.input_ids) + 3)
+    assert (cut.input_ids, cut.labels) == (shorter.input_ids, shorter.labels)
+
+
+def test_masked_turns_stay_masked_in_truncated_rows(tokenizer):
+    messages = chat("Is it a cat?", "No.", "Is it a fruit?", "A fruit.", "Is it an animal?", "Yes.").messages
+    masked = Conversation(messages, masked_turns=(3,))
+    [cut] = tokenize([masked], tokenizer, "assistant", 44)
+    assert cut.num_truncated
+    assert tokenizer.decode([t for t in cut.labels if t != IGNORE_INDEX]) == "Yes.<|im_end|>"
+
+
+def test_shorten_cuts_the_beginning_of_the_last_text(tokenizer):
+    messages = [SYSTEM, {"role": "user", "content": "cat " * 100 + "What is it?"}]
+    short = shorten(messages, 40, tokenizer)
+    assert short[0] == SYSTEM and short[1]["content"].endswith("What is it?")
+    assert 36 <= len(prompt_ids(short, tokenizer)) <= 40
+    assert prompt_ids(messages, tokenizer, max_length=40) == prompt_ids(short, tokenizer)

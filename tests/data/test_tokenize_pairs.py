@@ -2,7 +2,7 @@
 
 import pytest
 
-from manners.data.tokenize import IGNORE_INDEX, tokenize, tokenize_pairs, truncate_pair
+from manners.data.tokenize import IGNORE_INDEX, prompt_ids, tokenize, tokenize_pairs, truncate_pair
 from manners.data.types import Conversation, PreferencePair
 from manners.models.loading import load_tokenizer
 
@@ -40,8 +40,8 @@ def test_tokenize_pairs_gives_the_tokens_of_sft(template, pair):
         assert reply[-1] in (tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>"))
 
 
-def test_tokenize_pairs_keeps_a_token_merged_over_the_boundary():
-    """ "<|assistant|>\\n" and a reply of "\\n\\n..." share a token, so one more token of both replies carries loss."""
+def test_tokenize_pairs_merge_no_token_over_the_boundary():
+    """ "<|assistant|>" and a reply of "\\n\\n..." would share a token, and the prompt of inference has none of it."""
     tokenizer = load_tokenizer("tiny", chat_template="marked")
     (row,) = tokenize_pairs([PreferencePair(TURNS, "A\n\nB", "\n\nA line of its own.")], tokenizer, 512)
     for side, reply in (("chosen", "A\n\nB"), ("rejected", "\n\nA line of its own.")):
@@ -50,7 +50,7 @@ def test_tokenize_pairs_keeps_a_token_merged_over_the_boundary():
         )
         prompt, trained_reply = prompt_and_reply(example)
         assert row["prompt_ids"] + row[f"{side}_ids"] == prompt + trained_reply
-        assert len(prompt) - len(row["prompt_ids"]) == 1
+        assert prompt == row["prompt_ids"] == prompt_ids(TURNS, tokenizer)
 
 
 def test_tokenize_pairs_of_plain_texts_have_no_prompt(tokenizer):

@@ -60,8 +60,8 @@ def test_generation_snippet_for_user_role_and_plain_text(tmp_path, tokenizer, mo
     run, model = finished_run(tmp_path, cfg), language_model("qwen2", seed=5, vocab_size=len(tokenizer))
     save_language_model(cfg, model, tokenizer, run / "model")
     out = export(run, "--dtype", "float32")
-    prompt = "<|im_start|>user\n" if "user" in value else "What is a hare?"
-    expected = generate_texts(model, tokenizer, [[{"role": "text", "content": prompt}]])[0].text
+    role, prompt = ("user", []) if "user" in value else ("assistant", [{"role": "text", "content": "What is a hare?"}])
+    expected = generate_texts(model, tokenizer, [prompt], role=role)[0].text
     assert run_snippet((out / "README.md").read_text(), out, monkeypatch) == expected
 
 

@@ -72,7 +72,7 @@ Why?<|im_end|>
 <|im_start|>assistant
 """
 PLAIN = "User: Hello?\n  Anybody?\nAssistant: Nobody.<|endoftext|>\nUser: Why?\nAssistant:"
-ZEPHYR = "<|user|>\nHello?\n  Anybody?</s>\n<|assistant|>\nNobody.</s>\n<|user|>\nWhy?</s>\n<|assistant|>\n"
+ZEPHYR = "<s><|user|>\nHello?\n  Anybody?</s>\n<|assistant|>\nNobody.</s>\n<|user|>\nWhy?</s>\n<|assistant|>\n"
 # Prompt, reply that carries loss, stop tokens, padding token.
 EXPECTED = {
     "qwen0.5b": (

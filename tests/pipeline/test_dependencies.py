@@ -5,8 +5,10 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from safetensors.numpy import save_file
 
 from manners.config.compose import RunSpec
 from manners.errors import MannersError
@@ -23,11 +25,21 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
+def write_adapter(folder, **config):
+    """A plain LoRA as peft leaves it."""
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"} | config))
+    weights = {f"base_model.model.q_proj.lora_{side}.weight": np.zeros((2, 2), np.float32) for side in "AB"}
+    save_file(weights, folder / "adapter_model.safetensors")
+
+
 def finished_run(out, name, cfg, summary="", adapter=False):
     """Write the directory of a finished run of ``cfg``, as training would leave it; without any weights."""
     model_dir = out / "runs" / name / "model"
     model_dir.mkdir(parents=True)
-    (model_dir / ("adapter_config.json" if adapter else "config.json")).write_text("{}")
+    if adapter:
+        write_adapter(model_dir)
+    else:
+        (model_dir / "config.json").write_text("{}")
     digest = model_digest(cfg.model.name, cfg.model.revision)
     (model_dir / "manners.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True) + f"base_digest: '{digest}'\n")
     fingerprint = dependencies.dependency_fingerprint(RunSpec(cfg, []))
@@ -89,6 +101,12 @@ def test_policy_of_another_revision_on_the_hub_is_refused(out):
 def test_policy_is_accepted_after_the_advice_of_the_refusal(out):
     finished_run(out, "other", compose(SMALL, "method=sft", "model.chat_template=plain"))
     assert resolve(out, "policy", "other", "model.chat_template=plain").name == "other"
+
+
+def test_policy_with_added_tokens_is_refused(out):
+    finished_run(out, "marked", compose(SMALL, "method=sft", 'model.added_tokens=["<|laugh|>"]'))
+    message = error_of(out, "policy", "marked")
+    assert message.startswith("policy_from=marked was trained with model.added_tokens=['<|laugh|>'], whose embeddings")
 
 
 def test_run_of_the_wrong_method_is_refused(out):
@@ -244,8 +262,7 @@ def test_policy_on_a_base_with_other_weights_is_refused(out, tmp_path):
 def test_foreign_adapter_on_another_base_is_refused(out, tmp_path):
     for name in ("base", "same", "foreign"):
         base_model(tmp_path / name)
-    config = {"base_model_name_or_path": str(tmp_path / "base")}
-    (tmp_path / "foreign" / "adapter_config.json").write_text(json.dumps(config))
+    write_adapter(tmp_path / "foreign", base_model_name_or_path=str(tmp_path / "base"))
     for name in ("base", "same"):
         assert resolve(out, "policy", str(tmp_path / "foreign"), f"model.name={tmp_path / name}").name == "foreign"
     error = error_of(out, "policy", str(tmp_path / "foreign"))

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from omegaconf import DictConfig
 
 from manners.chat.model import ChatModel
 from manners.chat.session import Session, fit_context
-from manners.data.tokenize import prompt_text, text_before_reply
+from manners.data import tokenize
+from manners.data.rendering import TemplateRefusal, text_before_reply
 from manners.data.types import Message
 from manners.errors import MannersError
 from manners.models.generation import Sampling, stream_tokens
-from manners.models.loading import stop_token_ids
+from manners.models.loading import max_positions, stop_token_ids
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,22 @@ def prompt_ids(session: Session, chat_model: ChatModel, max_new_tokens: int) -> 
     tokenizer, max_length = chat_model.tokenizer, context_length(chat_model)
 
     def encode(messages: list[Message]) -> list[int]:
-        text = prompt_text(messages, tokenizer, session.role)
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return tokenize.prompt_ids(messages, tokenizer, session.role)
 
     max_prompt = max_length - min(max_new_tokens, max_length // 2)
     try:
         messages, num_dropped = fit_context(session, lambda m: len(encode(m)), max_prompt)
         return encode(messages), num_dropped
-    except TemplateError as error:  # Gemma's template rejects system messages
+    except TemplateRefusal as error:  # Gemma's template refuses system messages
         raise MannersError(
-            f"the model's chat template rejects this conversation: {error}. Remove the system message by /system "
-            "without text, or the last turn by /undo."
+            f"{str(error).replace('the row', 'this conversation')} Remove the system message by /system without text, "
+            "or the last turn by /undo."
         ) from None
 
 
 def context_length(chat_model: ChatModel) -> int:
     """The model's maximum sequence length in tokens."""
-    return int(getattr(chat_model.model.config, "max_position_embeddings", 2048))
+    return max_positions(chat_model.model.config)
 
 
 def stream_reply(

@@ -1,10 +1,12 @@
 """Ranges of all options, and combinations that cannot work, refused before anything heavy is imported."""
 
+import json
 import math
 import os
 import shutil
 import sys
 import sysconfig
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -16,6 +18,7 @@ from manners.data import sources
 from manners.errors import MannersError, did_you_mean
 
 FLAGS = ("deleted", "synthetic", "unreviewed")  # OpenAssistant's messages that are left out by default
+MIN_PROMPT_SHARE = 1 / 8  # of the context, which new tokens must leave to prompts
 MAX_COUNTED_BYTES = 50_000_000  # the rows of larger files are counted when they are loaded
 
 
@@ -36,6 +39,7 @@ def validate_config(cfg: DictConfig) -> None:
     check_online_rl(cfg)
     check_adapter(cfg)
     check_hardware(cfg)
+    check_local_context(cfg)
     check_data(cfg)
 
 
@@ -267,6 +271,29 @@ def check_steps(cfg: DictConfig) -> None:
         raise MannersError("method.max_steps=0 trains nothing: -1 trains for method.num_train_epochs.")
     if m.get("max_steps") == -1 and m.num_train_epochs == 0:
         raise MannersError("there is nothing to train: set method.num_train_epochs or method.max_steps above 0.")
+
+
+def check_local_context(cfg: DictConfig) -> None:
+    """New tokens leave room for prompts, where the model's config is on this disk. Raises MannersError."""
+    folder = Path(str(files("manners"))) / "models" / "tiny" if cfg.model.name == "tiny" else Path(cfg.model.name)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):  # on the hub, or damaged: that is for the loader to say
+        return
+    if context := config.get("max_position_embeddings", config.get("n_positions")):
+        check_room_for_prompts(cfg, context, cfg.model.name)
+
+
+def check_room_for_prompts(cfg: DictConfig, context: int, model: str) -> None:
+    """Raises MannersError where ``evaluation.max_new_tokens`` leaves prompts less than an eighth of the context."""
+    most, asked = context - math.ceil(context * MIN_PROMPT_SHARE), cfg.evaluation.max_new_tokens
+    if asked > most and not ("method" in cfg and cfg.method.name == "reward"):
+        key = "evaluation.max_new_tokens"
+        raise MannersError(
+            f"{key}={asked} leaves no room for prompts in the {context} tokens that {model} can read: {key}={most} or "
+            "less.",
+            key,
+        )
 
 
 def check_hardware(cfg: DictConfig) -> None:

@@ -34,6 +34,7 @@ class Splits:
     skipped: list[str] = field(default_factory=list)  # one sentence for each malformed row that was skipped
     fields: set[str] = field(default_factory=set)  # the names of the rows' fields
     notes: list[str] = field(default_factory=list)  # one for each kind of row or message that the config excludes
+    warnings: list[str] = field(default_factory=list)  # one for each kind of text that is read otherwise than it looks
 
 
 def load_splits(cfg: DictConfig) -> Splits:

@@ -1,8 +1,8 @@
 """Scored replies and preference pairs → token ids for a reward model.
 
 A decoder reads the conversation as its chat template renders it, up to and including the stop token of the reply. An
-encoder reads prompt and reply as a pair of segments. Truncation drops the oldest tokens of the prompt and keeps the
-reply; only a reply that is longer than the limit by itself loses its end.
+encoder reads prompt and reply as a pair of segments. Truncation shortens the prompt and keeps the reply; only a reply
+that is longer than the limit by itself loses its end.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from manners.data.batching import Batch
-from manners.data.tokenize import UNLIMITED, split_prompt_reply, tokenize, with_reply
+from manners.data.tokenize import bos_ids, keep_end, shorten, split_replies, with_reply
 from manners.data.types import Message, PreferencePair, ScoredReply
 
 if TYPE_CHECKING:
@@ -85,13 +85,16 @@ def decoder_examples(
     replies: Sequence[tuple[list[Message], str]], tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> list[RewardExample]:
     """Each conversation as the chat template renders it, up to and including the reply's stop token."""
-    examples = []
-    for example in tokenize((with_reply(*r) for r in replies), tokenizer, "assistant", UNLIMITED):
-        prompt, reply = split_prompt_reply(example)
-        num_truncated = max(len(prompt) + len(reply) - max_length, 0)
-        kept = prompt[num_truncated:]
-        input_ids = (kept + reply)[:max_length]
-        examples.append(RewardExample(input_ids, num_truncated=num_truncated, prompt_length=len(kept)))
+    encoded = split_replies([with_reply(*r) for r in replies], tokenizer)
+    examples, num_bos = [], len(bos_ids(tokenizer))
+    for (messages, text), (prompt, reply) in zip(replies, encoded, strict=True):
+        num_tokens, room = len(prompt) + len(reply), max(max_length - len(reply), num_bos)
+        if messages and len(prompt) > room > num_bos:
+            [(prompt, reply)] = split_replies([with_reply(shorten(messages, room, tokenizer), text)], tokenizer)
+        prompt = keep_end(prompt, room, num_bos)
+        input_ids = (prompt + reply)[:max_length]
+        shared = len(prompt) if messages else 0  # not even BOS: plain texts have no prompt in common
+        examples.append(RewardExample(input_ids, num_truncated=num_tokens - len(input_ids), prompt_length=shared))
     return examples
 
 
@@ -101,19 +104,21 @@ def encoder_examples(
     """``[CLS] prompt [SEP] reply [SEP]``, or ``[CLS] text [SEP]``, with the tokenizer's own special tokens.
 
     The tokenizer truncates, between tokens: a text cut within a word and tokenized again would have other tokens.
+    ``split_special_tokens``: a "[SEP]" in the text is text.
     """
     examples, truncation_side = [], tokenizer.truncation_side
     for messages, reply in replies:
         prompt = "\n".join(m["content"] for m in messages)
         prompt_length, reply_length = (
-            len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (prompt, reply)
+            len(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+            for text in (prompt, reply)
         )
         max_prompt = max_length - reply_length - tokenizer.num_special_tokens_to_add(pair=bool(messages))
         tokenizer.truncation_side = "left" if max_prompt > 0 else "right"
         texts = ([prompt if max_prompt > 0 else ""], [reply]) if messages else ([reply],)
         truncation = "only_second" if messages and max_prompt <= 0 else "only_first"
         # Lists, since the tokenizer would silently drop a prompt of "" that is not in a list.
-        encoded: Any = tokenizer(*texts, truncation=truncation, max_length=max_length)
+        encoded: Any = tokenizer(*texts, truncation=truncation, max_length=max_length, split_special_tokens=True)
         input_ids = encoded["input_ids"][0]
         token_type_ids = encoded["token_type_ids"][0] if "token_type_ids" in encoded else [0] * len(input_ids)
         examples.append(RewardExample(input_ids, token_type_ids, max(prompt_length - max_prompt, 0)))

@@ -1,17 +1,30 @@
-"""Conversations → token ids and labels. The only place that applies a chat template for training.
+"""Conversations → token ids and labels. The only place that encodes what a chat template renders.
 
 The whole conversation is rendered and tokenized once, so that the model is trained on the very tokens that it sees in
-inference. Which tokens carry loss is decided by character spans, found by rendering the conversation with a
-placeholder for each trained turn. The stop token after a trained turn carries loss; nothing after it does. Labels never
-depend on the padding token, which in many models is also the stop token.
+inference: the tokens of a prompt (``prompt_ids``) are those that its row begins with. Which tokens carry loss is
+decided by character spans (``rendering.render_with_spans``). The stop token after a trained turn carries loss; nothing
+after it does. Labels never depend on the padding token, which in many models is also the stop token.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
+from manners.data.rendering import (
+    MASKED,
+    TemplateRefusal,
+    last_token_start,
+    mask_special_tokens,
+    prompt_text,
+    render_with_spans,
+    special_tokens,
+    swap_masks,
+    trained_turns,
+)
 from manners.data.types import Conversation, Message, PreferencePair
 from manners.errors import MannersError
 
@@ -20,7 +33,7 @@ if TYPE_CHECKING:
 
 IGNORE_INDEX = -100  # torch's cross_entropy ignores such labels
 UNLIMITED = 10**9  # tokens
-PLACEHOLDER = "\u2af8stand\u2af8in\u2af8"  # occurs in no text or vocabulary
+Offsets = list[tuple[int, int]]  # (T, 2): the characters of each token, from and to
 
 
 @dataclass(frozen=True)
@@ -51,44 +64,102 @@ def tokenize(
 ) -> list[TokenizedExample]:
     """One example for each conversation, in order; the turns of ``loss_roles`` carry loss.
 
-    Raises MannersError for a row that the chat template refuses, and for a template that cannot be trained with.
+    Raises MannersError for a row that the chat template refuses, or does not render as it was given.
     """
     conversations = list(conversations)
     texts, spans = [], []
     for conversation in conversations:
         try:
             text, loss_spans = render_with_spans(conversation, tokenizer, loss_roles)
-        except TemplateError as error:  # Gemma's refuses system messages
-            raise MannersError(f"{conversation.source}: the model's chat template refuses the row: {error}.") from None
+        except TemplateRefusal as error:
+            raise MannersError(f"{conversation.source}: {error}" if conversation.source else str(error)) from None
         texts.append(text)
         spans.append(loss_spans)
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    return [
-        truncate(ids, labels_from_spans(ids, offsets, loss_spans), max_length)
-        for ids, offsets, loss_spans in zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True)
-    ]
+    encoded = encode(texts, tokenizer, [[start for start, _ in loss_spans] for loss_spans in spans])
+    examples = []
+    for conversation, (ids, offsets), loss_spans in zip(conversations, encoded, spans, strict=True):
+        labels = labels_from_spans(ids, offsets, loss_spans)
+        if len(ids) > max_length:
+            examples.append(shortened_example(conversation, ids, labels, tokenizer, loss_roles, max_length))
+        else:
+            examples.append(TokenizedExample(ids, labels))
+    return examples
+
+
+def shortened_example(
+    conversation: Conversation,
+    ids: list[int],
+    labels: list[int],
+    tokenizer: "PreTrainedTokenizerBase",
+    loss_roles: str,
+    max_length: int,
+) -> TokenizedExample:
+    """The example of a row longer than ``max_length``: its prompt is shortened, then the end of the last reply is cut.
+
+    The last trained turn keeps at least half the length, or all of itself.
+    """
+    last = max(trained_turns(conversation, loss_roles), default=0)
+    reply_start = last_reply_start(labels)
+    context = max(max_length - (len(ids) - reply_start), max_length // 2)
+    prompt = conversation.messages[:last]
+    if prompt and reply_start > context:
+        kept = shorten(prompt, context, tokenizer, conversation.messages[last]["role"])
+        dropped = len(prompt) - len(kept)
+        shortened = replace(
+            conversation,
+            messages=[*kept, *conversation.messages[last:]],
+            masked_turns=tuple(i - dropped for i in conversation.masked_turns if i >= dropped),
+            metadata={k: v - dropped if k == "conversation_eos_turn" else v for k, v in conversation.metadata.items()},
+        )
+        [example] = tokenize([shortened], tokenizer, loss_roles, UNLIMITED)
+    else:
+        example = TokenizedExample(ids, labels)
+    cut = truncate(example.input_ids, example.labels, max_length, len(bos_ids(tokenizer)))
+    return replace(cut, num_truncated=len(ids) - len(cut.input_ids))
 
 
 def tokenize_pairs(
     pairs: Iterable[PreferencePair], tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> list[dict[str, list[int]]]:
+) -> list[dict[str, Any]]:
     """``prompt_ids``, ``chosen_ids`` and ``rejected_ids`` of each pair, in order: the columns of TRL's DPOTrainer.
 
+    A fourth column, ``num_truncated``, counts the tokens that the longer row of the pair lost.
+
     The tokens are those that ``tokenize`` gives for the conversation that ends with the reply; the reply is the part
-    that carries loss, including its stop token. Truncation drops the oldest tokens of the prompt, the same for both
-    replies, and then the end of a reply.
+    that carries loss, including its stop token. Truncation shortens the prompt, the same for both replies, and then
+    drops the end of a reply.
     """
     pairs = list(pairs)
-    chosen = [with_reply(p.messages, p.chosen, p.source) for p in pairs]
-    rejected = [with_reply(p.messages, p.rejected, p.source) for p in pairs]
-    encoded = (tokenize(side, tokenizer, "assistant", UNLIMITED) for side in (chosen, rejected))
-    return [
-        truncate_pair(*split_prompt_reply(c), *split_prompt_reply(r), max_length) for c, r in zip(*encoded, strict=True)
-    ]
+    replies = [with_reply(p.messages, reply, p.source) for p in pairs for reply in (p.chosen, p.rejected)]
+    encoded = split_replies(replies, tokenizer)
+    rows = []
+    for pair, chosen, rejected in zip(pairs, encoded[0::2], encoded[1::2], strict=True):
+        num_tokens = max(len(chosen[0]) + len(chosen[1]), len(rejected[0]) + len(rejected[1]))
+        context = max(max_length - max(len(chosen[1]), len(rejected[1])), max_length // 2)
+        if pair.messages and len(chosen[0]) > context:
+            prompt = shorten(pair.messages, context, tokenizer)
+            both = [with_reply(prompt, reply, pair.source) for reply in (pair.chosen, pair.rejected)]
+            chosen, rejected = split_replies(both, tokenizer)
+        row = truncate_pair(*chosen, *rejected, max_length, len(bos_ids(tokenizer)))
+        kept = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+        rows.append(row | {"num_truncated": num_tokens - kept})
+    return rows
+
+
+def split_replies(
+    conversations: list[Conversation], tokenizer: "PreTrainedTokenizerBase"
+) -> list[tuple[list[int], list[int]]]:
+    """The token ids of each conversation before its last reply, and those of the reply."""
+    return [split_prompt_reply(e) for e in tokenize(conversations, tokenizer, "assistant", UNLIMITED)]
 
 
 def truncate_pair(
-    chosen_prompt: list[int], chosen: list[int], rejected_prompt: list[int], rejected: list[int], max_length: int
+    chosen_prompt: list[int],
+    chosen: list[int],
+    rejected_prompt: list[int],
+    rejected: list[int],
+    max_length: int,
+    num_bos: int = 0,
 ) -> dict[str, list[int]]:
     """One pair within ``max_length`` tokens.
 
@@ -103,7 +174,7 @@ def truncate_pair(
     kept = min(shared, max(max_length - max(len(chosen), len(rejected)), max_length // 2))
     max_reply = max_length - kept
     return {
-        "prompt_ids": prompt[shared - kept :],
+        "prompt_ids": keep_end(prompt, kept, num_bos),
         "chosen_ids": chosen[:max_reply],
         "rejected_ids": rejected[:max_reply],
     }
@@ -125,95 +196,152 @@ def split_prompt_reply(example: TokenizedExample) -> tuple[list[int], list[int]]
     return example.input_ids[:start], example.input_ids[start:end]
 
 
-def prompt_text(messages: list[Message], tokenizer: "PreTrainedTokenizerBase", role: str = "assistant") -> str:
-    """The rendered conversation with the generation prompt for the next turn, by ``role``.
+def prompt_ids(
+    messages: list[Message],
+    tokenizer: "PreTrainedTokenizerBase",
+    role: str = "assistant",
+    max_length: int = UNLIMITED,
+) -> list[int]:
+    """The token ids that ask for the next turn, by ``role``: what a row of training begins with.
 
-    A plain text stays as it is, to be continued. ``messages`` may be empty if the user speaks first.
+    A prompt of more than ``max_length`` tokens is shortened (``shorten``). Raises TemplateRefusal.
     """
-    if messages and messages[0]["role"] == "text":
-        return messages[0]["content"]
-    if role == "assistant":
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    return turn_affixes(messages, tokenizer, role)[0].rstrip(" ")
+    masked = mask_special_tokens(messages, tokenizer)
+    text = prompt_text(masked, tokenizer, role)
+    # Tokens of earlier replies begin where they began when those were asked for.
+    starts = [len(prompt_text(masked[:i], tokenizer, role)) for i, m in enumerate(masked) if i and m["role"] == role]
+    [(ids, _)] = encode([text], tokenizer, [starts])
+    if len(ids) > max_length:
+        ids = prompt_ids(shorten(messages, max_length, tokenizer, role), tokenizer, role)
+    return keep_end(ids, max_length, len(bos_ids(tokenizer)))
 
 
-def turn_affixes(messages: list[Message], tokenizer: "PreTrainedTokenizerBase", role: str) -> tuple[str, str]:
-    """The template's text before and after the content of the next turn, by ``role``."""
-    before, after = render([*messages, {"role": role, "content": PLACEHOLDER}], tokenizer).split(PLACEHOLDER)
-    return before, after
+def shorten(
+    messages: list[Message], max_length: int, tokenizer: "PreTrainedTokenizerBase", role: str = "assistant"
+) -> list[Message]:
+    """``messages`` as a prompt of at most ``max_length`` tokens, if that is possible.
 
-
-def text_before_reply(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The template's text between a user's content and the reply: "\\nAssistant:" for a plain-text template."""
-    prompt = prompt_text([{"role": "user", "content": PLACEHOLDER}], tokenizer)
-    return prompt.split(PLACEHOLDER)[1].rstrip()
-
-
-def render_with_spans(
-    conversation: Conversation, tokenizer: "PreTrainedTokenizerBase", loss_roles: str
-) -> tuple[str, list[tuple[int, int]]]:
-    """The rendered conversation, and its character spans that carry loss."""
-    messages = conversation.messages
-    if messages[0]["role"] == "text":
-        text = messages[0]["content"] + str(tokenizer.eos_token)
-        return text, [(0, len(text))]
-    text = render(messages, tokenizer)
-    spans = []
-    for i, message in enumerate(messages):
-        if loss_roles in ("all", message["role"]) and i not in conversation.masked_turns:
-            spans.append(turn_span(text, conversation, i, tokenizer))
-    return text, spans
-
-
-def turn_span(text: str, conversation: Conversation, i: int, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int]:
-    """The span of turn ``i`` in ``text``: from the first character that the model writes to the end of its stop token.
-
-    Raises MannersError for a template that renders a turn differently once others follow.
+    System messages stay, and with them all that the template writes. The oldest other turns go first, as long as what
+    remains begins with the same role; then the beginning of the text that is left.
     """
-    messages = conversation.messages
-    role = messages[i]["role"]
-    before, after = turn_affixes(messages[:i], tokenizer, role)
-    if role == "assistant" and i > 0:
-        prompt = prompt_text(messages[:i], tokenizer)  # in some templates the space after "Assistant:" is not in it
-        before = prompt if before.startswith(prompt) else before
-    else:
-        before = before.rstrip(" ")  # the space after "User:" belongs to the token of the first word
-    rendered = render(messages[: i + 1], tokenizer)
-    if not (text.startswith(before) and text.startswith(rendered.rstrip())):
+    if len(prompt_ids(messages, tokenizer, role)) <= max_length:
+        return list(messages)
+    first = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
+    kept, turns = list(messages), messages[first:]
+    for start in (i for i, m in enumerate(turns) if i and m["role"] == turns[0]["role"]):
+        kept = [*messages[:first], *turns[start:]]
+        if len(prompt_ids(kept, tokenizer, role)) <= max_length:
+            return kept
+    for i in range(first, len(kept)):
+        while kept[i]["content"] and (excess := len(prompt_ids(kept, tokenizer, role)) - max_length) > 0:
+            [(_, offsets)] = encode([mask_special_tokens([kept[i]], tokenizer)[0]["content"]], tokenizer)
+            starts = sorted({at for at, _ in offsets if at > 0})
+            cut = starts[excess - 1] if excess <= len(starts) else len(kept[i]["content"])
+            kept[i] = kept[i] | {"content": kept[i]["content"][cut:]}
+    return kept
+
+
+def encode(
+    texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", starts: Sequence[Sequence[int]] | None = None
+) -> list[tuple[list[int], Offsets]]:
+    """Token ids and offsets of each text, in which special tokens that are no tokens are masked.
+
+    BOS comes first if the tokenizer adds one, and once. No token spans one of the ``starts``, the characters at which
+    a turn that the model writes begins: a line break that ends the prompt is a token of its own, even where the reply
+    begins with another. Raises MannersError where a tokenizer cannot do that.
+    """
+    bos, encoded = bos_ids(tokenizer), encode_plain(texts, tokenizer)
+    for i, cuts in merged_starts(texts, encoded, tokenizer, starts or [[]] * len(texts)).items():
+        edges = [0, *cuts, len(texts[i])]
+        pieces = [texts[i][a:b] for a, b in pairwise(edges)]
+        if tokenizer.convert_ids_to_tokens(encode_plain(["a"], tokenizer)[0][0])[0].startswith("▁"):
+            raise MannersError(
+                f"this tokenizer merges the beginning of a reply, {pieces[1][:20]!r}, with the end of the prompt, "
+                f"{pieces[0][-20:]!r}, so the model could not be asked for it: begin the reply with a letter."
+            )
+        tokens = [
+            (token, (a + edge, b + edge))
+            for edge, (ids, offsets) in zip(edges, encode_plain(pieces, tokenizer), strict=False)
+            for token, (a, b) in zip(ids, offsets, strict=True)
+        ]
+        encoded[i] = [token for token, _ in tokens], [offset for _, offset in tokens]
+    missing = [(bos if ids[: len(bos)] != bos else []) for ids, _ in encoded]
+    return [
+        (first + ids, [(-1, -1)] * len(first) + offsets) for first, (ids, offsets) in zip(missing, encoded, strict=True)
+    ]
+
+
+def merged_starts(
+    texts: Sequence[str],
+    encoded: Sequence[tuple[list[int], Offsets]],
+    tokenizer: "PreTrainedTokenizerBase",
+    starts: Sequence[Sequence[int]],
+) -> dict[int, list[int]]:
+    """For each text, by its index, the ``starts`` before which its tokens are not those of the text up to there."""
+    merged: dict[int, list[int]] = {}
+    known: dict[str, list[int]] = {}  # most prompts end alike, after their last special token
+    for i, (text, (ids, offsets)) in enumerate(zip(texts, encoded, strict=True)):
+        for start in starts[i]:
+            begin = last_token_start(text[:start], tokenizer)
+            end_of_prompt = text[begin:start]
+            if end_of_prompt not in known:
+                known[end_of_prompt] = encode_plain([end_of_prompt], tokenizer)[0][0]
+            if ids[bisect_left(offsets, (begin, 0)) : bisect_left(offsets, (start, 0))] != known[end_of_prompt]:
+                merged.setdefault(i, []).append(start)
+    return merged
+
+
+def encode_plain(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[tuple[list[int], Offsets]]:
+    """Token ids and offsets of each text, without BOS. Raises MannersError for a tokenizer that cannot give them."""
+    if not tokenizer.is_fast:
         raise MannersError(
-            f"{conversation.source}: the chat template rewrites earlier turns when later ones follow, so the tokens of "
-            "a turn cannot be located. Use another template: model.chat_template=chatml or plain."
+            f"{type(tokenizer).__name__} cannot tell which characters a token stands for: a model with a "
+            "tokenizer.json is needed."
         )
-    return len(before), len(rendered) - len(after) + stop_length(after, tokenizer, role)
+    encoded: Any = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True) if texts else {}
+    pairs = list(zip(encoded.get("input_ids", ()), encoded.get("offset_mapping", ()), strict=True))
+    for i, text in enumerate(texts):
+        if MASKED.search(text):
+            pairs[i] = encode_masked(text, tokenizer)
+    return pairs
 
 
-def stop_length(after: str, tokenizer: "PreTrainedTokenizerBase", role: str) -> int:
-    """The length of what ends a turn in the text that follows it: up to the end of the first special token.
+def encode_masked(text: str, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], Offsets]:
+    """Token ids and offsets of a text with masked special tokens, which become ordinary tokens.
 
-    Turns other than a reply may end without one ("User: ..." ends with its line). Raises MannersError for a reply
-    without one.
+    Raises MannersError for a tokenizer that knows no others for them.
     """
-    stops = [(after.find(t), len(t)) for t in special_tokens(tokenizer) if t in after]
-    if not stops and role != "assistant":
-        return len(after)
-    if not stops:
-        raise MannersError(
-            "the chat template writes no special token after a reply, so the model would never learn to stop. "
-            "Use another template: model.chat_template=chatml or plain."
-        )
-    start, length = min(stops)
-    return start + length
+    literal, special = literal_tokenizer(tokenizer, len(tokenizer))
+    encoded = literal.encode(swap_masks(text, tokenizer), add_special_tokens=False)
+    if found := next((token for token in encoded.ids if token in special.values()), None):
+        token = tokenizer.convert_ids_to_tokens(found)
+        raise MannersError(f"the text holds {token}, which this tokenizer only knows as a special token: change it.")
+    return [special.get(token, token) for token in encoded.ids], encoded.offsets
 
 
-def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
-    """The texts of all special tokens, the added ones included."""
-    added = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
-    return added | set(tokenizer.all_special_tokens)
+@lru_cache(maxsize=2)
+def literal_tokenizer(tokenizer: "PreTrainedTokenizerBase", _size: int) -> tuple[Any, dict[int, int]]:
+    """A copy that reads special tokens as text and their masks as special tokens, whose ids it maps to theirs."""
+    from tokenizers import AddedToken
+
+    literal: Any = deepcopy(tokenizer.backend_tokenizer)  # type: ignore[attr-defined]
+    literal.no_truncation()
+    literal.no_padding()
+    literal.encode_special_tokens = True
+    known = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
+    ids: dict[int, Any] = {}
+    for token in special_tokens(tokenizer):
+        mask, same = swap_masks(token, tokenizer), known.get(token)
+        sides = {"lstrip": same.lstrip, "rstrip": same.rstrip, "normalized": same.normalized} if same else {}
+        literal.add_tokens([AddedToken(mask, special=False, **sides)])
+        ids[literal.token_to_id(mask)] = tokenizer.convert_tokens_to_ids(token)
+    return literal, ids
 
 
-def render(messages: list[Message], tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The messages as the chat template renders them, without a generation prompt."""
-    return str(tokenizer.apply_chat_template(messages, tokenize=False))
+def bos_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """``[BOS]`` if the tokenizer puts it before a text, as Llama's and Gemma's do; else []."""
+    ids: list[int] = tokenizer("")["input_ids"]  # type: ignore[assignment]
+    return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
 
 
 def labels_from_spans(ids: list[int], offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
@@ -224,8 +352,8 @@ def labels_from_spans(ids: list[int], offsets: list[tuple[int, int]], spans: lis
     ]
 
 
-def truncate(ids: list[int], labels: list[int], max_length: int) -> TokenizedExample:
-    """An example of at most ``max_length`` tokens: the oldest tokens go first, then the end of the last reply.
+def truncate(ids: list[int], labels: list[int], max_length: int, num_bos: int = 0) -> TokenizedExample:
+    """An example of at most ``max_length`` tokens: the oldest after BOS go first, then the end of the last reply.
 
     The last trained turn keeps at least half the length, or all of itself. A reply that loses its end loses its stop
     token, so that the model does not learn to stop in the wrong place.
@@ -235,13 +363,21 @@ def truncate(ids: list[int], labels: list[int], max_length: int) -> TokenizedExa
         return TokenizedExample(ids, labels)
     reply_start = last_reply_start(labels)
     context = min(reply_start, max(max_length - (len(ids) - reply_start), max_length // 2))
-    kept = slice(reply_start - context, reply_start - context + max_length)
-    return TokenizedExample(ids[kept], labels[kept], num_truncated)
+    ids, labels = (keep_end(row[:reply_start], context, num_bos) + row[reply_start:] for row in (ids, labels))
+    return TokenizedExample(ids[:max_length], labels[:max_length], num_truncated)
+
+
+def keep_end(ids: list[int], length: int, num_bos: int = 0) -> list[int]:
+    """The last tokens of ``ids``, after the first ``num_bos``: ``length`` in all."""
+    if len(ids) <= length:
+        return ids
+    num_bos = min(num_bos, length)
+    return ids[:num_bos] + ids[len(ids) - (length - num_bos) :]
 
 
 def last_reply_start(labels: list[int]) -> int:
-    """The index of the first token in the last run of tokens that carry loss."""
-    start = max(i for i, label in enumerate(labels) if label != IGNORE_INDEX)
+    """The index of the first token in the last run of tokens that carry loss; 0 if none does."""
+    start = max((i for i, label in enumerate(labels) if label != IGNORE_INDEX), default=0)
     while start > 0 and labels[start - 1] != IGNORE_INDEX:
         start -= 1
     return start

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from manners.data.tokenize import prompt_text, text_before_reply
+from manners.data.rendering import text_before_reply
+from manners.data.tokenize import prompt_ids
 from manners.data.types import Message
 from manners.models.generation import Sampling, generate_ids
-from manners.models.loading import stop_token_ids
+from manners.models.loading import max_positions, stop_token_ids
 from manners.models.lora import merged_for_generation
 from manners.runtime.progress import progress
 
@@ -21,6 +22,12 @@ class Reply:
     text: str
     has_eos: bool  # whether a stop token ended it, not the limit
     num_tokens: int  # without the stop token
+
+
+def cut_prompts_line(conversations: list[list[Message]], tokenizer: Any, role: str, max_length: int, why: str) -> str:
+    """A line on the prompts that are longer than ``max_length`` tokens; empty where none is."""
+    cut = sum(len(prompt_ids(c, tokenizer, role)) > max_length for c in conversations)
+    return f"{cut} of {len(conversations)} prompts are cut to their last {max_length} tokens ({why})" if cut else ""
 
 
 def generate_texts(
@@ -39,10 +46,9 @@ def generate_texts(
 
     Sampling depends on ``seed`` alone. A user's turn also ends where the template would open the reply to it.
     """
-    prompts = tokenizer([prompt_text(c, tokenizer, role) for c in conversations], add_special_tokens=False)["input_ids"]
+    max_prompt_length = max_positions(model.config) - max_new_tokens
+    prompts = [prompt_ids(c, tokenizer, role, max_prompt_length) for c in conversations]
     reply_opening = text_before_reply(tokenizer) if role == "user" else ""
-    max_prompt_length = getattr(model.config, "max_position_embeddings", 2048) - max_new_tokens
-    prompts = [ids[-max_prompt_length:] for ids in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
     stops = tuple(stop_token_ids(model, tokenizer))

@@ -28,7 +28,7 @@ def write_model_card(ref: ModelRef, tokenizer: Any, dtype: str) -> str:
     policy = re.search(r"^ *policy +(\S+)", lineage, re.MULTILINE)
     start = f"`{cfg.model.name}`" + (f" after the run `{policy[1]}`" if policy else "")
     if is_reward:
-        usage = snippets.scoring_snippet(cfg, Path(ref.path))
+        usage = snippets.scoring_snippet(cfg, Path(ref.path), tokenizer)
     else:
         usage = snippets.generation_snippet(cfg, run, tokenizer)
     sections = {

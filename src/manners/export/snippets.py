@@ -7,7 +7,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from manners.data.formats import PLAIN_TEXT_FORMATS
-from manners.data.tokenize import prompt_text
+from manners.data.rendering import first_token, mask_text, prompt_text, text_between_turns
+from manners.data.tokenize import bos_ids
 from manners.models.reward_model import ScoreNormalizer
 
 GENERATE = """\
@@ -46,11 +47,14 @@ last line converts it to the dataset's scores, with mean and scale from `normali
 def generation_snippet(cfg: DictConfig, run: Path, tokenizer: Any) -> str:
     """Code that generates a greedy reply to the first prompt of the run's report."""
     shown = json.loads((run / "after.json").read_text())["shown_generations"] if (run / "after.json").exists() else []
-    prompt = shown[0]["prompt"] if shown else "Hello."
+    prompts = [generation["prompt"] for generation in shown]
+    # Plain transformers reads a special token in a text as one, as we do not.
+    prompt = next((text for text in prompts if text == mask_text(text, tokenizer)), "Hello.")
     if cfg.dataset.loss_roles == "user":
         user_prompt = prompt_text([], tokenizer, "user")
         inputs = CONTINUE.format(prompt=quote_string(user_prompt), comment="the model writes the user's first turn")
     elif cfg.dataset.format in PLAIN_TEXT_FORMATS:
+        prompt = tokenizer.decode(bos_ids(tokenizer)) + prompt
         inputs = CONTINUE.format(prompt=quote_string(prompt), comment="the model continues a text")
     else:
         inputs = CHAT.format(prompt=quote_string(prompt))
@@ -62,14 +66,18 @@ def quote_string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def scoring_snippet(cfg: DictConfig, model: Path) -> str:
+def scoring_snippet(cfg: DictConfig, model: Path, tokenizer: Any) -> str:
     """Code that scores a reply on the scale of the dataset."""
     normalizer = ScoreNormalizer.load(model)
     if cfg.model.decoder:
         input_format = " in its chat template, up to the token that ends the reply"
-        inputs = """\
-messages = [{"role": "user", "content": "What is the capital of France?"}, {"role": "assistant", "content": "Paris."}]
-text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip()
+        after = text_between_turns(("user", "assistant"), tokenizer)[-1]
+        start, stop = first_token(after, tokenizer)
+        rest = quote_string(after[start + len(stop) :])
+        inputs = f"""\
+question, answer = "What is the capital of France?", "Paris."
+messages = [{{"role": "user", "content": question}}, {{"role": "assistant", "content": answer}}]
+text = tokenizer.apply_chat_template(messages, tokenize=False).removesuffix({rest})
 inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")"""
     else:
         input_format = " as a pair"

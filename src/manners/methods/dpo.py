@@ -24,7 +24,8 @@ from manners.methods.lightning import LogFunction, TrainResult
 from manners.runtime.device import Device
 from manners.runtime.progress import progress
 
-PairRows = list[dict[str, list[int]]]  # prompt_ids, chosen_ids, rejected_ids
+PairRows = list[dict[str, Any]]  # as ``data.tokenize.tokenize_pairs`` gives them
+COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 NOT_RESUMABLE = ("_runtime", "_per_second", "num_tokens")  # suffixes of metrics that a resumed run counts from 0
 
 
@@ -70,7 +71,7 @@ def make_dpo_trainer(
         **settings,
     )
     args._n_gpu = min(args.n_gpu, 1)  # one process and one GPU: else it takes every GPU that it sees, and then refuses
-    datasets = [Dataset.from_list(rows) for rows in (train, eval_rows)]
+    datasets = [Dataset.from_list(rows).select_columns(COLUMNS) for rows in (train, eval_rows)]
     trainer = ResumableDPOTrainer(
         model, reference, args, train_dataset=datasets[0], eval_dataset=datasets[1], processing_class=tokenizer
     )

@@ -19,8 +19,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from manners.data.rendering import reply_stop_tokens
 from manners.errors import MannersError
-from manners.models.templates import TEMPLATES
+from manners.models.templates import TEMPLATES, training_template, writes
 from manners.runtime import hub
 from manners.runtime.paths import existing_path
 
@@ -41,17 +42,22 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer with a padding token, right padding and, if ``require_template``, a chat template.
 
-    ``added_tokens`` become special tokens; the model's embeddings must grow with them (``lora.resize_embeddings``).
+    ``added_tokens`` become special tokens where the template writes them, and else tokens of the text; the model's
+    embeddings must grow with them (``lora.resize_embeddings``).
     Raises MannersError if the tokenizer cannot be loaded or a required template is missing.
     """
     tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, name, revision)
-    tokenizer.add_special_tokens({"additional_special_tokens": list(added_tokens)})
+    tokenizer.add_tokens(list(added_tokens))
     if chat_template != "auto":
         tokenizer.chat_template = TEMPLATES[chat_template]
     if require_template and tokenizer.chat_template is None:
         raise MannersError(f"model.name={name} has no chat template. Choose one: model.chat_template=plain.")
     if tokenizer.pad_token is None:  # safe, since labels and attention masks never depend on the padding token
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.chat_template is not None:
+        markers = [token for token in added_tokens if writes(tokenizer, token)]  # of roles, which are no text
+        tokenizer.add_special_tokens({"additional_special_tokens": markers})
+        tokenizer.chat_template = training_template(tokenizer)
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -154,12 +160,11 @@ def _from_pretrained(loader, name: str, revision: str | None, **kwargs):  # type
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids that end a reply: the tokenizer's EOS, the checkpoint's, and the template's end of turn."""
+    """Return the ids that end a reply: the tokenizer's EOS, the checkpoint's, and the template's own."""
     listed = model.generation_config.eos_token_id
     ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])}
-    for turn_end in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>"):
-        if turn_end in (tokenizer.chat_template or "") and turn_end in tokenizer.get_vocab():
-            ids.add(tokenizer.convert_tokens_to_ids(turn_end))
+    if tokenizer.chat_template is not None:
+        ids |= {tokenizer.convert_tokens_to_ids(token) for token in reply_stop_tokens(tokenizer)}
     return sorted(i for i in ids if i is not None)
 
 
@@ -170,4 +175,9 @@ def load_config(name: str, revision: str | None = None) -> Any:
 
 def context_length(name: str, revision: str | None = None) -> int:
     """Return the longest input, in tokens, that the model was built for."""
-    return int(getattr(load_config(name, revision), "max_position_embeddings", 2048))
+    return max_positions(load_config(name, revision))
+
+
+def max_positions(config: Any) -> int:
+    """Return the longest input, in tokens, of a model with this config."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 2048))

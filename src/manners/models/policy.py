@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel
 
-from manners.errors import MannersError
+from manners.models.logprobs import masked_logits
 
 CRITIC = "critic"
 
@@ -35,7 +35,6 @@ class Policy(torch.nn.Module):
 
     def __init__(self, model: Any, critic: str = "head", bf16: bool = False):
         super().__init__()
-        reject_scaled_logits(model)
         self.bf16 = bf16
         if critic == "adapter":
             add_critic_adapter(model)
@@ -55,10 +54,7 @@ class Policy(torch.nn.Module):
 
         ``response_mask[:, t]`` is true where position t predicts a response token, t + 1. Rows are right-padded.
         """
-        hidden = self.hidden_states(self.model, ids, response_mask)  # (N, H)
-        logprobs, entropy = self.token_logprobs(
-            self.model, hidden, ids[:, 1:][response_mask], temperature, entropy_grad
-        )
+        logprobs, entropy, hidden = self.token_logprobs(self.model, ids, response_mask, temperature, entropy_grad)
         if self.critic == "none":
             return PolicyOutput(logprobs, entropy, torch.zeros_like(logprobs))
         if self.critic == "adapter":
@@ -70,11 +66,9 @@ class Policy(torch.nn.Module):
     def reference_logprobs(self, ids: torch.Tensor, response_mask: torch.Tensor, temperature: float) -> torch.Tensor:
         """Log-probabilities (N,) of the same tokens under the reference."""
         if self.reference is not None:
-            hidden = self.hidden_states(self.reference, ids, response_mask)
-            return self.token_logprobs(self.reference, hidden, ids[:, 1:][response_mask], temperature)[0]
+            return self.token_logprobs(self.reference, ids, response_mask, temperature)[0]
         with self.model.disable_adapter():
-            hidden = self.hidden_states(self.model, ids, response_mask)
-            logprobs, _ = self.token_logprobs(self.model, hidden, ids[:, 1:][response_mask], temperature)
+            logprobs = self.token_logprobs(self.model, ids, response_mask, temperature)[0]
         unfreeze_adapters(self.model)
         return logprobs
 
@@ -88,16 +82,21 @@ class Policy(torch.nn.Module):
         return out.last_hidden_state[:, :-1][response_mask]
 
     def token_logprobs(
-        self, model: Any, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, entropy_grad: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probability and entropy of each target: (N, H), (N,) → (N,), (N,)."""
+        self,
+        model: Any,
+        ids: torch.Tensor,
+        response_mask: torch.Tensor,
+        temperature: float,
+        entropy_grad: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Log-probability and entropy of each response token, (N,), and the hidden states (N, H) that predict them."""
         with self.autocast():
-            logits = model.get_output_embeddings()(hidden)
-        logits = logits.float() / temperature  # (N, V)
+            logits, hidden = masked_logits(model, ids, response_mask)
+        logits, targets = logits.float() / temperature, ids[:, 1:][response_mask]  # (N, V), (N,)
         logprobs = torch.log_softmax(logits, -1)
         with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):  # its graph costs N × V floats
             entropy = -(logprobs.exp() * logprobs).sum(-1)
-        return logprobs.gather(1, targets[:, None])[:, 0], entropy
+        return logprobs.gather(1, targets[:, None])[:, 0], entropy, hidden
 
     @contextmanager
     def active_adapter(self, adapter: str) -> Iterator[None]:
@@ -135,17 +134,6 @@ def unfreeze_adapters(model: PeftModel) -> None:
     for name, p in model.named_parameters():
         if "lora_" in name:
             p.requires_grad_(True)
-
-
-def reject_scaled_logits(model: Any) -> None:
-    """Refuse families that transform logits after the head, which ``Policy`` does not do. Raises MannersError."""
-    config = model.config.get_text_config()
-    transforms = [k for k in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(config, k, None)]
-    if transforms:
-        raise MannersError(
-            f"{type(model).__name__} transforms its logits ({transforms[0]}), which PPO does not support yet: "
-            "take a Qwen2, Llama, GPT-2 or GPT-NeoX model."
-        )
 
 
 def add_critic_adapter(model: PeftModel) -> None:

@@ -32,9 +32,20 @@ VERSIONS = ("manners", "torch", "transformers", "tokenizers", "peft", "lightning
 STARTING_METHODS = {"policy": ("sft", "ppo", "rloo", "dpo"), "reward": ("reward",)}  # role → methods that can fill it
 
 
-def splits_of(cfg: DictConfig) -> Splits:
-    """The rows of a run, read once for all jobs and stages of a process that have the same data."""
+def rows_of(cfg: DictConfig) -> Splits:
+    """The rows of a run's data, read once for all jobs and stages of a process that have the same data."""
     return read_splits(*data_key(cfg.dataset))
+
+
+def splits_of(cfg: DictConfig) -> Splits:
+    """The rows that a run works with: those that its model's chat template can render. Imports torch.
+
+    Raises MannersError for a row that it refuses; ``dataset.on_invalid_row=skip`` skips such rows.
+    """
+    m, rows = cfg.model, rows_of(cfg)
+    if not m.decoder:
+        return rows
+    return read_renderable_splits(*data_key(cfg.dataset), m.name, m.revision, m.chat_template, tuple(m.added_tokens))
 
 
 def digest_of(cfg: DictConfig) -> str:
@@ -52,6 +63,17 @@ def data_key(dataset: DictConfig) -> tuple[str, tuple[int, ...]]:
 @lru_cache(maxsize=4)
 def read_splits(dataset: str, written: tuple[int, ...]) -> Splits:
     return load_splits(OmegaConf.create(json.loads(dataset)))
+
+
+@lru_cache(maxsize=4)
+def read_renderable_splits(
+    dataset: str, written: tuple[int, ...], name: str, revision: str | None, template: str, tokens: tuple[str, ...]
+) -> Splits:
+    from manners.data.template_check import renderable_splits
+    from manners.models.loading import load_tokenizer
+
+    cfg, tokenizer = json.loads(dataset), load_tokenizer(name, revision, template, added_tokens=tokens)
+    return renderable_splits(read_splits(dataset, written), tokenizer, cfg["loss_roles"], cfg["on_invalid_row"])
 
 
 @lru_cache(maxsize=4)
@@ -154,17 +176,29 @@ def check_compatible(spec: RunSpec, found: RunArtifact) -> None:
     if spec.role == "reward":  # it reads replies with a base and a tokenizer of its own
         model_ref.open_run(found, named)
         return
-    if (found.model_dir / adapter_config.CONFIG).exists():
-        adapter_config.check_plain_lora(found.model_dir, named)
     if made_by is None:
         check_foreign_base(found, named, spec.cfg.model)
-        return
-    digest = model_digest(spec.cfg.model.name, spec.cfg.model.revision)
+    else:
+        check_same_base(found, named, spec.cfg)
+    if (found.model_dir / adapter_config.CONFIG).exists():
+        adapter_config.check_plain_lora(found.model_dir, named)
+
+
+def check_same_base(found: RunArtifact, named: str, cfg: DictConfig) -> None:
+    """Refuse a policy on another base or template, or with tokens of its own. Raises MannersError."""
+    made_by, model = found.config, cfg.model
+    assert made_by is not None
+    if made_by.model.added_tokens:
+        raise MannersError(
+            f"{named} was trained with model.added_tokens={list(made_by.model.added_tokens)}, whose embeddings "
+            f"method={cfg.method.name} does not keep: train SFT without them, or choose another run."
+        )
+    digest = model_digest(model.name, model.revision)
     same_base = digest != "" and digest == made_by.get("base_digest")
     if not same_base:
         model_ref.check_base(found, named)
     for key in ("chat_template",) if same_base else ("name", "revision", "chat_template"):
-        theirs, ours = made_by.model[key], spec.cfg.model[key]
+        theirs, ours = made_by.model[key], model[key]
         if theirs != ours:
             raise MannersError(
                 f"{named} was made with model.{key}={theirs}, and this run has {ours}: a policy starts from its own "

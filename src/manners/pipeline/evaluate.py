@@ -13,13 +13,15 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from manners.config import schema
+from manners.config import schema, validate
 from manners.data import loading
+from manners.data.template_check import renderable_rows
 from manners.data.tokenize import tokenize
 from manners.data.types import Conversation, Prompt, prompts_of
 from manners.errors import MannersError
 from manners.evaluation import multi_turn
 from manners.evaluation.evaluate import Generation, counted_text, generate_replies, per_example_nll, stratified_sample
+from manners.evaluation.generate import cut_prompts_line
 from manners.evaluation.metrics.assistant_style import politeness
 from manners.evaluation.metrics.text_stats import count_text_stats, distribution_distance
 from manners.evaluation.reports import side_by_side
@@ -27,6 +29,7 @@ from manners.evaluation.reports.side_by_side import ModelResult
 from manners.evaluation.reports.table import markdown_report
 from manners.evaluation.reports.text_stats_figure import draw_text_stats
 from manners.evaluation.stats import Estimate, bootstrap_ratio, proportion
+from manners.models.loading import context_length
 from manners.pipeline import model_ref
 from manners.pipeline.model_ref import LoadedModel, ModelRef
 from manners.rewards import combine
@@ -86,8 +89,8 @@ class Evaluator:
         self.cfg, self.dataset = cfg, dataset
         self.style_judge = dataset.style_judge != "none"
         self.rows: list[Conversation] = splits.test or splits.validation
-        role = "user" if dataset.loss_roles == "user" else "assistant"
-        self.prompts = prompts_of(self.rows, role, dataset.prefix_words)[: cfg.evaluation.test_prompts]
+        self.check_rows(refs)
+        self.prompts = prompts_of(self.rows, self.role, dataset.prefix_words)[: cfg.evaluation.test_prompts]
         if not self.prompts:
             raise MannersError(f"dataset.path={dataset.path} has no held-out rows: set dataset.test_share above 0.")
         fixed = loading.eval_prompts(dataset)
@@ -99,11 +102,36 @@ class Evaluator:
             "do_sample": e.do_sample,
             "temperature": e.temperature,
             "seed": cfg.seed,
-            "role": role,
+            "role": self.role,
         }
         reward_model = model_ref.resolve_reward_model(cfg, refs)
         self.score = model_ref.load_scorer(reward_model, device) if reward_model else None
         self.rewards = combine.build_components(cfg.rewards, None) if cfg.rewards else {}
+
+    def check_rows(self, refs: Sequence[ModelRef]) -> None:
+        """Leave out the rows that a model's chat template refuses, before any model is loaded.
+
+        Raises MannersError for such a row unless ``dataset.on_invalid_row`` is "skip", and for a context without room
+        for prompts.
+        """
+        max_new_tokens = self.cfg.evaluation.max_new_tokens
+        refused: list[str] = []
+        for ref in refs:
+            tokenizer, context = model_ref.tokenizer_of(ref), context_length(*model_ref.base_of(ref))
+            validate.check_room_for_prompts(self.cfg, context, ref.name)
+            rows, skipped = renderable_rows(self.rows, tokenizer, self.dataset.loss_roles, self.dataset.on_invalid_row)
+            self.rows, refused = rows, [*refused, *skipped]
+            prompts = [p.messages for p in prompts_of(rows, self.role, self.dataset.prefix_words)]
+            room = context - max_new_tokens
+            if line := cut_prompts_line(prompts, tokenizer, self.role, room, "evaluation.max_new_tokens"):
+                console.print(f"{ref.name}: {line}", style="yellow", highlight=False)
+        if refused:
+            console.print(f"left out (dataset.on_invalid_row=skip): {len(refused)} rows, the first: {refused[0]}")
+
+    @property
+    def role(self) -> str:
+        """Who answers the prompts."""
+        return "user" if self.dataset.loss_roles == "user" else "assistant"
 
     @property
     def references(self) -> list[str]:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from manners.data.types import Message
 from manners.errors import MannersError, did_you_mean
+from manners.models import adapter_config
 from manners.runtime import run_dir
 from manners.runtime.model_files import model_digest
 from manners.runtime.run_dir import RunArtifact
@@ -84,22 +85,36 @@ class LoadedModel:
             yield self.model
 
 
+def base_of(ref: ModelRef) -> tuple[str, str | None]:
+    """Name and revision of the model whose architecture it has: what it was trained from, or itself."""
+    from manners.models import lora
+
+    if ref.config:
+        return ref.config.model.name, ref.config.model.revision
+    is_adapter = (Path(ref.path) / adapter_config.CONFIG).exists()
+    return (lora.base_model_name(Path(ref.path)) if is_adapter else ref.path), None
+
+
+def tokenizer_of(ref: ModelRef) -> Any:
+    """The tokenizer beside the weights; that of the base model for an adapter without one."""
+    from manners.models import loading, lora
+
+    folder = Path(loading.resolve_name(ref.path))
+    is_own = (folder / "tokenizer_config.json").exists() or not (folder / adapter_config.CONFIG).exists()
+    return loading.load_tokenizer(ref.path if is_own else lora.base_model_name(folder))
+
+
 def load_model_ref(ref: ModelRef, device: str) -> LoadedModel:
     """The model in 32 bits (in 4 bits where it was trained so), on ``device``."""
     from manners.models import loading, lora
-    from manners.models.adapter_config import CONFIG
 
     made_by, folder = ref.config, Path(loading.resolve_name(ref.path))
-    template = made_by.model.chat_template if made_by else "auto"
-    is_adapter = (folder / CONFIG).exists()
-    has_tokenizer = (folder / "tokenizer_config.json").exists() or not is_adapter
-    tokenizer_name = ref.path if has_tokenizer else lora.base_model_name(folder)
-    tokenizer = loading.load_tokenizer(tokenizer_name, None, "auto" if made_by else template)
+    is_adapter, tokenizer = (folder / adapter_config.CONFIG).exists(), tokenizer_of(ref)
     attention = made_by.model.attn_implementation if made_by else None
     if not is_adapter:
         model: Any = loading.load_model(ref.path, attn_implementation=attention)
         return LoadedModel(ref, model.to(device), tokenizer, is_adapter=False)
-    name, revision = (made_by.model.name, made_by.model.revision) if made_by else (lora.base_model_name(folder), None)
+    name, revision = base_of(ref)
     quantization = made_by.adapter.quantization if made_by else "none"
     base: Any = loading.load_model(name, revision, attention, quantization=quantization)
     adapted = lora.load_adapter(base, folder, tokenizer)

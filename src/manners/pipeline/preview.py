@@ -6,6 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from manners.data.loading import Splits
 from manners.data.tokenize import IGNORE_INDEX, TokenizedExample
+from manners.pipeline.stages.context import truncation_line
 
 CONTEXT, WITH_LOSS, SPECIAL = "dim", "bold green", "bold white on red"
 
@@ -15,9 +16,10 @@ def show_examples(
     splits: Splits,
     examples: list[TokenizedExample],
     tokenizer: PreTrainedTokenizerBase,
+    option: str = "method.max_length",
     count: int = 4,
 ) -> None:
-    """Print the first ``count`` examples, and the numbers of rows, tokens and truncated rows."""
+    """Print the first ``count`` examples, and the numbers of rows, tokens and rows cut to ``option``."""
     legend = Text.assemble(
         "tokens: ", ("context", CONTEXT), " ", ("⟦with loss⟧", WITH_LOSS), " ", ("special, with loss", SPECIAL)
     )
@@ -28,7 +30,7 @@ def show_examples(
         if example.num_truncated:
             console.print(f"… {example.num_truncated} tokens truncated", style="yellow")
     console.rule()
-    for line in token_counts(splits, examples):
+    for line in token_counts(splits, examples, option):
         console.print(line, highlight=False)
 
 
@@ -45,18 +47,17 @@ def highlight_loss(example: TokenizedExample, tokenizer: PreTrainedTokenizerBase
     return text.append("⟧" if in_loss else "", WITH_LOSS)
 
 
-def token_counts(splits: Splits, examples: list[TokenizedExample]) -> list[str]:
-    """Lines on rows, tokens, truncation and skipped rows."""
+def token_counts(splits: Splits, examples: list[TokenizedExample], option: str = "method.max_length") -> list[str]:
+    """Lines on rows, tokens, truncation to ``option``, and skipped rows."""
     num_tokens = sum(len(e.input_ids) for e in examples)
     num_targets = sum(e.num_targets for e in examples)
-    truncated = [e for e in examples if e.num_truncated]
     lines = [
         f"rows: {len(splits.train)} train, {len(splits.validation)} validation, {len(splits.test)} test",
         f"training tokens: {num_tokens:,}, {num_targets:,} of them ({num_targets / num_tokens:.0%}) carry loss",
     ]
-    if truncated:
-        lost = sum(e.num_truncated for e in truncated)
-        lines.append(f"truncated to method.max_length: {len(truncated)} rows lose {lost:,} tokens")
+    if line := truncation_line([e.num_truncated for e in examples], option):
+        lines.append(line)
+    lines += splits.warnings
     if splits.skipped:
         first = splits.skipped[0]
         lines.append(f"left out (dataset.on_invalid_row=skip): {len(splits.skipped)} rows, the first: {first}")

@@ -11,6 +11,7 @@ import transformers
 from omegaconf import DictConfig
 from rich.text import Text
 
+from manners.config import validate
 from manners.config.compose import RunSpec, quoted_override
 from manners.data.tokenize import tokenize
 from manners.errors import MannersError
@@ -123,6 +124,7 @@ def check_before_training(cfg: DictConfig, device: Device) -> None:
             raise MannersError(f"{key}={length} is longer than {cfg.model.name} can read: {longest} tokens or less.")
     if m.sample_type == "prompt" and device.precision == "fp16":
         raise MannersError(f"method={m.name} does not scale its loss for fp16: hardware.precision=bf16 or 32.")
+    validate.check_room_for_prompts(cfg, longest, cfg.model.name)
     available = {"cpu": math.inf, "mps": 1, "cuda": max(1, torch.cuda.device_count())}[device.kind]
     if cfg.hardware.devices > available:
         raise MannersError(f"hardware.devices={cfg.hardware.devices}, and there are {available} {device.kind} devices.")
@@ -138,8 +140,12 @@ def show_preview(spec: RunSpec) -> None:
     """``preview=true``: print the first examples, token by token. Nothing is trained."""
     silence_libraries()
     cfg, splits, tokenizer = spec.cfg, dependencies.splits_of(spec.cfg), configured_tokenizer(spec.cfg)
-    length = cfg.method.get("max_length") or cfg.method.max_prompt_length + cfg.method.response_length
-    preview.show_examples(console, splits, tokenize(splits.train, tokenizer, cfg.dataset.loss_roles, length), tokenizer)
+    m = cfg.method
+    names = ("max_length",) if "max_length" in m else ("max_prompt_length", "response_length")
+    length = sum(m[name] for name in names)
+    examples = tokenize(splits.train, tokenizer, cfg.dataset.loss_roles, length)
+    option = f"{' + '.join(f'method.{name}' for name in names)}={length}"
+    preview.show_examples(console, splits, examples, tokenizer, option)
 
 
 def print_run_header(cfg: DictConfig, directory: RunDir, device: Device, inputs: dict[str, RunArtifact]) -> None:
@@ -160,6 +166,8 @@ def print_rows(spec: RunSpec) -> None:
     console.print(f"rows: {counts}", highlight=False)
     for note in splits.notes:
         console.print(f"left out: {note}", highlight=False)
+    for warning in splits.warnings:
+        console.print(warning, style="yellow", highlight=False)
     if splits.skipped:
         first = splits.skipped[0]
         console.print(f"left out (dataset.on_invalid_row=skip): {len(splits.skipped)} rows, the first: {first}")

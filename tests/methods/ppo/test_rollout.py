@@ -75,16 +75,16 @@ def test_microbatches_hold_each_row_once_within_max_tokens(batch, max_tokens):
             assert part.ids[i, 1:][part.response_mask[i]].tolist() == batch.reply_ids[row]
 
 
-def test_encode_prompts_opens_the_reply_and_cuts_on_the_left(tokenizer):
+def test_encode_prompts_opens_the_reply_and_drops_old_turns(tokenizer):
     messages = [
         {"role": "user", "content": "What is a cat?"},
         {"role": "assistant", "content": "An animal."},
         {"role": "user", "content": "Thank you!"},
     ]
-    [full], [cut] = (encode_prompts([Prompt(messages)], tokenizer, max_length) for max_length in (100, 12))
+    [full], [cut] = (encode_prompts([Prompt(messages)], tokenizer, max_length) for max_length in (100, 14))
     assert tokenizer.decode(full) == prompt_text(messages, tokenizer)
     assert tokenizer.decode(full).endswith("<|im_start|>assistant\n")
-    assert len(cut) == 12 and cut == full[-12:]
+    assert tokenizer.decode(cut) == prompt_text(messages[2:], tokenizer)
 
 
 def test_sample_table_has_one_record_per_reply(batch):

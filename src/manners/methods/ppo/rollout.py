@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from manners.data.batching import length_batches
-from manners.data.tokenize import prompt_text
+from manners.data.tokenize import prompt_ids
 from manners.data.types import Prompt
 from manners.models.generation import Sampling, generate_ids
 from manners.models.lora import merged_for_generation
@@ -46,9 +46,8 @@ class MicroBatch:
 
 
 def encode_prompts(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[list[int]]:
-    """Token ids of each conversation with the opening of its reply; the oldest beyond ``max_length`` are dropped."""
-    texts = [prompt_text(p.messages, tokenizer) for p in prompts]
-    return [ids[-max_length:] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    """Token ids of each conversation with the opening of its reply; one beyond ``max_length`` is shortened."""
+    return [prompt_ids(p.messages, tokenizer, max_length=max_length) for p in prompts]
 
 
 def rollout(

@@ -1,7 +1,7 @@
 """What the stages share: their context and result, loading, fitting with Lightning."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,18 @@ def total_steps(cfg: DictConfig, examples: int) -> int:
             style="yellow",
         )
     return int(steps)
+
+
+def report_truncation(num_truncated: Sequence[int], option: str) -> None:
+    """Print how many rows were cut to ``option``; ``num_truncated`` are the tokens that each lost."""
+    if line := truncation_line(num_truncated, option):
+        console.print(line, style="yellow", highlight=False)
+
+
+def truncation_line(num_truncated: Sequence[int], option: str) -> str:
+    """A line on the tokens that rows lost to ``option``; empty where none lost any."""
+    cut = [n for n in num_truncated if n]
+    return f"cut to {option}: {len(cut)} of {len(num_truncated)} rows lose {sum(cut):,} tokens" if cut else ""
 
 
 def fit_module(

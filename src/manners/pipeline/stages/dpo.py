@@ -12,6 +12,7 @@ from manners.pipeline.stages.context import (
     StageResult,
     configured_tokenizer,
     prepare_model,
+    report_truncation,
     starting_policy,
     total_steps,
 )
@@ -39,9 +40,11 @@ def train_dpo(run: RunContext) -> StageResult:
     # TRL would load it anew by the name in its config, which after an SFT run is the base's.
     reference = deepcopy(policy).requires_grad_(False) if cfg.adapter.kind == "none" else None
     model = prepare_model(cfg, policy, run.device)
+    reporting.report_cut_prompts(run, model, tokenizer)
     before = reporting.evaluate_before(run, lambda: evaluate_on_test(run, model, tokenizer))
 
     rows, eval_rows = (tokenize_pairs(pairs, tokenizer, m.max_length) for pairs in (train_pairs, eval_pairs))
+    report_truncation([row["num_truncated"] for row in rows], f"method.max_length={m.max_length}")
     settings = {name: value for name, value in m.items() if name not in NOT_FOR_TRL}
     trainer = dpo.make_dpo_trainer(
         model, reference, tokenizer, rows, eval_rows, run.path, run.device, cfg.seed,

@@ -52,6 +52,7 @@ def train_online(run: RunContext) -> StageResult:
     config, model, tokenizer = trainer.config, trainer.policy.model, trainer.tokenizer
     is_main = run.process_group.rank == 0
     if is_main:
+        reporting.report_cut_prompts(run, model, tokenizer)
         before = reporting.evaluate_before(run, lambda: evaluate_policy_on_test(run, trainer))
 
     result = train_ppo(

@@ -9,11 +9,13 @@ from typing import Any
 from omegaconf import DictConfig
 
 from manners.evaluation.evaluate import LOSS_BATCH_SIZE, EvalResult
+from manners.evaluation.generate import cut_prompts_line
 from manners.evaluation.metrics.reward_quality import PairwiseQuality, RegressionQuality
 from manners.evaluation.metrics.reward_sanity import SanityResult
 from manners.evaluation.reports import figures, reward_figures, reward_report
 from manners.evaluation.reports.before_after import before_after_markdown, before_after_rows, show_before_after
-from manners.pipeline.stages.context import RunContext, console
+from manners.models import loading
+from manners.pipeline.stages.context import RunContext, build_prompts, console
 
 
 def evaluate_before(run: RunContext, evaluate: Callable[[], EvalResult]) -> EvalResult:
@@ -23,6 +25,20 @@ def evaluate_before(run: RunContext, evaluate: Callable[[], EvalResult]) -> Eval
     before = EvalResult.from_json(run.directory.state.before or {})
     run.logger.log(before.metrics("before"), 0)
     return before
+
+
+def report_cut_prompts(run: RunContext, model: Any, tokenizer: Any) -> None:
+    """Print how many prompts do not fit: those of the evaluation, and those that PPO and RLOO train on."""
+    cfg, m = run.cfg, run.cfg.method
+    room = loading.max_positions(model.config) - cfg.evaluation.max_new_tokens
+    checks = [(run.test_rows, room, f"evaluation.max_new_tokens={cfg.evaluation.max_new_tokens}")]
+    if "max_prompt_length" in m:
+        checks.append((run.splits.train, m.max_prompt_length, f"method.max_prompt_length={m.max_prompt_length}"))
+    role = "user" if cfg.dataset.loss_roles == "user" else "assistant"
+    for rows, length, option in checks:
+        prompts = [p.messages for p in build_prompts(cfg, rows)]
+        if line := cut_prompts_line(prompts, tokenizer, role, length, option):
+            console.print(line, style="yellow", highlight=False)
 
 
 def evaluate_settings(cfg: DictConfig) -> dict[str, Any]:

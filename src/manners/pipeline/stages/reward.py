@@ -37,6 +37,7 @@ from manners.pipeline.stages.context import (
     gather_full_model,
     loading_kwargs,
     prepare_model,
+    report_truncation,
 )
 from manners.pipeline.stages.reporting import RewardEvaluation
 from manners.pipeline.stages.saving import CHECKED_ROWS, check_same, release_memory, save_config
@@ -58,6 +59,8 @@ def train_reward_model(run: RunContext) -> StageResult:
     share = supports_shared_prompts(network)
     examples = build_examples(run, run.splits.train, tokenizer, normalizer, share)
     eval_examples = build_examples(run, run.eval_rows, tokenizer, normalizer, share)
+    num_truncated = [e.num_truncated for group in examples for e in group.examples]
+    report_truncation(num_truncated, f"method.max_length={m.max_length}")
     collate = partial(collate_groups, pad=tokenizer.pad_token_id, share_prompt=share)
     result = fit_module(run, partial(RewardModule, network, m.loss, m.ranking_coef), examples, eval_examples, collate)
 

@@ -21,6 +21,7 @@ from manners.pipeline.stages.context import (
     gather_full_model,
     load_base,
     prepare_model,
+    report_truncation,
 )
 from manners.pipeline.stages.saving import save_policy
 
@@ -33,10 +34,12 @@ def train_sft(run: RunContext) -> StageResult:
     make_model = partial(load_network, run, tokenizer)
     model = make_model()
     if run.process_group.rank == 0:
+        reporting.report_cut_prompts(run, model, tokenizer)
         before = reporting.evaluate_before(run, lambda: evaluate_on_test(run, model, tokenizer))
 
     examples = tokenize(run.splits.train, tokenizer, cfg.dataset.loss_roles, m.max_length)
     eval_examples = tokenize(run.eval_rows, tokenizer, cfg.dataset.loss_roles, m.max_length)
+    report_truncation([e.num_truncated for e in examples], f"method.max_length={m.max_length}")
     examples = pack(examples, m.max_length) if m.packing else examples
     collate_rows = partial(collate, pad=tokenizer.pad_token_id)
     result = fit_module(run, partial(SFTModule, model), examples, eval_examples, collate_rows)

@@ -1,0 +1,65 @@
+"""Rows held against a model's tokenizer and chat template, before anything is trained or evaluated on them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from manners.data.loading import SPLITS, Splits
+from manners.data.rendering import with_special_tokens
+from manners.data.tokenize import UNLIMITED, tokenize
+from manners.data.types import Conversation
+from manners.errors import MannersError, printable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def renderable_rows(
+    rows: Sequence[Conversation], tokenizer: "PreTrainedTokenizerBase", loss_roles: str, on_invalid_row: str
+) -> tuple[list[Conversation], list[str]]:
+    """The rows that the chat template renders as they are, and one sentence for each of the others.
+
+    Raises MannersError at the first of the others, unless ``on_invalid_row`` is "skip".
+    """
+    try:
+        tokenize(rows, tokenizer, loss_roles, UNLIMITED)  # all at once, which is several times faster
+        return list(rows), []
+    except MannersError:
+        kept, refused = [], []
+    for row in rows:
+        try:
+            tokenize([row], tokenizer, loss_roles, UNLIMITED)
+            kept.append(row)
+        except MannersError as error:
+            sentence = printable(f"{row.source}: {str(error).removeprefix(f'{row.source}: ').removesuffix('.')}")
+            if on_invalid_row != "skip":
+                raise MannersError(
+                    f"{sentence}. Fix the row, or skip such rows: dataset.on_invalid_row=skip."
+                ) from None
+            refused.append(sentence)
+    return kept, refused
+
+
+def renderable_splits(
+    splits: Splits, tokenizer: "PreTrainedTokenizerBase", loss_roles: str, on_invalid_row: str
+) -> Splits:
+    """``splits`` without the rows that the chat template refuses, which are counted as skipped.
+
+    Raises MannersError for such a row unless ``on_invalid_row`` is "skip", and where no training row is left.
+    """
+    checked = {name: renderable_rows(getattr(splits, name), tokenizer, loss_roles, on_invalid_row) for name in SPLITS}
+    refused = [sentence for name in SPLITS for sentence in checked[name][1]]
+    if not checked["train"][0]:
+        raise MannersError(f"the chat template refuses all training rows. The first: {refused[0]}.")
+    literal = with_special_tokens([row for name in SPLITS for row in checked[name][0]], tokenizer)
+    warnings = []
+    if literal:
+        warnings = [f"special tokens in the text of {len(literal)} rows are read as text, the first: {literal[0]}"]
+    return replace(
+        splits,
+        train=checked["train"][0],
+        validation=checked["validation"][0],
+        test=checked["test"][0],
+        skipped=[*splits.skipped, *refused],
+        warnings=warnings,
+    )

@@ -1,0 +1,72 @@
+"""Logits of selected positions are the model's own, also where it caps or scales them after the head."""
+
+import pytest
+import torch
+from transformers import (
+    Cohere2Config,
+    Cohere2ForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
+
+from manners.models.logprobs import masked_logits, token_nll
+from manners.models.lora import prepare_for_training
+from manners.models.policy import Policy
+from tests.families import VOCAB
+
+SIZE = {
+    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.5, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2, "attn_implementation": "eager",
+}  # fmt: skip
+MODELS = {
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config, {"final_logit_softcapping": 3.0}),
+    "granite": (GraniteForCausalLM, GraniteConfig, {"logits_scaling": 0.25}),
+    "cohere": (CohereForCausalLM, CohereConfig, {"logit_scale": 0.0625}),
+    "cohere2": (Cohere2ForCausalLM, Cohere2Config, {"logit_scale": 4.0}),
+}
+
+
+def scaled_model(family):
+    """A random model that transforms its logits after the head by much."""
+    model_class, config_class, scaling = MODELS[family]
+    torch.manual_seed(0)
+    return model_class(config_class(**SIZE, **scaling)).eval()
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("family", MODELS)
+def test_sft_measurement_and_ppo_use_the_models_own_logits(family, adapted):
+    model = scaled_model(family)
+    model = prepare_for_training(model, "lora", 4, 8, 0.0, "all-linear") if adapted else model
+    ids = torch.randint(5, VOCAB, (3, 9), generator=torch.Generator().manual_seed(1))
+    mask = torch.rand(3, 8, generator=torch.Generator().manual_seed(2)) < 0.5
+    with torch.no_grad():
+        expected = model(ids).logits[:, :-1][mask]
+        logits, hidden = masked_logits(model, ids, mask)
+        nll, correct = token_nll(model, ids, mask)
+        policy = Policy(model)
+        logprobs = policy(ids, mask, temperature=0.7).logprobs
+        reference = policy.reference_logprobs(ids, mask, temperature=0.7)
+        head = model.get_output_embeddings()(hidden)
+    assert (head - expected).abs().max() > 0.5  # the head alone would be wrong
+    targets = ids[:, 1:][mask][:, None]
+    assert torch.allclose(logits, expected, atol=1e-4)
+    assert torch.allclose(nll, -torch.log_softmax(expected, -1).gather(1, targets)[:, 0], atol=1e-4)
+    assert torch.equal(correct, expected.argmax(-1) == targets[:, 0])
+    tempered = torch.log_softmax(expected / 0.7, -1).gather(1, targets)[:, 0]
+    assert torch.allclose(logprobs, tempered, atol=1e-4)
+    assert torch.allclose(reference, tempered, atol=1e-4)
+
+
+def test_masked_logits_leaves_the_model_as_it_was():
+    model = scaled_model("gemma2")
+    ids = torch.randint(5, VOCAB, (2, 6))
+    before = model(ids).logits
+    with pytest.raises(IndexError):
+        masked_logits(model, ids, torch.ones(2, 9, dtype=torch.bool))
+    assert torch.equal(model(ids).logits, before)
