@@ -91,7 +91,7 @@ def test_eval_result_metric_names():
 
 
 def test_before_after_markdown_escapes_bars_and_names_metrics():
-    text = before_after_markdown("title", result(), result())
+    text = before_after_markdown("title", result(), result(), "no change")
     assert "| a \\| b? |" in text
     for name in ("style accuracy", "held-out loss, nats per token", "KL to the reference, nats per reply"):
         assert f"| {name} | " in text

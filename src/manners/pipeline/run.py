@@ -21,7 +21,6 @@ from manners.models import loading
 from manners.pipeline import dependencies, preview
 from manners.pipeline.stages import dpo, ppo, reward, sft
 from manners.pipeline.stages.context import RunContext, StageResult, configured_tokenizer, console
-from manners.rewards import combine
 from manners.runtime import launcher, run_dir
 from manners.runtime.device import Device, resolve_device
 from manners.runtime.run_dir import RunArtifact, RunDir
@@ -58,6 +57,8 @@ def train(spec: RunSpec) -> RunArtifact:
     if launcher.needs_launch(cfg.hardware.devices):
         return launch(spec)
     splits, digest = dependencies.splits_of(cfg), dependencies.digest_of(cfg)
+    if cfg.method.sample_type == "prompt":
+        ppo.check_rewards(cfg, splits.train)
 
     # 2. Dependencies: PPO's SFT policy and reward model are found, or trained first.
     inputs = {need.role: dependencies.find_or_train(need, train, console) for need in spec.dependencies}
@@ -112,7 +113,7 @@ def follow(spec: RunSpec, context: RunContext) -> RunArtifact:
 
 
 def check_before_training(cfg: DictConfig, device: Device) -> None:
-    """What only torch, the model's config or the reward functions can tell. Raises MannersError."""
+    """What only torch or the model's config can tell. Raises MannersError."""
     m, longest = cfg.method, loading.context_length(cfg.model.name, cfg.model.revision)
     for key, length in (
         ("method.max_length", m.get("max_length", 0)),
@@ -129,8 +130,6 @@ def check_before_training(cfg: DictConfig, device: Device) -> None:
         raise MannersError(
             "method.generation_backend=vllm needs an NVIDIA GPU; there is none here: method.generation_backend=auto."
         )
-    if m.sample_type == "prompt":  # a function that cannot be found ends the run before its dependencies are trained
-        combine.build_components(m.rewards, reward_model=len)  # type: ignore[arg-type]
 
 
 def show_preview(spec: RunSpec) -> None:

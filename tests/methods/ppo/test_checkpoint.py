@@ -15,7 +15,7 @@ def test_load_checkpoint_restores_state_and_weights(small_qwen2, tmp_path):
     for reward in range(2 * WINDOW):
         collapse.update(float(reward), 20.0, ["no no no no"] if reward > WINDOW else ["the cat eats a fish"])
     assert collapse.warned and collapse.first
-    state = TrainerState(0.07, 16, -0.25, 12, collapse)
+    state = TrainerState(0.07, 16, collapse, [0.5, float("inf")], [0.25], [-0.25, 2.0], 12, 3)
     optimizer = make_optimizer(policy, ppo_config())
     saved = trainable_weights(policy)
     save_checkpoint(tmp_path, state, policy, optimizer)

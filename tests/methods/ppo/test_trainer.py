@@ -36,7 +36,7 @@ def test_train_ppo_raises_the_reward(small_qwen2, tokenizer, tmp_path, make_conf
     assert sum(rewards[-3:]) / 3 > rewards[0] + 0.2
     before, after = run.values("eval/scores")
     assert after > before + 0.2
-    assert run.result.best_reward == after
+    assert run.result.kept_reward == after
     assert max(abs(ratio - 1) for ratio in run.values("val/ratio_first")) < 1e-5
 
 
@@ -65,7 +65,7 @@ def test_train_ppo_keeps_the_weights_of_the_best_evaluation(small_qwen2, tokeniz
     rewards = {"score": RewardComponent(1.0, score)}
     run = RecordedRun(small_qwen2, tokenizer, seven_iterations(ppo_config), tmp_path, rewards).train()
     assert run.values("eval/scores") == pytest.approx([0.1, 0.9, 0.4, 0.2])
-    assert (run.result.best_iteration, run.result.best_reward) == (3, pytest.approx(0.9))
+    assert (run.result.kept_iteration, run.result.kept_reward) == (3, pytest.approx(0.9))
     assert equal_weights(run.weights(), run.eval_weights[3])
 
 
@@ -76,7 +76,6 @@ def test_logged_metrics_are_consistent(small_qwen2, tokenizer, tmp_path):
         m = {name: value for (name, at), value in run.metrics.items() if at == step}
         assert m["objective/rlhf_reward"] == pytest.approx(m["objective/scores"] + m["objective/non_score_reward"])
         assert m["objective/non_score_reward"] == pytest.approx(-m["objective/kl_coef"] * m["objective/kl"])
-        assert m["objective/kl"] == m["objective/kl_k1"]
         assert m["objective/scores"] == pytest.approx(m["reward/share"] - 0.5 * (1 - m["objective/eos_rate"]))
         assert m["val/num_eos_tokens"] == pytest.approx(8 * m["objective/eos_rate"])
         assert m["episode"] == 8 * step
@@ -90,15 +89,15 @@ def test_logged_metrics_are_consistent(small_qwen2, tokenizer, tmp_path):
 def test_nonfinite_reward_raises_and_saves_the_batch(small_qwen2, tokenizer, tmp_path, where):
     def broken(number, completions, **_):
         is_eval = number[0] >= FIRST_EVAL_PROMPT
-        return [0.0] * (len(number) - 1) + [math.nan if is_eval == (where == "evaluation") else 0.0]
+        return [0.0] * (len(number) - 1) + [math.inf if is_eval == (where == "evaluation") else 0.0]
 
     rewards = {"mine": RewardComponent(1.0, broken)}
     with pytest.raises(MannersError) as error:
         RecordedRun(small_qwen2, tokenizer, ppo_config(), tmp_path, rewards).train()
     file = tmp_path / "broken_batch.json"
-    assert "method.rewards.mine gave nan" in str(error.value) and str(file) in str(error.value)
+    assert "method.rewards.mine gave inf" in str(error.value) and str(file) in str(error.value)
     batch = json.loads(file.read_text())
-    assert "nan" in batch["why"]
+    assert "inf" in batch["why"]
     assert len(batch["rollout"]) == (5 if where == "evaluation" else 8)
     assert batch["rollout"][0]["prompt"][0]["role"] == "user"
 
@@ -149,7 +148,7 @@ def test_score_replies_clips_and_penalizes_missing_eos(small_qwen2, tokenizer):
 
 
 def test_compute_advantages_of_rloo_by_hand(small_qwen2, tokenizer):
-    """Before whitening: the score less the KL penalty of the reply, less the mean of the other generations."""
+    """Before the scaling: the score less the KL penalty of the reply, less the mean of the other generations."""
     batch = sample_rollout(make_policy(small_qwen2), tokenizer)
     batch.ref_logprobs = torch.where(batch.mask, batch.logprobs - 0.1, 0.0)  # k1 is 0.1 per token
     scores = torch.tensor([1.0, 2.0, 3.0, 6.0, 0.0, 0.0, 0.0, 4.0])
@@ -161,6 +160,6 @@ def test_compute_advantages_of_rloo_by_hand(small_qwen2, tokenizer):
     totals = (scores - 0.5 * 0.1 * lengths).tolist()
     others = [[totals[j] for j in range(i // 4 * 4, i // 4 * 4 + 4) if j != i] for i in range(8)]
     by_reply = [total - sum(rest) / 3 for total, rest in zip(totals, others, strict=True)]
-    by_token = torch.tensor([a for a, n in zip(by_reply, lengths.tolist(), strict=True) for _ in range(n)]).double()
-    expected = (by_token - by_token.mean()) / by_token.std() + by_token.mean()
-    assert torch.allclose(advantages[batch.mask].double(), expected, atol=1e-4)
+    by_token = torch.tensor([a for a, n in zip(by_reply, lengths.tolist(), strict=True) for _ in range(n)])
+    expected = by_token / torch.tensor(by_reply).std()  # over the replies; their mean is 0
+    assert torch.allclose(advantages[batch.mask], expected, atol=1e-3)

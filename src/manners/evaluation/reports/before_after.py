@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from manners.evaluation.evaluate import EvalResult, Generation
+from manners.evaluation.evaluate import EOS_NAME, LOSS_NAME, EvalResult, Generation
 from manners.evaluation.metrics.assistant_style import RUNS_ON
 from manners.evaluation.stats import Estimate
 
@@ -53,10 +53,10 @@ def before_after_measures(before: EvalResult, after: EvalResult) -> list[tuple[s
             lines.append((f"  {name}", estimate.percent(), after.style_accuracy_by_group[name].percent()))
     if before.fact_accuracy and after.fact_accuracy:
         lines.append(("fact accuracy", before.fact_accuracy.percent(), after.fact_accuracy.percent()))
-    lines.append(("held-out loss, nats per token", before.loss.plain(), after.loss.plain()))
+    lines.append((LOSS_NAME, before.loss.plain(), after.loss.plain()))
     lines.append(("held-out perplexity, per token", perplexity(before.loss), perplexity(after.loss)))
     if before.eos_rate and after.eos_rate:
-        lines.append(("replies with EOS", before.eos_rate.percent(), after.eos_rate.percent()))
+        lines.append((EOS_NAME, before.eos_rate.percent(), after.eos_rate.percent()))
     for name, estimate in before.extra_metrics.items():
         if name in after.extra_metrics:
             lines.append((name, estimate.plain(), after.extra_metrics[name].plain()))
@@ -68,9 +68,16 @@ def perplexity(loss: Estimate) -> str:
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def before_after_markdown(title: str, before: EvalResult, after: EvalResult) -> str:
+def before_after_markdown(title: str, before: EvalResult, after: EvalResult, summary: str) -> str:
     """The report as it is written to ``before_after.md``."""
-    lines = [f"# {title}", "", "| metric | before | after | in the data |", "| --- | --- | --- | --- |"]
+    lines = [
+        f"# {title}",
+        "",
+        f"{summary}.",
+        "",
+        "| metric | before | after | in the data |",
+        "| --- | --- | --- | --- |",
+    ]
     lines += [f"| {name.strip()} | {b} | {a} | {data} |" for name, b, a, data in before_after_numbers(before, after)]
     lines += ["", "Intervals are at 95 %.", "", "| prompt | before | after |", "| --- | --- | --- |"]
     for row in before_after_rows(before, after):
@@ -82,8 +89,9 @@ def markdown_cell(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text.replace("|", "\\|"))
 
 
-def show_before_after(console: Console, before: EvalResult, after: EvalResult) -> None:
+def show_before_after(console: Console, before: EvalResult, after: EvalResult, summary: str) -> None:
     """Print the report."""
+    console.print(Text(summary, style="bold"))
     table = Table("prompt", "before", "after", header_style="bold", show_lines=True)
     for row in before_after_rows(before, after):
         table.add_row(*(as_text(row[key]) for key in ("prompt", "before", "after")))
