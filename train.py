@@ -11,7 +11,9 @@ def train(spec: RunSpec) -> float | None:
     from manners.runtime import hub
 
     for one in (spec, *spec.dependencies):  # mistakes in names and data are answered before torch is imported
-        if not one.explicit_source:
+        if one.explicit_source:
+            dependencies.resolve_explicit(one)
+        else:
             hub.require_model(one.cfg.model.name)
             dependencies.splits_of(one.cfg)
     if spec.cfg.plan:

@@ -26,6 +26,7 @@ from manners.config.compose import (
     override_source,
     plan_run,
     register,
+    replace_rewards,
 )
 from manners.errors import MannersError, Pruned
 from manners.runtime import atomic_io, signals
@@ -53,6 +54,10 @@ def main(config_name: str, task: Task) -> None:
     try:
         if spec and not (args.cfg or args.info or args.hydra_help or args.shell_completion):
             sys.exit(0 if run_job(task, spec) else 1)
+        with hydra_context():
+            handed = replace_rewards(config_name, args.overrides)
+        if handed != args.overrides:
+            sys.argv = [*(a for a in sys.argv if a not in args.overrides), *handed]
         hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(sweep_job(config_name, task))()
     except (KeyboardInterrupt, signals.ShutdownRequested) as request:
         print("\nstopped" + ("; the same command resumes" if config_name == "train" else ""), file=sys.stderr)

@@ -63,7 +63,7 @@ RENAMED = {
 class RunSpec:
     """A run to be made: its config, the command that makes it, and the runs that it starts from."""
 
-    cfg: DictConfig
+    cfg: DictConfig  # of a given run, that of the run that starts from it
     overrides: list[str]  # the command, less `python train.py`
     role: str = ""  # what a later run needs it for: "policy" or "reward"; "" for the run that was asked for
     explicit_source: str = ""  # a run id or folder that stands in for the run of this config
@@ -109,11 +109,17 @@ def plan_run(overrides: list[str], cfg: DictConfig | None = None) -> RunSpec:
 
 
 def plan_dependencies(cfg: DictConfig, overrides: list[str]) -> list[RunSpec]:
-    """The runs that a run starts from: the same command with another method, checked alike. Raises MannersError."""
+    """The runs that a run starts from: given, or the same command with another method, checked alike.
+
+    Raises MannersError.
+    """
     specs = []
     for role in schema.STARTS_FROM.get(cfg.method.sample_type, ()):
         source = cfg[f"{role}_from"]
         if source == "none" or (role == "reward" and not uses_reward_model(cfg)):
+            continue
+        if source != "auto":  # what is given is not composed: its data and method are its own
+            specs.append(RunSpec(cfg, [], role, str(source)))
             continue
         own = list(cfg[f"{role}_run_overrides"])
         replaced = RUN_ONLY_KEYS | {override_key(o) for o in own}
@@ -126,7 +132,7 @@ def plan_dependencies(cfg: DictConfig, overrides: list[str]) -> list[RunSpec]:
             validate.validate_config(dependency)
         except MannersError as error:
             raise MannersError(f"the {role} run ({' '.join(command)}): {error}") from None
-        specs.append(RunSpec(dependency, command, role, "" if source == "auto" else str(source)))
+        specs.append(RunSpec(dependency, command, role))
     return specs
 
 
@@ -139,7 +145,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     """The composed config. Raises MannersError that names the key, its file or override, and the nearest valid name."""
     with hydra_context():
         try:
-            cfg = hydra.compose(config_name, overrides)
+            cfg = hydra.compose(config_name, replace_rewards(config_name, overrides))
             OmegaConf.to_container(cfg, resolve=True)  # an interpolation to nothing shows only now
         except MissingConfigException as error:
             raise MannersError(explain_missing(config_name, error, overrides)) from None
@@ -172,6 +178,23 @@ def with_values(cfg: DictConfig, overrides: list[str]) -> DictConfig | None:
         except OmegaConfBaseException:
             return None
     return changed
+
+
+def replace_rewards(config_name: str, overrides: list[str]) -> list[str]:
+    """``overrides`` as Hydra needs them so that ``method.rewards={...}`` is the whole reward.
+
+    Hydra alone changes components that exist: those of the defaults are deleted, and the new ones added.
+    """
+    key = {"train": "method.rewards", "evaluate": "rewards"}.get(config_name, "method.rewards")
+    at = next((i for i, override in enumerate(overrides) if override.startswith(f"{key}={{")), None)
+    if at is None:
+        return overrides
+    others = [o for o in overrides if not override_key(o).startswith(key)]
+    defaults = OmegaConf.select(hydra.compose(config_name, others), key)
+    if defaults is None:  # a method without rewards, which Hydra refuses
+        return overrides
+    deletions = [o for name in defaults if (o := f"~{key}.{name}") not in overrides]
+    return [*overrides[:at], *deletions, f"++{overrides[at]}", *overrides[at + 1 :]]
 
 
 def override_key(override: str) -> str:

@@ -216,7 +216,7 @@ class SFTConfig(SupervisedConfig):
 
 @dataclass
 class RewardConfig(SupervisedConfig):
-    """Reward modeling."""
+    """Reward modeling. The margins of pairs are in units of their root mean square, whatever the dataset's are."""
 
     name: str = option("reward", "a reward model: one score for a reply")
     sample_type: str = option("scored", "the kind of sample that it trains on; preference for the pairwise loss")

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 import warnings
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def train(spec: RunSpec) -> RunArtifact:
     with run_dir.acquire(cfg, digest, fingerprints) as directory, report_out_of_memory(cfg):
         with logger.open_run(cfg, directory, splits, digest, inputs, spec.overrides, pruning_callback(cfg)) as mlflow:
             cost.start_clock(directory)
+            command = [o for o in spec.overrides if not o.startswith("tracking.uri=")]  # it may hold a password
+            directory.update_state(command=shlex.join(command))
             print_run_header(cfg, directory, device, inputs)
             print_rows(spec)
             if directory.state.microbatch_size is None:

@@ -217,7 +217,7 @@ def check_scores(name: str, values: Any, replies: Sequence[str]) -> list[float]:
             raise TypeError
         scores = [as_score(value) for value in islice(values, MAX_SCORES)]  # of a generator, too
     except Exception:  # noqa: BLE001  whatever an object of another kind raises
-        text = repr(values)
+        text = " ".join(repr(values).split())
         raise MannersError(
             f"method.rewards.{name} returned {text[:60]}{'…' * (len(text) > 60)}: it must return a list with one "
             "number for each completion; None abstains."

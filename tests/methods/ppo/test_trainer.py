@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 
 import pytest
 import torch
@@ -54,19 +55,75 @@ def test_kl_coef_keeps_the_policy_near_the_reference(small_qwen2, tokenizer, tmp
     assert 0 < penalized.values("objective/kl_k3")[-1] < 0.5 * free.values("objective/kl_k3")[-1]
 
 
-def test_train_ppo_keeps_the_weights_of_the_best_evaluation(small_qwen2, tokenizer, tmp_path):
-    """The reward prefers the second evaluation, whatever its replies are."""
-    eval_scores = iter([0.1, 0.9, 0.4, 0.2])
+@pytest.mark.parametrize(
+    "evaluations, kept, improved",
+    [
+        ([0.5, 0.52, 0.9, 0.8], 7, True),  # the third is no better than the last, beyond chance
+        ([0.5, 0.9, 0.2, 0.1], 3, True),
+        ([0.5, 0.3, 0.2, 0.1], 0, False),  # the start was better: it is kept, which is no improvement
+        ([0.5, 0.6, 0.4, 0.5], 7, False),
+    ],
+)
+def test_train_ppo_keeps_the_last_unless_others_are_better(
+    small_qwen2, tokenizer, tmp_path, evaluations, kept, improved
+):
+    """The scores of the five prompts are spread around the mean of each evaluation, each time otherwise."""
+    means, noise = iter(evaluations), random.Random(0)
     share = token_share_reward(rewarded_tokens(small_qwen2))["share"].function
 
     def score(number, **columns):
-        return [next(eval_scores)] * len(number) if number[0] >= FIRST_EVAL_PROMPT else share(**columns)
+        if number[0] < FIRST_EVAL_PROMPT:
+            return share(**columns)
+        offsets = noise.sample([-0.1, -0.05, 0.0, 0.05, 0.1], 5)
+        mean = next(means)
+        return [mean + offset for offset in offsets]
 
     rewards = {"score": RewardComponent(1.0, score)}
     run = RecordedRun(small_qwen2, tokenizer, seven_iterations(ppo_config), tmp_path, rewards).train()
-    assert run.values("eval/scores") == pytest.approx([0.1, 0.9, 0.4, 0.2])
-    assert (run.result.kept_iteration, run.result.kept_reward) == (3, pytest.approx(0.9))
-    assert equal_weights(run.weights(), run.eval_weights[3])
+    assert run.values("eval/scores") == pytest.approx(evaluations)
+    assert run.values("eval/scores_stderr") == pytest.approx([math.sqrt(0.025 / 4 / 5)] * 4, rel=1e-4)
+    assert (run.result.kept_iteration, run.result.improved) == (kept, improved)
+    assert equal_weights(run.weights(), run.eval_weights[kept])
+
+
+def test_evaluations_sample_from_the_same_random_numbers(small_qwen2, tokenizer, tmp_path):
+    """With a learning rate of 0 the policy does not change, and neither do its sampled replies."""
+    config = seven_iterations(ppo_config, learning_rate=0.0, value_learning_rate=0.0)
+    run = RecordedRun(small_qwen2, tokenizer, config, tmp_path).train()
+    assert len(set(run.values("eval/scores"))) == len(set(run.values("eval/length"))) == 1
+    assert run.values("eval/kl") == pytest.approx([0.0] * 4, abs=1e-6)
+    assert (run.result.kept_iteration, run.result.improved) == (7, False)
+
+
+def test_replies_that_no_reward_scores_move_nothing(small_qwen2, tokenizer, tmp_path):
+    rewards = {"mine": RewardComponent(1.0, lambda completions, **_: [None] * len(completions))}
+    for make_config in (ppo_config, rloo_config):
+        config = make_config(total_episodes=16, whiten_rewards=True) if make_config is ppo_config else make_config()
+        run = RecordedRun(small_qwen2, tokenizer, config, tmp_path / make_config.__name__, rewards)
+        before = run.weights()
+        run.train()
+        assert equal_weights(run.weights(), before)
+        assert set(run.values("objective/unscored")) == {1.0} and run.values("objective/scores") == []
+        assert all(math.isfinite(value) for value in run.metrics.values())
+        assert len(run.warnings) == 1 and "all rewards abstain on some replies" in run.warnings[0]
+
+
+def test_reward_functions_see_the_iteration_and_log(small_qwen2, tokenizer, tmp_path):
+    """Half of the replies have a score; means are over these."""
+
+    def mine(completions, number, trainer_state, log_metric, log_extra, **_):
+        log_metric("mine/progress", trainer_state.global_step / trainer_state.max_steps)
+        log_extra("doubled", [2 * n for n in number])
+        return [1.0 if i % 2 else None for i in range(len(completions))]
+
+    rewards = {"mine": RewardComponent(2.0, mine)}
+    run = RecordedRun(small_qwen2, tokenizer, seven_iterations(ppo_config), tmp_path, rewards).train()
+    assert run.values("mine/progress") == pytest.approx([i / 7 for i in range(7)])
+    assert set(run.values("eval/mine/progress")) == {1.0}  # all evaluations score as at the end
+    assert set(run.values("reward/mine")) == {1.0} and set(run.values("objective/scores")) == {2.0}
+    assert set(run.values("objective/unscored")) == {0.5}
+    (row, *_) = run.tables["rollouts/00002.json"]
+    assert {"doubled", "mine", "kl"} <= row.keys() and row["mine"] is None
 
 
 def test_logged_metrics_are_consistent(small_qwen2, tokenizer, tmp_path):
