@@ -10,15 +10,18 @@ def train(spec: RunSpec) -> float | None:
     from manners.pipeline import dependencies
     from manners.runtime import hub
 
-    specs = [one for one in (spec, *spec.dependencies) if not one.explicit_source]
-    for one in specs:  # mistakes in names and data are answered before torch is imported
+    given = [one for one in spec.dependencies if one.explicit_source]
+    trained = [one for one in (spec, *spec.dependencies) if not one.explicit_source]
+    for one in given:  # mistakes in names and data are answered before torch is imported
+        dependencies.resolve_explicit(one)
+    for one in trained:
         hub.require_model(one.cfg.model.name)
         dependencies.rows_of(one.cfg)
     if spec.cfg.plan:
         return dependencies.print_plan(spec)
     if "torch" not in sys.modules:  # later jobs of a sweep find it loaded
         print("loading torch and the model (some seconds)", flush=True)
-    for one in specs:  # rows that a chat template refuses, before anything is trained
+    for one in trained:  # rows that a chat template refuses, before anything is trained
         dependencies.splits_of(one.cfg)
     if spec.cfg.estimate:
         from manners import estimate

@@ -117,8 +117,12 @@ print("COMPOSED", count)
     assert 1 <= int(done.stdout.split("COMPOSED ")[1]) <= 3
 
 
+OWN_REWARD = ["method=ppo", "method.rewards={short: {_target_: my.f}}"]
+
+
 @pytest.mark.parametrize(
-    "overrides", [[], ["debug=quick", "seed=7"], ["method=ppo", "debug=quick"], ["experiment=human_user_tiny"]]
+    "overrides",
+    [[], ["debug=quick", "seed=7"], ["method=ppo", "debug=quick"], ["experiment=human_user_tiny"], OWN_REWARD],
 )
 def test_cfg_job_prints_the_config_that_runs(overrides):
     done = train("--cfg", "job", *overrides)

@@ -141,6 +141,49 @@ def test_none_needs_no_run_and_explicit_sources_are_kept(tmp_path):
     assert (specs["policy"].explicit_source, specs["reward"].explicit_source) == (str(tmp_path), "a-run")
 
 
+def test_given_runs_are_not_composed_and_need_no_data():
+    """polite_helper has no scored rows, and needs none where the reward model is given."""
+    specs = dependencies_of("method=ppo", "dataset=polite_helper", "policy_from=a", "reward_from=b")
+    assert {role: spec.explicit_source for role, spec in specs.items()} == {"policy": "a", "reward": "b"}
+    assert all(spec.cfg.dataset.path == "package:polite_helper/train.jsonl" for spec in specs.values())
+    error = error_of("method=ppo", "dataset=polite_helper", "policy_from=a")
+    assert error.startswith("the reward run (dataset=polite_helper method=reward")
+    assert error_of("method=ppo", "reward_from=b", "policy_run_overrides=['adapter=nope']").startswith("the policy run")
+
+
+def test_given_run_that_does_not_exist_is_refused_before_torch(tmp_path):
+    """And before the SFT run is trained, which would come first."""
+    process = train("method=ppo", "reward_from=nowhere", f"output_dir={tmp_path}")
+    assert process.returncode == 1 and "loading torch" not in process.stdout
+    assert process.stderr.startswith("error: reward_from=nowhere is neither a folder with a model nor a finished run.")
+
+
+def reward_of(*overrides):
+    return plan_run(["method=ppo", *overrides]).cfg.method.rewards
+
+
+def test_dict_of_rewards_replaces_the_reward_model():
+    whole = "method.rewards={short: {_target_: my.f}, long: {weight: 2, _target_: my.g}}"
+    assert reward_of(whole) == {"short": {"_target_": "my.f"}, "long": {"weight": 2, "_target_": "my.g"}}
+    assert reward_of("~method.rewards.model", whole).keys() == {"short", "long"}
+    assert reward_of(whole, "method.rewards.long.weight=3").long.weight == 3
+    assert reward_of("method.rewards={model: {weight: 2}}") == {"model": {"weight": 2}}
+    assert reward_of("+method.rewards.short={_target_: my.f}").keys() == {"model", "short"}  # a plus adds
+    spec = plan_run(["method=ppo", whole])
+    assert [need.role for need in spec.dependencies] == ["policy"]
+    assert spec.overrides == ["method=ppo", whole]  # as it was typed
+
+
+def test_dict_of_rewards_replaces_those_of_a_recipe(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    recipe = "# @package _global_\ndefaults:\n  - override /method: ppo\nmethod: {rewards: {a: {_target_: f}}}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(recipe)
+    register(str(tmp_path))
+    assert compose("train", ["experiment=mine"]).method.rewards.keys() == {"model", "a"}
+    assert compose("train", ["experiment=mine", "method.rewards={b: {_target_: g}}"]).method.rewards.keys() == {"b"}
+    register()
+
+
 def test_reward_functions_alone_need_no_reward_model():
     assert dependencies_of("method=ppo", *FUNCTION_ONLY).keys() == {"policy"}
     assert dependencies_of("method=ppo", FUNCTION_ONLY[1]).keys() == {"policy", "reward"}
@@ -173,7 +216,7 @@ def test_mistake_in_a_dependency_is_reported_at_once():
         (["adapter=none", "method.critic=adapter"], "method.critic=adapter needs a LoRA policy: adapter=lora"),
         (["adapter=qlora"], "adapter=lora, or policy_from=none to start from the base itself"),
         (["model=bert"], "is an encoder and cannot write replies: method=ppo needs a decoder"),
-        (["method.kl_estimator=k4"], "method.kl_estimator=k4 is not a choice."),
+        (["method.kl_estimator=k3"], "there is no option 'method.kl_estimator'."),
         (["method.total_episodes=0"], "method.total_episodes=0 must be at least 1."),
         (["method.learning_rate=nan"], "method.learning_rate=nan must be a finite number."),
         (["method.reward_clip=-1"], "method.reward_clip=-1.0 must be at least 0."),

@@ -73,6 +73,14 @@ def test_impossible_online_rl_run_is_refused(values, message):
     assert message in error_of(compose("method=rloo", *values))
 
 
+@pytest.mark.parametrize("name", ["a,b", "100%", "..", "a//b", "größe ♥", "", "x" * 300, "kl", "prompt", "has_eos"])
+def test_reward_name_that_cannot_be_logged_is_refused(name):
+    cfg = compose("method=ppo")
+    cfg.method.rewards = {name: {"_target_": "my.f"}}
+    message = error_of(cfg)
+    assert message.startswith(f"method.rewards: the name {name!r} ") and "choose another" in message
+
+
 def test_critic_adapter_needs_lora():
     assert "needs a LoRA policy" in error_of(compose("method=ppo", "method.critic=adapter", "adapter=none"))
 

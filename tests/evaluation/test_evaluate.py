@@ -1,13 +1,16 @@
 """Evaluation of a language model: losses against the full logits, verdicts on replies, the saved result."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from manners.data.tokenize import IGNORE_INDEX, TokenizedExample
 from manners.data.types import Prompt
-from manners.evaluation.evaluate import EvalResult, make_generation, per_example_nll, stratified_sample
+from manners.evaluation import evaluate
+from manners.evaluation.evaluate import EvalResult, make_generation, metric_key, per_example_nll, stratified_sample
 from manners.evaluation.generate import Reply
 from manners.evaluation.reports.before_after import before_after_markdown
 from manners.evaluation.stats import Estimate
@@ -91,7 +94,108 @@ def test_eval_result_metric_names():
 
 
 def test_before_after_markdown_escapes_bars_and_names_metrics():
-    text = before_after_markdown("title", result(), result())
+    text = before_after_markdown("title", result(), result(), "no change")
     assert "| a \\| b? |" in text
     for name in ("style accuracy", "held-out loss, nats per token", "KL to the reference, nats per reply"):
         assert f"| {name} | " in text
+
+
+# --- One count ---
+
+
+@pytest.mark.parametrize("style_judge, text_stats", [(True, "manner"), (False, "none"), (False, "manner")])
+def test_eos_rate_counts_each_held_out_prompt_once(small_qwen2, monkeypatch, style_judge, text_stats):
+    """Shown prompts are some of the others, and are not answered twice; fixed ones are not counted."""
+    prompts = [make_prompt("good_question", f"{i}?") for i in range(8)]
+    answered = []
+
+    def generate_texts(_model, _tokenizer, conversations, **_):
+        answered.append(len(conversations))
+        return [Reply(f"To {c[-1]['content']}", c[-1]["content"] in ("1?", "5?", "fixed"), 2) for c in conversations]
+
+    monkeypatch.setattr(evaluate, "generate_texts", generate_texts)
+    examples = [TokenizedExample([5, 6, 7], [IGNORE_INDEX, 6, 7])]
+    for fixed in ([], [make_prompt("good_question", "fixed")]):
+        measured = evaluate.evaluate(
+            small_qwen2, None, prompts, fixed, examples, style_judge, text_stats, num_shown=4, max_prompts=6
+        )
+        assert measured.eos_rate.value == 2 / 6
+        shown = [g.reply for g in measured.shown_generations]
+        assert shown == (["To fixed"] if fixed else ["To 0?", "To 1?", "To 2?", "To 3?"])
+    assert answered == [6, 7]
+
+
+@pytest.mark.parametrize(
+    "name, key",
+    [("replies with EOS", "eos_rate"), ("held-out loss, nats per token", "loss"), ("distinct-2", "distinct_2")],
+)
+def test_metric_key_is_the_name_that_runs_log(name, key):
+    assert metric_key(name) == key
+
+
+# --- The first line of a result ---
+
+
+def near(value, width=0.02):
+    return Estimate(value, value - width, value + width)
+
+
+GOOD = replace(
+    result(),
+    loss=near(2.5),
+    eos_rate=near(0.9),
+    style_accuracy=near(0.5),
+    fact_accuracy=near(0.8),
+    extra_metrics={"NLL under the base model, nats per token": near(2.0)},
+    text_stats={"repeated 4grams": near(0.1)},
+)
+
+
+@pytest.mark.parametrize(
+    "change, worse",
+    [
+        ({"loss": near(8.3)}, "held-out loss, nats per token 2.50 → 8.30"),
+        ({"loss": near(2.6)}, "held-out loss, nats per token 2.50 → 2.60"),
+        ({"eos_rate": near(0.0)}, "replies with EOS 90.0% → 0.0%"),
+        ({"style_accuracy": near(0.3)}, "style accuracy 50.0% → 30.0%"),
+        ({"fact_accuracy": near(0.1)}, "fact accuracy 80.0% → 10.0%"),
+        ({"text_stats": {"repeated 4grams": near(0.9)}}, "repeated 4grams 0.10 → 0.90"),
+        ({"extra_metrics": {"NLL under the base model, nats per token": near(7.0)}}, "NLL under the base model"),
+    ],
+)
+def test_headline_begins_with_what_became_worse(change, worse):
+    headline = replace(GOOD, **change).headline(GOOD)
+    assert headline.startswith(f"WORSE than before training: {worse}")
+    assert "; style accuracy 50.0% → " in headline
+    text = before_after_markdown("title", GOOD, replace(GOOD, **change), headline)
+    assert text.splitlines()[2] == f"{headline}."  # the first line below the title
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"loss": near(2.53)},  # within the intervals
+        {"loss": near(1.0), "eos_rate": near(1.0), "style_accuracy": near(0.9)},
+        {"text_stats": {"repeated 4grams": near(0.2)}, "extra_metrics": {}},
+        {"eos_rate": None, "fact_accuracy": None},
+    ],
+)
+def test_headline_of_a_run_that_is_not_worse(change):
+    assert replace(GOOD, **change).headline(GOOD).startswith("style accuracy 50.0% → ")
+
+
+def test_headline_allows_rl_some_loss_on_the_data():
+    """PPO and DPO may move away from the replies of the data, but not by more than a nat."""
+    for rise, is_worse in ((0.3, False), (0.9, False), (1.5, True)):
+        headline = replace(GOOD, loss=near(2.5 + rise)).headline(GOOD, rise_of_loss=1.0)
+        assert headline.startswith("WORSE") == is_worse
+
+
+def test_headline_names_the_reward_where_no_style_is_judged():
+    before, after = (
+        replace(GOOD, style_accuracy=None, extra_metrics={"reward": near(x), "reward of sampled replies": near(x - 1)})
+        for x in (1.0, 2.5)
+    )
+    assert after.headline(before) == "reward 1.00 → 2.50; reward of sampled replies 0.00 → 1.50"
+    loss = [replace(e, extra_metrics={}) for e in (before, after)]
+    assert loss[1].headline(loss[0]) == "held-out loss 2.500 → 2.500"

@@ -32,7 +32,7 @@ def write_adapter(folder, **config):
     save_file(weights, folder / "adapter_model.safetensors")
 
 
-def finished_run(out, name, cfg, summary="", adapter=False):
+def finished_run(out, name, cfg, summary="", adapter=False, **more):
     """Write the directory of a finished run of ``cfg``, as training would leave it; without any weights."""
     model_dir = out / "runs" / name / "model"
     model_dir.mkdir(parents=True)
@@ -43,7 +43,7 @@ def finished_run(out, name, cfg, summary="", adapter=False):
     digest = model_digest(cfg.model.name, cfg.model.revision)
     (model_dir / "manners.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True) + f"base_digest: '{digest}'\n")
     fingerprint = dependencies.dependency_fingerprint(RunSpec(cfg, []))
-    state = {"status": "finished", "summary": summary, "weights_fingerprint": fingerprint}
+    state = {"status": "finished", "summary": summary, "weights_fingerprint": fingerprint} | more
     (model_dir.parent / "run.json").write_text(json.dumps(state))
 
 
@@ -285,13 +285,13 @@ def test_latest_is_the_newest_run_that_can_fill_the_role(out):
 
 
 def test_print_plan_says_reuse_or_train_and_trains_nothing(out, capsys):
-    finished_run(out, "mine", compose(SMALL, "method=sft"))
+    finished_run(out, "mine", compose(SMALL, "method=sft"), command="method=sft 'run_name=my own'")
     before = sorted(out.rglob("*"))
     specs = [dependency(out, "policy"), dependency(out, "reward", "", "seed=2")]
     cfg = compose(SMALL, "method=ppo", f"output_dir={out}")
     dependencies.print_plan(RunSpec(cfg, ["method=ppo"], dependencies=specs))
     plan = {line.split()[0]: " ".join(line.split()[1:]) for line in capsys.readouterr().out.splitlines() if line}
-    assert plan["policy"].startswith("reuse mine python train.py")
+    assert plan["policy"] == "reuse mine python train.py method=sft 'run_name=my own'"  # which made it
     assert plan["reward"].startswith("train python train.py")
     assert plan["ppo"] == "train python train.py method=ppo"
     assert sorted(out.rglob("*")) == before
@@ -300,6 +300,19 @@ def test_print_plan_says_reuse_or_train_and_trains_nothing(out, capsys):
 def test_command_of_shows_no_password():
     command = dependencies.command_of(RunSpec(compose(), ["tracking.uri=postgresql://me:secret@host/db"]))
     assert command == "python train.py tracking.uri=postgresql://me:***@host/db"
+
+
+def test_print_plan_names_the_command_of_a_given_run(out, capsys):
+    finished_run(out, "mine", compose(SMALL, "method=sft"), command="")
+    finished_run(out, "old", compose(SMALL, "method=reward"))  # from before commands were kept
+    cfg = compose(SMALL, "method=ppo", f"output_dir={out}")
+    specs = [RunSpec(cfg, [], "policy", "mine"), RunSpec(cfg, [], "reward", "old")]
+    dependencies.print_plan(RunSpec(cfg, ["method=ppo"], dependencies=specs))
+    plan = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert plan[:2] == [
+        "policy reuse mine python train.py",
+        f"reward reuse old {out / 'runs' / 'old' / 'model'}",
+    ]
 
 
 def test_command_of_quotes_for_the_shell():

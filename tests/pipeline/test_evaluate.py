@@ -38,8 +38,20 @@ def test_comparison_has_the_base_once_and_every_metric(report):
     folder, sft, ppo = report
     comparison = (folder / "comparison.md").read_text()
     assert f"| metric | tiny (before) | {sft} | {ppo} | in the data |" in comparison
-    for name in ("style accuracy", "fact accuracy", "reward model", "brevity", "held-out loss", "words"):
+    for name in ("style accuracy", "fact accuracy", "replies with EOS"):
+        assert re.search(rf"^\| {name} \|( \d+\.\d % \[[^|]+\|){{3}}", comparison, re.MULTILINE), name
+    for name in ("reward model", "brevity", "held-out loss", "words"):
         assert re.search(rf"^\| {name}[^|]*\|( -?\d+\.\d+ \[[^|]+\|){{3}}", comparison, re.MULTILINE), name
+
+
+def test_metrics_have_the_names_and_values_of_the_run(report, out):
+    """evaluate.py and the run itself measure the same replies, and log them alike."""
+    folder, _, ppo = report
+    _, runs = mlflow_runs(out)
+    evaluated, run = runs[folder.name].data.metrics, runs[ppo].data.metrics
+    names = {name.removeprefix(f"{ppo}/") for name in evaluated if name.startswith(f"{ppo}/")}
+    assert {"eos_rate", "style_accuracy", "fact_accuracy", "loss", "distinct_2", "words"} <= names
+    assert evaluated[f"{ppo}/loss"] == pytest.approx(run["after/loss"], abs=1e-3)
 
 
 def test_replies_before_training_are_those_of_the_base(report):

@@ -120,6 +120,52 @@ def test_user_reward_on_pythonpath_replaces_the_model(shared, out, my_rewards):
     assert (folder / "lineage.md").read_text().count("\n") == 1  # it has no dependencies
 
 
+OWN_REWARD = """
+def short(completions, log_metric, log_extra, trainer_state, **kwargs):
+    words = [len(c[0]["content"].split()) for c in completions]
+    log_metric("words", sum(words) / len(words))
+    log_extra("words", words)
+    return [-n / 4 if n else None for n in words]
+
+def broken(completions, **kwargs):
+    return {"score": [1.0 for _ in completions]}
+"""
+
+
+def test_own_function_alone_is_the_reward_in_its_own_unit(train_variant, my_rewards, monkeypatch):
+    """One override: no reward model is trained, and nothing is reported as standard deviations."""
+    (my_rewards / "my_rewards.py").write_text(OWN_REWARD)
+    monkeypatch.chdir(my_rewards)
+    folder = train_variant("short", "method.rewards={short: {_target_: my_rewards.short}}")
+    values = last_metrics(folder)
+    assert {"reward/short", "words", "eval/words", "eval/scores_stderr", "after/reward"} <= values.keys()
+    assert "reward/model" not in values
+    report = (folder / "before_after.md").read_text()
+    assert "| reward |" in report and "| reward of sampled replies |" in report and "standard deviations" not in report
+    summary = json.loads((folder / "run.json").read_text())["summary"]
+    assert report.splitlines()[2] == f"{summary}."
+
+
+@pytest.mark.parametrize(
+    "target, message",
+    [
+        ("my_rewards.broken", r"method\.rewards\.mine returned \{'score': .*: it must return a list with one number"),
+        ("builtins.len", r"method\.rewards\.mine failed: TypeError: len\(\) takes no keyword arguments"),
+    ],
+)
+def test_reward_that_returns_no_scores_fails_before_training(
+    tmp_path, shared, my_rewards, monkeypatch, target, message
+):
+    (my_rewards / "my_rewards.py").write_text(OWN_REWARD)
+    monkeypatch.chdir(my_rewards)
+    with pytest.raises(MannersError, match=message):
+        train_in_process(
+            "method=ppo", *ONE_ITERATION, *shared, f"method.rewards={{mine: {{_target_: {target}}}}}",
+            f"output_dir={tmp_path / 'out'}", "seed=5",
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_reward_function_fails_before_dependencies(tmp_path, shared):
     override = "+method.rewards.mine={_target_:my_rewards_nowhere.f}"
     with pytest.raises(MannersError, match=r"method\.rewards\.mine\._target_=my_rewards_nowhere\.f cannot be"):

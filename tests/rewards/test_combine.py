@@ -1,15 +1,23 @@
 """Reward components: how they are built, called and summed, and what is reported of a broken one."""
 
+import asyncio
 import math
 import sys
+from fractions import Fraction
 from types import ModuleType
+from unittest.mock import ANY
 
+import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import TrainerState
 
 from manners.data.types import Prompt
 from manners.errors import MannersError
 from manners.rewards import functions
-from manners.rewards.combine import RewardComponent, build_components, combine_rewards
+from manners.rewards.combine import END, RewardComponent, RewardLog, build_components, combine_rewards, try_components
 
 PROMPTS = [
     Prompt([{"role": "user", "content": "Hi"}], "Hello.", {"category": "greeting", "number": 3}),
@@ -61,6 +69,9 @@ def test_combine_rewards_passes_trls_arguments_and_the_columns():
             "has_eos": HAS_EOS,
             "category": ["greeting", None],
             "number": [3, 5],
+            "trainer_state": END,
+            "log_metric": ANY,
+            "log_extra": ANY,
         }
     ]
 
@@ -111,15 +122,175 @@ def test_build_components_refuses_what_cannot_be_built(user_module, config, part
     assert all(part in str(error.value) for part in parts)
 
 
+def test_build_components_makes_an_instance_of_a_class(user_module):
+    class Count:
+        def __init__(self, word):
+            self.word = word
+
+        def __call__(self, completions, **_):
+            return [c[0]["content"].count(self.word) for c in completions]
+
+    user_module.Count = Count
+    components = build_components({"mine": {"_target_": "my_rewards.Count", "word": "e"}}, None)
+    assert combine(**components)[0] == [3.0, 2.0]
+
+
+def test_columns_are_those_of_all_rows():
+    """A field that the first row lacks is not lost."""
+    prompts = [PROMPTS[1], PROMPTS[0]]
+    component = RewardComponent(1.0, lambda category, **_: [float(c == "greeting") for c in category])
+    assert combine_rewards({"mine": component}, prompts, REPLIES, COMPLETION_IDS, HAS_EOS)[0] == [0.0, 1.0]
+
+
+# --- What functions return ---
+
+
+def test_none_and_nan_abstain_and_the_others_are_summed():
+    sums, scores = combine(
+        first=RewardComponent(2.0, lambda **_: [None, 3.0]), second=RewardComponent(1.0, lambda **_: [math.nan, None])
+    )
+    assert math.isnan(sums[0]) and sums[1] == 6.0
+    assert [math.isnan(v) for values in scores.values() for v in values] == [True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (0.5, 2),
+        np.array([0.5, 2.0], np.float32),
+        torch.tensor([0.5, 2.0]),
+        [torch.tensor(0.5), np.int64(2)],
+        (v for v in (0.5, 2.0)),
+        {"a": 0.5, "b": 2.0}.values(),
+        [Fraction(1, 2), 2.0],
+    ],
+)
+def test_numbers_of_any_library_are_scores(values):
+    assert combine(mine=RewardComponent(1.0, lambda **_: values))[0] == [0.5, 2.0]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [None, 1.0, "12", ["1", "2"], {0: 1.0, 1: 2.0}, {1.0, 2.0}, [[1.0], [2.0]], torch.ones(2, 1), [1j, 2j], object()],
+)
+def test_what_is_no_list_of_numbers_is_refused(values):
+    message = r"^method\.rewards\.mine returned .*: it must return a list with one number for each completion"
+    with pytest.raises(MannersError, match=message):
+        combine(mine=RewardComponent(1.0, lambda **_: values))
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.complex_numbers()
+anything = st.recursive(
+    scalars, lambda x: st.lists(x) | st.tuples(x, x) | st.dictionaries(st.text(), x) | st.iterables(x), max_leaves=6
+)
+
+
+@given(anything)
+@settings(max_examples=40, deadline=None)
+def test_whatever_is_returned_gives_scores_or_one_sentence(values):
+    try:
+        sums, scores = combine(mine=RewardComponent(1.0, lambda **_: values))
+    except (MannersError, FloatingPointError) as error:
+        assert str(error).startswith("method.rewards.mine ")
+    else:
+        assert len(sums) == len(scores["mine"]) == 2 and all(type(v) is float and not math.isinf(v) for v in sums)
+
+
 def test_combine_rewards_refuses_a_wrong_number_of_scores():
     with pytest.raises(MannersError, match=r"method\.rewards\.mine gave 1 scores for 2 replies"):
         combine(mine=RewardComponent(1.0, lambda **_: [1.0]))
 
 
-@pytest.mark.parametrize("score", [math.nan, math.inf])
-def test_combine_rewards_names_the_reply_of_a_nonfinite_score(score):
-    with pytest.raises(FloatingPointError, match=rf"method\.rewards\.mine gave {score} .*'Because I say so'"):
-        combine(mine=RewardComponent(1.0, lambda **_: [1.0, score]))
+def test_combine_rewards_names_the_reply_of_an_infinite_score():
+    with pytest.raises(FloatingPointError, match=r"method\.rewards\.mine gave inf .*'Because I say so'"):
+        combine(mine=RewardComponent(1.0, lambda **_: [1.0, math.inf]))
+
+
+def test_function_that_fails_is_named_with_its_line():
+    def broken(completions, **_):
+        return [{}["score"] for _ in completions]
+
+    line = broken.__code__.co_firstlineno + 1
+    with pytest.raises(MannersError, match=rf"^method\.rewards\.mine failed: KeyError: 'score' \(.*\.py:{line}\)\.$"):
+        combine(mine=RewardComponent(1.0, broken))
+    with pytest.raises(MannersError, match=r"A reward function takes \*\*kwargs, as in TRL\."):
+        combine(mine=RewardComponent(1.0, lambda completions: [1.0, 2.0]))
+
+
+def test_async_functions_are_awaited_at_the_same_time():
+    """Each waits for the other to begin."""
+    started = [asyncio.Event(), asyncio.Event()]
+
+    def make(mine, other):
+        async def score(completions, **_):
+            mine.set()
+            await asyncio.wait_for(other.wait(), 5)
+            return [float(len(c[0]["content"])) for c in completions]
+
+        return score
+
+    class Callable:
+        async def __call__(self, **_):
+            return [1.0, None]
+
+    first, second = (RewardComponent(1.0, make(*pair)) for pair in (started, started[::-1]))
+    sums, _ = combine(first=first, second=second, third=RewardComponent(1.0, Callable()))
+    assert sums == [23.0, 32.0]
+
+
+def test_async_function_that_fails_is_named():
+    async def broken(**_):
+        raise ValueError("no answer")
+
+    with pytest.raises(MannersError, match=r"method\.rewards\.mine failed: ValueError: no answer"):
+        combine(mine=RewardComponent(1.0, broken))
+
+
+# --- What functions are given ---
+
+
+def test_functions_see_the_progress_and_log_as_in_trl():
+    def shaped(completions, trainer_state, log_metric, log_extra, **_):
+        log_metric("accuracy", 0.5)
+        log_metric("accuracy", torch.tensor(1.5))
+        log_extra("words", [len(c[0]["content"].split()) for c in completions])
+        return [trainer_state.global_step / trainer_state.max_steps] * len(completions)
+
+    log, state = RewardLog(), TrainerState(global_step=3, max_steps=4)
+    components = {"mine": RewardComponent(1.0, shaped)}
+    sums, _ = combine_rewards(components, PROMPTS, REPLIES, COMPLETION_IDS, HAS_EOS, state, log)
+    assert sums == [0.75, 0.75]
+    assert (dict(log.metrics), log.columns) == ({"accuracy": [0.5, 1.5]}, {"words": [2, 4]})
+    assert combine(**components)[0] == [1.0, 1.0]  # an evaluation scores as at the end of training
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda log_metric, **_: log_metric("a,b", 1.0), r"log_metric\('a,b', …\): a metric's name"),
+        (lambda log_metric, **_: log_metric("a", "high"), r"log_metric\('a', 'high'\): the value must be a number"),
+        (lambda log_extra, **_: log_extra("kl", [1, 2]), r"log_extra\('kl', …\): the table of replies has this column"),
+        (lambda log_extra, **_: log_extra("a", [1]), r"log_extra\('a', …\) got 1 values for 2 replies"),
+    ],
+)
+def test_what_cannot_be_logged_is_refused(call, message):
+    with pytest.raises(MannersError, match=message):
+        combine(mine=RewardComponent(1.0, call))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 9])
+def test_try_components_scores_two_replies_at_most(count):
+    calls = []
+
+    def spy(prompts, completions, completion_ids, has_eos, **_):
+        calls.append(len(prompts))
+        assert len(prompts) == len(completions) == len(completion_ids) == len(has_eos)
+        return [0.0] * len(prompts)
+
+    try_components({"mine": RewardComponent(1.0, spy)}, [PROMPTS[0]] * count)
+    assert calls == [min(count, 2)]
+    with pytest.raises(MannersError, match="mine gave inf"):
+        try_components({"mine": RewardComponent(1.0, lambda **_: [math.inf] * 2)}, PROMPTS)
 
 
 # --- The packaged reward functions ---

@@ -7,9 +7,13 @@ from types import SimpleNamespace
 
 import mlflow
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.utils.validation import _validate_metric_name
 
+from manners.config import validate
 from manners.data.loading import Splits
 from manners.errors import MannersError
 from manners.runtime import run_dir
@@ -249,3 +253,14 @@ def test_kill_before_the_description_leaves_no_gap(tmp_path, monkeypatch):
     client = mlflow.MlflowClient(cfg.tracking.uri)
     (run,) = client.search_runs([client.get_run(run_id).info.experiment_id])
     assert run.data.params["seed"] == "1" and run.data.tags["manners.method"] == "sft"
+
+
+@given(st.text(max_size=30) | st.from_regex(r"[\w./ :-]{1,12}", fullmatch=True))
+@settings(max_examples=60, deadline=None)
+def test_reward_names_are_those_that_mlflow_takes(name):
+    try:
+        _validate_metric_name(f"reward/{name}")
+        accepted = "\n" not in name  # MLflow's pattern lets a last line break pass
+    except MlflowException:
+        accepted = False
+    assert validate.is_metric_name(name) == (accepted and name != "")

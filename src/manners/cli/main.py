@@ -20,8 +20,8 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
 from manners.config import explain, validate
-from manners.config.compose import RunSpec, compose, drop_tuned, expand_home, hydra_context, plan_run, register
-from manners.config.explain import override_key, override_source
+from manners.config.compose import RunSpec, compose, expand_home, hydra_context, plan_run, register
+from manners.config.overrides import override_key, override_source, rewrite_overrides
 from manners.errors import MannersError, Pruned
 from manners.runtime import atomic_io, signals
 from manners.runtime.paths import CONF
@@ -43,7 +43,6 @@ def main(config_name: str, task: Task) -> None:
             if flags:
                 following = dict(pairwise(sys.argv)).get(flags[0], "")
                 raise MannersError(explain.explain_flag(flags[0], following, compose(config_name, [])))
-            sys.argv += drop_tuned(config_name, args.overrides)  # Hydra composes --cfg and a sweep's jobs by itself
         if args.help:
             from manners.cli.help import print_help
 
@@ -55,6 +54,9 @@ def main(config_name: str, task: Task) -> None:
     try:
         if spec and not (args.cfg or args.info or args.hydra_help or args.shell_completion):
             sys.exit(0 if run_job(task, spec) else 1)
+        with hydra_context():  # Hydra composes --cfg and the jobs of a sweep by itself
+            rewritten = rewrite_overrides(config_name, args.overrides)
+        sys.argv = [*(word for word in sys.argv if word not in args.overrides), *rewritten]
         hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(sweep_job(config_name, task))()
     except (KeyboardInterrupt, signals.ShutdownRequested) as request:
         print("\nstopped" + ("; the same command resumes" if config_name == "train" else ""), file=sys.stderr)

@@ -5,7 +5,6 @@ are commands of their own.
 """
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ import hydra
 import yaml
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -24,16 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from manners.config import schema, validate
-from manners.config.explain import (
-    config_file,
-    explain,
-    explain_missing,
-    no_such_option,
-    override_key,
-    override_source,
-)
-from manners.errors import MannersError, did_you_mean
-from manners.runtime.paths import CONF, ROOT
+from manners.config.explain import explain, explain_missing, no_such_option
+from manners.config.overrides import override_key, override_source, rewrite_overrides
+from manners.errors import MannersError
+from manners.runtime.paths import CONF
 
 DEPENDENCY_METHOD = {"policy": "sft", "reward": "reward"}  # role of a run that another starts from → its method
 # Options of a run that are not those of the runs it starts from.
@@ -48,7 +40,7 @@ RUN_ONLY_KEYS = {
 class RunSpec:
     """A run to be made: its config, the command that makes it, and the runs that it starts from."""
 
-    cfg: DictConfig
+    cfg: DictConfig  # of a given run, that of the run that starts from it
     overrides: list[str]  # the command, less `python train.py`
     role: str = ""  # what a later run needs it for: "policy" or "reward"; "" for the run that was asked for
     explicit_source: str = ""  # a run id or folder that stands in for the run of this config
@@ -94,11 +86,17 @@ def plan_run(overrides: list[str], cfg: DictConfig | None = None) -> RunSpec:
 
 
 def plan_dependencies(cfg: DictConfig, overrides: list[str]) -> list[RunSpec]:
-    """The runs that a run starts from: the same command with another method, checked alike. Raises MannersError."""
+    """The runs that a run starts from: given, or the same command with another method, checked alike.
+
+    Raises MannersError.
+    """
     specs = []
     for role in schema.STARTS_FROM.get(cfg.method.sample_type, ()):
         source = cfg[f"{role}_from"]
         if source == "none" or (role == "reward" and not uses_reward_model(cfg)):
+            continue
+        if source != "auto":  # what is given is not composed: its data and method are its own
+            specs.append(RunSpec(cfg, [], role, str(source)))
             continue
         own = list(cfg[f"{role}_run_overrides"])
         replaced = RUN_ONLY_KEYS | {override_key(o) for o in own}
@@ -111,7 +109,7 @@ def plan_dependencies(cfg: DictConfig, overrides: list[str]) -> list[RunSpec]:
             validate.validate_config(dependency)
         except MannersError as error:
             raise MannersError(f"the {role} run ({' '.join(command)}): {error}") from None
-        specs.append(RunSpec(dependency, command, role, "" if source == "auto" else str(source)))
+        specs.append(RunSpec(dependency, command, role))
     return specs
 
 
@@ -123,9 +121,8 @@ def uses_reward_model(cfg: DictConfig) -> bool:
 def compose(config_name: str, overrides: list[str]) -> DictConfig:
     """The composed config. Raises MannersError that names the key, its file or override, and the nearest valid name."""
     with hydra_context():
-        overrides = [*overrides, *drop_tuned(config_name, overrides)]
         try:
-            cfg = hydra.compose(config_name, overrides)
+            cfg = hydra.compose(config_name, rewrite_overrides(config_name, overrides))
             OmegaConf.to_container(cfg, resolve=True)  # an interpolation to nothing shows only now
         except MissingConfigException as error:
             raise MannersError(explain_missing(config_name, error, overrides)) from None
@@ -146,46 +143,6 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
 def expand_home(cfg: DictConfig) -> None:
     """Replace ``~`` at the start of ``output_dir``, which a shell leaves after ``=``."""
     cfg.output_dir = os.path.expanduser(cfg.output_dir)
-
-
-def quoted_override(key: str, value: Any) -> str:
-    """The override ``key=value``, with quotes where Hydra's grammar needs them: a path may have any character."""
-    text = str(value)
-    plain = re.fullmatch(r"[\w./:@+-]+", text)
-    return f"{key}={text if plain else QuotedString(text, Quote.single).with_quotes()}"
-
-
-def drop_tuned(config_name: str, overrides: list[str]) -> list[str]:
-    """The override that leaves out the values tuned for a group's model, where ``model.name`` names another model.
-
-    Raises MannersError for a choice of ``tuned`` that does not exist: the group is optional, and Hydra would ignore it.
-    """
-    chosen = {override_key(o): o.partition("=")[2] for o in overrides}
-    if config_name != "train" or "tuned" in chosen:
-        check_tuned(chosen.get("tuned", ""))
-        return []
-    recipe = config_file(f"experiment/{chosen['experiment']}") if chosen.get("experiment") else ""
-    return ["~tuned"] if "model.name" in chosen or sets_model_name(Path(ROOT, recipe)) else []
-
-
-def check_tuned(choice: str) -> None:
-    """Raises MannersError for a choice that ``conf/tuned`` does not have."""
-    loader = GlobalHydra.instance().config_loader()
-    known = [
-        f"{model}/{name}"
-        for model in loader.list_groups("tuned")
-        for name in loader.get_group_options(f"tuned/{model}")
-    ]
-    if choice not in ("", *known):
-        raise MannersError(f"tuned={choice}: there is no such choice. {did_you_mean(choice, known)} For none: '~tuned'")
-
-
-def sets_model_name(recipe: Path) -> bool:
-    """Whether a recipe names a model itself. A recipe that cannot be read is reported when it is composed."""
-    try:
-        return "name" in yaml.safe_load(recipe.read_text()).get("model", {})
-    except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError):
-        return False
 
 
 def unknown_key(node: Any, node_schema: Any, path: str = "") -> str:

@@ -4,7 +4,6 @@ import difflib
 import re
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 import hydra
 import yaml
@@ -14,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from manners.config import schema
+from manners.config.overrides import config_file, override_key, override_source
 from manners.errors import did_you_mean
-from manners.runtime.paths import CONF, ROOT
 
 # Former names of options whose present names are not similar in spelling, or not the most similar.
 RENAMED = {
@@ -45,11 +44,6 @@ ANY_NAME = {
     "model": "A folder or a name on the hub: model.name={}",
     "dataset": "A file, a folder or a name on the hub: dataset=jsonl dataset.path={}",
 }
-
-
-def override_key(override: str) -> str:
-    """The key or group that an override sets."""
-    return override.lstrip("+~").split("=")[0].split("@")[0]
 
 
 # --- Overrides that Hydra cannot read ---
@@ -184,25 +178,3 @@ def known_config(config_name: str, overrides: list[str]) -> DictConfig:
         return hydra.compose(config_name, groups)
     except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError):
         return hydra.compose(config_name)
-
-
-# --- Places ---
-
-
-def config_file(name: str) -> str:
-    """The file that Hydra calls 'experiment/strictbot', as the user would open it."""
-    for element in reversed(GlobalHydra.instance().config_loader().get_search_path().get_path()):
-        file = Path(element.path.removeprefix("file://")) / f"{name}.yaml"
-        if element.path.startswith(("file://", "/")) and file.exists():
-            return str(file.relative_to(ROOT) if file.is_relative_to(ROOT) else file)
-    return f"{CONF.relative_to(ROOT)}/{name}.yaml"
-
-
-def override_source(config_name: str, key: str, overrides: list[str]) -> str:
-    """The override that sets ``key``, or else the recipe or defaults file that does."""
-    for override in reversed(overrides):
-        name = override_key(override)
-        if name == key or name.startswith(f"{key}."):
-            return override
-    experiment = next((o.split("=")[1] for o in overrides if o.startswith("experiment=")), None)
-    return config_file(f"experiment/{experiment}" if experiment else config_name)

@@ -225,7 +225,7 @@ class SFTConfig(SupervisedConfig):
 
 @dataclass
 class RewardConfig(SupervisedConfig):
-    """Reward modeling."""
+    """Reward modeling. The margins of pairs are in units of their root mean square, whatever the dataset's are."""
 
     name: str = option("reward", "a reward model: one score for a reply")
     sample_type: str = option("scored", "the kind of sample that it trains on; preference for the pairwise loss")
@@ -262,7 +262,6 @@ class OnlineRLConfig(MethodConfig):
     microbatch_tokens: int = option(4096, "padded tokens in memory at once; the gradient is the same", ge=1)
     cliprange: float = option(0.2, "how far the ratio to the sampling policy may go", ge=0)
     kl_coef: float = option(0.05, "weight of the KL penalty to the reference, per nat", ge=0)
-    kl_estimator: str = option("k1", "per token, in the reward (Schulman, kl-approx)", ("k1", "k2", "k3"))
     adaptive_kl: bool = option(False, "adapt kl_coef to the KL (Ziegler et al. 2019)")
     kl_target: float = option(6.0, "nats per reply that the adaptive kl_coef aims at", ge=0.01)
     kl_horizon: int = option(10000, "episodes over which it adapts", ge=1)
@@ -273,8 +272,10 @@ class OnlineRLConfig(MethodConfig):
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0 does not clip", ge=0)
     gradient_checkpointing: bool = option(False, "recompute activations: less memory, about a third more time")
     min_sanity_accuracy: float = option(0.9, "a reward model that detects fewer corrupted replies is refused", ge=0)
-    eval_steps: int = option(10, "iterations between evaluations on held-out prompts; the best weights are kept", ge=1)
-    num_eval_prompts: int = option(128, "held-out prompts of such an evaluation", ge=0)
+    eval_steps: int = option(
+        10, "iterations between evaluations; the last weights are kept, or clearly better ones", ge=1
+    )
+    num_eval_prompts: int = option(128, "held-out prompts of such an evaluation, whose replies are sampled", ge=0)
     save_steps: int = option(5, "iterations between checkpoints", ge=1)
     log_samples_steps: int = option(10, "iterations between tables of replies", ge=1)
     log_samples: int = option(16, "replies in such a table", ge=1)

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import posixpath
+import re
 import shutil
 import sys
 import sysconfig
@@ -19,6 +21,7 @@ from manners.errors import MannersError, did_you_mean
 
 FLAGS = ("deleted", "synthetic", "unreviewed")  # OpenAssistant's messages that are left out by default
 MIN_PROMPT_SHARE = 1 / 8  # of the context, which new tokens must leave to prompts
+TABLE_COLUMNS = ("prompt", "reply", "kl", "tokens", "has_eos")  # of PPO's tables of replies, beside the rewards
 MAX_COUNTED_BYTES = 50_000_000  # the rows of larger files are counted when they are loaded
 
 
@@ -182,6 +185,11 @@ def check_rewards(cfg: DictConfig) -> None:
             f"method.rewards={components} names no component: +method.rewards.NAME={{_target_:MODULE.FUNCTION}}."
         )
     for name, component in ((str(name), component) for name, component in components.items()):
+        if name in TABLE_COLUMNS or not is_metric_name(name):
+            why = "is a column of the tables of replies" if name in TABLE_COLUMNS else "cannot be logged in MLflow"
+            raise MannersError(
+                f"method.rewards: the name {name!r} {why}: choose another, of letters, digits and _ - . only."
+            )
         if not isinstance(component, DictConfig):
             raise MannersError(
                 f"method.rewards.{name}={component}: a component of the reward is "
@@ -192,6 +200,12 @@ def check_rewards(cfg: DictConfig) -> None:
                 f"reward_from=none, and method.rewards.{name} names no function: add a component with "
                 f"+method.rewards.NAME={{_target_:MODULE.FUNCTION}}, and remove this one with ~method.rewards.{name}."
             )
+
+
+def is_metric_name(name: str) -> bool:
+    """Whether MLflow takes ``reward/NAME`` as the name of a metric."""
+    whole = f"reward/{name}"
+    return re.fullmatch(r"[\w./ :-]{1,200}", whole) is not None and posixpath.normpath(whole) == whole
 
 
 def check_adapter(cfg: DictConfig) -> None:

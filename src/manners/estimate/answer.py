@@ -8,8 +8,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Column, Table
 
-from manners.config import compose, explain, validate
+from manners.config import compose, validate
 from manners.config.compose import RunSpec
+from manners.config.overrides import override_key
 from manners.errors import MannersError
 from manners.estimate import profile
 from manners.estimate.memory import MemoryEstimate, estimate_peak_memory, reward_config
@@ -94,7 +95,7 @@ def _print_suggestions(
     chosen: dict[str, str] = {}
     for overrides in suggest_overrides(spec.cfg):
         trial = chosen | overrides
-        kept = [o for o in spec.overrides if explain.override_key(o) not in trial]
+        kept = [o for o in spec.overrides if override_key(o) not in trial]
         try:
             cfg = compose.compose("train", [*kept, *(f"{key}={value}" for key, value in trial.items())])
             validate.validate_config(cfg)

@@ -19,7 +19,12 @@ from manners.evaluation.metrics.text_stats import count_text_stats, distribution
 from manners.evaluation.stats import Estimate, bootstrap_ratio, proportion
 from manners.models.logprobs import token_nll
 
-REWARD_NAME = "reward, standard deviations"  # of the greedy replies
+# Names in reports; ``metric_key`` has those of the metrics.
+REWARD_NAME, SAMPLED_REWARD_NAME = "reward", "reward of sampled replies"  # the first is that of the greedy replies
+LOSS_NAME, EOS_NAME = "held-out loss, nats per token", "replies with EOS"
+RATES = (EOS_NAME, "style accuracy", "fact accuracy")  # shown as percentages
+NLL_NAME, REPETITION_NAME = "NLL under the base model, nats per token", "repeated 4grams"
+RISE_OF_NLL, RISE_OF_REPETITION = 1.0, 0.2  # above what any change of manner brings
 
 LOSS_BATCH_SIZE = 8  # a larger batch is no faster
 
@@ -52,14 +57,36 @@ class EvalResult:
     text_stats: dict[str, Estimate] = field(default_factory=dict)
     reference_text_stats: dict[str, Estimate] = field(default_factory=dict)  # of the replies in the data
 
-    def headline(self, before: "EvalResult") -> str:
-        """The change in one line."""
+    def headline(self, before: "EvalResult", rise_of_loss: float = 0.0) -> str:
+        """The change in one line, which begins with what became worse: see ``worse_than``."""
+        worse = "; ".join(self.worse_than(before, rise_of_loss))
+        return (f"WORSE than before training: {worse}; " if worse else "") + self.main_change(before)
+
+    def main_change(self, before: "EvalResult") -> str:
+        """Style accuracy where it was judged, else the reward, else the loss."""
         if self.style_accuracy and before.style_accuracy:
             return f"style accuracy {before.style_accuracy.value:.1%} → {self.style_accuracy.value:.1%}"
-        if REWARD_NAME in self.extra_metrics and REWARD_NAME in before.extra_metrics:
-            old, new = before.extra_metrics[REWARD_NAME].value, self.extra_metrics[REWARD_NAME].value
-            return f"reward {old:.2f} → {new:.2f} standard deviations"
+        rewards = [name for name in self.extra_metrics if name.startswith(REWARD_NAME) and name in before.extra_metrics]
+        changes = [f"{before.extra_metrics[n].value:.2f} → {self.extra_metrics[n].value:.2f}" for n in rewards]
+        if changes:
+            return "; ".join(f"{name} {change}" for name, change in zip(rewards, changes, strict=True))
         return f"held-out loss {before.loss.value:.3f} → {self.loss.value:.3f}"
+
+    def worse_than(self, before: "EvalResult", rise_of_loss: float = 0.0) -> list[str]:
+        """What became worse beyond its interval: rates that fell; loss, NLL and repetition that rose, by so much."""
+        rates = [(EOS_NAME, before.eos_rate, self.eos_rate), (RATES[1], before.style_accuracy, self.style_accuracy)]
+        worse = [
+            f"{name} {old.value:.1%} → {new.value:.1%}"
+            for name, old, new in [*rates, (RATES[2], before.fact_accuracy, self.fact_accuracy)]
+            if old and new and new.high < old.low
+        ]
+        found, were = (e.extra_metrics | e.text_stats | {LOSS_NAME: e.loss} for e in (self, before))
+        limits = {LOSS_NAME: rise_of_loss, NLL_NAME: RISE_OF_NLL, REPETITION_NAME: RISE_OF_REPETITION}
+        for name, rise in limits.items():
+            old, new = were.get(name), found.get(name)
+            if old and new and new.low > old.high and new.value - old.value > rise:
+                worse.append(f"{name} {old.value:.2f} → {new.value:.2f}")
+        return worse
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """The values for MLflow, as ``prefix``/name."""
@@ -72,7 +99,7 @@ class EvalResult:
             **self.extra_metrics,
             **self.text_stats,
         }
-        return {f"{prefix}/{re.sub(r'[^a-z0-9]+', '_', n.lower())}": e.value for n, e in named.items() if e is not None}
+        return {f"{prefix}/{metric_key(n)}": e.value for n, e in named.items() if e is not None}
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -118,20 +145,18 @@ def evaluate(
     what is counted in the replies. ``generation`` are keyword arguments of ``generate_texts``.
     """
     prompts = prompts[:max_prompts]
-    fixed_prompts = fixed_prompts or stratified_sample(prompts, num_shown)
-    prompts = prompts if style_judge or text_stats != "none" else []
-    generations = generate_replies(model, tokenizer, prompts + fixed_prompts, style_judge, **generation)
-    classified = generations[: len(prompts)] if style_judge else []
+    generations, shown = answer_prompts(model, tokenizer, prompts, fixed_prompts, num_shown, style_judge, **generation)
+    classified = generations if style_judge else []
     facts = [g.fact_correct for g in classified if g.fact_correct is not None]
-    texts = [counted_text(p, g.reply) for p, g in zip(prompts, generations, strict=False)]
-    texts = texts or [g.reply for g in generations]
+    texts = [counted_text(p, g.reply) for p, g in zip(prompts, generations, strict=True)]
+    texts = texts or [g.reply for g in shown]
     references = [counted_text(p, p.reference) for p in prompts if p.reference]
     distances = distribution_distance(text_stats, texts, references, generation.get("seed", 0))
     extra = {"distance from people's turns, 0 to 1": float(np.nanmean(list(distances.values())))} if distances else {}
     return EvalResult(
         loss=bootstrap_ratio(*per_example_nll(model, examples, loss_batch_size)),
         eos_rate=proportion(sum(g.has_eos for g in generations), len(generations)) if generations else None,
-        shown_generations=generations[len(prompts) :],
+        shown_generations=shown,
         style_accuracy=proportion(sum(bool(g.matches_style) for g in classified), len(classified))
         if classified
         else None,
@@ -142,6 +167,32 @@ def evaluate(
         text_stats=count_text_stats(text_stats, texts),
         reference_text_stats=count_text_stats(text_stats, references),
     )
+
+
+def metric_key(name: str) -> str:
+    """The name under which a run and evaluate.py log what a report calls ``name``."""
+    return {LOSS_NAME: "loss", EOS_NAME: "eos_rate"}.get(name) or re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def answer_prompts(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Prompt],
+    fixed_prompts: list[Prompt],
+    num_shown: int,
+    style_judge: bool,
+    **generation: Any,
+) -> tuple[list[Generation], list[Generation]]:
+    """The replies to ``prompts``, which are counted, and those that are shown.
+
+    Shown are the replies to ``fixed_prompts``; where there are none, ``num_shown`` of the others.
+    """
+    generations = generate_replies(model, tokenizer, prompts + fixed_prompts, style_judge, **generation)
+    counted, shown = generations[: len(prompts)], generations[len(prompts) :]
+    if not fixed_prompts:
+        by_prompt = {id(p): g for p, g in zip(prompts, counted, strict=True)}
+        shown = [by_prompt[id(p)] for p in stratified_sample(prompts, num_shown)]
+    return counted, shown
 
 
 def point_estimate(value: float) -> Estimate:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from manners.config.compose import quoted_override
+from manners.config.overrides import quoted_override
 from manners.config.schema import TrainConfig
 from manners.errors import MannersError
 from manners.pipeline import model_ref

@@ -68,7 +68,11 @@ def ranking_loss(scores: torch.Tensor, targets: torch.Tensor, prompts: torch.Ten
 
 
 def bradley_terry_loss(chosen: torch.Tensor, rejected: torch.Tensor, margins: torch.Tensor) -> torch.Tensor:
-    """Σ −log σ(chosen − rejected − margin), (N,) each → (): Bradley and Terry 1952; margin: Llama 2, section 3.2.2."""
+    """Σ −log σ(chosen − rejected − margin), (N,) each → (): Bradley and Terry 1952; margin: Llama 2, section 3.2.2.
+
+    TRL's loss, with margins in logits. Those of the data are divided by their root mean square before: 20 points on a
+    scale to 25 would ask for odds of e²⁰.
+    """
     return -F.logsigmoid(chosen - rejected - margins).sum()
 
 

@@ -223,8 +223,16 @@ def print_plan(spec: RunSpec) -> None:
         found = (
             resolve_explicit(need) if need.explicit_source else find_finished(need.cfg, dependency_fingerprint(need))
         )
-        print(f"{need.role:<8}{f'reuse {found.name}' if found else 'train'}  {command_of(need)}")
+        print(f"{need.role:<8}{f'reuse {found.name}  {made_by(found)}' if found else f'train  {command_of(need)}'}")
     print(f"{spec.cfg.method.name:<8}train  {command_of(spec)}")
+
+
+def made_by(artifact: RunArtifact) -> str:
+    """The command that made the model of an earlier run, or where it is if that is unknown."""
+    state = run_dir.load_state(artifact.model_dir.parent)
+    if state is None or state.command is None:
+        return str(artifact.model_dir)
+    return f"python train.py {state.command}".rstrip()
 
 
 def lineage_text(directory: RunDir, summary: str, dependencies: dict[str, RunArtifact]) -> str:

@@ -20,7 +20,15 @@ from manners.data.tokenize import tokenize
 from manners.data.types import Conversation, Prompt, prompts_of
 from manners.errors import MannersError
 from manners.evaluation import multi_turn
-from manners.evaluation.evaluate import Generation, counted_text, generate_replies, per_example_nll, stratified_sample
+from manners.evaluation.evaluate import (
+    EOS_NAME,
+    LOSS_NAME,
+    Generation,
+    answer_prompts,
+    counted_text,
+    metric_key,
+    per_example_nll,
+)
 from manners.evaluation.generate import cut_prompts_line
 from manners.evaluation.metrics.assistant_style import politeness
 from manners.evaluation.metrics.text_stats import count_text_stats, distribution_distance
@@ -93,8 +101,7 @@ class Evaluator:
         self.prompts = prompts_of(self.rows, self.role, dataset.prefix_words)[: cfg.evaluation.test_prompts]
         if not self.prompts:
             raise MannersError(f"dataset.path={dataset.path} has no held-out rows: set dataset.test_share above 0.")
-        fixed = loading.eval_prompts(dataset)
-        self.shown_prompts = fixed or stratified_sample(self.prompts, cfg.evaluation.prompts)
+        self.fixed_prompts = loading.eval_prompts(dataset)
         e = cfg.evaluation
         self.generation: dict[str, Any] = {
             "max_new_tokens": e.max_new_tokens,
@@ -107,6 +114,7 @@ class Evaluator:
         reward_model = model_ref.resolve_reward_model(cfg, refs)
         self.score = model_ref.load_scorer(reward_model, device) if reward_model else None
         self.rewards = combine.build_components(cfg.rewards, None) if cfg.rewards else {}
+        combine.try_components(self.rewards, self.prompts)
 
     def check_rows(self, refs: Sequence[ModelRef]) -> None:
         """Leave out the rows that a model's chat template refuses, before any model is loaded.
@@ -142,17 +150,18 @@ class Evaluator:
         """The result of one model, as it was before its training or as it is now."""
         tokenizer, text_stats = loaded.tokenizer, self.dataset.text_stats
         with loaded.base_model() if before_training else nullcontext(loaded.model) as model:
-            prompts = [*self.prompts, *self.shown_prompts]
-            generations = generate_replies(model, tokenizer, prompts, self.style_judge, **self.generation)
+            fixed, count = self.fixed_prompts, self.cfg.evaluation.prompts
+            tested, shown = answer_prompts(
+                model, tokenizer, self.prompts, fixed, count, self.style_judge, **self.generation
+            )
             turn_trends = self.turn_trends(model, tokenizer)
             loss, benchmarks = self.loss(model, tokenizer), self.benchmarks(model, tokenizer)
-        tested, shown = generations[: len(self.prompts)], generations[len(self.prompts) :]
         texts = [counted_text(p, g.reply) for p, g in zip(self.prompts, tested, strict=True)]
         return ModelResult(
             name,
             tested,
             shown,
-            metrics=self.metrics(self.prompts, tested) | {"held-out loss, nats per token": loss},
+            metrics=self.metrics(self.prompts, tested) | {LOSS_NAME: loss},
             text_stats=count_text_stats(text_stats, texts, complete=True),
             distances=distribution_distance(text_stats, texts, self.references, self.cfg.seed),
             turn_trends=turn_trends,
@@ -161,7 +170,7 @@ class Evaluator:
 
     def metrics(self, prompts: Sequence[Prompt], generations: Sequence[Generation]) -> dict[str, Estimate]:
         """EOS rate, style and fact accuracy, and the mean of each reward."""
-        metrics = {"replies with EOS": proportion(sum(g.has_eos for g in generations), len(generations))}
+        metrics = {EOS_NAME: proportion(sum(g.has_eos for g in generations), len(generations))}
         if self.style_judge:
             matches = [bool(g.matches_style) for g in generations]
             metrics["style accuracy"] = proportion(sum(matches), len(matches))
@@ -231,7 +240,7 @@ def write_report(cfg: DictConfig, results: list[ModelResult], evaluator: Evaluat
         draw_text_stats({result.name: result.text_stats for result in results}, folder / "text_stats.png")
     if any(result.turn_trends for result in results):
         side_by_side.turn_trend_figure(results, folder / "turns.png")
-    metrics = {f"{slug(r.name)}/{slug(name)}": value for r in results for name, value in r.values().items()}
+    metrics = {f"{slug(r.name)}/{metric_key(name)}": value for r in results for name, value in r.values().items()}
     tags = {"manners.method": "evaluate", "mlflow.note.content": comparison[:7900]}
     store.log_evaluation(cfg, folder.name, tags, metrics, folder, report_tables(results, reference))
     console.print(f"\nreport, figures and all replies: {folder}", highlight=False, soft_wrap=True)

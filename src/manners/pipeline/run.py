@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 import warnings
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from omegaconf import DictConfig
 from rich.text import Text
 
 from manners.config import validate
-from manners.config.compose import RunSpec, quoted_override
+from manners.config.compose import RunSpec
+from manners.config.overrides import quoted_override
 from manners.data.tokenize import tokenize
 from manners.errors import MannersError
 from manners.methods.callbacks import discard_checkpoints
@@ -22,7 +24,6 @@ from manners.models import loading
 from manners.pipeline import dependencies, preview
 from manners.pipeline.stages import dpo, ppo, reward, sft
 from manners.pipeline.stages.context import RunContext, StageResult, configured_tokenizer, console
-from manners.rewards import combine
 from manners.runtime import launcher, run_dir
 from manners.runtime.device import Device, resolve_device
 from manners.runtime.run_dir import RunArtifact, RunDir
@@ -59,6 +60,8 @@ def train(spec: RunSpec) -> RunArtifact:
     if launcher.needs_launch(cfg.hardware.devices):
         return launch(spec)
     splits, contents = dependencies.splits_of(cfg), dependencies.contents_of(cfg)
+    if cfg.method.sample_type == "prompt":
+        ppo.check_rewards(cfg, splits.train)
 
     # 2. Dependencies: PPO's SFT policy and reward model are found, or trained first.
     inputs = {need.role: dependencies.find_or_train(need, train, console) for need in spec.dependencies}
@@ -74,6 +77,8 @@ def train(spec: RunSpec) -> RunArtifact:
         digest, on_metrics = contents["data"], pruning_callback(cfg)
         with logger.open_run(cfg, directory, splits, digest, inputs, spec.overrides, on_metrics) as mlflow:
             cost.start_clock(directory)
+            command = [o for o in spec.overrides if not o.startswith("tracking.uri=")]  # it may hold a password
+            directory.update_state(command=shlex.join(command))
             print_run_header(cfg, directory, device, inputs)
             print_rows(spec)
             if directory.state.microbatch_size is None:
@@ -114,7 +119,7 @@ def follow(spec: RunSpec, context: RunContext) -> RunArtifact:
 
 
 def check_before_training(cfg: DictConfig, device: Device) -> None:
-    """What only torch, the model's config or the reward functions can tell. Raises MannersError."""
+    """What only torch or the model's config can tell. Raises MannersError."""
     m, longest = cfg.method, loading.context_length(cfg.model.name, cfg.model.revision)
     for key, length in (
         ("method.max_length", m.get("max_length", 0)),
@@ -132,8 +137,6 @@ def check_before_training(cfg: DictConfig, device: Device) -> None:
         raise MannersError(
             "method.generation_backend=vllm needs an NVIDIA GPU; there is none here: method.generation_backend=auto."
         )
-    if m.sample_type == "prompt":  # a function that cannot be found ends the run before its dependencies are trained
-        combine.build_components(m.rewards, reward_model=len)  # type: ignore[arg-type]
 
 
 def show_preview(spec: RunSpec) -> None:

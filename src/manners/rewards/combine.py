@@ -1,24 +1,39 @@
 """The reward of a policy: a weighted sum of functions with TRL's signature, each of them logged by itself.
 
-``reward_func(prompts, completions, **columns) -> list[float]``: prompts are lists of messages, completions lists of one
-assistant message. The columns are the other fields of the rows, ``completion_ids`` and ``has_eos``, one value for each
-completion. All are passed by name, as TRL does, so that a function may take only those that it needs.
+``reward_func(prompts, completions, **columns) -> list[float | None]``: prompts are lists of messages, completions
+lists of one assistant message. The columns are the other fields of the rows, ``completion_ids`` and ``has_eos``, one
+value for each completion. All are passed by name, as TRL does, so that a function may take only those that it needs,
+and with them TRL's ``trainer_state``, ``log_metric(name, value)`` and ``log_extra(column, values)``. It may be async.
+
+None and NaN abstain: the sum is over the other functions. A reply on which all abstain has the sum NaN, and is left out
+of the update.
 """
 
+import asyncio
+import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import traceback
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import islice
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+import torch
+from hydra.utils import get_object, instantiate
+from transformers import TrainerState
 
+from manners.config.validate import TABLE_COLUMNS, is_metric_name
 from manners.data.types import Prompt
 from manners.errors import MannersError
 
-RewardFunc = Callable[..., Sequence[float]]
+RewardFunc = Callable[..., Any]
+PASSED_ON = (MannersError, FloatingPointError, MemoryError, torch.OutOfMemoryError)  # each has an answer of its own
+MAX_SCORES = 100_000  # of one call: a generator may never end
+END = TrainerState(global_step=1, max_steps=1)  # of training: whatever is evaluated is scored as at the end
 
 
 @dataclass(frozen=True)
@@ -27,6 +42,14 @@ class RewardComponent:
 
     weight: float
     function: RewardFunc
+
+
+@dataclass
+class RewardLog:
+    """What reward functions logged of a batch: values by metric, and columns with a value for each reply."""
+
+    metrics: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    columns: dict[str, list[Any]] = field(default_factory=dict)
 
 
 def build_components(
@@ -57,16 +80,30 @@ def build_components(
 def instantiate_function(name: str, kwargs: dict[str, Any]) -> RewardFunc:
     """The function that ``_target_`` names, in an installed package or a module of the working directory.
 
-    Raises MannersError where it cannot be found.
+    Of a class it is an instance. Raises MannersError where it cannot be found or made.
     """
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    target = kwargs["_target_"]
     try:
-        return instantiate(kwargs | {"_partial_": True})  # type: ignore[no-any-return]
-    except InstantiationException as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        target = kwargs["_target_"]
+        is_class = isinstance(get_object(target), type)
+        return instantiate(kwargs if is_class else kwargs | {"_partial_": True})  # type: ignore[no-any-return]
+    except Exception as error:  # noqa: BLE001  a module may fail in any way while it is imported
+        reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
         raise MannersError(f"method.rewards.{name}._target_={target} cannot be found: {reason}.") from None
+
+
+def try_components(components: Mapping[str, RewardComponent], prompts: Sequence[Prompt]) -> None:
+    """Score two placeholder replies, so that what cannot be a reward ends a run before anything is trained.
+
+    Raises MannersError.
+    """
+    count = len(prompts[:2])
+    replies, ids, has_eos = ["Yes.", "I do not know, but"][:count], [[1, 0], [1, 2, 3]][:count], [True, False][:count]
+    try:
+        combine_rewards(components, prompts[:2], replies, ids, has_eos)
+    except FloatingPointError as error:
+        raise MannersError(f"{error}.") from None
 
 
 def combine_rewards(
@@ -75,23 +112,128 @@ def combine_rewards(
     replies: Sequence[str],
     completion_ids: Sequence[Sequence[int]],
     has_eos: Sequence[bool],
+    trainer_state: TrainerState = END,
+    log: RewardLog | None = None,
 ) -> tuple[list[float], dict[str, list[float]]]:
-    """The weighted sum for each reply, and the scores of each component.
+    """The weighted sum for each reply, and the scores of each component; NaN where a component abstains.
 
-    Raises MannersError for a wrong number of scores, and FloatingPointError for one that is not finite.
+    What the functions log goes to ``log``. Raises MannersError for a function that fails or returns no scores, and
+    FloatingPointError for an infinite one.
     """
-    columns: dict[str, list[Any]] = {key: [p.metadata.get(key) for p in prompts] for key in prompts[0].metadata}
-    columns |= {"completion_ids": [list(ids) for ids in completion_ids], "has_eos": list(has_eos)}
-    messages = [p.messages for p in prompts]
-    completions = [[{"role": "assistant", "content": reply}] for reply in replies]
-    scores: dict[str, list[float]] = {}
-    for name, component in components.items():
-        values = [float(v) for v in component.function(prompts=messages, completions=completions, **columns)]
-        if len(values) != len(replies):
-            raise MannersError(f"method.rewards.{name} gave {len(values)} scores for {len(replies)} replies.")
-        bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
-        if bad is not None:
-            raise FloatingPointError(f"method.rewards.{name} gave {values[bad]} for the reply {replies[bad]!r}")
-        scores[name] = values
-    sums = [sum(components[name].weight * values[i] for name, values in scores.items()) for i in range(len(replies))]
+    keys = dict.fromkeys(key for p in prompts for key in p.metadata)
+    columns = (
+        {key: [p.metadata.get(key) for p in prompts] for key in keys}
+        | {
+            "prompts": [p.messages for p in prompts],
+            "completions": [[{"role": "assistant", "content": reply}] for reply in replies],
+            "completion_ids": [list(ids) for ids in completion_ids],
+            "has_eos": list(has_eos),
+            "trainer_state": trainer_state,
+        }
+        | log_functions(log or RewardLog(), [*components, *TABLE_COLUMNS], len(replies))
+    )
+    returned = {name: call(name, component.function, columns) for name, component in components.items()}
+    if awaited := {name: value for name, value in returned.items() if inspect.isawaitable(value)}:
+        returned |= event_loop().run(await_all(awaited))
+    scores = {name: check_scores(name, values, replies) for name, values in returned.items()}
+    sums = []
+    for i in range(len(replies)):
+        given = [components[name].weight * values[i] for name, values in scores.items() if not math.isnan(values[i])]
+        sums.append(sum(given) if given else math.nan)
     return sums, scores
+
+
+def log_functions(log: RewardLog, taken: Sequence[str], count: int) -> dict[str, Callable[..., None]]:
+    """TRL's ``log_metric`` and ``log_extra``, which write to ``log``; columns of the table are ``taken`` already."""
+
+    def log_metric(name: str, value: float) -> None:
+        """Raises MannersError for a name or value that MLflow would refuse."""
+        if not is_metric_name(name):
+            raise MannersError(f"log_metric({name!r}, …): a metric's name has letters, digits and _ - . / only.")
+        try:
+            log.metrics[name].append(float(value))
+        except (TypeError, ValueError):
+            raise MannersError(f"log_metric({name!r}, {value!r}): the value must be a number.") from None
+
+    def log_extra(column: str, values: Sequence[Any]) -> None:
+        """Raises MannersError where the table has such a column, or ``values`` is not one for each reply."""
+        if column in taken:
+            raise MannersError(f"log_extra({column!r}, …): the table of replies has this column: choose another name.")
+        if len(values) != count:
+            raise MannersError(f"log_extra({column!r}, …) got {len(values)} values for {count} replies.")
+        log.columns[column] = list(values)
+
+    return {"log_metric": log_metric, "log_extra": log_extra}
+
+
+def call(name: str, function: RewardFunc, columns: dict[str, Any]) -> Any:
+    """What the function returns, an awaitable where it is async. Raises MannersError where it fails."""
+    try:
+        return function(**columns)
+    except PASSED_ON:
+        raise
+    except Exception as error:
+        raise failure(name, error) from error
+
+
+async def await_all(awaitables: Mapping[str, Awaitable[Any]]) -> dict[str, Any]:
+    """What async functions return, which run at the same time. Raises MannersError where one fails."""
+
+    async def result(name: str, awaitable: Awaitable[Any]) -> Any:
+        try:
+            return await awaitable
+        except PASSED_ON:
+            raise
+        except Exception as error:
+            raise failure(name, error) from error
+
+    values = await asyncio.gather(*(result(*item) for item in awaitables.items()))
+    return dict(zip(awaitables, values, strict=True))
+
+
+@cache
+def event_loop() -> asyncio.Runner:
+    """One event loop for the whole run: what an async function keeps open belongs to its loop."""
+    return asyncio.Runner()
+
+
+def failure(name: str, error: Exception) -> MannersError:
+    """The error of a reward function in one sentence, with the line that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    hint = " A reward function takes **kwargs, as in TRL." if "unexpected keyword argument" in str(error) else ""
+    reason = " ".join(str(error).split())
+    return MannersError(
+        f"method.rewards.{name} failed: {type(error).__name__}: {reason} ({frame.filename}:{frame.lineno}).{hint}"
+    )
+
+
+def check_scores(name: str, values: Any, replies: Sequence[str]) -> list[float]:
+    """One finite number for each reply, or NaN where the function abstains.
+
+    Raises MannersError for anything else, and FloatingPointError for an infinite score.
+    """
+    try:
+        if isinstance(values, str | bytes | Mapping | Set):
+            raise TypeError
+        scores = [as_score(value) for value in islice(values, MAX_SCORES)]  # of a generator, too
+    except Exception:  # noqa: BLE001  whatever an object of another kind raises
+        text = " ".join(repr(values).split())
+        raise MannersError(
+            f"method.rewards.{name} returned {text[:60]}{'…' * (len(text) > 60)}: it must return a list with one "
+            "number for each completion; None abstains."
+        ) from None
+    if len(scores) != len(replies):
+        raise MannersError(f"method.rewards.{name} gave {len(scores)} scores for {len(replies)} replies.")
+    bad = next((i for i, score in enumerate(scores) if math.isinf(score)), None)
+    if bad is not None:
+        raise FloatingPointError(f"method.rewards.{name} gave {scores[bad]} for the reply {replies[bad]!r}")
+    return scores
+
+
+def as_score(value: Any) -> float:
+    """A number of any library; None abstains. Raises TypeError for text and arrays."""
+    if value is None:
+        return math.nan
+    if isinstance(value, str | bytes) or getattr(value, "ndim", False):
+        raise TypeError
+    return float(value)

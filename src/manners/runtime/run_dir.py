@@ -62,6 +62,7 @@ class RunState:
     fingerprint: str = ""
     weights_fingerprint: str = ""
     mlflow_run_id: str = ""
+    command: str | None = None  # that made it, less `python train.py` and the tracking server
     described: bool = False  # whether MLflow has its config, code and data
     microbatch_size: int | None = None  # rows; a resumed run counts on in the microbatches that it began with
     before: dict[str, Any] | None = None  # evaluation before training

@@ -16,8 +16,8 @@ from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from manners.config.compose import expand_home, quoted_override
-from manners.config.explain import override_key
+from manners.config.compose import expand_home
+from manners.config.overrides import override_key, quoted_override
 from manners.errors import MannersError
 from manners.runtime import run_dir
 from manners.sweep import jobs, report, space

@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 
-from manners.config.explain import override_key
+from manners.config.overrides import override_key
 from manners.errors import MannersError
 
 Choice = dict[str, str]  # a job: the options that vary → their values, as they would be typed

@@ -109,6 +109,7 @@ def download_run(client: Any, run: Any, output_dir: str) -> RunArtifact | None:
         weights_fingerprint=fingerprint,
         mlflow_run_id=run_id,
         summary=tags.get("manners.summary", ""),
+        command=tags.get("manners.overrides"),
         dependencies={r: tags[key] for r in ("policy", "reward") if (key := f"manners.{r}_run_id") in tags},
     )
     (folder / STATE_FILE).write_text(json.dumps(asdict(state)))

@@ -4,8 +4,18 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from manners.methods.ppo.advantages import adapt_kl_coef, gae, kl_estimate, leave_one_out, token_rewards, whiten
+from manners.methods.ppo.advantages import (
+    adapt_kl_coef,
+    gae,
+    kl_estimate,
+    leave_one_out,
+    normalize_by_std,
+    token_rewards,
+    whiten,
+)
 from tests.methods.ppo.threads import run_in_threads
 
 LN2 = math.log(2)
@@ -167,6 +177,42 @@ def test_leave_one_out_sums_to_zero_within_each_prompt():
     shifted = scores.clone()
     shifted[:4] += 100  # a constant for all replies to a prompt changes nothing
     assert torch.allclose(leave_one_out(shifted, 4), advantages, atol=1e-4)
+
+
+def trls_advantages(scores, per_prompt):
+    """As TRL 1.16's RLOOTrainer computes them with normalize_advantages=True."""
+    grouped = scores.view(-1, per_prompt)
+    counts = (~torch.isnan(grouped)).sum(dim=1, keepdim=True)
+    baselines = ((torch.nansum(grouped, dim=1, keepdim=True) - grouped) / (counts - 1)).view(-1)
+    advantages = scores - baselines
+    real = advantages[~advantages.isnan()]
+    return torch.nan_to_num((advantages - real.mean()) / (real.std() + 1e-4), nan=0.0)
+
+
+@pytest.mark.parametrize("missing", [[], [2], [0, 1, 2], [4, 5, 6, 7], [0, 1, 2, 4, 5, 6, 7]])
+def test_normalized_leave_one_out_equals_trls(missing):
+    """Replies that have no score, and one without a scored sibling, have an advantage of 0."""
+    scores = torch.randn(12, generator=torch.Generator().manual_seed(0))
+    scores[missing] = math.nan
+    advantages = normalize_by_std(leave_one_out(scores, 4), one_process)
+    assert torch.allclose(advantages, trls_advantages(scores, 4), atol=1e-4)
+    assert not advantages[missing].any()
+
+
+@given(st.lists(st.floats(-50, 50, width=32), min_size=8, max_size=8), st.floats(-50, 50, width=32))
+@settings(max_examples=50, deadline=None)
+def test_equal_siblings_keep_an_advantage_of_zero(scores, same):
+    """Whatever the replies to other prompts score."""
+    advantages = normalize_by_std(leave_one_out(torch.tensor([same] * 4 + scores), 4), one_process)
+    assert advantages[:4].abs().max() < 1e-2
+    assert advantages.isfinite().all()
+
+
+def test_normalize_by_std_in_two_processes_equals_one():
+    advantages = leave_one_out(torch.randn(8, generator=torch.Generator().manual_seed(1)), 4)
+    halves = run_in_threads(lambda rank, reduce: normalize_by_std(advantages[4 * rank : 4 * rank + 4], reduce))
+    assert torch.allclose(torch.cat(halves), normalize_by_std(advantages, one_process))
+    assert not normalize_by_std(torch.tensor([math.nan] * 4), one_process).any()
 
 
 @pytest.mark.parametrize(

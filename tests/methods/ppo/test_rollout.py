@@ -1,5 +1,7 @@
 """Rollouts: replies, their masks and log-probabilities, and the microbatches that are made of them."""
 
+import math
+
 import pytest
 import torch
 
@@ -89,14 +91,17 @@ def test_encode_prompts_opens_the_reply_and_drops_old_turns(tokenizer):
 
 def test_sample_table_has_one_record_per_reply(batch):
     kl = torch.arange(8.0) / 3
-    records = sample_table(batch, {"model": [i / 7 for i in range(8)]}, kl, 3)
+    rewards = {"model": [i / 7 for i in range(8)], "abstains": [math.nan] * 8}
+    records = sample_table(batch, rewards, {"why": list("abcdefgh")}, kl, 3)
     assert len(records) == 3
     assert records[2] == {
         "prompt": make_prompts(8)[2].messages[-1]["content"],
         "reply": batch.texts[2],
         "model": 0.286,
+        "abstains": None,
         "kl": 0.667,
         "tokens": len(batch.reply_ids[2]),
         "has_eos": bool(batch.has_eos[2]),
+        "why": "c",
     }
-    assert len(sample_table(batch, {}, kl, 99)) == 8
+    assert len(sample_table(batch, {}, {}, kl, 99)) == 8

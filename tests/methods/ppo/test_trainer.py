@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def test_train_ppo_raises_the_reward(small_qwen2, tokenizer, tmp_path, make_conf
     assert sum(rewards[-3:]) / 3 > rewards[0] + 0.2
     before, after = run.values("eval/scores")
     assert after > before + 0.2
-    assert run.result.best_reward == after
+    assert run.result.kept_reward == after
     assert max(abs(ratio - 1) for ratio in run.values("val/ratio_first")) < 1e-5
 
 
@@ -54,19 +55,75 @@ def test_kl_coef_keeps_the_policy_near_the_reference(small_qwen2, tokenizer, tmp
     assert 0 < penalized.values("objective/kl_k3")[-1] < 0.5 * free.values("objective/kl_k3")[-1]
 
 
-def test_train_ppo_keeps_the_weights_of_the_best_evaluation(small_qwen2, tokenizer, tmp_path):
-    """The reward prefers the second evaluation, whatever its replies are."""
-    eval_scores = iter([0.1, 0.9, 0.4, 0.2])
+@pytest.mark.parametrize(
+    "evaluations, kept, improved",
+    [
+        ([0.5, 0.52, 0.9, 0.88], 7, True),  # the third is no better than the last, beyond chance
+        ([0.5, 0.9, 0.2, 0.1], 3, True),
+        ([0.5, 0.3, 0.2, 0.1], 0, False),  # the start was better: it is kept, which is no improvement
+        ([0.5, 0.6, 0.4, 0.5], 7, False),
+    ],
+)
+def test_train_ppo_keeps_the_last_unless_others_are_better(
+    small_qwen2, tokenizer, tmp_path, evaluations, kept, improved
+):
+    """The scores of the five prompts are spread around the mean of each evaluation, each time otherwise."""
+    means, noise = iter(evaluations), random.Random(0)
     share = token_share_reward(rewarded_tokens(small_qwen2))["share"].function
 
     def score(number, **columns):
-        return [next(eval_scores)] * len(number) if number[0] >= FIRST_EVAL_PROMPT else share(**columns)
+        if number[0] < FIRST_EVAL_PROMPT:
+            return share(**columns)
+        offsets = noise.sample([-0.1, -0.05, 0.0, 0.05, 0.1], 5)
+        mean = next(means)
+        return [mean + offset for offset in offsets]
 
     rewards = {"score": RewardComponent(1.0, score)}
     run = RecordedRun(small_qwen2, tokenizer, seven_iterations(ppo_config), tmp_path, rewards).train()
-    assert run.values("eval/scores") == pytest.approx([0.1, 0.9, 0.4, 0.2])
-    assert (run.result.best_iteration, run.result.best_reward) == (3, pytest.approx(0.9))
-    assert equal_weights(run.weights(), run.eval_weights[3])
+    assert run.values("eval/scores") == pytest.approx(evaluations)
+    assert run.values("eval/scores_stderr") == pytest.approx([math.sqrt(0.025 / 4 / 5)] * 4, rel=1e-4)
+    assert (run.result.kept_iteration, run.result.improved) == (kept, improved)
+    assert equal_weights(run.weights(), run.eval_weights[kept])
+
+
+def test_evaluations_sample_from_the_same_random_numbers(small_qwen2, tokenizer, tmp_path):
+    """With a learning rate of 0 the policy does not change, and neither do its sampled replies."""
+    config = seven_iterations(ppo_config, learning_rate=0.0, value_learning_rate=0.0)
+    run = RecordedRun(small_qwen2, tokenizer, config, tmp_path).train()
+    assert len(set(run.values("eval/scores"))) == len(set(run.values("eval/length"))) == 1
+    assert run.values("eval/kl") == pytest.approx([0.0] * 4, abs=1e-6)
+    assert (run.result.kept_iteration, run.result.improved) == (7, False)
+
+
+def test_replies_that_no_reward_scores_move_nothing(small_qwen2, tokenizer, tmp_path):
+    rewards = {"mine": RewardComponent(1.0, lambda completions, **_: [None] * len(completions))}
+    for make_config in (ppo_config, rloo_config):
+        config = make_config(total_episodes=16, whiten_rewards=True) if make_config is ppo_config else make_config()
+        run = RecordedRun(small_qwen2, tokenizer, config, tmp_path / make_config.__name__, rewards)
+        before = run.weights()
+        run.train()
+        assert equal_weights(run.weights(), before)
+        assert set(run.values("objective/unscored")) == {1.0} and run.values("objective/scores") == []
+        assert all(math.isfinite(value) for value in run.metrics.values())
+        assert len(run.warnings) == 1 and "all rewards abstain on some replies" in run.warnings[0]
+
+
+def test_reward_functions_see_the_iteration_and_log(small_qwen2, tokenizer, tmp_path):
+    """Half of the replies have a score; means are over these."""
+
+    def mine(completions, number, trainer_state, log_metric, log_extra, **_):
+        log_metric("mine/progress", trainer_state.global_step / trainer_state.max_steps)
+        log_extra("doubled", [2 * n for n in number])
+        return [1.0 if i % 2 else None for i in range(len(completions))]
+
+    rewards = {"mine": RewardComponent(2.0, mine)}
+    run = RecordedRun(small_qwen2, tokenizer, seven_iterations(ppo_config), tmp_path, rewards).train()
+    assert run.values("mine/progress") == pytest.approx([i / 7 for i in range(7)])
+    assert set(run.values("eval/mine/progress")) == {1.0}  # all evaluations score as at the end
+    assert set(run.values("reward/mine")) == {1.0} and set(run.values("objective/scores")) == {2.0}
+    assert set(run.values("objective/unscored")) == {0.5}
+    (row, *_) = run.tables["rollouts/00002.json"]
+    assert {"doubled", "mine", "kl"} <= row.keys() and row["mine"] is None
 
 
 def test_logged_metrics_are_consistent(small_qwen2, tokenizer, tmp_path):
@@ -76,7 +133,6 @@ def test_logged_metrics_are_consistent(small_qwen2, tokenizer, tmp_path):
         m = {name: value for (name, at), value in run.metrics.items() if at == step}
         assert m["objective/rlhf_reward"] == pytest.approx(m["objective/scores"] + m["objective/non_score_reward"])
         assert m["objective/non_score_reward"] == pytest.approx(-m["objective/kl_coef"] * m["objective/kl"])
-        assert m["objective/kl"] == m["objective/kl_k1"]
         assert m["objective/scores"] == pytest.approx(m["reward/share"] - 0.5 * (1 - m["objective/eos_rate"]))
         assert m["val/num_eos_tokens"] == pytest.approx(8 * m["objective/eos_rate"])
         assert m["episode"] == 8 * step
@@ -90,15 +146,15 @@ def test_logged_metrics_are_consistent(small_qwen2, tokenizer, tmp_path):
 def test_nonfinite_reward_raises_and_saves_the_batch(small_qwen2, tokenizer, tmp_path, where):
     def broken(number, completions, **_):
         is_eval = number[0] >= FIRST_EVAL_PROMPT
-        return [0.0] * (len(number) - 1) + [math.nan if is_eval == (where == "evaluation") else 0.0]
+        return [0.0] * (len(number) - 1) + [math.inf if is_eval == (where == "evaluation") else 0.0]
 
     rewards = {"mine": RewardComponent(1.0, broken)}
     with pytest.raises(MannersError) as error:
         RecordedRun(small_qwen2, tokenizer, ppo_config(), tmp_path, rewards).train()
     file = tmp_path / "broken_batch.json"
-    assert "method.rewards.mine gave nan" in str(error.value) and str(file) in str(error.value)
+    assert "method.rewards.mine gave inf" in str(error.value) and str(file) in str(error.value)
     batch = json.loads(file.read_text())
-    assert "nan" in batch["why"]
+    assert "inf" in batch["why"]
     assert len(batch["rollout"]) == (5 if where == "evaluation" else 8)
     assert batch["rollout"][0]["prompt"][0]["role"] == "user"
 
@@ -149,7 +205,7 @@ def test_score_replies_clips_and_penalizes_missing_eos(small_qwen2, tokenizer):
 
 
 def test_compute_advantages_of_rloo_by_hand(small_qwen2, tokenizer):
-    """Before whitening: the score less the KL penalty of the reply, less the mean of the other generations."""
+    """Before the scaling: the score less the KL penalty of the reply, less the mean of the other generations."""
     batch = sample_rollout(make_policy(small_qwen2), tokenizer)
     batch.ref_logprobs = torch.where(batch.mask, batch.logprobs - 0.1, 0.0)  # k1 is 0.1 per token
     scores = torch.tensor([1.0, 2.0, 3.0, 6.0, 0.0, 0.0, 0.0, 4.0])
@@ -161,6 +217,6 @@ def test_compute_advantages_of_rloo_by_hand(small_qwen2, tokenizer):
     totals = (scores - 0.5 * 0.1 * lengths).tolist()
     others = [[totals[j] for j in range(i // 4 * 4, i // 4 * 4 + 4) if j != i] for i in range(8)]
     by_reply = [total - sum(rest) / 3 for total, rest in zip(totals, others, strict=True)]
-    by_token = torch.tensor([a for a, n in zip(by_reply, lengths.tolist(), strict=True) for _ in range(n)]).double()
-    expected = (by_token - by_token.mean()) / by_token.std() + by_token.mean()
-    assert torch.allclose(advantages[batch.mask].double(), expected, atol=1e-4)
+    by_token = torch.tensor([a for a, n in zip(by_reply, lengths.tolist(), strict=True) for _ in range(n)])
+    expected = by_token / torch.tensor(by_reply).std()  # over the replies; their mean is 0
+    assert torch.allclose(advantages[batch.mask], expected, atol=1e-3)

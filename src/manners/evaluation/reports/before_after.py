@@ -3,8 +3,9 @@
 import math
 
 from rich.console import Console
+from rich.text import Text
 
-from manners.evaluation.evaluate import EvalResult, Generation
+from manners.evaluation.evaluate import EOS_NAME, LOSS_NAME, EvalResult, Generation
 from manners.evaluation.metrics.assistant_style import RUNS_ON
 from manners.evaluation.reports.table import Table, markdown_report
 from manners.evaluation.stats import Estimate
@@ -53,10 +54,10 @@ def before_after_measures(before: EvalResult, after: EvalResult) -> list[tuple[s
             lines.append((f"  {name}", estimate.percent(), after.style_accuracy_by_group[name].percent()))
     if before.fact_accuracy and after.fact_accuracy:
         lines.append(("fact accuracy", before.fact_accuracy.percent(), after.fact_accuracy.percent()))
-    lines.append(("held-out loss, nats per token", before.loss.plain(), after.loss.plain()))
+    lines.append((LOSS_NAME, before.loss.plain(), after.loss.plain()))
     lines.append(("held-out perplexity, per token", perplexity(before.loss), perplexity(after.loss)))
     if before.eos_rate and after.eos_rate:
-        lines.append(("replies with EOS", before.eos_rate.percent(), after.eos_rate.percent()))
+        lines.append((EOS_NAME, before.eos_rate.percent(), after.eos_rate.percent()))
     for name, estimate in before.extra_metrics.items():
         if name in after.extra_metrics:
             lines.append((name, estimate.plain(), after.extra_metrics[name].plain()))
@@ -68,14 +69,15 @@ def perplexity(loss: Estimate) -> str:
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def before_after_markdown(title: str, before: EvalResult, after: EvalResult) -> str:
+def before_after_markdown(title: str, before: EvalResult, after: EvalResult, summary: str) -> str:
     """The report as it is written to ``before_after.md``."""
     numbers, replies = before_after_tables(before, after)
-    return markdown_report(title, [numbers, INTERVALS, replies])
+    return markdown_report(title, [f"{summary}.", numbers, INTERVALS, replies])
 
 
-def show_before_after(console: Console, before: EvalResult, after: EvalResult) -> None:
+def show_before_after(console: Console, before: EvalResult, after: EvalResult, summary: str) -> None:
     """Print the report."""
+    console.print(Text(summary, style="bold"))
     numbers, replies = before_after_tables(before, after)
     replies.show(console, ruled=True)
     numbers.show(console, INTERVALS)

@@ -92,10 +92,10 @@ def bin_sizes(quality: RegressionQuality) -> str:
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
-def online_curves(metrics_file: Path, best_iteration: int, out: Path) -> Path | None:
+def online_curves(metrics_file: Path, kept_iteration: int, out: Path) -> Path | None:
     """Plot the curves of a PPO or RLOO run from its ``metrics.jsonl``; None where it logged none of the metrics."""
     panels = panels_with_data(metrics_file, ONLINE_PANELS)
-    return draw_panels(panels, best_iteration, "iteration", "held-out, greedy", out) if panels else None
+    return draw_panels(panels, kept_iteration, "iteration", "held-out, sampled", out) if panels else None
 
 
 def preference_curves(metrics_file: Path, best_step: int, out: Path) -> Path:

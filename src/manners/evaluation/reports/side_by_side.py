@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from rich.console import Console
 
-from manners.evaluation.evaluate import Generation
+from manners.evaluation.evaluate import RATES, Generation
 from manners.evaluation.multi_turn import TurnTrend
 from manners.evaluation.reports.before_after import format_reply
 from manners.evaluation.reports.figures import AFTER, BEFORE, save_figure
@@ -41,7 +41,8 @@ def comparison_table(results: list[ModelResult], reference: dict[str, Estimate])
         for name in dict.fromkeys(name for result in results for name in getattr(result, kind)):
             estimates = [getattr(result, kind).get(name) for result in results]
             in_data = reference.get(name) if kind == "text_stats" else None
-            rows.append([name, *(e.plain() if e else "" for e in estimates), in_data.plain() if in_data else ""])
+            values = [("" if e is None else e.percent() if name in RATES else e.plain()) for e in estimates]
+            rows.append([name, *values, in_data.plain() if in_data else ""])
     for name in dict.fromkeys(name for result in results for name in result.distances):
         rows.append([f"distance: {name}", *(f"{result.distances[name]:.3f}" for result in results), "0"])
     return Table(["metric", *(result.name for result in results), "in the data"], rows)

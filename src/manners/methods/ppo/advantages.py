@@ -17,7 +17,8 @@ def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, kind: str) -
     Schulman's k1, k2 or k3 (joschu.net/blog/kl-approx).
 
     With log r = log π_ref − log π: k1 = −log r is unbiased and may be negative; k2 = (log r)²/2 is biased and small in
-    variance; k3 = r − 1 − log r is unbiased and never negative.
+    variance; k3 = r − 1 − log r is unbiased and never negative. As a penalty in the reward only k1 has the gradient of
+    the reverse KL (A Comedy of Estimators, arXiv 2512.21852), so the others are metrics.
     """
     log_ratio = ref_logprobs - logprobs
     if kind == "k1":
@@ -50,7 +51,7 @@ def whiten(values: torch.Tensor, mask: torch.Tensor, reduce: Reduce, shift_mean:
     """Scale (B, R) to variance 1 over the real tokens of all processes, and shift to mean 0; 0 where masked."""
     real = values[mask].double()
     total, count = reduce(torch.stack([real.sum(), real.new_tensor(real.numel())]))
-    mean = total / count
+    mean = total / count.clamp(min=1)
     squares = reduce((real - mean).square().sum())
     scaled = (values - mean) * torch.rsqrt(squares / (count - 1).clamp(min=1) + 1e-8)
     return ((scaled if shift_mean else scaled + mean) * mask).to(values.dtype)
@@ -59,11 +60,24 @@ def whiten(values: torch.Tensor, mask: torch.Tensor, reduce: Reduce, shift_mean:
 def leave_one_out(scores: torch.Tensor, per_prompt: int) -> torch.Tensor:
     """RLOO: each score less the mean of the other replies to its prompt, (B,) → (B,).
 
-    Ahmadian et al. 2024, arXiv 2402.14740, equation 8. Replies to a prompt stand next to each other.
+    Ahmadian et al. 2024, arXiv 2402.14740, equation 8. Replies to a prompt stand next to each other. A NaN is no score:
+    its advantage is NaN, and so is that of a reply without a scored sibling.
     """
     groups = scores.view(-1, per_prompt)
-    others = (groups.sum(1, keepdim=True) - groups) / (per_prompt - 1)
+    num_scored = (~groups.isnan()).sum(1, keepdim=True)
+    others = (groups.nansum(1, keepdim=True) - groups) / (num_scored - 1)
     return (groups - others).flatten()
+
+
+def normalize_by_std(advantages: torch.Tensor, reduce: Reduce) -> torch.Tensor:
+    """Leave-one-out advantages (B,) over their standard deviation in all processes, as TRL's normalize_advantages.
+
+    Their mean is 0, so nothing is shifted: a reply as good as its siblings keeps an advantage of 0. NaN becomes 0.
+    """
+    real = advantages[~advantages.isnan()].double()
+    squares, count = reduce(torch.stack([real.square().sum(), real.new_tensor(real.numel())]))
+    std = (squares / (count - 1).clamp(min=1)).sqrt()
+    return (advantages / (std + 1e-4)).nan_to_num(0.0).to(advantages.dtype)
 
 
 def adapt_kl_coef(kl_coef: float, kl: float, target: float, horizon: int, episodes: int) -> float:

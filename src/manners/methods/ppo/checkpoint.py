@@ -1,12 +1,14 @@
-"""Checkpoints of a PPO run, written atomically, and its best weights so far."""
+"""Checkpoints of a PPO run, written atomically, and which weights it ends with."""
 
 import signal
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from scipy import stats
 
 from manners.methods.callbacks import BEST, LAST
 from manners.methods.distributed import ProcessGroup
@@ -22,9 +24,12 @@ class TrainerState:
 
     kl_coef: float
     iteration: int = 0
-    best_reward: float = float("-inf")
-    best_iteration: int = 0
     collapse: CollapseDetector = field(default_factory=CollapseDetector)
+    start_scores: list[float] = field(default_factory=list)  # of the eval prompts, in order; NaN for no score
+    best_scores: list[float] = field(default_factory=list)
+    last_scores: list[float] = field(default_factory=list)
+    best_iteration: int = 0
+    num_evaluations: int = 0
 
 
 def save_checkpoint(folder: Path, state: TrainerState, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
@@ -70,6 +75,19 @@ def save_best_policy(folder: Path, policy: Policy) -> None:
 def load_best_policy(folder: Path, policy: Policy) -> None:
     if (folder / BEST).exists():
         copy_weights(policy, load_file(folder / BEST))
+
+
+def significantly_better(scores: list[float], others: list[float], num_candidates: int = 1) -> bool:
+    """Whether ``scores`` are higher than ``others`` of the same prompts, beyond chance.
+
+    A paired t-test over the prompts, one-sided at 5 %; where ``scores`` are the best of several candidates, the level
+    is divided among these (Bonferroni).
+    """
+    differences = np.array(scores) - np.array(others)
+    differences = differences[~np.isnan(differences)]
+    if len(differences) < 2 or np.ptp(differences) == 0:  # no variance to test with
+        return bool(len(differences) > 1 and differences[0] > 0)
+    return bool(stats.ttest_1samp(differences, 0.0, alternative="greater").pvalue < 0.05 / num_candidates)
 
 
 def trainable_weights(policy: Policy) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """Rollouts: replies sampled from the policy, and what policy, reference and critic give each of their tokens."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -114,17 +115,21 @@ def collate_rows(rollout: Rollout, rows: list[int], pad_token_id: int) -> MicroB
 
 
 def sample_table(
-    rollout: Rollout, rewards: dict[str, list[float]], kl: torch.Tensor, count: int
+    rollout: Rollout, rewards: dict[str, list[float]], extra: dict[str, list[Any]], kl: torch.Tensor, count: int
 ) -> list[dict[str, Any]]:
-    """The first ``count`` replies as records: prompt, reply, each reward, KL (B,) in nats, tokens, EOS."""
+    """The first ``count`` replies as records: prompt, reply, rewards, KL (B,) in nats, tokens, EOS, ``extra`` columns.
+
+    A reward that abstained is None.
+    """
     return [
         {
             "prompt": rollout.prompts[i].messages[-1]["content"],
             "reply": rollout.texts[i],
-            **{name: round(values[i], 3) for name, values in rewards.items()},
+            **{name: None if math.isnan(values[i]) else round(values[i], 3) for name, values in rewards.items()},
             "kl": round(float(kl[i]), 3),
             "tokens": len(rollout.reply_ids[i]),
             "has_eos": bool(rollout.has_eos[i]),
+            **{name: values[i] for name, values in extra.items()},
         }
         for i in range(min(count, len(rollout.texts)))
     ]

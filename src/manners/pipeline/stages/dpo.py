@@ -19,6 +19,7 @@ from manners.pipeline.stages.context import (
 from manners.pipeline.stages.saving import save_policy
 from manners.pipeline.stages.sft import evaluate_on_test
 
+RISE_OF_LOSS = 1.0  # nats per token on replies of the data, which the policy may move away from
 NOT_FOR_TRL = ("name", "sample_type", "max_length", "num_train_epochs", "max_steps")
 
 
@@ -59,5 +60,6 @@ def train_dpo(run: RunContext) -> StageResult:
     run.logger.log(after.metrics("after"), result.steps)
     save_policy(run, model, tokenizer)
     curves = preference_curves(run.path / "metrics.jsonl", result.best_step, run.path / "curves.png")
-    reporting.report_before_after(run, before, after, [curves])
-    return StageResult(result.best_loss, result.best_step, after.headline(before))
+    summary = after.headline(before, RISE_OF_LOSS)
+    reporting.report_before_after(run, before, after, summary, [curves])
+    return StageResult(result.best_loss, result.best_step, summary)

@@ -8,20 +8,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from manners.config.schema import OnlineRLConfig
 from manners.data.loading import eval_prompts
 from manners.data.tokenize import tokenize
+from manners.data.types import Conversation
 from manners.errors import MannersError
-from manners.evaluation.evaluate import REWARD_NAME, EvalResult, evaluate, point_estimate, stratified_sample
+from manners.evaluation.evaluate import (
+    REWARD_NAME,
+    SAMPLED_REWARD_NAME,
+    EvalResult,
+    evaluate,
+    point_estimate,
+    stratified_sample,
+)
 from manners.evaluation.metrics.reference_nll import reference_nll
 from manners.evaluation.reports.reward_figures import online_curves
-from manners.evaluation.stats import bootstrap_ratio
+from manners.evaluation.stats import Estimate, bootstrap_ratio
 from manners.methods.distributed import check_batch_divides
 from manners.methods.ppo import diagnostics
 from manners.methods.ppo.advantages import kl_estimate
-from manners.methods.ppo.trainer import PPOTrainer, score_replies, train_ppo
+from manners.methods.ppo.rollout import Rollout
+from manners.methods.ppo.trainer import PPOResult, PPOTrainer, score_replies, train_ppo
 from manners.methods.reward import make_reward_func
 from manners.models import loading
 from manners.models.policy import Policy
@@ -40,9 +49,10 @@ from manners.pipeline.stages.context import (
     starting_policy,
 )
 from manners.pipeline.stages.saving import save_policy
-from manners.rewards.combine import RewardFunc, build_components
+from manners.rewards.combine import RewardFunc, build_components, try_components
 from manners.runtime.run_dir import RunArtifact
 
+RISE_OF_LOSS = 1.0  # nats per token on replies of the data, which the policy may move away from
 KL_SAMPLE_PROMPTS = 256  # test prompts whose sampled replies tell the KL: enough for a tenth of a nat
 
 
@@ -65,15 +75,35 @@ def train_online(run: RunContext) -> StageResult:
         warn=lambda text: console.print(text, style="yellow"),
     )
 
+    metric = None if math.isnan(result.kept_reward) else result.kept_reward
     if not is_main:
-        return StageResult(result.best_reward, result.best_iteration)
+        return StageResult(metric, result.kept_iteration)
     run.directory.update_state(tokens=count_sampled_tokens(run.path / "metrics.jsonl", config.batch_size))
     after = evaluate_policy_on_test(run, trainer)
     run.logger.log(after.metrics("after"), result.iterations)
     save_policy(run, model, tokenizer)
-    curves = online_curves(run.path / "metrics.jsonl", result.best_iteration, run.path / "curves.png")
-    reporting.report_before_after(run, before, after, [curves] if curves else [])
-    return StageResult(result.best_reward, result.best_iteration, after.headline(before))
+    curves = online_curves(run.path / "metrics.jsonl", result.kept_iteration, run.path / "curves.png")
+    summary = improvement(result) + after.headline(before, RISE_OF_LOSS)
+    reporting.report_before_after(run, before, after, summary, [curves] if curves else [])
+    return StageResult(metric, result.kept_iteration, summary)
+
+
+def improvement(result: PPOResult) -> str:
+    """What to know first of a run whose reward did not rise, or that ends with earlier weights; else nothing."""
+    if result.kept_iteration == 0:
+        return "no improvement, the policy is the one that training started from: "
+    kept = f", with the weights of iteration {result.kept_iteration}" * (result.kept_iteration < result.iterations)
+    if result.improved is False:
+        change = f"{result.start_reward:.2f} → {result.kept_reward:.2f}"
+        return f"no improvement of the reward on held-out prompts beyond chance ({change}{kept}): "
+    return f"{kept.removeprefix(', ')}: " if kept else ""
+
+
+def check_rewards(cfg: DictConfig, rows: list[Conversation]) -> None:
+    """Try each reward function on two prompts of the data before anything is trained. Raises MannersError."""
+    functions = {name: entry for name, entry in cfg.method.rewards.items() if "_target_" in entry}
+    if functions and rows:
+        try_components(build_components(functions, None), build_prompts(cfg, rows))
 
 
 def make_trainer(run: RunContext) -> PPOTrainer:
@@ -148,15 +178,25 @@ def evaluate_policy_on_test(run: RunContext, trainer: PPOTrainer) -> EvalResult:
     sampled = trainer.sample(prompts, torch.rand(len(prompts), config.response_length, generator=generator))
     greedy = trainer.sample(prompts, None)
     kl = (kl_estimate(sampled.logprobs, sampled.ref_logprobs, "k1") * sampled.mask).sum(1)  # (B,)
-    scores, _ = score_replies(greedy, trainer.rewards, config)
     base = load_base(cfg, run.device).to(run.device.kind)
     nll, num_tokens = reference_nll(base, greedy.prompt_ids, greedy.reply_ids)
     ones = np.ones(len(prompts))
     extra = {
-        REWARD_NAME: bootstrap_ratio(scores.double().numpy(), ones),
+        **mean_rewards(run, trainer, greedy, sampled),
         "KL to the reference, nats per reply": bootstrap_ratio(kl.double().numpy(), ones),
         "length, tokens per reply": bootstrap_ratio(num_tokens, ones),
         "NLL under the base model, nats per token": bootstrap_ratio(nll, num_tokens),
         "distinct-2 of the replies": point_estimate(diagnostics.distinct_2(greedy.texts)),
     }
     return replace(result, extra_metrics=result.extra_metrics | extra)
+
+
+def mean_rewards(run: RunContext, trainer: PPOTrainer, greedy: Rollout, sampled: Rollout) -> dict[str, Estimate]:
+    """The mean reward of greedy and of sampled replies; the unit of functions is their own."""
+    only_model = not any("_target_" in component for component in run.cfg.method.rewards.values())
+    unit, estimates = ", standard deviations" if only_model else "", {}
+    for name, replies in ((REWARD_NAME, greedy), (SAMPLED_REWARD_NAME, sampled)):
+        scores = score_replies(replies, trainer.rewards, trainer.config)[0].double().numpy()
+        if len(scores := scores[~np.isnan(scores)]):
+            estimates[name + unit] = bootstrap_ratio(scores, np.ones(len(scores)))
+    return estimates

@@ -59,11 +59,13 @@ def evaluate_settings(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def report_before_after(run: RunContext, before: EvalResult, after: EvalResult, pictures: list[Path]) -> None:
-    """The report of a language model, to the terminal, the run directory and MLflow."""
+def report_before_after(
+    run: RunContext, before: EvalResult, after: EvalResult, summary: str, pictures: list[Path]
+) -> None:
+    """The report of a language model, to the terminal, the run directory and MLflow; ``summary`` is its first line."""
     if not run.cfg.sweep.parent:  # a sweep prints a table of its own
-        show_before_after(console, before, after)
-    text = before_after_markdown(run.path.name, before, after)
+        show_before_after(console, before, after, summary)
+    text = before_after_markdown(run.path.name, before, after, summary)
     if before.style_accuracy:
         pictures = [*pictures, figures.accuracy_figure(before, after, run.path / "style_accuracy.png")]
     run.logger.table(before_after_rows(before, after), "before_after.json")

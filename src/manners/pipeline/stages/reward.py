@@ -1,16 +1,17 @@
 """Reward model: train it on scores or pairs, then evaluate it and its sanity before PPO may use it."""
 
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 from manners.data.corruptions import corrupted_replies
 from manners.data.prompt_groups import PromptGroup, collate_groups, group_by_prompt
 from manners.data.reward_examples import pair_examples, scored_examples
-from manners.data.types import Conversation, Message, ScoredReply, preference_pairs, scored_replies
+from manners.data.types import Conversation, Message, PreferencePair, ScoredReply, preference_pairs, scored_replies
 from manners.evaluation.metrics.reward_quality import (
     PairwiseQuality,
     RegressionQuality,
@@ -54,8 +55,10 @@ def train_reward_model(run: RunContext) -> StageResult:
     network = make_network()
     good_replies(*sanity_replies(run), cfg.seed)  # raises now where the sanity check could not be done later
     pairwise = m.loss == "pairwise"
-    scores = [] if pairwise else [r.score for r in scored_replies(run.splits.train)]
-    normalizer = ScoreNormalizer() if pairwise else ScoreNormalizer.from_scores(scores)
+    if pairwise:
+        normalizer = ScoreNormalizer(scale=margin_scale(preference_pairs(run.splits.train)))
+    else:
+        normalizer = ScoreNormalizer.from_scores([r.score for r in scored_replies(run.splits.train)])
     share = supports_shared_prompts(network)
     examples = build_examples(run, run.splits.train, tokenizer, normalizer, share)
     eval_examples = build_examples(run, run.eval_rows, tokenizer, normalizer, share)
@@ -98,13 +101,20 @@ def build_examples(
     """Pairs, or scored replies, by prompt. Training rows get corrupted replies at the lowest score besides."""
     m, decoder = run.cfg.method, run.cfg.model.decoder
     if m.loss == "pairwise":
-        examples = pair_examples(preference_pairs(rows), tokenizer, m.max_length, decoder)
+        pairs = [replace(pair, margin=pair.margin / normalizer.scale) for pair in preference_pairs(rows)]
+        examples = pair_examples(pairs, tokenizer, m.max_length, decoder)
     else:
         scored = scored_replies(rows)
         if rows is run.splits.train and m.corruption_ratio:
             scored = scored + corrupted_examples(scored, m.corruption_ratio, run.cfg.seed)
         examples = scored_examples(scored, tokenizer, m.max_length, decoder, normalizer.mean, normalizer.scale)
     return [PromptGroup([examples[i] for i in group], share) for group in group_by_prompt(examples, share)]
+
+
+def margin_scale(pairs: list[PreferencePair]) -> float:
+    """The root mean square of the margins that are not 0: so many units of the dataset count as one logit."""
+    margins = [pair.margin for pair in pairs if pair.margin]
+    return math.hypot(*margins) / math.sqrt(len(margins)) if margins else 1.0
 
 
 def corrupted_examples(rows: list[ScoredReply], ratio: float, seed: int) -> list[ScoredReply]:

@@ -51,8 +51,9 @@ def train_sft(run: RunContext) -> StageResult:
     run.logger.log(after.metrics("after"), result.steps)
     save_policy(run, model, tokenizer)
     curve = figures.learning_curve(run.path / "metrics.jsonl", result.best_step, run.path / "learning_curve.png")
-    reporting.report_before_after(run, before, after, [curve])
-    return StageResult(result.best_loss, result.best_step, after.headline(before))
+    summary = after.headline(before)
+    reporting.report_before_after(run, before, after, summary, [curve])
+    return StageResult(result.best_loss, result.best_step, summary)
 
 
 def load_network(run: RunContext, tokenizer: Any) -> Any:
