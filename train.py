@@ -13,7 +13,7 @@ def train(spec: RunSpec) -> float | None:
     for one in (spec, *spec.dependencies):  # mistakes in names and data are answered before torch is imported
         if not one.explicit_source:
             hub.require_model(one.cfg.model.name)
-            dependencies.splits_of(one.cfg)
+            dependencies.check_rows(one)
     if spec.cfg.plan:
         return dependencies.print_plan(spec)
     if "torch" not in sys.modules:  # later jobs of a sweep find it loaded

@@ -13,10 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from manners.config.schema import STARTS_FROM, is_schema, options
 from manners.data import sources
+from manners.data.formats.rows import COLUMNS
+from manners.data.loading import Splits
 from manners.errors import MannersError, did_you_mean
 
 FLAGS = ("deleted", "synthetic", "unreviewed")  # OpenAssistant's messages that are left out by default
-MAX_COUNTED_BYTES = 50_000_000  # the rows of larger files are counted when they are loaded
 
 
 def validate_config(cfg: DictConfig) -> None:
@@ -79,8 +80,8 @@ def check_saved_model_config(cfg: DictConfig) -> None:
 
 def check_method(cfg: DictConfig) -> None:
     """The method, held against the model and the data. Raises MannersError."""
-    needed = "preference" if cfg.method.get("loss") == "pairwise" else cfg.method.sample_type
-    if needed not in cfg.dataset.sample_types:
+    needed = needed_sample_type(cfg)
+    if cfg.dataset.sample_types and needed not in cfg.dataset.sample_types:
         offering = ", ".join(sources.datasets_offering(needed)) or "none yet"
         raise MannersError(
             f"method={cfg.method.name} needs '{needed}' samples, and {cfg.dataset.path} offers "
@@ -106,6 +107,11 @@ def check_method(cfg: DictConfig) -> None:
         raise MannersError(
             "packed rows are all of one length: with method.packing=true set method.group_by_length=false."
         )
+
+
+def needed_sample_type(cfg: DictConfig) -> str:
+    """The kind of sample that the method trains on."""
+    return "preference" if cfg.method.get("loss") == "pairwise" else str(cfg.method.sample_type)
 
 
 def check_start(cfg: DictConfig) -> None:
@@ -219,25 +225,35 @@ def check_compile(cfg: DictConfig) -> None:
 
 
 def check_data(cfg: DictConfig) -> None:
-    """The file exists, and a batch is no larger than the data: it would never be filled. Raises MannersError."""
+    """The file exists and is of a kind that can be read, and its columns get known names. Raises MannersError."""
     file = sources.local_path(cfg.dataset.path)
-    if file is None or sources.is_parquet_folder(file):  # on the hub: counted when it is loaded
+    if file is not None:
+        sources.data_files(file)
+    for name in cfg.dataset.columns:
+        if name not in COLUMNS:
+            key = "dataset.columns"
+            raise MannersError(f"{key}: a row has no field '{name}' to be named. {did_you_mean(name, COLUMNS)}", key)
+
+
+def check_rows(cfg: DictConfig, splits: Splits) -> None:
+    """There are rows to train on and to hold out, and they fill a batch. Raises MannersError."""
+    rows, name = len(splits.train), Path(cfg.dataset.path).name
+    if not rows:
+        raise MannersError(f"dataset.path={cfg.dataset.path}: it has no training rows.", "dataset.path")
+    if cfg.preview:
         return
-    sizes = [f.stat().st_size for f in sources.data_files(file)]
-    if sum(sizes) > MAX_COUNTED_BYTES:
-        return
-    rows = sum(sources.count_rows(f) for f in sources.data_files(file))
-    rows = min(rows, cfg.dataset.max_rows or rows)
-    if cfg.preview or "per_device_train_batch_size" not in cfg.method:
+    if not splits.validation and not splits.test:
+        raise MannersError("no rows are held out: set dataset.validation_share above 0, or add rows.")
+    if "per_device_train_batch_size" not in cfg.method:
         return
     steps = cfg.method.gradient_accumulation_steps * cfg.hardware.devices
     batch = cfg.method.per_device_train_batch_size * steps
-    if 0 < rows < batch:  # a file without rows is refused by its reader, which knows why
+    if rows < batch:
         size = rows // (2 * steps)
         smaller = f"{size}" if size else "1 method.gradient_accumulation_steps=1"
         raise MannersError(
             f"a batch of {batch} (method.per_device_train_batch_size × method.gradient_accumulation_steps) is larger "
-            f"than the data: {Path(file).name} has {rows} rows. Try method.per_device_train_batch_size={smaller}."
+            f"than the data: {name} has {rows} training rows. Try method.per_device_train_batch_size={smaller}."
         )
 
 

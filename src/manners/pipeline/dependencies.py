@@ -10,6 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from manners.config import validate
 from manners.config.compose import RunSpec
 from manners.data import sources
 from manners.data.loading import Splits, load_splits
@@ -24,29 +25,38 @@ STARTING_METHODS = {"policy": ("sft", "ppo", "rloo", "dpo"), "reward": ("reward"
 
 def splits_of(cfg: DictConfig) -> Splits:
     """The rows of a run, read once for all jobs and stages of a process that have the same data."""
-    return read_splits(*data_key(cfg.dataset))
+    return read_splits(*data_key(cfg))
+
+
+def check_rows(spec: RunSpec) -> None:
+    """The rows of a run are those that its method needs, and enough of them. Raises MannersError."""
+    try:
+        validate.check_rows(spec.cfg, splits_of(spec.cfg))
+    except MannersError as error:
+        run = f"the {spec.role} run ({' '.join(spec.overrides)}): " if spec.role else ""
+        raise MannersError(f"{run}{error}", error.key) from None
 
 
 def digest_of(cfg: DictConfig) -> str:
     """A hash of the training rows of a run."""
-    return read_digest(*data_key(cfg.dataset))
+    return read_digest(*data_key(cfg))
 
 
-def data_key(dataset: DictConfig) -> tuple[str, tuple[int, ...]]:
-    """What the rows depend on: the config, and when its files were last written."""
-    place = sources.local_path(dataset.path)
+def data_key(cfg: DictConfig) -> tuple[str, str, tuple[int, ...]]:
+    """What the rows depend on: the config, the samples that the method needs, and when the files were last written."""
+    place = sources.local_path(cfg.dataset.path)
     written = tuple(f.stat().st_mtime_ns for f in sources.data_files(place)) if place else ()
-    return json.dumps(OmegaConf.to_container(dataset, resolve=True)), written
+    return json.dumps(OmegaConf.to_container(cfg.dataset, resolve=True)), validate.needed_sample_type(cfg), written
 
 
 @lru_cache(maxsize=4)
-def read_splits(dataset: str, written: tuple[int, ...]) -> Splits:
-    return load_splits(OmegaConf.create(json.loads(dataset)))
+def read_splits(dataset: str, sample_type: str, written: tuple[int, ...]) -> Splits:
+    return load_splits(OmegaConf.create(json.loads(dataset)), sample_type)
 
 
 @lru_cache(maxsize=4)
-def read_digest(dataset: str, written: tuple[int, ...]) -> str:
-    return data_digest(read_splits(dataset, written).train)
+def read_digest(dataset: str, sample_type: str, written: tuple[int, ...]) -> str:
+    return data_digest(read_splits(dataset, sample_type, written).train)
 
 
 def command_of(spec: RunSpec) -> str:

@@ -12,7 +12,10 @@ from omegaconf import DictConfig
 from rich.text import Text
 
 from manners.config.compose import RunSpec
+from manners.config.validate import needed_sample_type
+from manners.data.reward_examples import pair_examples, scored_examples
 from manners.data.tokenize import tokenize
+from manners.data.types import preference_pairs, scored_replies
 from manners.errors import MannersError
 from manners.methods.callbacks import discard_checkpoints
 from manners.methods.distributed import init_distributed
@@ -137,8 +140,18 @@ def show_preview(spec: RunSpec) -> None:
     """``preview=true``: print the first examples, token by token. Nothing is trained."""
     silence_libraries()
     cfg, splits, tokenizer = spec.cfg, dependencies.splits_of(spec.cfg), configured_tokenizer(spec.cfg)
-    length = cfg.method.get("max_length") or cfg.method.max_prompt_length + cfg.method.response_length
-    preview.show_examples(console, splits, tokenize(splits.train, tokenizer, cfg.dataset.loss_roles, length), tokenizer)
+    m, sample_type = cfg.method, needed_sample_type(cfg)
+    if sample_type == "preference":
+        pairs = preference_pairs(splits.train)
+        pair_ids = pair_examples(pairs, tokenizer, m.max_length, cfg.model.decoder)
+        return preview.show_reward_examples(console, splits, pairs, pair_ids, tokenizer)
+    if sample_type == "scored":
+        replies = scored_replies(splits.train)
+        reply_ids = scored_examples(replies, tokenizer, m.max_length, cfg.model.decoder, mean=0.0, scale=1.0)
+        return preview.show_reward_examples(console, splits, replies, reply_ids, tokenizer)
+    length = m.get("max_length") or m.max_prompt_length + m.response_length
+    examples = tokenize(splits.train, tokenizer, cfg.dataset.loss_roles, length)
+    return preview.show_examples(console, splits, examples, tokenizer)
 
 
 def print_run_header(cfg: DictConfig, directory: RunDir, device: Device, inputs: dict[str, RunArtifact]) -> None:
@@ -153,17 +166,11 @@ def print_run_header(cfg: DictConfig, directory: RunDir, device: Device, inputs:
 
 
 def print_rows(spec: RunSpec) -> None:
-    """How many rows there are, and what was left out. Raises MannersError where none are held out."""
+    """How many rows there are, and what is not used of the data."""
     splits = dependencies.splits_of(spec.cfg)
-    counts = f"{len(splits.train)} train, {len(splits.validation)} validation, {len(splits.test)} test"
-    console.print(f"rows: {counts}", highlight=False)
-    for note in splits.notes:
-        console.print(f"left out: {note}", highlight=False)
-    if splits.skipped:
-        first = splits.skipped[0]
-        console.print(f"left out (dataset.on_invalid_row=skip): {len(splits.skipped)} rows, the first: {first}")
-    if not splits.validation and not splits.test:
-        raise MannersError("no rows are held out: set dataset.validation_share above 0, or add rows.")
+    console.print(preview.row_counts(splits), highlight=False)
+    for line in splits.left_out:
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def write_lineage(directory: RunDir, mlflow: MLflowLogger, result: StageResult, inputs: dict[str, RunArtifact]) -> str:

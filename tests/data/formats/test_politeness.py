@@ -13,7 +13,6 @@ from statistics import correlation, fmean, pstdev
 import pytest
 import yaml
 
-from manners.data import sources
 from manners.data.formats.politeness import HEADER, decode_entities
 from manners.data.types import ScoredReply, scored_replies
 from manners.errors import MannersError
@@ -192,7 +191,7 @@ def test_real_file_is_read_completely(name):
     with path.open(encoding="latin-1", newline="") as file:
         raw = list(csv.reader(file))[1:]
     splits = read(path, sample_types=["scored"])
-    assert len(splits.train) == len(raw) == sources.count_rows(path) == ROWS[name]
+    assert len(splits.train) == len(raw) == ROWS[name]
     assert splits.skipped == []
     for chat, cells in zip(splits.train, raw, strict=True):
         assert chat.metadata["Id"] == cells[1]
