@@ -201,7 +201,9 @@ def test_rows_to_train_on_and_to_hold_out_are_required():
 
 
 def test_column_that_no_row_has_a_use_for_is_refused():
-    assert "no field 'promt' to be named. Did you mean 'prompt'?" in error_of(changed("dataset.columns.promt=question"))
+    assert "no field 'promt' to be named. Did you mean 'prompt'?" in error_of(
+        changed("dataset.columns={promt: question}")
+    )
 
 
 def test_missing_file_is_refused_with_the_nearest_name(twelve_rows):

@@ -80,7 +80,8 @@ def expected_rows(path):
     if path.suffix == ".json":
         return len(json.loads(path.read_text("utf-8-sig")))
     if path.suffix == ".csv":
-        return len([row for row in csv_cells(path.open(newline="", errors="replace"), "", ",")]) - 1
+        with path.open(newline="", errors="replace") as file:
+            return sum(1 for _ in csv_cells(file, "", ",")) - 1
     return sum(1 for line in path.read_bytes().split(b"\n") if line.strip())
 
 

@@ -20,10 +20,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from manners.config import schema, validate
+from manners.config.written_text import has_misread_text, quote_text, restore_texts, text_options
 from manners.errors import MannersError, did_you_mean
 from manners.runtime.paths import CONF, ROOT
 
@@ -57,6 +59,9 @@ RENAMED = {
     "method.view": "method.sample_type",
     "method.target": "method.kl_target",
 }
+
+
+SCHEMAS = {"train": schema.TrainConfig, "evaluate": schema.EvaluateConfig, "chat": schema.ChatConfig}
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,10 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     """The composed config. Raises MannersError that names the key, its file or override, and the nearest valid name."""
     with hydra_context():
         try:
-            cfg = hydra.compose(config_name, overrides)
+            options = set(text_options(SCHEMAS[config_name]))
+            cfg = hydra.compose(config_name, [quote_text(o, options) for o in overrides])
+            if has_misread_text(cfg, options):
+                restore_texts(cfg, config_files(config_name, overrides), {override_key(o) for o in overrides})
             OmegaConf.to_container(cfg, resolve=True)  # an interpolation to nothing shows only now
         except MissingConfigException as error:
             raise MannersError(explain_missing(config_name, error, overrides)) from None
@@ -156,6 +164,14 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
         return cfg
 
 
+def config_files(config_name: str, overrides: list[str]) -> list[tuple[Path, str]]:
+    """The files that a config is composed of, from the first to the last to be merged, each with its package."""
+    loader = GlobalHydra.instance().config_loader()
+    defaults = loader.compute_defaults_list(config_name, overrides, RunMode.RUN).defaults
+    found = ((find_config_file(d.config_path or ""), d.package or "") for d in defaults)
+    return [(file, package) for file, package in found if file]
+
+
 def with_values(cfg: DictConfig, overrides: list[str]) -> DictConfig | None:
     """``cfg`` with other values for keys that its own command set too, without composing it anew.
 
@@ -163,7 +179,8 @@ def with_values(cfg: DictConfig, overrides: list[str]) -> DictConfig | None:
     reason.
     """
     loader, changed = GlobalHydra.instance().config_loader(), deepcopy(cfg)
-    for override in OverridesParser.create(loader).parse_overrides(overrides):
+    options = set(text_options(OmegaConf.get_type(cfg)))
+    for override in OverridesParser.create(loader).parse_overrides([quote_text(o, options) for o in overrides]):
         key, value = override.key_or_group, override.value()
         if loader.get_group_options(key) or not isinstance(value, bool | int | float | str):
             return None
@@ -240,10 +257,14 @@ def known_config(config_name: str, overrides: list[str]) -> DictConfig:
 
 def config_file(name: str) -> str:
     """The file that Hydra calls 'experiment/strictbot', as the user would open it."""
-    for folder in (UserConfigDir.folder, CONF):
-        if folder and (file := folder / f"{name}.yaml").exists():
-            return str(file.relative_to(ROOT) if file.is_relative_to(ROOT) else file)
-    return f"conf/{name}.yaml"
+    file = find_config_file(name) or CONF / f"{name}.yaml"
+    return str(file.relative_to(ROOT) if file.is_relative_to(ROOT) else file)
+
+
+def find_config_file(name: str) -> Path | None:
+    """The file that Hydra calls 'experiment/strictbot'; None for a schema."""
+    files = [folder / f"{name}.yaml" for folder in (CONF, UserConfigDir.folder) if folder]
+    return next((file for file in files if file.exists()), None)
 
 
 def unknown_key(node: Any, node_schema: Any, path: str = "") -> str:

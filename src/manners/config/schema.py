@@ -56,8 +56,8 @@ class DatasetConfig:
     )
     name: str | None = option(None, "configuration of a hub dataset")
     splits: list[str] = option([], "splits of a hub dataset to read; all by default")
-    columns: dict[str, str | None] = option(
-        {}, "names of a file's own columns, such as {prompt: question, completion: answer}; null leaves a column out"
+    columns: Any = option(
+        None, "a file's own names, such as {prompt: question, completion: answer}; {context: null} leaves one out"
     )
     score_field: str = option("score", "field of a row that holds its score")
     sample_types: list[str] = option(

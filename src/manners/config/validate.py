@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from manners.config.schema import STARTS_FROM, is_schema, options
 from manners.data import sources
 from manners.data.formats.rows import COLUMNS
-from manners.data.loading import Splits
+from manners.data.loading import Splits, check_sample_types
 from manners.errors import MannersError, did_you_mean
 
 FLAGS = ("deleted", "synthetic", "unreviewed")  # OpenAssistant's messages that are left out by default
@@ -229,14 +229,20 @@ def check_data(cfg: DictConfig) -> None:
     file = sources.local_path(cfg.dataset.path)
     if file is not None:
         sources.data_files(file)
-    for name in cfg.dataset.columns:
+    columns, key = cfg.dataset.columns, "dataset.columns"
+    if columns is None:
+        return
+    if not isinstance(columns, DictConfig) or not all(isinstance(name, str | None) for name in columns.values()):
+        example = "'dataset.columns={prompt: question, completion: answer}'"
+        raise MannersError(f"{key}={columns} is no list of our names with the file's own: {example}.", key)
+    for name in map(str, columns):
         if name not in COLUMNS:
-            key = "dataset.columns"
             raise MannersError(f"{key}: a row has no field '{name}' to be named. {did_you_mean(name, COLUMNS)}", key)
 
 
 def check_rows(cfg: DictConfig, splits: Splits) -> None:
-    """There are rows to train on and to hold out, and they fill a batch. Raises MannersError."""
+    """There are rows to train on and to hold out, of the kind that the method needs. Raises MannersError."""
+    check_sample_types(splits, [needed_sample_type(cfg)], cfg.dataset)
     rows, name = len(splits.train), Path(cfg.dataset.path).name
     if not rows:
         raise MannersError(f"dataset.path={cfg.dataset.path}: it has no training rows.", "dataset.path")

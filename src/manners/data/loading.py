@@ -4,7 +4,7 @@ A malformed row stops the run with file, line and field; ``dataset.on_invalid_ro
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from types import SimpleNamespace
@@ -45,9 +45,9 @@ class Splits:
 
 
 def load_splits(cfg: DictConfig, sample_type: str = "") -> Splits:
-    """Load all rows of ``cfg.path``, by split, for a method that trains on ``sample_type``.
+    """Load all rows of ``cfg.path``, by split. Raises MannersError for data that cannot be used.
 
-    Raises MannersError for data that cannot be used, or that has no such samples.
+    Rows without a turn that carries loss are left out, unless ``sample_type`` is one that reward models train on.
     """
     splits, rows = Splits(), []
     for conversation in load_conversations(cfg, splits):
@@ -62,11 +62,11 @@ def load_splits(cfg: DictConfig, sample_type: str = "") -> Splits:
         first = f" The first: {splits.skipped[0]}." if splits.skipped else ""
         raise MannersError(f"dataset.path={cfg.path}: {reason}.{first}")
     check_columns(splits.fields, cfg)
-    check_sample_types([conversation for _, conversation in rows], splits.fields, sample_type, cfg)
     if sample_type not in ("scored", "preference"):
         rows = leave_out_without_loss(rows, splits, cfg)
     for name, conversations in assign_splits(rows, cfg).items():
         setattr(splits, name, conversations[: cfg.max_rows] if cfg.max_rows else conversations)
+    check_sample_types(splits, cfg.sample_types, cfg)
     if cfg.min_score_quantile is not None:
         apply_min_score_quantile(splits, cfg)
     if cfg.include_alternatives:
@@ -112,7 +112,7 @@ def detect_format(cfg: DictConfig, rows: Iterator[tuple[str, Any]]) -> tuple[str
         consumed.append((source, row))
         try:
             if isinstance(row, dict):
-                return detect_row_format(rename_columns(row, dict(cfg.columns))), chain(consumed, rows)
+                return detect_row_format(rename_columns(row, cfg.columns)), chain(consumed, rows)
         except InvalidRow:
             if cfg.on_invalid_row == "raise":
                 break
@@ -183,23 +183,23 @@ def expand_alternatives(rows: list[Conversation]) -> list[Conversation]:
 
 def check_columns(fields: set[str], cfg: DictConfig) -> None:
     """Raise MannersError for a name in ``dataset.columns`` that no row has."""
-    for theirs in cfg.columns.values():
+    for theirs in (cfg.columns or {}).values():
         if theirs is not None and theirs not in fields:
             raise MannersError(f"dataset.columns: no row has the field '{theirs}'. {did_you_mean(theirs, fields)}")
 
 
-def check_sample_types(conversations: list[Conversation], fields: set[str], sample_type: str, cfg: DictConfig) -> None:
-    """Raise MannersError if no row gives a sample of ``sample_type``, or of one that ``dataset.sample_types`` has."""
-    needed = {sample_type, *cfg.sample_types}
-    known = f"The rows have the fields {', '.join(sorted(map(str, fields)))}"
-    if "scored" in needed and not any("score" in c.metadata for c in conversations):
-        pairs = " The rows are pairs: method.loss=pairwise." if {"chosen", "rejected"} <= fields else ""
+def check_sample_types(splits: Splits, sample_types: Collection[str], cfg: DictConfig) -> None:
+    """Raise MannersError if ``sample_types`` has 'scored' or 'preference' and no row gives such a sample."""
+    conversations = [*splits.train, *splits.validation, *splits.test]
+    known = f"The rows have the fields {', '.join(sorted(map(str, splits.fields)))}"
+    if "scored" in sample_types and not any("score" in c.metadata for c in conversations):
+        pairs = " The rows are pairs: method.loss=pairwise." if {"chosen", "rejected"} <= splits.fields else ""
         raise MannersError(
             f"dataset.score_field={cfg.score_field}: no row of {cfg.path} has a score there.{pairs} "
             f"{known}: name the one that holds the score, dataset.score_field=FIELD.",
             "dataset.score_field",
         )
-    if "preference" in needed and not any(preference_pairs([c]) for c in conversations):
+    if "preference" in sample_types and not any(preference_pairs([c]) for c in conversations):
         raise MannersError(
             f"dataset.path={cfg.path}: no row has a 'chosen' and a 'rejected' reply, or a score above that of one of "
             f"its 'mismatched' replies. {known}.",

@@ -116,7 +116,9 @@ def test_scored_dataset_without_scores_names_its_fields(tmp_path, rows):
     with pytest.raises(MannersError) as error:
         read(path, sample_types=["conversation", "scored"])
     assert str(error.value) == (
-        f"dataset.score_field=score: no row of {path} has a score there. The rows have the fields completion, id, prompt, rating: name the one that holds the score, dataset.score_field=FIELD."
+        f"dataset.score_field=score: no row of {path} has a score there. "
+        "The rows have the fields completion, id, prompt, rating: name the one that holds the score, "
+        "dataset.score_field=FIELD."
     )
     assert error.value.key == "dataset.score_field"
 

@@ -1,6 +1,6 @@
 """A raw row in any format → a Conversation, with the names of the fields that nothing reads."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,13 +43,15 @@ def parse_row(row: Any, source: str, format: str, cfg: SimpleNamespace) -> tuple
     return Conversation(messages, source, metadata, masked), unused_fields(row, used)
 
 
-def rename_columns(row: Any, columns: dict[str, str | None]) -> dict[str, Any]:
+def rename_columns(row: Any, columns: Mapping[str, str | None] | None) -> dict[str, Any]:
     """The row with the names of ``dataset.columns``, our name: the file's, or null for a field to leave out.
 
     Raises InvalidRow for a row that is no object, or lacks a field that the names make part of the conversation.
     """
     if not isinstance(row, dict):
         raise InvalidRow(f"a row must be a JSON object, not {type(row).__name__}")
+    if not columns:
+        return row
     moved = {ours: theirs for ours, theirs in columns.items() if theirs in row}
     for ours, theirs in columns.items():
         if theirs is not None and ours not in moved and ours not in OPTIONAL:
