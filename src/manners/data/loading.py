@@ -237,7 +237,7 @@ def raw_rows(cfg: DictConfig, splits: Splits) -> Iterator[tuple[str, Any]]:
     files = sources.data_files(path)
     left_out = [] if path.is_file() else [str(p.relative_to(path)) for p in sources.folder_files(path)[1]]
     if left_out:
-        splits.notes.append(printable(f"{len(left_out)} files of the folder: {', '.join(left_out)}"))
+        splits.notes.append(printable(f"files of the folder: {', '.join(left_out)}"))
     if sources.is_hub_folder(path):
         yield from hub_rows(cfg)
         return

@@ -54,6 +54,7 @@ def tokenize(
     Raises MannersError for a row that the chat template refuses, and for a template that cannot be trained with.
     """
     conversations = list(conversations)
+    check_tokenizer(tokenizer, conversations)
     texts, spans = [], []
     for conversation in conversations:
         try:
@@ -67,6 +68,19 @@ def tokenize(
         truncate(ids, labels_from_spans(ids, offsets, loss_spans), max_length)
         for ids, offsets, loss_spans in zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True)
     ]
+
+
+def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", conversations: list[Conversation]) -> None:
+    """Raise MannersError for a tokenizer without offsets, and for one without EOS, which ends a plain text."""
+    if not tokenizer.is_fast:
+        raise MannersError(
+            f"{type(tokenizer).__name__} gives no offsets, by which the tokens that carry loss are found: choose a "
+            "model.name with a fast tokenizer."
+        )
+    if tokenizer.eos_token is None and any(c.messages[0]["role"] == "text" for c in conversations):
+        raise MannersError(
+            "the tokenizer has no EOS token, which ends a plain text: set its eos_token, or another model.name."
+        )
 
 
 def tokenize_pairs(

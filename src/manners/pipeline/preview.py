@@ -1,6 +1,5 @@
-"""``preview=true``: the first training examples, token by token, with the tokens that carry loss."""
+"""``preview=true``: the first training examples, with the tokens that carry loss, or with the replies' scores."""
 
-from collections.abc import Sequence
 from itertools import groupby
 
 from rich.console import Console
@@ -8,9 +7,9 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from manners.data.loading import Splits
-from manners.data.reward_examples import RewardExample
+from manners.data.reward_examples import RewardExample, pair_examples, scored_examples
 from manners.data.tokenize import IGNORE_INDEX, TokenizedExample
-from manners.data.types import PreferencePair, ScoredReply
+from manners.data.types import PreferencePair, ScoredReply, preference_pairs, scored_replies
 
 CONTEXT, WITH_LOSS, SPECIAL = "dim", "bold green", "bold white on red"
 
@@ -37,33 +36,38 @@ def show_examples(
         console.print(line, highlight=False)
 
 
-def show_reward_examples(
+def show_replies(
     console: Console,
     splits: Splits,
-    rows: Sequence[ScoredReply | PreferencePair],
-    examples: list[RewardExample],
+    sample_type: str,
     tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    decoder: bool,
     count: int = 4,
 ) -> None:
     """Print what a reward model, or DPO, learns from: the first replies with their scores, or pairs of replies."""
-    for row, example in list(zip(rows, examples, strict=True))[:count]:
+    pairs = preference_pairs(splits.train) if sample_type == "preference" else []
+    scored = scored_replies(splits.train) if sample_type == "scored" else []
+    examples = pair_examples(pairs[:count], tokenizer, max_length, decoder)
+    examples += scored_examples(scored[:count], tokenizer, max_length, decoder, mean=0.0, scale=1.0)
+    rows: list[ScoredReply | PreferencePair] = [*pairs[:count], *scored[:count]]
+    for row, example in zip(rows, examples, strict=True):
         console.rule(row.source, align="left")
         console.print(Text("\n".join(f"{m['role']}: {m['content']}" for m in row.messages), CONTEXT), highlight=False)
         for name, reply in replies_of(row, example):
             text = str(tokenizer.decode(reply.input_ids[reply.prompt_length :]))
             console.print(Text.assemble((f"{name}: ", WITH_LOSS), text), highlight=False)
     console.rule()
-    kind = "pairs" if rows and isinstance(rows[0], PreferencePair) else "scored replies"
-    for line in (row_counts(splits), f"training {kind}: {len(rows)}", *splits.left_out):
+    total = f"training pairs: {len(pairs)}" if pairs else f"training replies with a score: {len(scored)}"
+    for line in (row_counts(splits), total, *splits.left_out):
         console.print(line, highlight=False)
 
 
 def replies_of(row: ScoredReply | PreferencePair, example: RewardExample) -> list[tuple[str, RewardExample]]:
     """The replies of a row by what they are to the loss: a scored one, or the chosen and the rejected one."""
-    if isinstance(row, ScoredReply):
-        return [(f"score {row.score:g}", example)]
-    assert example.rejected
-    margin = f" (better by {row.margin:g})" if row.margin else ""
+    if isinstance(row, ScoredReply) or example.rejected is None:
+        return [(f"score {example.target:g}", example)]
+    margin = f", better by {row.margin:g}" if row.margin else ""
     return [(f"chosen{margin}", example), ("rejected", example.rejected)]
 
 

@@ -13,9 +13,8 @@ from rich.text import Text
 
 from manners.config.compose import RunSpec
 from manners.config.validate import needed_sample_type
-from manners.data.reward_examples import pair_examples, scored_examples
+from manners.data.loading import Splits
 from manners.data.tokenize import tokenize
-from manners.data.types import preference_pairs, scored_replies
 from manners.errors import MannersError
 from manners.methods.callbacks import discard_checkpoints
 from manners.methods.distributed import init_distributed
@@ -141,17 +140,14 @@ def show_preview(spec: RunSpec) -> None:
     silence_libraries()
     cfg, splits, tokenizer = spec.cfg, dependencies.splits_of(spec.cfg), configured_tokenizer(spec.cfg)
     m, sample_type = cfg.method, needed_sample_type(cfg)
-    if sample_type == "preference":
-        pairs = preference_pairs(splits.train)
-        pair_ids = pair_examples(pairs, tokenizer, m.max_length, cfg.model.decoder)
-        return preview.show_reward_examples(console, splits, pairs, pair_ids, tokenizer)
-    if sample_type == "scored":
-        replies = scored_replies(splits.train)
-        reply_ids = scored_examples(replies, tokenizer, m.max_length, cfg.model.decoder, mean=0.0, scale=1.0)
-        return preview.show_reward_examples(console, splits, replies, reply_ids, tokenizer)
-    length = m.get("max_length") or m.max_prompt_length + m.response_length
-    examples = tokenize(splits.train, tokenizer, cfg.dataset.loss_roles, length)
-    return preview.show_examples(console, splits, examples, tokenizer)
+    if sample_type in ("scored", "preference"):
+        preview.show_replies(console, splits, sample_type, tokenizer, m.max_length, cfg.model.decoder)
+    else:
+        length = m.get("max_length") or m.max_prompt_length + m.response_length
+        examples = tokenize(splits.train, tokenizer, cfg.dataset.loss_roles, length)
+        preview.show_examples(console, splits, examples, tokenizer)
+    for line in unrendered_fields(cfg, splits):
+        console.print(line, highlight=False)
 
 
 def print_run_header(cfg: DictConfig, directory: RunDir, device: Device, inputs: dict[str, RunArtifact]) -> None:
@@ -169,8 +165,22 @@ def print_rows(spec: RunSpec) -> None:
     """How many rows there are, and what is not used of the data."""
     splits = dependencies.splits_of(spec.cfg)
     console.print(preview.row_counts(splits), highlight=False)
-    for line in splits.left_out:
+    for line in (*splits.left_out, *unrendered_fields(spec.cfg, splits)):
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def unrendered_fields(cfg: DictConfig, splits: Splits) -> list[str]:
+    """A line on the fields of messages, such as reasoning, that the chat template, or a reward model, does not see."""
+    reply_alone = needed_sample_type(cfg) in ("scored", "preference")
+    found = {
+        (name, reply_alone and message is row.messages[-1])
+        for row in splits.train
+        for message in row.messages
+        for name in message.keys() - {"role", "content"}
+    }
+    template = str(configured_tokenizer(cfg).chat_template) if found else ""
+    names = sorted({name for name, of_reply in found if of_reply or name not in template})
+    return [f"fields not used: {', '.join(names)} of messages, which is not rendered"] if names else []
 
 
 def write_lineage(directory: RunDir, mlflow: MLflowLogger, result: StageResult, inputs: dict[str, RunArtifact]) -> str:

@@ -55,7 +55,8 @@ def rename_columns(row: Any, columns: Mapping[str, str | None] | None) -> dict[s
     moved = {ours: theirs for ours, theirs in columns.items() if theirs in row}
     for ours, theirs in columns.items():
         if theirs is not None and ours not in moved and ours not in OPTIONAL:
-            raise InvalidRow(f"there is no field '{theirs}', which dataset.columns names. {did_you_mean(theirs, row)}")
+            nearest = did_you_mean(theirs, map(str, row)).rstrip(".")
+            raise InvalidRow(f"there is no field '{theirs}', which dataset.columns names ({nearest})")
     rest = {name: value for name, value in row.items() if name not in {*moved.values(), *columns}}
     return rest | {ours: row[theirs] for ours, theirs in moved.items()}
 
