@@ -111,7 +111,7 @@ def test_damaged_file_is_refused_in_a_sentence(tmp_path, name, damage):
 
 
 @pytest.mark.parametrize("name", ["book.xlsx", "data.zip", "data.pkl.gz", "notes.docx"])
-def test_file_of_another_kind_is_refused_with_those_that_are_read(tmp_path, name):
+def test_file_of_another_kind_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"PK\3\4")
     with pytest.raises(MannersError, match=rf"{name}: \.\w+ files cannot be read. Known: .jsonl, .*\.parquet"):
         read(tmp_path / name)
@@ -128,7 +128,7 @@ def test_tsv_cells_may_hold_commas_and_its_header_needs_tabs(tmp_path):
         read(tmp_path / "c.tsv")
 
 
-def test_folder_of_several_kinds_is_read_whole_and_the_rest_named(tmp_path):
+def test_folder_of_several_kinds_is_read_and_the_rest_named(tmp_path):
     (tmp_path / "more").mkdir()
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache" / "hidden.jsonl").write_text("no json")

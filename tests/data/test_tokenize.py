@@ -1,5 +1,7 @@
 """The tokens of a conversation, and which of them carry loss."""
 
+from copy import deepcopy
+
 import pytest
 from omegaconf import OmegaConf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -293,3 +295,15 @@ def test_tokenize_keeps_the_order_of_the_rows(tokenizer):
     chats = [chat("Hi", reply) for reply in ("No.", "A cat.", "A cat is an animal.")]
     trained = [[t for t in e.labels if t != IGNORE_INDEX] for e in tokenize(chats, tokenizer, "assistant", 512)]
     assert [tokenizer.decode(t) for t in trained] == [c.messages[1]["content"] + "<|im_end|>" for c in chats]
+
+
+def test_tokenizer_without_offsets_or_eos_is_refused(tokenizer):
+    class Slow:
+        is_fast, eos_token = False, "</s>"
+
+    with pytest.raises(MannersError, match=r"^Slow gives no offsets, .* choose a model.name with a fast tokenizer\.$"):
+        tokenize([Conversation([{"role": "text", "content": "a"}])], Slow(), "all", 64)
+    without_eos = deepcopy(tokenizer)
+    without_eos.eos_token = None
+    with pytest.raises(MannersError, match="the tokenizer has no EOS token, which ends a plain text"):
+        tokenize([Conversation([{"role": "text", "content": "a"}])], without_eos, "all", 64)

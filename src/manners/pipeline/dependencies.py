@@ -33,8 +33,10 @@ def check_rows(spec: RunSpec) -> None:
     try:
         validate.check_rows(spec.cfg, splits_of(spec.cfg))
     except MannersError as error:
-        run = f"the {spec.role} run ({' '.join(spec.overrides)}): " if spec.role else ""
-        raise MannersError(f"{run}{error}", error.key) from None
+        if not spec.role:
+            raise
+        run, options = f"the {spec.role} run ({' '.join(spec.overrides)})", f"{spec.role}_run_overrides=[KEY=VALUE]"
+        raise MannersError(f"{run}: {error} Its options are set by {options}.", error.key) from None
 
 
 def digest_of(cfg: DictConfig) -> str:

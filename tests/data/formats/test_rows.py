@@ -74,8 +74,9 @@ def test_context_beside_a_prompt_is_part_of_it(tmp_path, field, reply):
 # --- Labels ---
 
 
-def test_replies_labelled_false_are_left_out_and_counted(tmp_path):
-    rows = [{"prompt": f"{i}?", "completion": "x", "label": i % 3 == 0} for i in range(9)]
+@pytest.mark.parametrize("label", ["label", "kto_tag"])
+def test_replies_labelled_false_are_left_out_and_counted(tmp_path, label):
+    rows = [{"prompt": f"{i}?", "completion": "x", label: i % 3 == 0} for i in range(9)]
     splits = read(write(tmp_path, *rows))
     assert [c.messages[0]["content"] for c in splits.train] == ["0?", "3?", "6?"]
     assert splits.left_out == ["left out: 6 rows: label is false"]
@@ -172,7 +173,7 @@ WORDS = st.text(string.ascii_letters, min_size=1, max_size=8).map(lambda word: f
 VALUES = WORDS | st.integers() | st.booleans() | st.lists(WORDS, max_size=2) | st.dictionaries(WORDS, WORDS, max_size=2)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.sampled_from(sorted(FORMATS)), st.dictionaries(NAMES, VALUES, max_size=4))
 def test_extra_field_is_read_or_named_or_refused(name, extra):
     row = FORMATS[name][0][0]

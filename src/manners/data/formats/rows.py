@@ -12,6 +12,7 @@ from manners.data.formats.turns import MASKED, TURN_FIELDS
 from manners.data.types import REWARD_FIELDS, Conversation, Message
 from manners.errors import did_you_mean
 
+LABEL_FIELDS = ("label", "kto_tag")  # TRL's and LLaMA-Factory's
 SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
 CONVERSATION_FIELDS = {  # these hold the conversation; all other fields of a row are its metadata
     *("messages", "conversations", "prompt", "instruction", "output", "text", "chosen", "Request"),
@@ -75,12 +76,13 @@ def with_system_message(row: Row, messages: list[Message]) -> list[Message]:
 
 
 def desirable(row: Row, messages: list[Message]) -> bool | None:
-    """The ``label`` of a reply in unpaired preference data (KTO); None where the field is missing or something else."""
-    label = {"true": True, "false": False}.get(str(dict.get(row, "label")).strip().lower())
-    if label is not None and messages[-1]["role"] == "assistant":
-        row.get("label")
-        return label
-    return None
+    """The label of a reply in unpaired preference data (KTO); None where the field is missing or something else."""
+    name = next((name for name in LABEL_FIELDS if name in row), "label")
+    label = {"true": True, "false": False}.get(str(dict.get(row, name)).strip().lower())
+    if label is None or messages[-1]["role"] != "assistant":
+        return None
+    row.get(name)
+    return label
 
 
 def unused_fields(row: dict[str, Any], used: Iterable[str]) -> list[str]:
