@@ -16,7 +16,7 @@ def train(spec: RunSpec) -> float | None:
         dependencies.resolve_explicit(one)
     for one in trained:
         hub.require_model(one.cfg.model.name)
-        dependencies.rows_of(one.cfg)
+        dependencies.check_rows(one)
     if spec.cfg.plan:
         return dependencies.print_plan(spec)
     if "torch" not in sys.modules:  # later jobs of a sweep find it loaded

@@ -146,8 +146,8 @@ def test_given_runs_are_not_composed_and_need_no_data():
     specs = dependencies_of("method=ppo", "dataset=polite_helper", "policy_from=a", "reward_from=b")
     assert {role: spec.explicit_source for role, spec in specs.items()} == {"policy": "a", "reward": "b"}
     assert all(spec.cfg.dataset.path == "package:polite_helper/train.jsonl" for spec in specs.values())
-    error = error_of("method=ppo", "dataset=polite_helper", "policy_from=a")
-    assert error.startswith("the reward run (dataset=polite_helper method=reward")
+    error = error_of("method=ppo", "dataset=oasst1", "policy_from=a")
+    assert error.startswith("the reward run (dataset=oasst1 method=reward")
     assert error_of("method=ppo", "reward_from=b", "policy_run_overrides=['adapter=nope']").startswith("the policy run")
 
 
@@ -209,8 +209,8 @@ def test_mistake_in_a_dependency_is_reported_at_once():
         ),
         (["reward_run_overrides=['method.total_episodes=8']"], "there is no option 'method.total_episodes'"),
         (
-            ["dataset=polite_helper"],
-            "the reward run (dataset=polite_helper method=reward adapter=none): method=reward ne",
+            ["dataset=oasst1"],
+            "the reward run (dataset=oasst1 method=reward adapter=none): method=reward ne",
         ),
         (["method.batch_size=12", "method.num_mini_batches=16"], "num_mini_batches=16 is more than batch_size=12"),
         (["adapter=none", "method.critic=adapter"], "method.critic=adapter needs a LoRA policy: adapter=lora"),
@@ -247,8 +247,8 @@ def test_rloo_batch_must_be_a_multiple_of_num_generations():
     "overrides, message",
     [
         (
-            ["dataset=polite_helper"],
-            "method=dpo needs 'preference' samples, and package:polite_helper/train.jsonl offers conversation",
+            ["dataset=oasst1"],
+            "method=dpo needs 'preference' samples, and OpenAssistant/oasst1 offers conversation",
         ),
         (["reward_from=some-run"], "reward_from=some-run: method=dpo starts from a policy alone."),
         (["adapter=qlora"], "adapter=lora, or policy_from=none to start from the base itself"),

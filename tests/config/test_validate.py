@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from manners.config import schema, validate
+from manners.data.loading import Splits
+from manners.data.types import Conversation
 from manners.errors import MannersError
 from manners.runtime import paths
 from tests.configs import changed, compose
@@ -120,7 +122,7 @@ def test_encoder_is_refused_for_generating_methods(model):
 
 
 def test_missing_sample_type_names_the_datasets_that_have_it():
-    cfg = compose("dataset=polite_helper", "method=reward")
+    cfg = compose("dataset=oasst1", "method=reward")
     message = r"needs 'scored' samples.*that have them: requests, stanford_politeness, strictbot\.$"
     with pytest.raises(MannersError, match=message):
         validate.validate_config(cfg)
@@ -167,26 +169,50 @@ def batch(size, accumulate=1):
     return [f"method.per_device_train_batch_size={size}", f"method.gradient_accumulation_steps={accumulate}"]
 
 
+def check_rows(*overrides):
+    cfg, row = changed(*overrides), Conversation([{"role": "user", "content": "?"}])
+    validate.check_rows(cfg, Splits(train=[row] * (cfg.dataset.max_rows or 12), validation=[row]))
+
+
+def rows_error(*overrides):
+    with pytest.raises(MannersError) as caught:
+        check_rows(*overrides)
+    return str(caught.value)
+
+
 def test_batch_may_be_as_large_as_the_data_and_no_larger(twelve_rows):
-    validate.validate_config(changed(twelve_rows, *batch(4, accumulate=3)))
-    error = error_of(changed(twelve_rows, *batch(13)))
+    check_rows(twelve_rows, *batch(4, accumulate=3))
+    error = rows_error(twelve_rows, *batch(13))
     assert "a batch of 13" in error
-    assert "mine.jsonl has 12 rows" in error
+    assert "mine.jsonl has 12 training rows" in error
 
 
 def test_preview_does_not_check_the_batch_size(twelve_rows):
-    validate.validate_config(changed(twelve_rows, *batch(13), "preview=true"))
+    check_rows(twelve_rows, *batch(13), "preview=true")
 
 
 @pytest.mark.parametrize("size, accumulate", [(13, 1), (5, 3), (1, 40)])
 def test_advice_for_a_too_large_batch_works(twelve_rows, size, accumulate):
     overrides = [twelve_rows, *batch(size, accumulate)]
-    advice = error_of(changed(*overrides)).partition("Try ")[2].removesuffix(".").split()
-    validate.validate_config(changed(*overrides, *advice))
+    advice = rows_error(*overrides).partition("Try ")[2].removesuffix(".").split()
+    check_rows(*overrides, *advice)
 
 
 def test_max_rows_counts_as_the_size_of_the_data():
-    assert "has 4 rows" in error_of(changed("dataset.max_rows=4"))
+    assert "has 4 training rows" in rows_error("dataset.max_rows=4")
+
+
+def test_rows_to_train_on_and_to_hold_out_are_required():
+    row = Conversation([{"role": "user", "content": "?"}])
+    for splits, message in ((Splits(test=[row]), "it has no training rows"), (Splits([row] * 9), "no rows are held")):
+        with pytest.raises(MannersError, match=message):
+            validate.check_rows(changed(), splits)
+
+
+def test_column_that_no_row_has_a_use_for_is_refused():
+    assert "no field 'promt' to be named. Did you mean 'prompt'?" in error_of(
+        changed("dataset.columns={promt: question}")
+    )
 
 
 def test_missing_file_is_refused_with_the_nearest_name(twelve_rows):

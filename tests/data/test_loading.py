@@ -111,12 +111,6 @@ def test_rows_go_to_the_split_that_they_name(tmp_path):
     assert [c.metadata["split"] for c in splits.test] == ["test"]
 
 
-@pytest.mark.parametrize("name", [None, 3, ["train"], "somewhere"])
-def test_unknown_split_name_is_replaced_by_the_hash(tmp_path, name):
-    path = write(tmp_path, {"messages": EXCHANGE, "split": name})
-    assert len(read(path).train) == 1
-
-
 def test_hub_rows_go_to_the_split_of_the_hub(monkeypatch):
     tables = {
         "train_sft": [{"messages": EXCHANGE}, {"messages": [SYSTEM, *EXCHANGE]}],

@@ -1,6 +1,5 @@
 """Paths of datasets, the errors for missing ones, and what datasets offer."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -62,7 +61,10 @@ def test_local_path_names_the_option_in_its_error():
 def test_data_files_are_sorted_and_exclude_other_files(tmp_path):
     for name in ("c.txt", "a.jsonl", "b.json", "README.md", "d.csv", "a.tsv"):
         (tmp_path / name).touch()
-    assert [p.name for p in sources.data_files(tmp_path)] == ["a.jsonl", "b.json", "c.txt", "d.csv"]
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "hidden.jsonl").touch()
+    assert [p.name for p in sources.data_files(tmp_path)] == ["a.jsonl", "a.tsv", "b.json", "c.txt", "d.csv"]
+    assert [p.name for p in sources.folder_files(tmp_path)[1]] == ["README.md"]
     assert sources.data_files(tmp_path / "a.tsv") == [tmp_path / "a.tsv"]
 
 
@@ -73,29 +75,9 @@ def test_data_files_refuses_a_folder_without_data(tmp_path, others):
     with pytest.raises(MannersError) as error:
         sources.data_files(tmp_path)
     assert str(error.value) == (
-        f"dataset.path={tmp_path}: the folder has no file that ends in .jsonl, .json, .txt, .csv."
+        f"dataset.path={tmp_path}: the folder has no file that ends in .jsonl, .ndjson, .json, .txt, .csv, .tsv, "
+        ".parquet, .arrow, .feather (also with .gz, .bz2, .xz, .zst)."
     )
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "rows"),
-    [
-        ("a.jsonl", '{"text": "a"}\n\n{"text": "b"}', 2),
-        ("a.txt", "a\n \nb\nc\n", 3),
-        ("a.json", json.dumps([{"text": "a"}] * 5), 5),
-        ("a.json", json.dumps([{"text": "a"}] * 5, indent=2), 5),
-        ("a.json", "[{", 0),
-        ("a.json", '{"text": "a"}', 0),
-        ("a.jsonl", "", 0),
-        ("a.csv", 'prompt,reply\na,b\n\n,\nc,"d\n\ne"\nf,g', 3),
-        ("a.csv", "prompt,reply\n", 0),
-        ("a.csv", "", 0),
-        ("a.csv", 'prompt,reply\na,"b\nc,d\n', 0),
-    ],
-)
-def test_count_rows_of_each_kind_of_file(tmp_path, name, content, rows):
-    (tmp_path / name).write_text(content)
-    assert sources.count_rows(tmp_path / name) == rows
 
 
 def test_datasets_offering_a_sample_type():

@@ -1,5 +1,7 @@
 """The tokens of a conversation, and which of them carry loss."""
 
+from copy import deepcopy
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -349,3 +351,15 @@ def test_shorten_cuts_the_beginning_of_the_last_text(tokenizer):
     assert short[0] == SYSTEM and short[1]["content"].endswith("What is it?")
     assert 36 <= len(prompt_ids(short, tokenizer)) <= 40
     assert prompt_ids(messages, tokenizer, max_length=40) == prompt_ids(short, tokenizer)
+
+
+def test_tokenizer_without_offsets_or_eos_is_refused(tokenizer):
+    class Slow:
+        is_fast, eos_token = False, "</s>"
+
+    with pytest.raises(MannersError, match=r"^Slow gives no offsets, .* choose a model.name with a fast tokenizer\.$"):
+        tokenize([Conversation([{"role": "text", "content": "a"}])], Slow(), "all", 64)
+    without_eos = deepcopy(tokenizer)
+    without_eos.eos_token = None
+    with pytest.raises(MannersError, match="the tokenizer has no EOS token, which ends a plain text"):
+        tokenize([Conversation([{"role": "text", "content": "a"}])], without_eos, "all", 64)

@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from manners.data import loading, sources
+from manners.data import loading
+from manners.data.csv_files import csv_cells
 from manners.data.tokenize import tokenize
 from manners.data.types import data_digest, prompts_of, scored_replies
 from manners.errors import MannersError
@@ -64,7 +65,7 @@ def load_case(number, folder, tokenizer):
     for sentence in (*splits.skipped, *splits.notes):
         check_printable(sentence)
     if name not in TREES and options["format"] != "oasst":
-        assert len(conversations) + len(splits.skipped) == sources.count_rows(path) == expected_rows(path)
+        assert len(conversations) + len(splits.skipped) == expected_rows(path)
     if outcome == "read":
         assert len(conversations) == len([*strict.train, *strict.validation, *strict.test])
     data_digest(conversations)
@@ -79,7 +80,8 @@ def expected_rows(path):
     if path.suffix == ".json":
         return len(json.loads(path.read_text("utf-8-sig")))
     if path.suffix == ".csv":
-        return sources.count_rows(path)
+        with path.open(newline="", errors="replace") as file:
+            return sum(1 for _ in csv_cells(file, "", ",")) - 1
     return sum(1 for line in path.read_bytes().split(b"\n") if line.strip())
 
 

@@ -163,6 +163,9 @@ def test_uncached_model_error_names_the_download_command():
 # --- Datasets ---
 
 
+NO_SHARES = ("dataset.validation_share=0", "dataset.test_share=0")  # nothing is carved out of training
+
+
 def splits_and_sizes(name, *overrides):
     splits = load_splits(compose(f"dataset={name}", *overrides).dataset)
     return splits, [len(getattr(splits, split)) for split in ("train", "validation", "test")]
@@ -176,7 +179,7 @@ def roles_and_last(conversation):
 
 def test_oasst1_has_two_conversations_per_english_tree():
     """The other messages are counted in the notes."""
-    splits, sizes = splits_and_sizes("oasst1")
+    splits, sizes = splits_and_sizes("oasst1", *NO_SHARES)
     assert sizes == [2 * 30, 2 * 6, 0]
     assert [roles_and_last(conversation) for conversation in splits.train[:2]] == [
         ("uaua", "Then it keeps for 4 days."),
@@ -193,29 +196,36 @@ def test_oasst1_has_two_conversations_per_english_tree():
 
 
 def test_oasst1_user_ends_conversations_with_eos():
-    splits, sizes = splits_and_sizes("oasst1_user")
+    splits, sizes = splits_and_sizes("oasst1_user", *NO_SHARES)
     assert sizes == [30, 6, 0]
     assert roles_and_last(splits.train[0]) == ("uauau", "<|endoftext|>")
 
 
 def test_ultrachat_reads_the_sft_splits():
-    splits, sizes = splits_and_sizes("ultrachat")
+    splits, sizes = splits_and_sizes("ultrachat", *NO_SHARES)
     assert sizes == [40, 0, 10]
     assert roles_and_last(splits.train[39]) == ("uaua", "Then it keeps for 82 days.")
     assert roles_and_last(splits.test[0]) == ("uaua", "Then it keeps for 84 days.")
 
 
 def test_ultrachat_reads_splits_that_are_named():
-    splits, sizes = splits_and_sizes("ultrachat", "dataset.splits=[train_gen]")
+    splits, sizes = splits_and_sizes("ultrachat", "dataset.splits=[train_gen]", *NO_SHARES)
     assert sum(sizes) == 5
     assert splits.train[0].source == "HuggingFaceH4/ultrachat_200k train_gen[0]"
 
 
 def test_guanaco_format_is_detected():
-    splits, sizes = splits_and_sizes("guanaco")
+    splits, sizes = splits_and_sizes("guanaco", *NO_SHARES)
     assert sizes == [21, 0, 6]
     assert roles_and_last(splits.train[0]) == ("uaua", "Then it keeps for 4 days.")
     assert roles_and_last(splits.train[20]) == ("uau", "And if the salad stands in the cold?")
+
+
+def test_missing_test_rows_are_carved_out_of_training():
+    splits, sizes = splits_and_sizes("oasst1")
+    assert sizes[1] == 2 * 6 and sizes[2] > 0 and sum(sizes) == 2 * 36
+    trees = [{c.metadata["message_tree_id"] for c in rows} for rows in (splits.train, splits.test)]
+    assert not trees[0] & trees[1]
 
 
 def test_dolly_is_split_by_hash():
@@ -265,5 +275,5 @@ def test_folder_of_parquet_files_is_read_by_split(tmp_path):
         ]
         rows = [{"messages": messages} for messages in conversations]
         datasets.Dataset.from_list(rows).to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
-    splits = load_splits(compose("dataset=jsonl", f"dataset.path={tmp_path}", "dataset.max_rows=3").dataset)
+    splits = load_splits(compose("dataset=jsonl", f"dataset.path={tmp_path}", "dataset.max_rows=3", *NO_SHARES).dataset)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (3, 0, 2)

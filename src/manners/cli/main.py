@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from manners.config import explain, validate
 from manners.config.compose import RunSpec, compose, expand_home, hydra_context, plan_run, register
@@ -48,6 +48,8 @@ def main(config_name: str, task: Task) -> None:
 
             return print_help(config_name, compose(config_name, args.overrides))
         spec = check_command_line(config_name, args.overrides, args.multirun)
+        if spec and args.cfg == "job" and not args.package:
+            return print(OmegaConf.to_yaml(spec.cfg, resolve=args.resolve), end="")
     except MannersError as error:
         sys.exit(f"error: {error}")
     signals.handle_sigterm()
@@ -86,7 +88,7 @@ def sweep_job(config_name: str, task: Task) -> Callable[..., object]:
         try:
             expand_home(cfg)
             with atomic_io.report_disk_errors(str(cfg.output_dir)):
-                return task(spec or planned(cfg))
+                return task(spec or planned())
         except Pruned as why:
             print(why)
         except MannersError as error:
@@ -97,10 +99,12 @@ def sweep_job(config_name: str, task: Task) -> Callable[..., object]:
             raise
         return None
 
-    def planned(cfg: DictConfig) -> RunSpec:
-        """The run that Hydra composed ``cfg`` for."""
-        overrides = [o for o in HydraConfig.get().overrides.task if not override_key(o).startswith("sweep")]
-        return plan_run(overrides, cfg) if config_name == "train" else RunSpec(cfg, overrides)
+    def planned() -> RunSpec:
+        """The run that Hydra composed a config for; composed once more, since Hydra misreads some texts in files."""
+        overrides = list(HydraConfig.get().overrides.task)
+        own = [o for o in overrides if not override_key(o).startswith("sweep")]
+        cfg = compose(config_name, overrides)
+        return plan_run(own, cfg) if config_name == "train" else RunSpec(cfg, own)
 
     return job
 

@@ -18,12 +18,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from manners.config import schema, validate
 from manners.config.explain import explain, explain_missing, no_such_option
-from manners.config.overrides import override_key, override_source, rewrite_overrides
+from manners.config.overrides import find_config_file, override_key, override_source, rewrite_overrides
+from manners.config.written_text import has_misread_text, restore_texts, text_options
 from manners.errors import MannersError
 from manners.runtime.paths import CONF
 
@@ -122,7 +124,11 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     """The composed config. Raises MannersError that names the key, its file or override, and the nearest valid name."""
     with hydra_context():
         try:
-            cfg = hydra.compose(config_name, rewrite_overrides(config_name, overrides))
+            rewritten = rewrite_overrides(config_name, overrides)
+            cfg = hydra.compose(config_name, rewritten)
+            if has_misread_text(cfg, options := set(text_options(schema.CONFIGS[config_name]))):
+                files, set_by_command = config_files(config_name, rewritten), {override_key(o) for o in overrides}
+                restore_texts(cfg, options, files, set_by_command)
             OmegaConf.to_container(cfg, resolve=True)  # an interpolation to nothing shows only now
         except MissingConfigException as error:
             raise MannersError(explain_missing(config_name, error, overrides)) from None
@@ -138,6 +144,14 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
             raise MannersError(no_such_option(override_source(config_name, key, overrides), key, cfg))
         expand_home(cfg)
         return cfg
+
+
+def config_files(config_name: str, overrides: list[str]) -> list[tuple[Path, str]]:
+    """The files that a config is composed of, from the first to the last to be merged, each with its package."""
+    loader = GlobalHydra.instance().config_loader()
+    defaults = loader.compute_defaults_list(config_name, overrides, RunMode.RUN).defaults
+    found = ((find_config_file(d.config_path or ""), d.package or "") for d in defaults)
+    return [(file, package) for file, package in found if file]
 
 
 def expand_home(cfg: DictConfig) -> None:

@@ -10,6 +10,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 
+from manners.config import schema
+from manners.config.written_text import quote_text, text_options
 from manners.errors import MannersError, did_you_mean
 from manners.runtime.paths import CONF, ROOT
 
@@ -28,11 +30,17 @@ def quoted_override(key: str, value: Any) -> str:
 
 def config_file(name: str) -> str:
     """The file that Hydra calls 'experiment/strictbot', as the user would open it."""
-    for element in reversed(GlobalHydra.instance().config_loader().get_search_path().get_path()):
-        file = Path(element.path.removeprefix("file://")) / f"{name}.yaml"
-        if element.path.startswith(("file://", "/")) and file.exists():
-            return str(file.relative_to(ROOT) if file.is_relative_to(ROOT) else file)
-    return f"{CONF.relative_to(ROOT)}/{name}.yaml"
+    file = find_config_file(name) or CONF / f"{name}.yaml"
+    return str(file.relative_to(ROOT) if file.is_relative_to(ROOT) else file)
+
+
+def find_config_file(name: str) -> Path | None:
+    """The file that Hydra calls 'experiment/strictbot'; None for a schema."""
+    places = [e.path for e in GlobalHydra.instance().config_loader().get_search_path().get_path()]
+    files = [
+        Path(place.removeprefix("file://"), f"{name}.yaml") for place in places if "pkg://" not in (place or "pkg://")
+    ]
+    return next((file for file in files if file.exists()), None)
 
 
 def override_source(config_name: str, key: str, overrides: list[str]) -> str:
@@ -47,7 +55,8 @@ def override_source(config_name: str, key: str, overrides: list[str]) -> str:
 
 def rewrite_overrides(config_name: str, overrides: list[str]) -> list[str]:
     """``overrides`` as Hydra has to get them to compose what they say. Raises MannersError."""
-    return replace_rewards(config_name, drop_tuned(config_name, overrides))
+    options = set(text_options(schema.CONFIGS[config_name]))
+    return [quote_text(o, options) for o in replace_rewards(config_name, drop_tuned(config_name, overrides))]
 
 
 def drop_tuned(config_name: str, overrides: list[str]) -> list[str]:

@@ -56,11 +56,16 @@ class DatasetConfig:
     )
     name: str | None = option(None, "configuration of a hub dataset")
     splits: list[str] = option([], "splits of a hub dataset to read; all by default")
+    columns: Any = option(
+        None, "a file's own names, such as {prompt: question, completion: answer}; {context: null} leaves one out"
+    )
     score_field: str = option("score", "field of a row that holds its score")
     sample_types: list[str] = option(
-        ["conversation", "prompt"],
-        "what the data offers: conversation (SFT), scored (reward), preference (reward, DPO), prompt (PPO)",
+        [],
+        "what the data must offer: conversation (SFT), scored (reward), preference (reward, DPO), prompt (PPO); "
+        "by default what the method needs",
     )
+    merge_turns: bool = option(False, "join turns by the same role in a row; by default such a row is invalid")
     loss_roles: str = option("assistant", "whose turns carry loss", ("assistant", "user", "system", "all"))
     languages: list[str] = option([], "OpenAssistant: languages of the messages, such as en; all by default")
     keep_flagged: list[str] = option([], "OpenAssistant: flagged messages to keep: deleted, synthetic, unreviewed")
@@ -71,7 +76,7 @@ class DatasetConfig:
     include_alternatives: bool = option(
         False, "SFT trains on the mismatched replies of a row too, whatever their score"
     )
-    prefix_words: int = option(0, "plain text: its first words become a prompt to continue; 0 for no prompts", ge=0)
+    prefix_words: int = option(4, "plain text: its first words become a prompt to continue; 0 for no prompts", ge=0)
     on_invalid_row: str = option("raise", "stop at an invalid row, or count and skip it", ("raise", "skip"))
     max_rows: int | None = option(None, "rows to use of each split; all by default", ge=1)
     validation_share: float = option(0.1, "share held out for validation where the rows name no split", ge=0, lt=1)
@@ -393,6 +398,9 @@ class ChatConfig(SavedModelConfig):
     user: str = option("latest", "self_chat: the model that plays the user")
     assistant: str = option("latest", "self_chat: the model that plays the assistant")
     turns: int = option(8, "self_chat: turns of both together", ge=1)
+
+
+CONFIGS = {"train": TrainConfig, "evaluate": EvaluateConfig, "chat": ChatConfig}
 
 
 def is_schema(node_type: Any) -> bool:

@@ -17,12 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from manners.config.schema import STARTS_FROM, is_schema, options
 from manners.data import sources
+from manners.data.formats.rows import COLUMNS
+from manners.data.loading import Splits, check_sample_types
 from manners.errors import MannersError, did_you_mean
 
 FLAGS = ("deleted", "synthetic", "unreviewed")  # OpenAssistant's messages that are left out by default
 MIN_PROMPT_SHARE = 1 / 8  # of the context, which new tokens must leave to prompts
 TABLE_COLUMNS = ("prompt", "reply", "kl", "tokens", "has_eos")  # of PPO's tables of replies, beside the rewards
-MAX_COUNTED_BYTES = 50_000_000  # the rows of larger files are counted when they are loaded
 
 
 def validate_config(cfg: DictConfig) -> None:
@@ -94,8 +95,8 @@ def check_method(cfg: DictConfig) -> None:
         if cfg.method[name] != getattr(fixed, name):
             key = f"method.{name}"
             raise MannersError(f"{key}={cfg.method[name]} cannot be set: choose the method, method={fixed.name}.", key)
-    needed = "preference" if cfg.method.get("loss") == "pairwise" else cfg.method.sample_type
-    if needed not in cfg.dataset.sample_types:
+    needed = needed_sample_type(cfg)
+    if cfg.dataset.sample_types and needed not in cfg.dataset.sample_types:
         offering = ", ".join(sources.datasets_offering(needed)) or "none yet"
         raise MannersError(
             f"method={cfg.method.name} needs '{needed}' samples, and {cfg.dataset.path} offers "
@@ -121,6 +122,11 @@ def check_method(cfg: DictConfig) -> None:
         raise MannersError(
             "packed rows are all of one length: with method.packing=true set method.group_by_length=false."
         )
+
+
+def needed_sample_type(cfg: DictConfig) -> str:
+    """The kind of sample that the method trains on."""
+    return "preference" if cfg.method.get("loss") == "pairwise" else str(cfg.method.sample_type)
 
 
 def check_start(cfg: DictConfig) -> None:
@@ -245,25 +251,41 @@ def check_compile(cfg: DictConfig) -> None:
 
 
 def check_data(cfg: DictConfig) -> None:
-    """The file exists, and a batch is no larger than the data: it would never be filled. Raises MannersError."""
+    """The file exists and is of a kind that can be read, and its columns get known names. Raises MannersError."""
     file = sources.local_path(cfg.dataset.path)
-    if file is None or sources.is_parquet_folder(file):  # on the hub: counted when it is loaded
+    if file is not None:
+        sources.data_files(file)
+    columns, key = cfg.dataset.columns, "dataset.columns"
+    if columns is None:
         return
-    sizes = [f.stat().st_size for f in sources.data_files(file)]
-    if sum(sizes) > MAX_COUNTED_BYTES:
+    if not isinstance(columns, DictConfig) or not all(isinstance(name, str | None) for name in columns.values()):
+        example = "'dataset.columns={prompt: question, completion: answer}'"
+        raise MannersError(f"{key}={columns} is no list of our names with the file's own: {example}.", key)
+    for name in map(str, columns):
+        if name not in COLUMNS:
+            raise MannersError(f"{key}: a row has no field '{name}' to be named. {did_you_mean(name, COLUMNS)}", key)
+
+
+def check_rows(cfg: DictConfig, splits: Splits) -> None:
+    """There are rows to train on and to hold out, of the kind that the method needs. Raises MannersError."""
+    check_sample_types(splits, [needed_sample_type(cfg)], cfg.dataset)
+    rows, name = len(splits.train), Path(cfg.dataset.path).name
+    if not rows:
+        raise MannersError(f"dataset.path={cfg.dataset.path}: it has no training rows.", "dataset.path")
+    if cfg.preview:
         return
-    rows = sum(sources.count_rows(f) for f in sources.data_files(file))
-    rows = min(rows, cfg.dataset.max_rows or rows)
-    if cfg.preview or "per_device_train_batch_size" not in cfg.method:
+    if not splits.validation and not splits.test:
+        raise MannersError("no rows are held out: set dataset.validation_share above 0, or add rows.")
+    if "per_device_train_batch_size" not in cfg.method:
         return
     steps = cfg.method.gradient_accumulation_steps * cfg.hardware.devices
     batch = cfg.method.per_device_train_batch_size * steps
-    if 0 < rows < batch:  # a file without rows is refused by its reader, which knows why
+    if rows < batch:
         size = rows // (2 * steps)
         smaller = f"{size}" if size else "1 method.gradient_accumulation_steps=1"
         raise MannersError(
             f"a batch of {batch} (method.per_device_train_batch_size × method.gradient_accumulation_steps) is larger "
-            f"than the data: {Path(file).name} has {rows} rows. Try method.per_device_train_batch_size={smaller}."
+            f"than the data: {name} has {rows} training rows. Try method.per_device_train_batch_size={smaller}."
         )
 
 

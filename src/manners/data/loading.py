@@ -3,27 +3,23 @@
 A malformed row stops the run with file, line and field; ``dataset.on_invalid_row=skip`` counts and reports it instead.
 """
 
-import hashlib
-import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from manners.data import csv_files, sources
-from manners.data.formats import FORMATS, detect_row_format, oasst
-from manners.data.formats.conversations import check_messages
+from manners.data import sources
+from manners.data.files import file_rows
+from manners.data.formats import detect_row_format, oasst
 from manners.data.formats.fields import InvalidRow
-from manners.data.formats.reward_fields import row_metadata
-from manners.data.types import Conversation, Prompt, preference_pairs
+from manners.data.formats.rows import parse_row, rename_columns
+from manners.data.splits import SPLITS, assign_splits, split_named, split_of_row, splits_of_files
+from manners.data.types import Conversation, Prompt, has_loss, preference_pairs
 from manners.errors import MannersError, did_you_mean, printable
-
-SPLITS = ("train", "validation", "test")
-SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("val", "valid", "dev", "eval"), "validation")
 
 
 @dataclass
@@ -33,25 +29,45 @@ class Splits:
     test: list[Conversation] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)  # one sentence for each malformed row that was skipped
     fields: set[str] = field(default_factory=set)  # the names of the rows' fields
-    notes: list[str] = field(default_factory=list)  # one for each kind of row or message that the config excludes
+    notes: list[str] = field(default_factory=list)  # one for each kind of row, message or file that is left out
     warnings: list[str] = field(default_factory=list)  # one for each kind of text that is read otherwise than it looks
+    unused: dict[str, None] = field(default_factory=dict)  # the names of fields that nothing reads, in the file's order
+
+    @property
+    def left_out(self) -> list[str]:
+        """A line on each kind of data that is not used."""
+        lines = [f"left out: {note}" for note in self.notes]
+        if self.unused:
+            lines.append(f"fields not used: {', '.join(map(printable, self.unused))}")
+        if self.skipped:
+            skipped = f"{len(self.skipped)} rows, the first: {self.skipped[0]}"
+            lines.append(f"left out (dataset.on_invalid_row=skip): {skipped}")
+        return lines
 
 
-def load_splits(cfg: DictConfig) -> Splits:
-    """Load all rows of ``cfg.path``, by split. Raises MannersError for data that cannot be used."""
-    splits = Splits()
+def load_splits(cfg: DictConfig, sample_type: str = "") -> Splits:
+    """Load all rows of ``cfg.path``, by split. Raises MannersError for data that cannot be used.
+
+    Rows without a turn that carries loss are left out, unless ``sample_type`` is one that reward models train on.
+    """
+    splits, rows = Splits(), []
     for conversation in load_conversations(cfg, splits):
-        conversation = with_conversation_eos(conversation, cfg.conversation_eos)
-        getattr(splits, split_of(conversation, cfg)).append(conversation)
-    conversations = [conversation for name in SPLITS for conversation in getattr(splits, name)]
-    for name in SPLITS:
-        rows = getattr(splits, name)
-        setattr(splits, name, rows[: cfg.max_rows] if cfg.max_rows else rows)
-    if not splits.train:
+        try:
+            split = split_of_row(conversation.metadata.get("split"))
+        except InvalidRow as error:
+            reject_row(conversation.source, error, cfg, splits)
+        else:
+            rows.append((split, with_conversation_eos(conversation, cfg.conversation_eos)))
+    if not rows:
         reason = f"all {len(splits.skipped)} rows were malformed" if splits.skipped else "it has no training rows"
         first = f" The first: {splits.skipped[0]}." if splits.skipped else ""
         raise MannersError(f"dataset.path={cfg.path}: {reason}.{first}")
-    check_sample_types(conversations, splits.fields, cfg)
+    check_columns(splits.fields, cfg)
+    if sample_type not in ("scored", "preference"):
+        rows = leave_out_without_loss(rows, splits, cfg)
+    for name, conversations in assign_splits(rows, cfg).items():
+        setattr(splits, name, conversations[: cfg.max_rows] if cfg.max_rows else conversations)
+    check_sample_types(splits, cfg.sample_types, cfg)
     if cfg.min_score_quantile is not None:
         apply_min_score_quantile(splits, cfg)
     if cfg.include_alternatives:
@@ -64,30 +80,28 @@ def load_conversations(cfg: DictConfig, splits: Splits) -> Iterator[Conversation
 
     Raises MannersError at the first malformed row, unless ``cfg.on_invalid_row`` is "skip".
     """
-    format, rows = detect_format(cfg, raw_rows(cfg))
+    format, rows = detect_format(cfg, raw_rows(cfg, splits))
     if format == "oasst":
         trees = oasst.read_trees(rows, cfg.loss_roles, list(cfg.languages), list(cfg.keep_flagged))
         for source, error in trees.invalid:
             reject_row(source, error, cfg, splits)
         splits.notes += [printable(f"{count} messages: {why}") for why, count in trees.excluded.most_common()]
+        splits.unused |= dict.fromkeys(trees.unused)
         yield from trees.conversations
         return
+    options = SimpleNamespace(**OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]  # fast to read
     for source, row in rows:
         try:
             if isinstance(row, InvalidRow):
                 raise row
-            if not isinstance(row, dict):
-                raise InvalidRow(f"a row must be a JSON object, not {type(row).__name__}")
-            row_format = FORMATS[format or detect_row_format(row)]
-            messages = row_format.parse(row)
-            if not row_format.plain_text:
-                check_messages(messages, cfg.loss_roles)
-            metadata = row_metadata(row, row_format, messages, cfg.score_field, "preference" in cfg.sample_types)
+            row_format = format or detect_row_format(rename_columns(row, options.columns))
+            conversation, unused = parse_row(row, source, row_format, options)
         except InvalidRow as error:
             reject_row(source, error, cfg, splits)
             continue
-        splits.fields |= row.keys() | metadata.keys()
-        yield Conversation(messages, source, metadata)
+        splits.fields |= row.keys() | conversation.metadata.keys()
+        splits.unused |= dict.fromkeys(unused)
+        yield conversation
 
 
 def detect_format(cfg: DictConfig, rows: Iterator[tuple[str, Any]]) -> tuple[str, Iterator[tuple[str, Any]]]:
@@ -99,7 +113,7 @@ def detect_format(cfg: DictConfig, rows: Iterator[tuple[str, Any]]) -> tuple[str
         consumed.append((source, row))
         try:
             if isinstance(row, dict):
-                return detect_row_format(row), chain(consumed, rows)
+                return detect_row_format(rename_columns(row, cfg.columns)), chain(consumed, rows)
         except InvalidRow:
             if cfg.on_invalid_row == "raise":
                 break
@@ -114,6 +128,19 @@ def reject_row(source: str, error: InvalidRow, cfg: DictConfig, splits: Splits) 
         return
     hint = "" if cfg.format == "auto" else f" If the file is not in the {cfg.format} format: dataset.format=auto."
     raise MannersError(f"{sentence}. Fix the row, or skip such rows: dataset.on_invalid_row=skip.{hint}") from None
+
+
+def leave_out_without_loss(
+    rows: list[tuple[str | None, Conversation]], splits: Splits, cfg: DictConfig
+) -> list[tuple[str | None, Conversation]]:
+    """The rows with a turn that carries loss; the others are counted in ``splits``. Raises MannersError for none."""
+    kept = [row for row in rows if has_loss(row[1], cfg.loss_roles)]
+    unwanted = sum(row[1].metadata.get("label") is False for row in rows)
+    for count, why in ((unwanted, "label is false"), (len(rows) - len(kept) - unwanted, "no turn carries loss")):
+        splits.notes += [f"{count} rows: {why}"] if count else []
+    if not kept:
+        raise MannersError(f"dataset.path={cfg.path}: no row has a turn that carries loss ({'; '.join(splits.notes)}).")
+    return kept
 
 
 def with_conversation_eos(conversation: Conversation, marker: str | None) -> Conversation:
@@ -155,20 +182,29 @@ def expand_alternatives(rows: list[Conversation]) -> list[Conversation]:
     return expanded
 
 
-def check_sample_types(conversations: list[Conversation], fields: set[str], cfg: DictConfig) -> None:
-    """Raise MannersError if ``dataset.sample_types`` has 'scored' or 'preference' and no row gives such a sample."""
-    known = f"The rows have the fields {', '.join(sorted(map(str, fields)))}"
-    if "scored" in cfg.sample_types and not any("score" in c.metadata for c in conversations):
+def check_columns(fields: set[str], cfg: DictConfig) -> None:
+    """Raise MannersError for a name in ``dataset.columns`` that no row has."""
+    for theirs in (cfg.columns or {}).values():
+        if theirs is not None and theirs not in fields:
+            raise MannersError(f"dataset.columns: no row has the field '{theirs}'. {did_you_mean(theirs, fields)}")
+
+
+def check_sample_types(splits: Splits, sample_types: Collection[str], cfg: DictConfig) -> None:
+    """Raise MannersError if ``sample_types`` has 'scored' or 'preference' and no row gives such a sample."""
+    conversations = [*splits.train, *splits.validation, *splits.test]
+    known = f"The rows have the fields {', '.join(sorted(map(str, splits.fields)))}"
+    if "scored" in sample_types and not any("score" in c.metadata for c in conversations):
+        pairs = " The rows are pairs: method.loss=pairwise." if {"chosen", "rejected"} <= splits.fields else ""
         raise MannersError(
-            f"dataset.score_field={cfg.score_field}: no row has a score there, and dataset.sample_types has 'scored'. "
+            f"dataset.score_field={cfg.score_field}: no row of {cfg.path} has a score there.{pairs} "
             f"{known}: name the one that holds the score, dataset.score_field=FIELD.",
             "dataset.score_field",
         )
-    if "preference" in cfg.sample_types and not any(preference_pairs([c]) for c in conversations):
+    if "preference" in sample_types and not any(preference_pairs([c]) for c in conversations):
         raise MannersError(
-            "dataset.sample_types has 'preference', and no row has a 'rejected' reply, or a score above that of one of "
+            f"dataset.path={cfg.path}: no row has a 'chosen' and a 'rejected' reply, or a score above that of one of "
             f"its 'mismatched' replies. {known}.",
-            "dataset.sample_types",
+            "dataset.path",
         )
 
 
@@ -183,64 +219,35 @@ def eval_prompts(cfg: DictConfig) -> list[Prompt]:
     if path is None:
         raise MannersError(f"dataset.eval_prompts_file={cfg.eval_prompts_file}: there is no such file.")
     prompts = []
-    for source, row in file_rows(path, cfg):
+    for source, row in file_rows(path, path.name, cfg.format, cfg.score_field):
         if isinstance(row, InvalidRow) or not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
             raise MannersError(f'{source}: an evaluation prompt is a line {{"prompt": "..."}}.')
         prompts.append(Prompt([{"role": "user", "content": row["prompt"]}]))
     return prompts
 
 
-def raw_rows(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
-    """Yield (source, row) for each row; a row that cannot even be parsed comes as the InvalidRow with the reason."""
+def raw_rows(cfg: DictConfig, splits: Splits) -> Iterator[tuple[str, Any]]:
+    """Yield (source, row) for each row; a row that cannot even be parsed comes as the InvalidRow with the reason.
+
+    The files of a folder that are no data are noted in ``splits``.
+    """
     path = sources.local_path(cfg.path)
-    if path is None or sources.is_parquet_folder(path):
+    if path is None:
         yield from hub_rows(cfg)
         return
-    for file in sources.data_files(path):
-        yield from file_rows(file, cfg)
-
-
-def file_rows(path: Path, cfg: DictConfig) -> Iterator[tuple[str, Any]]:
-    """Yield (source, row) for each row of a file. Raises MannersError for an empty or unreadable file."""
-    if path.stat().st_size == 0:
-        raise MannersError(f"{path}: the file is empty.")
-    if path.suffix == ".json":
-        yield from json_rows(path)
+    files = sources.data_files(path)
+    left_out = [] if path.is_file() else [str(p.relative_to(path)) for p in sources.folder_files(path)[1]]
+    if left_out:
+        splits.notes.append(printable(f"files of the folder: {', '.join(left_out)}"))
+    if sources.is_hub_folder(path):
+        yield from hub_rows(cfg)
         return
-    if path.suffix == ".csv":
-        yield from csv_files.csv_rows(path, cfg.format, cfg.score_field)
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line  # a byte order mark is not text
-            if line.strip():
-                yield f"{path.name}:{number}", parse_line(line, plain_text=path.suffix == ".txt")
-
-
-def parse_line(line: bytes, plain_text: bool) -> Any:
-    """The row in a line of a .jsonl or .txt file, or the InvalidRow with the reason that it has none."""
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return InvalidRow(f"byte {error.start + 1} is not UTF-8 (convert the file: iconv -f latin1 -t utf-8)")
-    if plain_text:
-        return {"text": text.rstrip("\r\n")}
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a bare ValueError
-        return InvalidRow(f"not a JSON object on one line ({error})")
-
-
-def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (source, row) for each entry of a .json list. Raises MannersError if the file holds no list."""
-    try:
-        rows = json.loads(path.read_text("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise MannersError(f"{path}: not valid JSON ({error}). For one object a line, name the file .jsonl.") from None
-    if not isinstance(rows, list):
-        raise MannersError(f"{path}: a .json file must hold a list of rows. For one object a line, name it .jsonl.")
-    for number, row in enumerate(rows, 1):
-        yield f"{path.name}, row {number}", row
+    named = {} if path.is_file() else splits_of_files(files, path)
+    for file in files:
+        name = file.name if path.is_file() else str(file.relative_to(path))
+        split = {"split": named[file]} if file in named else {}
+        for source, row in file_rows(file, name, cfg.format, cfg.score_field):
+            yield source, split | row if isinstance(row, dict) else row
 
 
 def hub_rows(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
@@ -255,27 +262,17 @@ def hub_rows(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
         if split not in tables:
             raise MannersError(f"dataset.splits: {cfg.path} has no {split}. {did_you_mean(split, tables)}")
     selected = {split: table for split, table in tables.items() if not cfg.splits or split in cfg.splits}
+    several = len(selected) > 1  # a single split, as in Dolly, is split like the rows of a file
+    if unknown := [split for split in selected if several and not split_named(split)]:
+        known = ",".join(split for split in selected if split_named(split))
+        raise MannersError(
+            f"{cfg.path} has the split '{unknown[0]}', which is none of {', '.join(SPLITS)}: name those to read, "
+            f"dataset.splits=[{known}].",
+            "dataset.splits",
+        )
     for split, table in selected.items():
-        # UltraChat calls its splits train_sft, test_sft. A single split, as in Dolly, is split like the rows of a file.
-        named = {"split": split.split("_")[0]} if len(selected) > 1 else {}
+        named = {"split": split} if several else {}
         # Rows beyond max_rows are not even read where each row is independent and none can be skipped.
         limit = cfg.max_rows if named and cfg.on_invalid_row == "raise" and cfg.format != "oasst" else None
         for number, row in enumerate(islice(table, limit)):
             yield f"{cfg.path} {split}[{number}]", named | row
-
-
-def split_of(conversation: Conversation, cfg: DictConfig) -> str:
-    """The split that the row names, else one from a hash of its tree id or first turn.
-
-    The hash keeps rows with the same prompt in one split, and a row in its split when others are added or removed.
-    """
-    named = SPLIT_NAMES.get(str(conversation.metadata.get("split")))
-    if named:
-        return named
-    messages = conversation.messages
-    first = next((m for m in messages if m["role"] != "system"), messages[0])  # all rows may share a system message
-    text = conversation.metadata.get("message_tree_id", first["content"])
-    fraction = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 2**32
-    if fraction < cfg.test_share:
-        return "test"
-    return "validation" if fraction < cfg.test_share + cfg.validation_share else "train"

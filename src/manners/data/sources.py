@@ -1,17 +1,16 @@
 """Where a dataset is: in the package, in a local file or folder, or on the hub. Loads no rows."""
 
-import json
 from importlib.resources import files
 from pathlib import Path
 
 import yaml
 
-from manners.data import csv_files
+from manners.data.files import ARROW, FILE_SUFFIXES, OPEN, file_kind
 from manners.errors import MannersError, did_you_mean
 from manners.runtime.paths import CONF, existing_path
 
 CORPORA = Path(str(files("manners.data") / "corpora"))
-FILE_SUFFIXES = (".jsonl", ".json", ".txt", ".csv")
+NOT_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}  # the datasets library's own
 
 
 def local_path(path: str, key: str = "dataset.path") -> Path | None:
@@ -27,7 +26,7 @@ def local_path(path: str, key: str = "dataset.path") -> Path | None:
         return corpus
     if local := existing_path(path):
         return local
-    if path.startswith(("/", ".", "~")) or path.endswith(FILE_SUFFIXES) or path.count("/") != 1:
+    if path.startswith(("/", ".", "~")) or path.lower().endswith((*FILE_SUFFIXES, *OPEN)) or path.count("/") != 1:
         missing = Path(path)
         parent = existing_path(str(missing.parent))
         names = [p.name for p in parent.glob("*")] if parent else []
@@ -36,33 +35,31 @@ def local_path(path: str, key: str = "dataset.path") -> Path | None:
     return None
 
 
-def is_parquet_folder(path: Path) -> bool:
-    """Whether a folder is a hub dataset in Parquet, as ``hf download`` writes it."""
-    return path.is_dir() and any(path.rglob("*.parquet"))
+def is_hub_folder(path: Path) -> bool:
+    """Whether a folder is a hub dataset, as ``hf download`` or ``save_to_disk`` write it: its data is Arrow's alone."""
+    kinds = {file_kind(file) for file in folder_files(path)[0]} if path.is_dir() else set()
+    return bool(kinds) and kinds <= set(ARROW)
 
 
 def data_files(path: Path) -> list[Path]:
-    """The data files of a folder, sorted, or the one file. Raises MannersError for a folder without data files."""
+    """The data files of a folder, sorted, or the one file. Raises MannersError where there are none."""
+    known = f"{', '.join(FILE_SUFFIXES)} (also with {', '.join(OPEN)})"
     if path.is_file():
+        if file_kind(path) not in ("", *FILE_SUFFIXES):
+            raise MannersError(f"dataset.path={path}: {file_kind(path)} files cannot be read. Known: {known}.")
         return [path]
-    data = sorted(p for p in path.iterdir() if p.suffix in FILE_SUFFIXES)
+    data, _ = folder_files(path)
     if not data:
-        raise MannersError(f"dataset.path={path}: the folder has no file that ends in {', '.join(FILE_SUFFIXES)}.")
+        raise MannersError(f"dataset.path={path}: the folder has no file that ends in {known}.")
     return data
 
 
-def count_rows(path: Path) -> int:
-    """The number of rows in a file, without parsing them: its non-blank lines, or the entries of a .json list."""
-    if path.suffix == ".csv":
-        return csv_files.count_csv_rows(path)
-    if path.suffix == ".json":
-        try:
-            rows = json.loads(path.read_text("utf-8-sig"))
-        except (ValueError, RecursionError):  # loading reports what is wrong with the file
-            return 0
-        return len(rows) if isinstance(rows, list) else 0
-    with path.open("rb") as file:
-        return sum(1 for line in file if line.strip())
+def folder_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files below a folder, hidden ones aside, sorted: those with data, and those that are left out."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    files = [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    data = [p for p in files if file_kind(p) in FILE_SUFFIXES and p.name not in NOT_DATA]
+    return data, sorted(set(files) - set(data))
 
 
 def datasets_offering(sample_type: str) -> list[str]:

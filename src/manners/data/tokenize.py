@@ -67,6 +67,7 @@ def tokenize(
     Raises MannersError for a row that the chat template refuses, or does not render as it was given.
     """
     conversations = list(conversations)
+    check_tokenizer(tokenizer, conversations)
     texts, spans = [], []
     for conversation in conversations:
         try:
@@ -116,6 +117,19 @@ def shortened_example(
         example = TokenizedExample(ids, labels)
     cut = truncate(example.input_ids, example.labels, max_length, len(bos_ids(tokenizer)))
     return replace(cut, num_truncated=len(ids) - len(cut.input_ids))
+
+
+def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", conversations: list[Conversation]) -> None:
+    """Raise MannersError for a tokenizer without offsets, and for one without EOS, which ends a plain text."""
+    if not tokenizer.is_fast:
+        raise MannersError(
+            f"{type(tokenizer).__name__} gives no offsets, by which the tokens that carry loss are found: choose a "
+            "model.name with a fast tokenizer."
+        )
+    if tokenizer.eos_token is None and any(c.messages[0]["role"] == "text" for c in conversations):
+        raise MannersError(
+            "the tokenizer has no EOS token, which ends a plain text: set its eos_token, or another model.name."
+        )
 
 
 def tokenize_pairs(

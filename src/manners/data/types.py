@@ -56,6 +56,12 @@ class Prompt:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
+def has_loss(conversation: Conversation, loss_roles: str) -> bool:
+    """Whether a turn carries loss."""
+    roles = {m["role"] for i, m in enumerate(conversation.messages) if i not in conversation.masked_turns}
+    return bool(roles) if loss_roles == "all" else bool(roles & {loss_roles, "text"})
+
+
 def prompts_of(conversations: Iterable[Conversation], role: str = "assistant", prefix_words: int = 0) -> list[Prompt]:
     """The prompts in conversations: up to the last reply for the assistant, up to each turn for the user.
 

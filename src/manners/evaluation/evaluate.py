@@ -204,6 +204,8 @@ def generate_replies(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], style_judge: bool, **generation: Any
 ) -> list[Generation]:
     """The reply to each prompt, with its style where ``style_judge`` is set."""
+    if not prompts:  # of plain texts that are too short to be continued
+        return []
     replies = generate_texts(model, tokenizer, [p.messages for p in prompts], show="generating", **generation)
     return [make_generation(p, r, style_judge) for p, r in zip(prompts, replies, strict=True)]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from manners.config import validate
 from manners.config.compose import RunSpec
 from manners.data import sources
 from manners.data.loading import Splits, eval_prompts, load_splits
@@ -34,7 +35,18 @@ STARTING_METHODS = {"policy": ("sft", "ppo", "rloo", "dpo"), "reward": ("reward"
 
 def rows_of(cfg: DictConfig) -> Splits:
     """The rows of a run's data, read once for all jobs and stages of a process that have the same data."""
-    return read_splits(*data_key(cfg.dataset))
+    return read_splits(*data_key(cfg))
+
+
+def check_rows(spec: RunSpec) -> None:
+    """The rows of a run are those that its method needs, and enough of them. Raises MannersError."""
+    try:
+        validate.check_rows(spec.cfg, rows_of(spec.cfg))
+    except MannersError as error:
+        if not spec.role:
+            raise
+        run, options = f"the {spec.role} run ({' '.join(spec.overrides)})", f"{spec.role}_run_overrides=[KEY=VALUE]"
+        raise MannersError(f"{run}: {error} Its options are set by {options}.", error.key) from None
 
 
 def splits_of(cfg: DictConfig) -> Splits:
@@ -45,40 +57,42 @@ def splits_of(cfg: DictConfig) -> Splits:
     m, rows = cfg.model, rows_of(cfg)
     if not m.decoder:
         return rows
-    return read_renderable_splits(*data_key(cfg.dataset), m.name, m.revision, m.chat_template, tuple(m.added_tokens))
+    return read_renderable_splits(*data_key(cfg), m.name, m.revision, m.chat_template, tuple(m.added_tokens))
 
 
 def digest_of(cfg: DictConfig) -> str:
     """A hash of all that a run reads of its data: the rows of every split, and the prompts of its reports."""
-    return read_digest(*data_key(cfg.dataset))
+    return read_digest(*data_key(cfg))
 
 
-def data_key(dataset: DictConfig) -> tuple[str, tuple[int, ...]]:
-    """What the rows depend on: the config, and when its files were last written."""
-    places = [sources.local_path(path) for path in (dataset.path, dataset.eval_prompts_file) if path]
-    written = [f.stat().st_mtime_ns for place in filter(None, places) for f in sources.data_files(place)]
-    return json.dumps(OmegaConf.to_container(dataset, resolve=True)), tuple(written)
+def data_key(cfg: DictConfig) -> tuple[str, str, tuple[int, ...]]:
+    """What the rows depend on: the config, the samples that the method needs, and when the files were last written."""
+    places = [sources.local_path(path) for path in (cfg.dataset.path, cfg.dataset.eval_prompts_file) if path]
+    written = tuple(f.stat().st_mtime_ns for place in filter(None, places) for f in sources.data_files(place))
+    return json.dumps(OmegaConf.to_container(cfg.dataset, resolve=True)), validate.needed_sample_type(cfg), written
 
 
 @lru_cache(maxsize=4)
-def read_splits(dataset: str, written: tuple[int, ...]) -> Splits:
-    return load_splits(OmegaConf.create(json.loads(dataset)))
+def read_splits(dataset: str, sample_type: str, written: tuple[int, ...]) -> Splits:
+    return load_splits(OmegaConf.create(json.loads(dataset)), sample_type)
 
 
 @lru_cache(maxsize=4)
 def read_renderable_splits(
-    dataset: str, written: tuple[int, ...], name: str, revision: str | None, template: str, tokens: tuple[str, ...]
-) -> Splits:
+    dataset: str, sample_type: str, written: tuple[int, ...], name: str, revision: str | None, template: str,
+    tokens: tuple[str, ...],
+) -> Splits:  # fmt: skip
     from manners.data.template_check import renderable_splits
     from manners.models.loading import load_tokenizer
 
     cfg, tokenizer = json.loads(dataset), load_tokenizer(name, revision, template, added_tokens=tokens)
-    return renderable_splits(read_splits(dataset, written), tokenizer, cfg["loss_roles"], cfg["on_invalid_row"])
+    splits = read_splits(dataset, sample_type, written)
+    return renderable_splits(splits, tokenizer, cfg["loss_roles"], cfg["on_invalid_row"])
 
 
 @lru_cache(maxsize=4)
-def read_digest(dataset: str, written: tuple[int, ...]) -> str:
-    splits = read_splits(dataset, written)
+def read_digest(dataset: str, sample_type: str, written: tuple[int, ...]) -> str:
+    splits = read_splits(dataset, sample_type, written)
     prompts = [Conversation(p.messages) for p in eval_prompts(OmegaConf.create(json.loads(dataset)))]
     digests = [data_digest(rows) for rows in (splits.train, splits.validation, splits.test, prompts)]
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:16]

@@ -94,6 +94,8 @@ class Evaluator:
 
     def __init__(self, cfg: DictConfig, dataset: DictConfig, refs: Sequence[ModelRef], device: str):
         splits = loading.load_splits(dataset)
+        for line in splits.left_out:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         self.cfg, self.dataset = cfg, dataset
         self.style_judge = dataset.style_judge != "none"
         self.rows: list[Conversation] = splits.test or splits.validation

@@ -15,6 +15,8 @@ from rich.text import Text
 from manners.config import validate
 from manners.config.compose import RunSpec
 from manners.config.overrides import quoted_override
+from manners.config.validate import needed_sample_type
+from manners.data.loading import Splits
 from manners.data.tokenize import tokenize
 from manners.errors import MannersError
 from manners.methods.callbacks import discard_checkpoints
@@ -143,12 +145,17 @@ def show_preview(spec: RunSpec) -> None:
     """``preview=true``: print the first examples, token by token. Nothing is trained."""
     silence_libraries()
     cfg, splits, tokenizer = spec.cfg, dependencies.splits_of(spec.cfg), configured_tokenizer(spec.cfg)
-    m = cfg.method
-    names = ("max_length",) if "max_length" in m else ("max_prompt_length", "response_length")
-    length = sum(m[name] for name in names)
-    examples = tokenize(splits.train, tokenizer, cfg.dataset.loss_roles, length)
-    option = f"{' + '.join(f'method.{name}' for name in names)}={length}"
-    preview.show_examples(console, splits, examples, tokenizer, option)
+    m, sample_type = cfg.method, needed_sample_type(cfg)
+    if sample_type in ("scored", "preference"):
+        preview.show_replies(console, splits, sample_type, tokenizer, m.max_length, cfg.model.decoder)
+    else:
+        names = ("max_length",) if "max_length" in m else ("max_prompt_length", "response_length")
+        length = sum(m[name] for name in names)
+        examples = tokenize(splits.train, tokenizer, cfg.dataset.loss_roles, length)
+        option = f"{' + '.join(f'method.{name}' for name in names)}={length}"
+        preview.show_examples(console, splits, examples, tokenizer, option)
+    for line in unrendered_fields(cfg, splits):
+        console.print(line, highlight=False)
 
 
 def print_run_header(cfg: DictConfig, directory: RunDir, device: Device, inputs: dict[str, RunArtifact]) -> None:
@@ -163,19 +170,27 @@ def print_run_header(cfg: DictConfig, directory: RunDir, device: Device, inputs:
 
 
 def print_rows(spec: RunSpec) -> None:
-    """How many rows there are, and what was left out. Raises MannersError where none are held out."""
+    """How many rows there are, and what is not used of the data."""
     splits = dependencies.splits_of(spec.cfg)
-    counts = f"{len(splits.train)} train, {len(splits.validation)} validation, {len(splits.test)} test"
-    console.print(f"rows: {counts}", highlight=False)
-    for note in splits.notes:
-        console.print(f"left out: {note}", highlight=False)
+    console.print(preview.row_counts(splits), highlight=False)
     for warning in splits.warnings:
         console.print(warning, style="yellow", highlight=False)
-    if splits.skipped:
-        first = splits.skipped[0]
-        console.print(f"left out (dataset.on_invalid_row=skip): {len(splits.skipped)} rows, the first: {first}")
-    if not splits.validation and not splits.test:
-        raise MannersError("no rows are held out: set dataset.validation_share above 0, or add rows.")
+    for line in (*splits.left_out, *unrendered_fields(spec.cfg, splits)):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def unrendered_fields(cfg: DictConfig, splits: Splits) -> list[str]:
+    """A line on the fields of messages, such as reasoning, that the chat template, or a reward model, does not see."""
+    reply_alone = needed_sample_type(cfg) in ("scored", "preference")
+    found = {
+        (name, reply_alone and message is row.messages[-1])
+        for row in splits.train
+        for message in row.messages
+        for name in message.keys() - {"role", "content"}
+    }
+    template = str(configured_tokenizer(cfg).chat_template) if found else ""
+    names = sorted({name for name, of_reply in found if of_reply or name not in template})
+    return [f"fields not used: {', '.join(names)} of messages, which is not rendered"] if names else []
 
 
 def write_lineage(directory: RunDir, mlflow: MLflowLogger, result: StageResult, inputs: dict[str, RunArtifact]) -> str:

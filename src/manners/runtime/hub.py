@@ -63,11 +63,20 @@ def require_model(name: str) -> None:
 
 
 def load_dataset(path: str, name: str | None) -> dict[str, Any]:
-    """All splits of a hub dataset. Its loading scripts are never run. Raises MannersError where it cannot be loaded."""
+    """All splits of a hub dataset, or of a folder with its files. Raises MannersError where it cannot be loaded.
+
+    Loading scripts are never run.
+    """
     go_offline_if_unreachable()
     import datasets
 
+    folder = existing_path(path)
     try:
+        if folder and (folder / "state.json").exists():  # save_to_disk of a single split
+            return {"train": datasets.load_from_disk(path)}
         return dict(datasets.load_dataset(path, name))
     except Exception as error:
+        if folder:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise MannersError(f"dataset.path={path}: the folder cannot be read ({reason[0]}).") from error
         raise not_found_error("dataset", path, "dataset.path", error) from error

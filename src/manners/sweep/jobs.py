@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from manners.config.compose import RunSpec, plan_run
+from manners.config.written_text import quote_text, text_options
 from manners.pipeline import dependencies
 from manners.runtime import run_dir
 from manners.sweep.space import Choice, choice_overrides
@@ -87,7 +88,8 @@ def with_values(cfg: DictConfig, overrides: list[str]) -> DictConfig | None:
     reason.
     """
     loader, changed = GlobalHydra.instance().config_loader(), deepcopy(cfg)
-    for override in OverridesParser.create(loader).parse_overrides(overrides):
+    options = set(text_options(OmegaConf.get_type(cfg)))
+    for override in OverridesParser.create(loader).parse_overrides([quote_text(o, options) for o in overrides]):
         key, value = override.key_or_group, override.value()
         if loader.get_group_options(key) or not isinstance(value, bool | int | float | str):
             return None

@@ -15,7 +15,7 @@ BAD = {
     "twice the same": (
         "messages",
         {"messages": [user("a"), user("b"), assistant("c")]},
-        "turn 2 has the role 'user': expected 'assistant'",
+        "turn 2 has the role 'user' like the turn before it (dataset.merge_turns=true joins them)",
     ),
     "late system": (
         "messages",
@@ -92,7 +92,7 @@ BAD = {
     "alpaca input": (
         "alpaca",
         {"instruction": "a", "input": 5, "output": "b"},
-        "field 'input' must be text, not int",
+        "field 'input' must be text, not int ('dataset.columns={input: null}' leaves it out)",
     ),
     "alpaca output": ("alpaca", {"instruction": "a", "output": "\t"}, "field 'output' is empty"),
     "alpaca instruction": ("alpaca", {"output": "b"}, "field 'instruction' is missing"),

@@ -112,11 +112,13 @@ def test_invalid_score_names_its_own_field(tmp_path):
 
 @pytest.mark.parametrize("rows", [[ROW | {"rating": 4, "id": 1}], [ROW | {"rating": 4}, ROW | {"id": 1}]])
 def test_scored_dataset_without_scores_names_its_fields(tmp_path, rows):
+    path = write(tmp_path, *rows)
     with pytest.raises(MannersError) as error:
-        read(write(tmp_path, *rows), sample_types=["conversation", "scored"])
+        read(path, sample_types=["conversation", "scored"])
     assert str(error.value) == (
-        "dataset.score_field=score: no row has a score there, and dataset.sample_types has 'scored'. The rows have the "
-        "fields completion, id, prompt, rating: name the one that holds the score, dataset.score_field=FIELD."
+        f"dataset.score_field=score: no row of {path} has a score there. "
+        "The rows have the fields completion, id, prompt, rating: name the one that holds the score, "
+        "dataset.score_field=FIELD."
     )
     assert error.value.key == "dataset.score_field"
 
@@ -145,11 +147,12 @@ def test_rejected_field_of_another_meaning_is_ignored(tmp_path, value):
 
 def test_preference_dataset_without_pairs_is_refused(tmp_path):
     equal = ROW | {"score": 1, "mismatched": [OTHER | {"score": 1}]}
+    path = write(tmp_path, ROW, equal)
     with pytest.raises(MannersError) as error:
-        read(write(tmp_path, ROW, equal), sample_types=["preference"])
+        read(path, sample_types=["preference"])
     assert str(error.value) == (
-        "dataset.sample_types has 'preference', and no row has a 'rejected' reply, or a score above that of "
-        "one of its 'mismatched' replies. The rows have the fields completion, mismatched, prompt, score."
+        f"dataset.path={path}: no row has a 'chosen' and a 'rejected' reply, or a score above that of one of its "
+        "'mismatched' replies. The rows have the fields completion, mismatched, prompt, score."
     )
 
 

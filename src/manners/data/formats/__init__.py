@@ -56,10 +56,11 @@ FORMAT_OF_FIELD = {
     "messages": "messages",
     "conversations": "sharegpt",
     "completion": "prompt_completion",
-    "output": "alpaca",
     "Normalized Score": "politeness",
 }
 TEXT_PREFIXES = {"marked": r"\s*<\|(system|user|assistant)\|>", "guanaco": r"\s*### Human:"}
+PROMPT_LIKE = ("question", "query", "input", "instruction", "user", "human", "source", "prompt", "request")
+COMPLETION_LIKE = ("answer", "best_answer", "response", "output", "reply", "assistant", "target", "completion", "gpt")
 KNOWN_FIELDS = "messages, conversations, prompt, completion, instruction, input, output, text, chosen"
 
 
@@ -70,6 +71,8 @@ def detect_row_format(row: dict[str, Any]) -> str:
             return name
     if oasst.is_oasst_row(row):
         return "oasst"
+    if "instruction" in row and "output" in row:
+        return "alpaca"
     if "prompt" in row and any(name in row for name in COMPLETION_FIELDS):
         return "prompt_completion"
     if "instruction" in row and "response" in row:
@@ -77,4 +80,20 @@ def detect_row_format(row: dict[str, Any]) -> str:
     if "text" in row:
         matching = (name for name, prefix in TEXT_PREFIXES.items() if re.match(prefix, str(row["text"])))
         return next(matching, "text")
-    raise InvalidRow(f"no known field in {sorted(row)[:8]}: expected one of {KNOWN_FIELDS}")
+    raise InvalidRow(f"no known field in {sorted(row)[:8]}: expected one of {KNOWN_FIELDS}{suggest_columns(row)}")
+
+
+def is_turn(value: Any) -> bool:
+    """Whether a value looks like a message: an object with a role."""
+    return isinstance(value, dict) and bool(value.keys() & {"role", "from"})
+
+
+def suggest_columns(row: dict[str, Any]) -> str:
+    """The value of ``dataset.columns`` that would probably name the row's fields; "" if its own names tell nothing."""
+    turns = next((name for name, value in row.items() if value and isinstance(value, list) and is_turn(value[0])), None)
+    columns = {"messages": turns} if turns else {}
+    for ours, names in (("prompt", PROMPT_LIKE), ("completion", COMPLETION_LIKE)):
+        found = next((name for name in row if str(name).lower().replace(" ", "_") in names), None)
+        columns |= {ours: found} if found and not turns else {}
+    written = ", ".join(f"{our}: {name}" for our, name in columns.items())
+    return f" (to name the columns: 'dataset.columns={{{written}}}')" if columns else ""

@@ -2,11 +2,12 @@
 
 import re
 
-from manners.data.formats.fields import InvalidRow, list_field, parse_marked_turns, parse_turn, parse_turns, text_field
+from manners.data.formats.fields import InvalidRow, is_empty, list_field, text_field
+from manners.data.formats.turns import parse_marked_turns, parse_turn, parse_turns
 from manners.data.types import ROLES, Message
 
 COMPLETION_FIELDS = ("completion", "reply", "response")
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
+CONTEXT_FIELDS = ("input", "context")  # what an instruction or a prompt is about
 
 
 def parse_messages(row: dict) -> list[Message]:
@@ -17,27 +18,58 @@ def parse_messages(row: dict) -> list[Message]:
 def parse_sharegpt(row: dict) -> list[Message]:
     """{"conversations": [{"from": "human", "value": "..."}, ...]}."""
     entries = enumerate(list_field(row, "conversations"))
-    turns = [parse_turn(entry, f"conversations[{i}]", "from", "value") for i, entry in entries]
-    return [{"role": SHAREGPT_ROLES.get(m["role"], m["role"]), "content": m["content"]} for m in turns]
+    return [parse_turn(entry, f"conversations[{i}]", "from", "value") for i, entry in entries]
 
 
 def parse_prompt_completion(row: dict) -> list[Message]:
     """{"prompt": "...", "completion": "..."}, or both as lists of messages, as TRL has it."""
     completion = next((name for name in COMPLETION_FIELDS if name in row), "completion")
-    return parse_turns(row, "prompt", "user") + parse_turns(row, completion, "assistant")
+    if isinstance(row.get("prompt"), list | dict):
+        return parse_turns(row, "prompt", "user") + parse_turns(row, completion, "assistant")
+    return parse_instruction(row, "prompt") + parse_turns(row, completion, "assistant")
 
 
-def parse_alpaca(row: dict, input_field: str = "input", output_field: str = "output") -> list[Message]:
+def parse_alpaca(row: dict, output_field: str = "output") -> list[Message]:
     """{"instruction": "...", "input": "...", "output": "..."}; the input may be empty or missing."""
-    instruction = text_field(row, "instruction")
-    context = text_field(row, input_field, allow_empty=True) if row.get(input_field) is not None else ""
-    prompt = f"{instruction}\n\n{context}" if context.strip() else instruction
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": text_field(row, output_field)}]
+    return parse_instruction(row, "instruction") + parse_turns(row, output_field, "assistant")
 
 
 def parse_dolly(row: dict) -> list[Message]:
     """{"instruction": "...", "context": "...", "response": "..."}; the context may be empty or missing."""
-    return parse_alpaca(row, "context", "response")
+    return parse_alpaca(row, "response")
+
+
+def parse_instruction(row: dict, name: str) -> list[Message]:
+    """The turns of ``history``, then the user's turn: an instruction, and below it the input or context.
+
+    Raises InvalidRow.
+    """
+    parts = [text_field(row, name)]
+    for field in CONTEXT_FIELDS:
+        if not is_empty(value := row.get(field)):
+            if not isinstance(value, str):
+                left_out = f"'dataset.columns={{{field}: null}}' leaves it out"
+                raise InvalidRow(f"field '{field}' must be text, not {type(value).__name__} ({left_out})")
+            parts.append(text_field(row, field))
+    return [*parse_history(row), {"role": "user", "content": "\n\n".join(parts)}]
+
+
+def parse_history(row: dict) -> list[Message]:
+    """The earlier turns in ``history``: [prompt, reply] pairs, as LLaMA-Factory has them, or messages.
+
+    Raises InvalidRow.
+    """
+    messages: list[Message] = []
+    for i, entry in enumerate([] if is_empty(row.get("history")) else list_field(row, "history")):
+        if isinstance(entry, list) and len(entry) == 2:
+            pair = {f"history[{i}][{k}]": text for k, text in enumerate(entry)}
+            roles = zip(("user", "assistant"), pair, strict=True)
+            messages += [{"role": role, "content": text_field(pair, name)} for role, name in roles]
+        elif isinstance(entry, dict):
+            messages.append(parse_turn(entry, f"history[{i}]"))
+        else:
+            raise InvalidRow(f"field 'history[{i}]' must be a pair of prompt and reply, or a message")
+    return messages
 
 
 def parse_guanaco(row: dict) -> list[Message]:
@@ -57,16 +89,34 @@ def parse_text(row: dict) -> list[Message]:
     return [{"role": "text", "content": text_field(row, "text")}]
 
 
-def check_messages(messages: list[Message], loss_roles: str) -> None:
-    """Raise InvalidRow unless user and assistant alternate after an optional system message and a turn has loss."""
-    turns = messages[1:] if messages[0]["role"] == "system" else messages
-    for i, message in enumerate(turns):
-        if message["role"] not in ROLES:
-            raise InvalidRow(
-                f"turn {i + 1} has the unknown role '{message['role']}': expected one of {', '.join(ROLES)}"
-            )
-        expected = ("user", "assistant")[i % 2]
-        if message["role"] != expected:
-            raise InvalidRow(f"turn {i + 1} has the role '{message['role']}': expected '{expected}'")
-    if loss_roles != "all" and all(m["role"] != loss_roles for m in messages):
+def check_messages(messages: list[Message], loss_roles: str, merge_turns: bool = False) -> list[Message]:
+    """The messages, if user and assistant alternate after an optional system message and a turn may carry loss.
+
+    With ``merge_turns``, turns by one role in a row become one. Raises InvalidRow, with the file's number of the turn.
+    """
+    checked: list[Message] = []
+    for number, message in enumerate(messages, 1):
+        role, previous = message["role"], checked[-1]["role"] if checked else ""
+        if role not in ROLES:
+            raise InvalidRow(f"turn {number} has the unknown role '{role}': expected one of {', '.join(ROLES)}")
+        if role == previous:
+            if not merge_turns:
+                raise InvalidRow(
+                    f"turn {number} has the role '{role}' like the turn before it (dataset.merge_turns=true joins them)"
+                )
+            checked[-1] = joined(checked[-1], message, number)
+            continue
+        expected = "assistant" if previous == "user" else "user"
+        if role != expected and (role != "system" or checked):
+            raise InvalidRow(f"turn {number} has the role '{role}': expected '{expected}'")
+        checked.append(message)
+    if loss_roles != "all" and all(m["role"] != loss_roles for m in checked):
         raise InvalidRow(f"there is no '{loss_roles}' turn to train on")
+    return checked
+
+
+def joined(first: Message, second: Message, number: int) -> Message:
+    """Two turns by one role as one. Raises InvalidRow if only one of them carries loss, or has reasoning."""
+    if first | {"content": ""} != second | {"content": ""}:
+        raise InvalidRow(f"turns {number - 1} and {number} cannot be joined: they differ in weight or reasoning")
+    return first | {"content": f"{first['content']}\n\n{second['content']}"}

@@ -6,11 +6,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from manners.data.types import Message
-
 
 class InvalidRow(Exception):
     """A row that cannot be used; the message has the field and what is wrong with it."""
+
+
+class Row(dict):
+    """A row that remembers which of its fields were read, so that the others can be named."""
+
+    def __init__(self, fields: dict[str, Any]):
+        super().__init__(fields)
+        self.read: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.read.add(name)
+        return super().get(name, default)
 
 
 def text_field(row: dict, name: str, allow_empty: bool = False) -> str:
@@ -61,6 +71,11 @@ def number_if_numeric(value: Any) -> Any:
         return value
 
 
+def is_empty(value: Any) -> bool:
+    """Whether a field holds nothing: null, or a blank text, an empty list or an empty object."""
+    return value is None or value in ([], {}) or (isinstance(value, str) and not value.strip())
+
+
 @contextmanager
 def nested_field(path: str) -> Iterator[None]:
     """Raises the body's InvalidRow with the full path of its field: 'role' becomes 'messages[2].role'."""
@@ -68,33 +83,3 @@ def nested_field(path: str) -> Iterator[None]:
         yield
     except InvalidRow as error:
         raise InvalidRow(str(error).replace("field '", f"field '{path}.", 1)) from None
-
-
-def parse_turn(entry: Any, path: str, role_field: str = "role", content_field: str = "content") -> Message:
-    """The message in an object with a role and a content; raises InvalidRow for anything else. Raises InvalidRow."""
-    if not isinstance(entry, dict):
-        raise InvalidRow(f"field '{path}' must be an object with '{role_field}' and '{content_field}'")
-    with nested_field(path):
-        return {"role": text_field(entry, role_field), "content": text_field(entry, content_field)}
-
-
-def parse_turns(row: dict, name: str, role: str) -> list[Message]:
-    """The messages in a field that holds a list of them, or the text of one turn by ``role``."""
-    if isinstance(row.get(name), list):
-        return [parse_turn(entry, f"{name}[{i}]") for i, entry in enumerate(list_field(row, name))]
-    return [{"role": role, "content": text_field(row, name)}]
-
-
-def parse_marked_turns(row: dict, name: str) -> list[Message]:
-    """The messages in a text with <|user|>, <|assistant|> or <|system|> before each turn.
-
-    Raises InvalidRow for a text without markers and for an empty turn.
-    """
-    parts = re.split(r"<\|(system|user|assistant)\|>", text_field(row, name))
-    if parts[0].strip() or len(parts) < 3:
-        raise InvalidRow(f"field '{name}' must begin with <|user|> or <|system|>")
-    messages = [{"role": r, "content": c.strip()} for r, c in zip(parts[1::2], parts[2::2], strict=True)]
-    for message in messages:
-        if not message["content"]:
-            raise InvalidRow(f"field '{name}' has an empty <|{message['role']}|> turn")
-    return messages

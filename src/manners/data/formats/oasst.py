@@ -11,10 +11,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from manners.data.formats.fields import InvalidRow, nested_field, number_field, text_field
+from manners.data.formats.fields import InvalidRow, is_empty, nested_field, number_field, text_field
 from manners.data.types import Conversation
 
 ROLE_NAMES = {"prompter": "user", "assistant": "assistant"}
+USED_FIELDS = {
+    *("message_id", "parent_id", "message_tree_id", "prompt", "replies", "role", "text", "lang", "split"),
+    *("rank", "deleted", "synthetic", "review_result"),
+}
 PARENT_EXCLUDED = "below an excluded message"
 
 
@@ -23,6 +27,7 @@ class TreeConversations:
     conversations: list[Conversation]
     excluded: Counter[str]  # reason → number of messages
     invalid: list[tuple[str, InvalidRow]]  # (source, error), in the order of the file
+    unused: list[str]  # the names of fields that nothing reads
 
 
 @dataclass(eq=False)
@@ -74,7 +79,8 @@ def read_trees(
                 conversations.append(path_conversation(path, masked))
     excluded = Counter(node.exclusion for node in nodes if isinstance(node.exclusion, str))
     invalid = [(node.source, node.exclusion) for node in nodes if isinstance(node.exclusion, InvalidRow)]
-    return TreeConversations(conversations, excluded, invalid)
+    fields = dict.fromkeys(name for node in nodes for name, value in node.row.items() if not is_empty(value))
+    return TreeConversations(conversations, excluded, invalid, [name for name in fields if name not in USED_FIELDS])
 
 
 def flatten(source: str, row: Any) -> list[Node]:

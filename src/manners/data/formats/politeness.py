@@ -11,10 +11,9 @@ import re
 from statistics import fmean
 from typing import Any
 
-from manners.data.formats.fields import InvalidRow, number_field, number_if_numeric, text_field
+from manners.data.formats.fields import InvalidRow, is_empty, number_field, number_if_numeric, text_field
 from manners.data.types import Message
 
-MIN_ANNOTATORS = 5
 MIN_SCORE, MAX_SCORE = 1, 25  # the annotators' scale
 ENTITIES = {"44": ",", "34": '"', "58": ";"}  # the corpus's own numbers for punctuation, whatever digits follow
 
@@ -26,16 +25,22 @@ def column_names(annotators: int) -> list[str]:
     return ["Community", "Id", "Request", *annotations, "Normalized Score"]
 
 
-HEADER = column_names(MIN_ANNOTATORS)
+HEADER = column_names(5)  # that of the published files, whatever the number of annotators in a row
+
+
+def is_header(header: list[str]) -> bool:
+    """Whether these are the corpus's columns, for any number of annotators, perhaps padded by a spreadsheet."""
+    named = [name for name in header if name]
+    return len(named) >= 6 and named == column_names((len(named) - 4) // 2)
 
 
 def row_by_column(cells: list[str]) -> dict[str, str]:
     """A row by column names; its width gives the number of annotators. Raises InvalidRow for an impossible width."""
     cells = [decode_bytes(cell) for cell in cells]
-    while len(cells) > len(HEADER) and not cells[-1].strip():
+    while cells and not cells[-1].strip():
         cells.pop()  # a spreadsheet pads all rows to the width of the widest
     annotators, remainder = divmod(len(cells) - 4, 2)
-    if remainder or annotators < MIN_ANNOTATORS:
+    if remainder or annotators < 1:
         raise InvalidRow(
             f"{len(cells)} cells: expected Community, Id, Request, a Score and a TurkId of each annotator, and "
             "Normalized Score"
@@ -54,13 +59,13 @@ def politeness_metadata(row: dict) -> dict[str, Any]:
 
     Raises InvalidRow for a score that is missing, not a number or out of range.
     """
-    values = {name: number_if_numeric(value) for name, value in row.items()}
-    matches = [re.fullmatch(r"(?:Score|TurkId)(\d{1,3})", name) for name in row]
-    annotators = max([MIN_ANNOTATORS, *(int(match[1]) for match in matches if match)])
-    scores = [number_field(values, f"Score{n}") for n in range(1, annotators + 1)]
-    for n, score in enumerate(scores, 1):
+    annotated = (re.fullmatch(r"(?:Score|TurkId)(\d{1,3})", name) for name, value in row.items() if not is_empty(value))
+    names = list(dict.fromkeys(f"Score{match[1]}" for match in annotated if match)) or ["Score1"]
+    values = {name: number_if_numeric(row.get(name)) for name in (*names, "Normalized Score") if name in row}
+    scores = [number_field(values, name) for name in names]
+    for name, score in zip(names, scores, strict=True):
         if not MIN_SCORE <= score <= MAX_SCORE:
-            raise InvalidRow(f"field 'Score{n}' must be from {MIN_SCORE} to {MAX_SCORE}, not {score:g}")
+            raise InvalidRow(f"field '{name}' must be from {MIN_SCORE} to {MAX_SCORE}, not {score:g}")
     return {"score": fmean(scores), "normalized_score": number_field(values, "Normalized Score")}
 
 

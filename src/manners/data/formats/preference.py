@@ -8,7 +8,8 @@ rejected are whole conversations that differ in their last reply: as messages, a
 import re
 from typing import Any
 
-from manners.data.formats.fields import InvalidRow, number_field, parse_marked_turns, parse_turns, text_field
+from manners.data.formats.fields import InvalidRow, number_field, text_field
+from manners.data.formats.turns import parse_marked_turns, parse_turns
 from manners.data.types import Message
 
 SIDES = ("chosen", "rejected")

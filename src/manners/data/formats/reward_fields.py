@@ -1,24 +1,9 @@
-"""The fields of a row beside its conversation: metadata, and the checked fields that reward models train on."""
+"""The checked fields of a row that reward models and DPO train on, beside its conversation."""
 
 from typing import Any
 
-from manners.data.formats import Format
 from manners.data.formats.fields import InvalidRow, nested_field, number_field, text_field
-from manners.data.types import REWARD_FIELDS, Message
-
-CONVERSATION_FIELDS = {  # these hold the conversation; all other fields of a row are its metadata
-    *("messages", "conversations", "prompt", "completion", "reply", "response", "instruction", "input", "output"),
-    *("context", "text", "chosen", "Request"),
-}
-
-
-def row_metadata(row: dict, format: Format, messages: list[Message], score_field: str, paired: bool) -> dict[str, Any]:
-    """The fields of a row beside its conversation; ``REWARD_FIELDS`` only as ``reward_fields`` checked them."""
-    metadata = {name: value for name, value in row.items() if name not in CONVERSATION_FIELDS}
-    of_format = format.metadata(row) if format.metadata else {}
-    metadata |= of_format
-    rest = {name: value for name, value in metadata.items() if name not in REWARD_FIELDS}
-    return rest | reward_fields(metadata, messages, score_field, paired or "rejected" in of_format)
+from manners.data.types import Message
 
 
 def reward_fields(metadata: dict, messages: list[Message], score_field: str, paired: bool) -> dict[str, Any]:

@@ -1,0 +1,121 @@
+"""The rows of one file: JSON Lines, JSON, plain text, tables and Arrow's formats, compressed or not."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from manners.data import csv_files
+from manners.data.formats.fields import InvalidRow
+from manners.errors import MannersError
+
+JSON_LINES, TABLES, ARROW = (".jsonl", ".ndjson"), {".csv": ",", ".tsv": "\t"}, (".parquet", ".arrow", ".feather")
+FILE_SUFFIXES = (*JSON_LINES, ".json", ".txt", *TABLES, *ARROW)
+OPEN: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.GzipFile,
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": lambda path: open_zstandard(path),
+}
+UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what a damaged compressed file raises
+
+
+def file_kind(path: Path) -> str:
+    """The suffix that says what a file holds, without that of its compression: ".jsonl" for data.JSONL.gz."""
+    name = Path(path.name.lower())
+    return (Path(name.stem) if name.suffix in OPEN else name).suffix
+
+
+def file_rows(path: Path, name: str, format: str, score_field: str) -> Iterator[tuple[str, Any]]:
+    """Yield (source, row) for each row of a file; a row that cannot be parsed comes as the InvalidRow with the reason.
+
+    ``source`` is ``name`` with the line or row. Raises MannersError for an empty or unreadable file.
+    """
+    if path.stat().st_size == 0:
+        raise MannersError(f"{path}: the file is empty.")
+    kind = file_kind(path)
+    if kind in ARROW:
+        yield from arrow_rows(path, name)
+        return
+    try:
+        with io.BufferedReader(OPEN.get(path.suffix.lower(), io.FileIO)(path)) as file:
+            if kind == ".json":
+                yield from json_rows(file, path, name)
+            elif kind in TABLES:
+                with io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
+                    yield from csv_files.csv_rows(text, name, TABLES[kind], format, score_field)
+            else:
+                yield from line_rows(file, name, plain_text=kind == ".txt")
+    except UNREADABLE as error:
+        raise MannersError(f"{path}: the file cannot be read ({error}).") from None
+
+
+def line_rows(file: IO[bytes], name: str, plain_text: bool) -> Iterator[tuple[str, Any]]:
+    """Yield (source, row) for each line that is not blank."""
+    for number, line in enumerate(file, 1):
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line  # a byte order mark is not text
+        if line.strip():
+            yield f"{name}:{number}", parse_line(line, plain_text)
+
+
+def parse_line(line: bytes, plain_text: bool) -> Any:
+    """The row in a line of a .jsonl or .txt file, or the InvalidRow with the reason that it has none."""
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return InvalidRow(f"byte {error.start + 1} is not UTF-8 (convert the file: iconv -f latin1 -t utf-8)")
+    if plain_text:
+        return {"text": text.rstrip("\r\n")}
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a bare ValueError
+        return InvalidRow(f"not a JSON object on one line ({error})")
+
+
+def json_rows(file: IO[bytes], path: Path, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield (source, row) for each entry of a .json list. Raises MannersError if the file holds no list."""
+    try:
+        rows = json.loads(file.read().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise MannersError(f"{path}: not valid JSON ({error}). For one object a line, name the file .jsonl.") from None
+    if not isinstance(rows, list):
+        raise MannersError(f"{path}: a .json file must hold a list of rows. For one object a line, name it .jsonl.")
+    for number, row in enumerate(rows, 1):
+        yield f"{name}, row {number}", row
+
+
+def arrow_rows(path: Path, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield (source, row) for each row of a Parquet or Arrow file, without its nulls. Raises MannersError."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches() if file_kind(path) == ".parquet" else ipc(path)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
+            yield f"{name}, row {number}", {field: value for field, value in row.items() if value is not None}
+    except (pa.ArrowException, OSError) as error:
+        raise MannersError(f"{path}: the file cannot be read ({error}).") from None
+
+
+def ipc(path: Path) -> Iterator[Any]:
+    """Yield the record batches of an Arrow file (Feather) or stream (datasets' own)."""
+    import pyarrow as pa
+
+    try:
+        reader = pa.ipc.open_file(path)
+        yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
+    except pa.ArrowInvalid:
+        yield from pa.ipc.open_stream(path)
+
+
+def open_zstandard(path: Path) -> Any:
+    """A .zst file, decompressed by pyarrow: Python has no module for it before 3.14."""
+    import pyarrow as pa
+
+    return pa.input_stream(path, compression="zstd")

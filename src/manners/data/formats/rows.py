@@ -1,0 +1,96 @@
+"""A raw row in any format → a Conversation, with the names of the fields that nothing reads."""
+
+from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from manners.data.formats import FORMATS, is_turn
+from manners.data.formats.conversations import COMPLETION_FIELDS, CONTEXT_FIELDS, check_messages
+from manners.data.formats.fields import InvalidRow, Row, is_empty, text_field
+from manners.data.formats.reward_fields import reward_fields
+from manners.data.formats.turns import MASKED, TURN_FIELDS
+from manners.data.types import REWARD_FIELDS, Conversation, Message
+from manners.errors import did_you_mean
+
+LABEL_FIELDS = ("label", "kto_tag")  # TRL's and LLaMA-Factory's
+SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
+CONVERSATION_FIELDS = {  # these hold the conversation; all other fields of a row are its metadata
+    *("messages", "conversations", "prompt", "instruction", "output", "text", "chosen", "Request"),
+    *(*COMPLETION_FIELDS, *CONTEXT_FIELDS),
+}
+OPTIONAL = {"split", "score", "margin", "label", "mismatched", "history", *SYSTEM_FIELDS, *CONTEXT_FIELDS}
+COLUMNS = CONVERSATION_FIELDS | OPTIONAL | {"rejected"}  # what dataset.columns may name
+READ_BY_STYLE_JUDGE = {"category", "categories", "origin", "value"}
+
+
+def parse_row(row: Any, source: str, format: str, cfg: SimpleNamespace) -> tuple[Conversation, list[str]]:
+    """The conversation of a row, and the names of its fields that are not used. Raises InvalidRow."""
+    row_format, row = FORMATS[format], Row(rename_columns(row, cfg.columns))
+    messages = row_format.parse(row)
+    if not row_format.plain_text:
+        messages = with_system_message(row, check_messages(messages, cfg.loss_roles, cfg.merge_turns))
+    masked = tuple(i for i, message in enumerate(messages) if message.pop(MASKED, None))
+    others = {name: value for name, value in row.items() if name not in row.read | CONVERSATION_FIELDS}
+    of_format = row_format.metadata(row) if row_format.metadata else {}
+    others |= of_format
+    paired = "rejected" in of_format or "preference" in cfg.sample_types
+    rewards = reward_fields(others, messages, cfg.score_field, paired)
+    metadata = {name: value for name, value in others.items() if name not in REWARD_FIELDS} | rewards
+    if (label := desirable(row, messages)) is not None:
+        metadata["label"] = label
+        masked = masked if label else tuple(range(len(messages)))
+    used = row.read | rewards.keys() | of_format.keys() | {cfg.score_field}
+    used |= READ_BY_STYLE_JUDGE if cfg.style_judge != "none" else set()
+    return Conversation(messages, source, metadata, masked), unused_fields(row, used)
+
+
+def rename_columns(row: Any, columns: Mapping[str, str | None] | None) -> dict[str, Any]:
+    """The row with the names of ``dataset.columns``, our name: the file's, or null for a field to leave out.
+
+    Raises InvalidRow for a row that is no object, or lacks a field that the names make part of the conversation.
+    """
+    if not isinstance(row, dict):
+        raise InvalidRow(f"a row must be a JSON object, not {type(row).__name__}")
+    if not columns:
+        return row
+    moved = {ours: theirs for ours, theirs in columns.items() if theirs in row}
+    for ours, theirs in columns.items():
+        if theirs is not None and ours not in moved and ours not in OPTIONAL:
+            nearest = did_you_mean(theirs, map(str, row)).rstrip(".")
+            raise InvalidRow(f"there is no field '{theirs}', which dataset.columns names ({nearest})")
+    rest = {name: value for name, value in row.items() if name not in {*moved.values(), *columns}}
+    return rest | {ours: row[theirs] for ours, theirs in moved.items()}
+
+
+def with_system_message(row: Row, messages: list[Message]) -> list[Message]:
+    """The messages after the row's own system message, if it has one in a field. Raises InvalidRow for two."""
+    name = next((name for name in SYSTEM_FIELDS if not is_empty(dict.get(row, name))), None)
+    if name is None:
+        return messages
+    system = {"role": "system", "content": text_field(row, name)}
+    if messages[0]["role"] != "system":
+        return [system, *messages]
+    if messages[0]["content"].strip() != system["content"].strip():
+        raise InvalidRow(f"field '{name}' and turn 1 are two different system messages")
+    return messages
+
+
+def desirable(row: Row, messages: list[Message]) -> bool | None:
+    """The label of a reply in unpaired preference data (KTO); None where the field is missing or something else."""
+    name = next((name for name in LABEL_FIELDS if name in row), "label")
+    label = {"true": True, "false": False}.get(str(dict.get(row, name)).strip().lower())
+    if label is None or messages[-1]["role"] != "assistant":
+        return None
+    row.get(name)
+    return label
+
+
+def unused_fields(row: dict[str, Any], used: Iterable[str]) -> list[str]:
+    """The names of the fields with a value that nothing reads, those of messages too ("messages[].tool_calls")."""
+    names = [name for name, value in row.items() if name not in {*used, "split"} and not is_empty(value)]
+    for name, value in row.items():
+        for entry in value if isinstance(value, list) else [value]:
+            if name in used and is_turn(entry):
+                path = f"{name}[]" if isinstance(value, list) else name
+                names += [f"{path}.{k}" for k, v in entry.items() if k not in TURN_FIELDS and not is_empty(v)]
+    return list(dict.fromkeys(map(str, names)))

@@ -1,0 +1,81 @@
+"""Which split a row goes to: the one that it or its file names, else one by a hash of its first turn."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from manners.data.formats.fields import InvalidRow, is_empty
+from manners.data.types import Conversation
+
+SPLITS = ("train", "validation", "test")
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(
+        ("validation", "validate", "val", "valid", "dev", "development", "eval", "evaluation"), "validation"
+    ),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+def split_named(name: str) -> str | None:
+    """The split that a name such as "TEST", "train_sft" or "Validation" means: its first word decides."""
+    word = re.match(r"[^\W\d_]+", name.strip().lower())
+    return SPLIT_NAMES.get(word[0]) if word else None
+
+
+def split_of_row(value: Any) -> str | None:
+    """The split in a row's field ``split``; None if it holds nothing. Raises InvalidRow for any other value."""
+    if is_empty(value):
+        return None
+    split = split_named(value) if isinstance(value, str) else None
+    if split is None:
+        hint = "if it is no split: 'dataset.columns={split: null}'"
+        raise InvalidRow(f"field 'split' is {repr(value)[:40]}: expected {', '.join(SPLITS)} ({hint})")
+    return split
+
+
+def splits_of_files(files: list[Path], folder: Path) -> dict[Path, str]:
+    """The splits that the names of files, or of their folders, say; none if they only ever say "train"."""
+    named = {}
+    for file in files:
+        if split := next(filter(None, map(split_named, reversed(file.relative_to(folder).parts))), None):
+            named[file] = split
+    return named if set(named.values()) - {"train"} else {}
+
+
+def hash_fraction(conversation: Conversation) -> float:
+    """A number in [0, 1) that depends on the tree id or the first turn alone.
+
+    It keeps rows with the same prompt in one split, and a row in its split when others are added or removed.
+    """
+    messages = conversation.messages
+    first = next((m for m in messages if m["role"] != "system"), messages[0])  # all rows may share a system message
+    text = str(conversation.metadata.get("message_tree_id", first["content"]))
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 2**32
+
+
+def assign_splits(rows: list[tuple[str | None, Conversation]], cfg: DictConfig) -> dict[str, list[Conversation]]:
+    """The conversations by split. A held-out split that no row names is carved out of training, by its share."""
+    by_split: dict[str, list[Conversation]] = {name: [] for name in SPLITS}
+    for split, conversation in rows:
+        fraction = hash_fraction(conversation)
+        by_hash = "validation" if fraction < cfg.test_share + cfg.validation_share else "train"
+        by_split[split or ("test" if fraction < cfg.test_share else by_hash)].append(conversation)
+    limit = 0.0
+    for name, share in (("test", cfg.test_share), ("validation", cfg.validation_share)):
+        if share and not by_split[name]:
+            limit += share
+            by_split["train"], by_split[name] = carve(by_split["train"], limit)
+    return by_split
+
+
+def carve(rows: list[Conversation], limit: float) -> tuple[list[Conversation], list[Conversation]]:
+    """The rows to keep, and those to hold out: all below ``limit`` by their hash, at least one prompt of several."""
+    fractions = sorted({hash_fraction(row) for row in rows})
+    if len(fractions) < 2:
+        return rows, []
+    limit = max(limit, fractions[1])
+    return [r for r in rows if hash_fraction(r) >= limit], [r for r in rows if hash_fraction(r) < limit]

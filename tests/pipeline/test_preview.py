@@ -1,0 +1,35 @@
+"""``preview=true``: whole characters, and both replies of a pair."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from manners.data.tokenize import tokenize
+from manners.data.types import Conversation
+from manners.pipeline.preview import highlight_loss, show_replies
+from tests.data.files import assistant, read, user, write
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(st.characters(categories=("L", "N", "P", "S")), min_size=1, max_size=20))
+def test_preview_shows_every_character(tokenizer, text):
+    (example,) = tokenize([Conversation([user("Hi"), assistant(f"{text} Grüße, Привет")])], tokenizer, "assistant", 999)
+    shown = highlight_loss(example, tokenizer).plain
+    assert shown.endswith(f"⟦{text} Grüße, Привет<|im_end|>⟧\n") or shown.endswith(f"⟦{text} Grüße, Привет<|im_end|>⟧")
+
+
+@pytest.mark.parametrize("kind", ["preference", "scored"])
+def test_preview_of_a_reward_run_shows_what_it_learns_from(tmp_path, tokenizer, kind):
+    row = {"preference": {"chosen": "Grüße.", "rejected": "Nein.", "margin": 2}, "scored": {"reply": "Ja.", "score": 3}}
+    splits = read(write(tmp_path, *[{"prompt": "Wie?", "tools": [1]} | row[kind]] * 6))
+    console = Console(width=200)
+    with console.capture() as captured:
+        show_replies(console, splits, kind, tokenizer, 64, decoder=True)
+    lines = captured.get().splitlines()
+    assert lines.count("user: Wie?") == 4
+    replies = ["chosen, better by 2: Grüße.<|im_end|>", "rejected: Nein.<|im_end|>"]
+    for reply in replies if kind == "preference" else ["score 3: Ja.<|im_end|>"]:
+        assert lines.count(reply) == 4
+    total = "training pairs: 6" if kind == "preference" else "training replies with a score: 6"
+    assert lines[-3:] == ["rows: 6 train, 0 validation, 0 test", total, "fields not used: tools"]
