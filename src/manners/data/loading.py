@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from manners.data import sources
 from manners.data.files import file_rows
 from manners.data.formats import detect_row_format, oasst
-from manners.data.formats.fields import InvalidRow
-from manners.data.formats.rows import parse_row, rename_columns
+from manners.data.formats.fields import InvalidRow, Row
+from manners.data.formats.rows import parse_row, rename_columns, with_system_message
+from manners.data.formats.turns import parse_turns
 from manners.data.splits import SPLITS, assign_splits, split_named, split_of_row, splits_of_files
 from manners.data.types import Conversation, Prompt, has_loss, preference_pairs
 from manners.errors import MannersError, did_you_mean, printable
@@ -208,7 +209,7 @@ def check_sample_types(splits: Splits, sample_types: Collection[str], cfg: DictC
 
 
 def eval_prompts(cfg: DictConfig) -> list[Prompt]:
-    """The dataset's fixed evaluation prompts, one {"prompt": "..."} a row; [] without ``cfg.eval_prompts_file``.
+    """The dataset's fixed evaluation prompts, {"prompt": "..."} in a row, perhaps with ``system``; [] without a file.
 
     Raises MannersError for a missing file and for a row of another form.
     """
@@ -219,9 +220,12 @@ def eval_prompts(cfg: DictConfig) -> list[Prompt]:
         raise MannersError(f"dataset.eval_prompts_file={cfg.eval_prompts_file}: there is no such file.")
     prompts = []
     for source, row in file_rows(path, path.name, cfg.format, cfg.score_field):
-        if isinstance(row, InvalidRow) or not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        if isinstance(row, InvalidRow) or not isinstance(row, dict) or "prompt" not in row:
             raise MannersError(f'{source}: an evaluation prompt is a line {{"prompt": "..."}}.')
-        prompts.append(Prompt([{"role": "user", "content": row["prompt"]}]))
+        try:
+            prompts.append(Prompt(with_system_message(Row(row), parse_turns(row, "prompt", "user"))))
+        except InvalidRow as error:
+            raise MannersError(f'{source}: {error}. An evaluation prompt is a line {{"prompt": "..."}}.') from None
     return prompts
 
 
