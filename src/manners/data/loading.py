@@ -134,9 +134,11 @@ def leave_out_without_loss(
     rows: list[tuple[str | None, Conversation]], splits: Splits, cfg: DictConfig
 ) -> list[tuple[str | None, Conversation]]:
     """The rows with a turn that carries loss; the others are counted in ``splits``. Raises MannersError for none."""
-    kept = [row for row in rows if has_loss(row[1], cfg.loss_roles)]
-    unwanted = sum(row[1].metadata.get("label") is False for row in rows)
-    for count, why in ((unwanted, "label is false"), (len(rows) - len(kept) - unwanted, "no turn carries loss")):
+    kept, dropped = [], []
+    for row in rows:
+        (kept if has_loss(row[1], cfg.loss_roles) else dropped).append(row)
+    unwanted = sum(row[1].metadata.get("label") is False for row in dropped)
+    for count, why in ((unwanted, "label is false"), (len(dropped) - unwanted, "no turn carries loss")):
         splits.notes += [f"{count} rows: {why}"] if count else []
     if not kept:
         raise MannersError(f"dataset.path={cfg.path}: no row has a turn that carries loss ({'; '.join(splits.notes)}).")
@@ -194,10 +196,10 @@ def check_sample_types(splits: Splits, sample_types: Collection[str], cfg: DictC
     conversations = [*splits.train, *splits.validation, *splits.test]
     known = f"The rows have the fields {', '.join(sorted(map(str, splits.fields)))}"
     if "scored" in sample_types and not any("score" in c.metadata for c in conversations):
-        pairs = " The rows are pairs: method.loss=pairwise." if {"chosen", "rejected"} <= splits.fields else ""
+        hint = f"{known}: name the one that holds the score, dataset.score_field=FIELD."
+        hint = "The rows are pairs: method.loss=pairwise." if {"chosen", "rejected"} <= splits.fields else hint
         raise MannersError(
-            f"dataset.score_field={cfg.score_field}: no row of {cfg.path} has a score there.{pairs} "
-            f"{known}: name the one that holds the score, dataset.score_field=FIELD.",
+            f"dataset.score_field={cfg.score_field}: no row of {cfg.path} has a score there. {hint}",
             "dataset.score_field",
         )
     if "preference" in sample_types and not any(preference_pairs([c]) for c in conversations):
