@@ -134,9 +134,8 @@ def leave_out_without_loss(
     rows: list[tuple[str | None, Conversation]], splits: Splits, cfg: DictConfig
 ) -> list[tuple[str | None, Conversation]]:
     """The rows with a turn that carries loss; the others are counted in ``splits``. Raises MannersError for none."""
-    kept, dropped = [], []
-    for row in rows:
-        (kept if has_loss(row[1], cfg.loss_roles) else dropped).append(row)
+    kept = [row for row in rows if has_loss(row[1], cfg.loss_roles)]
+    dropped = [row for row in rows if not has_loss(row[1], cfg.loss_roles)]
     unwanted = sum(row[1].metadata.get("label") is False for row in dropped)
     for count, why in ((unwanted, "label is false"), (len(dropped) - unwanted, "no turn carries loss")):
         splits.notes += [f"{count} rows: {why}"] if count else []
