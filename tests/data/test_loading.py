@@ -185,16 +185,22 @@ def test_include_alternatives_adds_rows_except_in_the_test_split(tmp_path):
 
 
 def test_eval_prompts_are_read(tmp_path):
-    path = write(tmp_path, {"prompt": "One?"}, {"prompt": "Two?"}, name="eval.jsonl")
+    path = write(
+        tmp_path,
+        {"prompt": "One?"},
+        {"prompt": "Two?", "system": "Be brief."},
+        {"prompt": [SYSTEM, user("Three?")]},
+        name="eval.jsonl",
+    )
     prompts = loading.eval_prompts(config("package:strictbot", eval_prompts_file=str(path)))
-    assert [p.messages for p in prompts] == [[user("One?")], [user("Two?")]]
+    assert [p.messages for p in prompts] == [[user("One?")], [SYSTEM, user("Two?")], [SYSTEM, user("Three?")]]
     assert loading.eval_prompts(config("package:strictbot")) == []
 
 
 @pytest.mark.parametrize("row", ["nonsense", {"text": "a"}, {"prompt": 3}, ["a"]])
 def test_invalid_eval_prompt_is_refused_with_its_line(tmp_path, row):
     path = write(tmp_path, {"prompt": "One?"}, row, name="eval.jsonl")
-    with pytest.raises(MannersError, match=r"eval\.jsonl:2: an evaluation prompt is a line"):
+    with pytest.raises(MannersError, match=r"eval\.jsonl:2: .*[aA]n evaluation prompt is a line"):
         loading.eval_prompts(config("package:strictbot", eval_prompts_file=str(path)))
 
 

@@ -332,3 +332,22 @@ def test_lineage_text_lists_dependencies_above_the_run(out):
         "  policy  first  (style accuracy 9 % → 80 %)\n  reward  judge\n       └→ last  (style accuracy 80 % → 90 %)\n"
     )
     assert dependencies.lineage_text(RunDir(Path("runs/alone"), RunState()), "", {}) == "alone\n"
+
+
+def test_rows_that_the_method_cannot_use_are_refused_by_role(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    pairs = [{"prompt": f"{i}?", "chosen": "Yes.", "rejected": "No."} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    overrides = ["dataset=jsonl", f"dataset.path={path}", "method=reward"]
+    with pytest.raises(MannersError) as error:
+        dependencies.check_rows(RunSpec(compose(*overrides), overrides, "reward"))
+    message = str(error.value)
+    assert message.startswith(
+        f"the reward run ({' '.join(overrides)}): dataset.score_field=score: no row of {path} has a"
+    )
+    assert "The rows are pairs: method.loss=pairwise." in message
+    assert message.endswith("Its options are set by reward_run_overrides=[KEY=VALUE].")
+    for options in (["method=reward", "method.loss=pairwise"], ["method=dpo"], ["method=sft"]):
+        dependencies.check_rows(RunSpec(compose(*overrides[:2], *options), overrides))
+    with pytest.raises(MannersError, match="no row has a 'chosen' and a 'rejected' reply"):
+        dependencies.check_rows(RunSpec(compose("dataset=polite_helper", "method=dpo"), []))

@@ -1,5 +1,7 @@
 """``preview=true``: whole characters, and both replies of a pair."""
 
+from copy import deepcopy
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,7 +9,10 @@ from rich.console import Console
 
 from manners.data.tokenize import tokenize
 from manners.data.types import Conversation
+from manners.pipeline import run
 from manners.pipeline.preview import highlight_loss, show_replies
+from manners.pipeline.run import unrendered_fields
+from tests.configs import compose
 from tests.data.files import assistant, read, user, write
 
 
@@ -33,3 +38,16 @@ def test_preview_of_a_reward_run_shows_what_it_learns_from(tmp_path, tokenizer, 
         assert lines.count(reply) == 4
     total = "training pairs: 6" if kind == "preference" else "training replies with a score: 6"
     assert lines[-3:] == ["rows: 6 train, 0 validation, 0 test", total, "fields not used: tools"]
+
+
+def test_reasoning_that_the_template_does_not_render_is_named(tmp_path, monkeypatch, tokenizer):
+    reply = assistant("4.") | {"reasoning_content": "2 and 2"}
+    splits = read(write(tmp_path, {"messages": [user("2 + 2?"), reply]}))
+    line = "fields not used: reasoning_content of messages, which is not rendered"
+    assert unrendered_fields(compose(), splits) == [line]
+    own = deepcopy(tokenizer)
+    own.chat_template = "{% for m in messages %}{{ m.reasoning_content }}{{ m.content }}{% endfor %}"
+    monkeypatch.setattr(run, "configured_tokenizer", lambda cfg: own)
+    assert unrendered_fields(compose(), splits) == []
+    assert unrendered_fields(compose("method=reward"), splits) == [line]  # which reads the reply alone
+    assert unrendered_fields(compose(), read(write(tmp_path, {"messages": [user("a"), assistant("b")]}))) == []

@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from manners.data import sources
 from manners.data.files import file_rows
 from manners.data.formats import detect_row_format, oasst
-from manners.data.formats.fields import InvalidRow
-from manners.data.formats.rows import parse_row, rename_columns
+from manners.data.formats.fields import InvalidRow, Row
+from manners.data.formats.rows import parse_row, rename_columns, with_system_message
+from manners.data.formats.turns import parse_turns
 from manners.data.splits import SPLITS, assign_splits, split_named, split_of_row, splits_of_files
 from manners.data.types import Conversation, Prompt, has_loss, preference_pairs
 from manners.errors import MannersError, did_you_mean, printable
@@ -135,8 +136,9 @@ def leave_out_without_loss(
 ) -> list[tuple[str | None, Conversation]]:
     """The rows with a turn that carries loss; the others are counted in ``splits``. Raises MannersError for none."""
     kept = [row for row in rows if has_loss(row[1], cfg.loss_roles)]
-    unwanted = sum(row[1].metadata.get("label") is False for row in rows)
-    for count, why in ((unwanted, "label is false"), (len(rows) - len(kept) - unwanted, "no turn carries loss")):
+    dropped = [row for row in rows if not has_loss(row[1], cfg.loss_roles)]
+    unwanted = sum(row[1].metadata.get("label") is False for row in dropped)
+    for count, why in ((unwanted, "label is false"), (len(dropped) - unwanted, "no turn carries loss")):
         splits.notes += [f"{count} rows: {why}"] if count else []
     if not kept:
         raise MannersError(f"dataset.path={cfg.path}: no row has a turn that carries loss ({'; '.join(splits.notes)}).")
@@ -194,10 +196,10 @@ def check_sample_types(splits: Splits, sample_types: Collection[str], cfg: DictC
     conversations = [*splits.train, *splits.validation, *splits.test]
     known = f"The rows have the fields {', '.join(sorted(map(str, splits.fields)))}"
     if "scored" in sample_types and not any("score" in c.metadata for c in conversations):
-        pairs = " The rows are pairs: method.loss=pairwise." if {"chosen", "rejected"} <= splits.fields else ""
+        hint = f"{known}: name the one that holds the score, dataset.score_field=FIELD."
+        hint = "The rows are pairs: method.loss=pairwise." if {"chosen", "rejected"} <= splits.fields else hint
         raise MannersError(
-            f"dataset.score_field={cfg.score_field}: no row of {cfg.path} has a score there.{pairs} "
-            f"{known}: name the one that holds the score, dataset.score_field=FIELD.",
+            f"dataset.score_field={cfg.score_field}: no row of {cfg.path} has a score there. {hint}",
             "dataset.score_field",
         )
     if "preference" in sample_types and not any(preference_pairs([c]) for c in conversations):
@@ -209,7 +211,7 @@ def check_sample_types(splits: Splits, sample_types: Collection[str], cfg: DictC
 
 
 def eval_prompts(cfg: DictConfig) -> list[Prompt]:
-    """The dataset's fixed evaluation prompts, one {"prompt": "..."} a row; [] without ``cfg.eval_prompts_file``.
+    """The dataset's fixed evaluation prompts, {"prompt": "..."} in a row, perhaps with ``system``; [] without a file.
 
     Raises MannersError for a missing file and for a row of another form.
     """
@@ -220,9 +222,12 @@ def eval_prompts(cfg: DictConfig) -> list[Prompt]:
         raise MannersError(f"dataset.eval_prompts_file={cfg.eval_prompts_file}: there is no such file.")
     prompts = []
     for source, row in file_rows(path, path.name, cfg.format, cfg.score_field):
-        if isinstance(row, InvalidRow) or not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        if isinstance(row, InvalidRow) or not isinstance(row, dict) or "prompt" not in row:
             raise MannersError(f'{source}: an evaluation prompt is a line {{"prompt": "..."}}.')
-        prompts.append(Prompt([{"role": "user", "content": row["prompt"]}]))
+        try:
+            prompts.append(Prompt(with_system_message(Row(row), parse_turns(row, "prompt", "user"))))
+        except InvalidRow as error:
+            raise MannersError(f'{source}: {error}. An evaluation prompt is a line {{"prompt": "..."}}.') from None
     return prompts
 
 

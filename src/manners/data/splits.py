@@ -60,12 +60,13 @@ def hash_fraction(conversation: Conversation) -> float:
 def assign_splits(rows: list[tuple[str | None, Conversation]], cfg: DictConfig) -> dict[str, list[Conversation]]:
     """The conversations by split. A held-out split that no row names is carved out of training, by its share."""
     by_split: dict[str, list[Conversation]] = {name: [] for name in SPLITS}
+    test, validation = cfg.test_share, cfg.validation_share
     for split, conversation in rows:
         fraction = hash_fraction(conversation)
-        by_hash = "validation" if fraction < cfg.test_share + cfg.validation_share else "train"
-        by_split[split or ("test" if fraction < cfg.test_share else by_hash)].append(conversation)
+        by_hash = "test" if fraction < test else "validation" if fraction < test + validation else "train"
+        by_split[split or by_hash].append(conversation)
     limit = 0.0
-    for name, share in (("test", cfg.test_share), ("validation", cfg.validation_share)):
+    for name, share in (("test", test), ("validation", validation)):
         if share and not by_split[name]:
             limit += share
             by_split["train"], by_split[name] = carve(by_split["train"], limit)

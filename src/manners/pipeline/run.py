@@ -177,6 +177,9 @@ def print_rows(spec: RunSpec) -> None:
         console.print(warning, style="yellow", highlight=False)
     for line in (*splits.left_out, *unrendered_fields(spec.cfg, splits)):
         console.print(line, highlight=False, soft_wrap=True)
+    for name in ("validation", "test"):
+        if not getattr(splits, name):
+            console.print(f"the best step is chosen on the rows that are reported: dataset.{name}_share=0.1 parts them")
 
 
 def unrendered_fields(cfg: DictConfig, splits: Splits) -> list[str]:

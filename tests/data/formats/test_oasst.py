@@ -94,6 +94,12 @@ def test_flat_table_gives_the_conversations_of_the_trees(loss_roles):
         assert from_rows.conversations[0].source == "f.jsonl:7 (leaf p2)"  # p, a1, a4, a6, p1, p3, p2
 
 
+def test_fields_that_nothing_reads_are_named():
+    extra = tree(message("p", message("a", surplus=1, emojis={}), model_name="x"))
+    assert read(extra).unused == ["model_name", "surplus"]
+    assert read(*table(extra)).unused == ["tree_state", "model_name", "surplus"]
+
+
 def test_row_order_decides_only_which_tree_is_first():
     rows = table(*TWO)
     separately = [texts(read(one)) for one in TWO]
