@@ -101,17 +101,14 @@ def resolve_explicit(spec: RunSpec) -> RunArtifact:
             f"{did_you_mean(source, names) if names else ''}"
         )
     check_compatible(spec, found)
+    if spec.role == "policy" and (found.model_dir / adapter_config.CONFIG).exists():
+        adapter_config.check_plain_lora(found.model_dir, f"policy_from={source}")
     return found
 
 
 def check_compatible(spec: RunSpec, found: RunArtifact) -> None:
-    """Refuse a run of another method; a policy on another base or template, or whose adapter is no plain LoRA.
-
-    Raises MannersError.
-    """
+    """Refuse a run of another method, and a policy on another base or template. Raises MannersError."""
     made_by, named = found.config, f"{spec.role}_from={spec.explicit_source}"
-    if spec.role == "policy" and (found.model_dir / adapter_config.CONFIG).exists():
-        adapter_config.check_plain_lora(found.model_dir, named)
     if made_by is None:
         return
     methods = STARTING_METHODS[spec.role]
