@@ -75,7 +75,7 @@ def test_reward_from_auto_is_refused_without_a_reward_model(out):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_runs_are_loaded_with_the_attention_they_were_trained_with(tmp_path, tokenizer, attention):
+def test_runs_are_loaded_with_the_attention_of_their_training(tmp_path, tokenizer, attention):
     run, _ = sft_run(tmp_path, tokenizer)
     cfg = OmegaConf.merge(OmegaConf.load(run / "model" / "manners.yaml"), {"model": {"attn_implementation": attention}})
     save_config(cfg, run / "model")
