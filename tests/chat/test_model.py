@@ -119,10 +119,16 @@ def test_set_scale_interpolates_fully_fine_tuned_weights(tmp_path):
         assert torch.allclose(ours, (one + two) / 2, atol=1e-6)
 
 
-def test_check_plain_lora_rejects_dora(tmp_path):
-    base_folder = checkpoints.base(tmp_path)
-    folder = checkpoints.adapter(base_folder, tmp_path / "run", use_dora=True)
-    with pytest.raises(MannersError, match=r"more than a plain LoRA \(LORA, use_dora.*merge_and_unload"):
+SPECIAL = {"use_dora": True, "init_lora_weights": "pissa", "lora_bias": True, "alpha_pattern": {"q_proj": 3}}
+SPECIAL |= {"target_parameters": ["experts"], "alora_invocation_tokens": [5]}
+
+
+@pytest.mark.parametrize("name, value", SPECIAL.items())
+def test_chat_refuses_more_than_a_plain_lora_by_name(tmp_path, name, value):
+    folder = checkpoints.adapter(checkpoints.base(tmp_path), tmp_path / "run")
+    file = tmp_path / "run" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(MannersError, match=rf"more than a plain LoRA \({name}.*merge_and_unload"):
         checkpoints.load(folder)
 
 

@@ -41,6 +41,10 @@ def is_encoder(model):
             ["adapter.kind=qlora", "adapter.quantization=nf4", "hardware.accelerator=mps"],
             "use adapter=lora with hardware=mps",
         ),
+        *[
+            ([f"adapter.target_modules={v}"], "must be all-linear, or a list of names")
+            for v in ("3", "[]", "[3]", "null")
+        ],
         (["method.packing=true"], "method.group_by_length=false"),
         (["method.max_steps=0"], "max_steps=0 trains nothing"),
         (["method.num_train_epochs=0"], "nothing to train"),

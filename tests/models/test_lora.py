@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 
+from manners.errors import MannersError
 from manners.models.loading import load_model
 from manners.models.lora import prepare_for_training, save_combined_adapter, trainable_parameters
 from manners.models.policy import Policy
@@ -88,6 +89,44 @@ def test_save_combined_adapter_leaves_the_policy_unchanged(tmp_path):
     assert torch.equal(logits(policy), before)
     assert policy.peft_config["default"].r == 4
     assert [name for name, _ in policy.named_modules()] == modules
+
+
+# --- Names of modules ---
+
+
+@pytest.mark.parametrize(
+    "family, targets, message",
+    [
+        (
+            "qwen2",
+            ["q_proj", "v_porj"],
+            "[q_proj,v_porj]: this model has no linear layer 'v_porj'. Did you mean 'v_proj'?",
+        ),
+        ("qwen2", ["q_proj", "layers.7.mlp.up_proj"], "no linear layer 'layers.7.mlp.up_proj'"),
+        ("gpt2", ["q_proj"], "no linear layer 'q_proj'. Did you mean 'c_proj'?"),
+        ("qwen2", ["embed_tokens"], "no linear layer 'embed_tokens'"),
+        ("qwen2", ["roj"], "no linear layer 'roj'"),
+        ("qwen2", "all_linear", "matches the full name of no linear layer. Did you mean 'all-linear'?"),
+        ("qwen2", "q_proj", "matches the full name of no linear layer. Did you mean [q_proj]?"),
+        ("qwen2", r".*\.layers\.[01]\.(q_proj|v_proj)", "matches the full name of no linear layer"),
+        ("qwen2", "(", "is no pattern"),
+        ("qwen2", r".*(q_proj|norm)", "is not supported"),
+        ("tied", ["lm_head"], "adapts the output layer, whose weight is also that of the input embeddings"),
+        ("gpt2", ["c_attn", "lm_head"], "adapts the output layer, whose weight is also that of the input embeddings"),
+    ],
+)
+def test_target_modules_that_match_nothing_are_refused(family, targets, message):
+    model = language_model("qwen2", tie_word_embeddings=True) if family == "tied" else language_model(family)
+    with pytest.raises(MannersError) as error:
+        prepare_for_training(model, "lora", 4, 16, 0.0, targets)
+    assert "adapter.target_modules=" in str(error.value) and message in str(error.value)
+
+
+@pytest.mark.parametrize("targets, count", [("all-linear", 14), (["q_proj"], 2), (["layers.1.mlp.up_proj"], 1),
+    (["mlp.up_proj", "lm_head"], 3), (r".*\.(q|v)_proj", 4), ("model.layers.0.mlp.up_proj", 1)])  # fmt: skip
+def test_target_modules_as_peft_matches_them_are_adapted(targets, count):
+    model = prepare_for_training(language_model("qwen2"), "lora", 4, 16, 0.0, targets)
+    assert len([name for name in trainable_parameters(model) if ".lora_A." in name]) == count
 
 
 @pytest.mark.parametrize("kind", ["none", "lora"])

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from manners.config.compose import RunSpec
 from manners.errors import MannersError
+from manners.models.adapter_config import WEIGHTS
 from manners.pipeline import dependencies
 from manners.runtime.model_files import model_digest
 from manners.runtime.run_dir import RunArtifact, RunDir, RunState, run_fingerprint, weights_fingerprint
@@ -120,6 +121,22 @@ def test_foreign_model_folder_is_accepted(out, tmp_path):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "config.json").write_text("{}")
     assert resolve(out, "policy", str(tmp_path / "foreign")).name == "foreign"
+
+
+@pytest.mark.parametrize("settings, message", [({"use_rslora": True}, ""), ({"alpha_pattern": {"q_proj": 3}}, ""),
+    ({"use_dora": True}, "(use_dora=true): merge it into its base"), ({"bias": "all"}, '(bias="all"): merge it'),
+    ({"modules_to_save": ["lm_head"]}, '(modules_to_save=["lm_head"]): merge it')])  # fmt: skip
+def test_foreign_adapter_is_accepted_or_refused_by_name(out, tmp_path, settings, message):
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"} | settings))
+    save_file({f"q_proj.lora_{name}.weight": np.zeros((2, 2)) for name in "AB"}, tmp_path / "foreign" / WEIGHTS)
+    source = str(tmp_path / "foreign")
+    if message:
+        assert f"policy_from={source} is more than a plain LoRA of linear layers {message}" in error_of(
+            out, "policy", source
+        )
+    else:
+        assert resolve(out, "policy", source).name == "foreign"
 
 
 def test_unknown_source_is_refused_with_the_nearest_run(out):

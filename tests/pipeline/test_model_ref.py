@@ -4,12 +4,20 @@ import os
 import shutil
 
 import pytest
+import torch
+from omegaconf import OmegaConf
 
 from manners.config.compose import compose as compose_config
 from manners.config.compose import register
 from manners.errors import MannersError
+from manners.models.reward_model import head_modules, load_reward_base, load_reward_model, normalized_scores
 from manners.pipeline import model_ref
-from tests.configs import compose
+from manners.pipeline.model_ref import ModelRef, load_reward_network
+from manners.pipeline.stages.saving import save_config
+from manners.runtime.run_dir import RunArtifact
+from tests.configs import changed, compose
+from tests.exports import sft_run, with_random_adapter
+from tests.families import classifier
 from tests.pipeline.test_dependencies import SMALL, base_model, edit, finished_run
 
 
@@ -95,3 +103,35 @@ def test_reward_from_auto_is_refused_without_a_reward_model(out):
     cfg = config(out, "reward_from=auto")
     with pytest.raises(MannersError, match="Name one: reward_from=RUN"):
         model_ref.resolve_reward_model(cfg, [model_ref.resolve_model("my-sft", cfg)])
+
+
+# --- Loaded as they were trained ---
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_runs_are_loaded_with_the_attention_of_their_training(tmp_path, tokenizer, attention):
+    run, _ = sft_run(tmp_path, tokenizer)
+    cfg = OmegaConf.merge(OmegaConf.load(run / "model" / "manners.yaml"), {"model": {"attn_implementation": attention}})
+    save_config(cfg, run / "model")
+    ref = ModelRef("run", str(run / "model"), RunArtifact(run / "model", "", "run"))
+    assert model_ref.load_model_ref(ref, "cpu").model.config._attn_implementation == attention
+    classifier("qwen2", pad_token_id=0).save_pretrained(tmp_path / "reward")
+    assert load_reward_network(tmp_path / "reward", cfg, "cpu").config._attn_implementation == attention
+
+
+def test_reward_model_on_a_4bit_base_is_loaded_in_4_bits(tmp_path, tokenizer):
+    """Merged into the whole weights it would give PPO other scores than were measured."""
+    pytest.importorskip("bitsandbytes")
+    classifier("qwen2", hidden_size=64, pad_token_id=0).save_pretrained(tmp_path / "base")
+    bits = {"quantization": "nf4", "double_quantization": True}
+    network = load_reward_base(str(tmp_path / "base"), tokenizer, **bits)
+    options = {"task_type": "SEQ_CLS", "modules_to_save": head_modules(network)}
+    trained = with_random_adapter(network, "qlora", **options)
+    trained.save_pretrained(tmp_path / "model")
+    cfg = changed("adapter.kind=qlora", "adapter.quantization=nf4")
+    batch = {"input_ids": torch.arange(2, 42)[None], "attention_mask": torch.ones(1, 40, dtype=torch.long)}
+    with torch.no_grad():
+        expected = normalized_scores(trained, batch)
+        assert torch.allclose(normalized_scores(load_reward_network(tmp_path / "model", cfg, "cpu"), batch), expected)
+        merged = normalized_scores(load_reward_model(tmp_path / "model"), batch)
+    assert not torch.allclose(merged, expected, atol=1e-3)

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from manners.config.schema import STARTS_FROM, is_schema, options
 from manners.data import sources
@@ -216,7 +216,11 @@ def is_metric_name(name: str) -> bool:
 
 def check_adapter(cfg: DictConfig) -> None:
     """Adapter, quantization and optimizer go together. Raises MannersError."""
-    kind, quantization = cfg.adapter.kind, cfg.adapter.quantization
+    kind, quantization, targets = cfg.adapter.kind, cfg.adapter.quantization, cfg.adapter.target_modules
+    names = [targets] if isinstance(targets, str) else targets
+    if not (isinstance(names, list | ListConfig) and names and all(isinstance(n, str) and n for n in names)):
+        key = "adapter.target_modules"
+        raise MannersError(f"{key}={targets} must be all-linear, or a list of names: {key}=[q_proj,v_proj].", key)
     if quantization != "none" and kind == "none":
         raise MannersError(
             f"weights in {quantization} cannot be trained themselves: use adapter=qlora, or "

@@ -81,22 +81,20 @@ def check_target_modules(model: Any, target_modules: str | Sequence[str]) -> Non
     linear = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear | Conv1D)]
     known = sorted({name.rpartition(".")[2] for name in linear})
     if isinstance(target_modules, str):
-        if target_modules != "all-linear" and not any(re.fullmatch(target_modules, name) for name in linear):
-            hint = (
-                f"Did you mean [{target_modules}]?"
-                if target_modules in known
-                else did_you_mean(target_modules, ["all-linear", *known])
-            )
-            raise MannersError(
-                f"adapter.target_modules={target_modules} matches the full name of no linear layer. {hint}"
-            )
+        option = f"adapter.target_modules={target_modules}"
+        try:
+            found = target_modules == "all-linear" or any(re.fullmatch(target_modules, name) for name in linear)
+        except re.error as error:
+            raise MannersError(f"{option} is no pattern: {error}.") from None
+        if not found:
+            near = f"Did you mean [{target_modules}]?" if target_modules in known else ""
+            near = near or did_you_mean(target_modules, ["all-linear", *known])
+            raise MannersError(f"{option} matches the full name of no linear layer. {near}")
         return
+    option = f"adapter.target_modules=[{','.join(target_modules)}]"
     for target in target_modules:
         if not any(f".{name}".endswith(f".{target}") for name in linear):
-            raise MannersError(
-                f"adapter.target_modules={list(target_modules)}: there is no linear layer '{target}' in this model. "
-                f"{did_you_mean(target, known)}"
-            )
+            raise MannersError(f"{option}: this model has no linear layer '{target}'. {did_you_mean(target, known)}")
 
 
 def check_untied(model: PeftModel, name: str) -> None:

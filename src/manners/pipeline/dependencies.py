@@ -175,14 +175,13 @@ def resolve_explicit(spec: RunSpec) -> RunArtifact:
             f"{did_you_mean(source, names) if names else ''}"
         )
     check_compatible(spec, found)
+    if spec.role == "policy" and (found.model_dir / adapter_config.CONFIG).exists():
+        adapter_config.check_plain_lora(found.model_dir, f"policy_from={source}")
     return found
 
 
 def check_compatible(spec: RunSpec, found: RunArtifact) -> None:
-    """Refuse a run of another method; a policy on another base or template, or whose adapter is no plain LoRA.
-
-    Raises MannersError.
-    """
+    """Refuse a run of another method, and a policy on another base or template. Raises MannersError."""
     made_by, named = found.config, f"{spec.role}_from={spec.explicit_source}"
     if made_by is not None and made_by.method.name not in STARTING_METHODS[spec.role]:
         methods = " or ".join(STARTING_METHODS[spec.role])
@@ -194,8 +193,6 @@ def check_compatible(spec: RunSpec, found: RunArtifact) -> None:
         check_foreign_base(found, named, spec.cfg.model)
     else:
         check_same_base(found, named, spec.cfg)
-    if (found.model_dir / adapter_config.CONFIG).exists():
-        adapter_config.check_plain_lora(found.model_dir, named)
 
 
 def check_same_base(found: RunArtifact, named: str, cfg: DictConfig) -> None:
