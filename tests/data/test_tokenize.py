@@ -349,3 +349,9 @@ def test_shorten_cuts_the_beginning_of_the_last_text(tokenizer):
     assert short[0] == SYSTEM and short[1]["content"].endswith("What is it?")
     assert 36 <= len(prompt_ids(short, tokenizer)) <= 40
     assert prompt_ids(messages, tokenizer, max_length=40) == prompt_ids(short, tokenizer)
+
+
+def test_shorten_cuts_characters_of_several_tokens(tokenizer):
+    messages = [{"role": "user", "content": "🙂" * 40 + "cat?"}]
+    short = shorten(messages, 40, tokenizer)
+    assert short[0]["content"].endswith("🙂cat?") and 30 < len(prompt_ids(short, tokenizer)) <= 40
