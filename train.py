@@ -13,13 +13,13 @@ def train(spec: RunSpec) -> float | None:
     specs = [one for one in (spec, *spec.dependencies) if not one.explicit_source]
     for one in specs:  # mistakes in names and data are answered before torch is imported
         hub.require_model(one.cfg.model.name)
-        dependencies.rows_of(one.cfg)
+        dependencies.splits_of(one.cfg)
     if spec.cfg.plan:
         return dependencies.print_plan(spec)
     if "torch" not in sys.modules:  # later jobs of a sweep find it loaded
         print("loading torch and the model (some seconds)", flush=True)
     for one in specs:  # rows that a chat template refuses, before anything is trained
-        dependencies.splits_of(one.cfg)
+        dependencies.usable_splits_of(one.cfg)
     if spec.cfg.estimate:
         from manners import estimate
 

@@ -22,19 +22,19 @@ from manners.tracking import store
 STARTING_METHODS = {"policy": ("sft", "ppo", "rloo", "dpo"), "reward": ("reward",)}  # role → methods that can fill it
 
 
-def rows_of(cfg: DictConfig) -> Splits:
+def splits_of(cfg: DictConfig) -> Splits:
     """The rows of a run's data, read once for all jobs and stages of a process that have the same data."""
     return read_splits(*data_key(cfg.dataset))
 
 
-def splits_of(cfg: DictConfig) -> Splits:
+def usable_splits_of(cfg: DictConfig) -> Splits:
     """The rows that a run works with: those that its model's chat template can render. Imports torch.
 
     Raises MannersError for a row that it refuses; ``dataset.on_invalid_row=skip`` skips such rows.
     """
-    m, rows = cfg.model, rows_of(cfg)
+    m, splits = cfg.model, splits_of(cfg)
     if not m.decoder:
-        return rows
+        return splits
     return read_renderable_splits(*data_key(cfg.dataset), m.name, m.revision, m.chat_template, tuple(m.added_tokens))
 
 

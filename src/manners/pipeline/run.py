@@ -58,7 +58,7 @@ def train(spec: RunSpec) -> RunArtifact:
     check_before_training(cfg, device)
     if launcher.needs_launch(cfg.hardware.devices):
         return launch(spec)
-    splits, digest = dependencies.splits_of(cfg), dependencies.digest_of(cfg)
+    splits, digest = dependencies.usable_splits_of(cfg), dependencies.digest_of(cfg)
 
     # 2. Dependencies: PPO's SFT policy and reward model are found, or trained first.
     inputs = {need.role: dependencies.find_or_train(need, train, console) for need in spec.dependencies}
@@ -138,7 +138,7 @@ def check_before_training(cfg: DictConfig, device: Device) -> None:
 def show_preview(spec: RunSpec) -> None:
     """``preview=true``: print the first examples, token by token. Nothing is trained."""
     silence_libraries()
-    cfg, splits, tokenizer = spec.cfg, dependencies.splits_of(spec.cfg), configured_tokenizer(spec.cfg)
+    cfg, splits, tokenizer = spec.cfg, dependencies.usable_splits_of(spec.cfg), configured_tokenizer(spec.cfg)
     m = cfg.method
     names = ("max_length",) if "max_length" in m else ("max_prompt_length", "response_length")
     length = sum(m[name] for name in names)
@@ -160,7 +160,7 @@ def print_run_header(cfg: DictConfig, directory: RunDir, device: Device, inputs:
 
 def print_rows(spec: RunSpec) -> None:
     """How many rows there are, and what was left out. Raises MannersError where none are held out."""
-    splits = dependencies.splits_of(spec.cfg)
+    splits = dependencies.usable_splits_of(spec.cfg)
     counts = f"{len(splits.train)} train, {len(splits.validation)} validation, {len(splits.test)} test"
     console.print(f"rows: {counts}", highlight=False)
     for note in splits.notes:
