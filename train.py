@@ -22,7 +22,7 @@ def train(spec: RunSpec) -> float | None:
     if "torch" not in sys.modules:  # later jobs of a sweep find it loaded
         print("loading torch and the model (some seconds)", flush=True)
     for one in trained:  # rows that a chat template refuses, before anything is trained
-        dependencies.splits_of(one.cfg)
+        dependencies.usable_splits_of(one.cfg)
     if spec.cfg.estimate:
         from manners import estimate
 

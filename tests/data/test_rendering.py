@@ -216,6 +216,17 @@ def test_masks_keep_the_length_and_are_undone(tokenizer):
     assert swap_masks(swap_masks(text, tokenizer), tokenizer) == text
 
 
+def test_private_characters_of_the_data_are_text(tokenizer):
+    """Those that serve as masks: some fonts have symbols there. None of them becomes a special token."""
+    symbols = "".join(mask_text(token, tokenizer) for token in special_tokens(tokenizer))
+    for text in ("a \U00100000 b", symbols + "x", symbols[:1] + symbols):
+        example = encoded(chat(text, "No."), tokenizer)
+        plain = encoded(chat("a", "No."), tokenizer)
+        special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+        assert [i for i in example.input_ids if i in special] == [i for i in plain.input_ids if i in special]
+    assert "a \U00100000 b" in tokenizer.decode(encoded(chat("a \U00100000 b", "No."), tokenizer).input_ids)
+
+
 # --- What ends a reply ---
 
 

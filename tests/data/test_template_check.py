@@ -53,7 +53,7 @@ def test_renderable_splits_refuses_data_without_a_row_left(gemma):
         renderable_splits(Splits(rows("system")), gemma, "assistant", "skip")
 
 
-def test_splits_of_leaves_out_what_the_template_refuses(tmp_path, monkeypatch):
+def test_usable_splits_leave_out_what_the_template_refuses(tmp_path, monkeypatch):
     from manners.pipeline import dependencies
     from tests.configs import compose
 
@@ -63,6 +63,6 @@ def test_splits_of_leaves_out_what_the_template_refuses(tmp_path, monkeypatch):
     data.write_text("\n".join(map(json.dumps, lines)))
     overrides = [f"model.name={tmp_path}/model", "dataset=jsonl", f"dataset.path={data}"]
     with pytest.raises(MannersError, match=r"^data\.jsonl:2: the model's chat template refuses the row: System role"):
-        dependencies.splits_of(compose(*overrides))
-    splits = dependencies.splits_of(compose(*overrides, "dataset.on_invalid_row=skip"))
+        dependencies.usable_splits_of(compose(*overrides))
+    splits = dependencies.usable_splits_of(compose(*overrides, "dataset.on_invalid_row=skip"))
     assert len(splits.train) == 2 and len(splits.skipped) == 1

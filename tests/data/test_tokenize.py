@@ -363,3 +363,9 @@ def test_tokenizer_without_offsets_or_eos_is_refused(tokenizer):
     without_eos.eos_token = None
     with pytest.raises(MannersError, match="the tokenizer has no EOS token, which ends a plain text"):
         tokenize([Conversation([{"role": "text", "content": "a"}])], without_eos, "all", 64)
+
+
+def test_shorten_cuts_characters_of_several_tokens(tokenizer):
+    messages = [{"role": "user", "content": "🙂" * 40 + "cat?"}]
+    short = shorten(messages, 40, tokenizer)
+    assert short[0]["content"].endswith("🙂cat?") and 30 < len(prompt_ids(short, tokenizer)) <= 40

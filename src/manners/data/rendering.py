@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PLACEHOLDER = "\u2af8stand\u2af8in\u2af8"  # occurs in no text or vocabulary
 MASK = 0x100000  # special token number k is masked by private characters MASK + k, as many as it is long
-MASKED = re.compile("([\U00100000-\U0010fffd])\\1*")
+MASKED = re.compile("[\U00100000-\U0010fffd]")
 USE_ANOTHER = "Use another template: model.chat_template=plain."
 
 
@@ -49,16 +49,9 @@ def mask_text(text: str, tokenizer: "PreTrainedTokenizerBase") -> str:
 
 def swap_masks(text: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     """Masked special tokens become their text, and the others masks; every character keeps its position."""
-    pattern, masks = _special_pattern(tokenizer, len(tokenizer))
-    tokens = list(masks)
-
-    def swap(match: re.Match[str]) -> str:
-        if match[0] in masks:
-            return masks[match[0]]
-        token = tokens[ord(match[0][0]) - MASK] if ord(match[0][0]) - MASK < len(tokens) else match[0][0]
-        return token * (len(match[0]) // len(token))
-
-    return re.sub(f"{pattern.pattern}|{MASKED.pattern}", swap, text)
+    masks = _special_pattern(tokenizer, len(tokenizer))[1]
+    swapped = masks | {mask: token for token, mask in masks.items()}
+    return re.sub("|".join(map(re.escape, swapped)) or r"(?!)", lambda match: swapped[match[0]], text)
 
 
 def mask_special_tokens(

@@ -249,8 +249,8 @@ def shorten(
     for i in range(first, len(kept)):
         while kept[i]["content"] and (excess := len(prompt_ids(kept, tokenizer, role)) - max_length) > 0:
             [(_, offsets)] = encode([mask_special_tokens([kept[i]], tokenizer)[0]["content"]], tokenizer)
-            starts = sorted({at for at, _ in offsets if at > 0})
-            cut = starts[excess - 1] if excess <= len(starts) else len(kept[i]["content"])
+            starts = [at for at, _ in offsets if at >= 0]  # a character may be several tokens
+            cut = next((at for at in starts[excess:] if at > 0), len(kept[i]["content"]))
             kept[i] = kept[i] | {"content": kept[i]["content"][cut:]}
     return kept
 

@@ -38,7 +38,7 @@ def report(spec: RunSpec, console: Console = context.console) -> None:
     cfg = spec.cfg
     if cfg.method.name not in METHODS:
         raise MannersError(f"estimate=true works for method={', '.join(METHODS)}, not for {cfg.method.name}.")
-    splits, reward_cfg = dependencies.splits_of(cfg), reward_config(spec)
+    splits, reward_cfg = dependencies.usable_splits_of(cfg), reward_config(spec)
     device, is_here = requested_device(cfg)
     total, free = memory.device_memory(device) if is_here else (sys.maxsize, 0)
     worst = worst_case(cfg, device)
@@ -71,7 +71,7 @@ def requested_device(cfg: DictConfig) -> tuple[Device, bool]:
 
 def worst_case(cfg: DictConfig, device: Device) -> WorstCaseBatch:
     """The longest rows of a config, as its method tokenizes them."""
-    splits = dependencies.splits_of(cfg)
+    splits = dependencies.usable_splits_of(cfg)
     return worst_case_batch(RunContext(cfg, splits, device, RunDir(Path()), NullLogger()), configured_tokenizer(cfg))
 
 
@@ -80,7 +80,7 @@ def choose_rows(
 ) -> int:
     """The microbatch that a run would use, by the tokens of its rows: a run itself guesses them from the text."""
     if cfg.hardware.microbatch_size != "auto" or cfg.method.sample_type == "prompt":
-        return microbatching.resolve_microbatch_size(cfg, device, dependencies.splits_of(cfg))
+        return microbatching.resolve_microbatch_size(cfg, device, dependencies.usable_splits_of(cfg))
     for rows in (sizes := microbatching.split_sizes(rows_per_device(cfg), cfg)):
         if estimate_peak_memory(cfg, device, worst, rows, reward_cfg).total <= available:
             return rows

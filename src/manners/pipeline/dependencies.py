@@ -33,7 +33,7 @@ VERSIONS = ("manners", "torch", "transformers", "tokenizers", "peft", "lightning
 STARTING_METHODS = {"policy": ("sft", "ppo", "rloo", "dpo"), "reward": ("reward",)}  # role → methods that can fill it
 
 
-def rows_of(cfg: DictConfig) -> Splits:
+def splits_of(cfg: DictConfig) -> Splits:
     """The rows of a run's data, read once for all jobs and stages of a process that have the same data."""
     return read_splits(*data_key(cfg))
 
@@ -41,7 +41,7 @@ def rows_of(cfg: DictConfig) -> Splits:
 def check_rows(spec: RunSpec) -> None:
     """The rows of a run are those that its method needs, and enough of them. Raises MannersError."""
     try:
-        validate.check_rows(spec.cfg, rows_of(spec.cfg))
+        validate.check_rows(spec.cfg, splits_of(spec.cfg))
     except MannersError as error:
         if not spec.role:
             raise
@@ -49,14 +49,14 @@ def check_rows(spec: RunSpec) -> None:
         raise MannersError(f"{run}: {error} Its options are set by {options}.", error.key) from None
 
 
-def splits_of(cfg: DictConfig) -> Splits:
+def usable_splits_of(cfg: DictConfig) -> Splits:
     """The rows that a run works with: those that its model's chat template can render. Imports torch.
 
     Raises MannersError for a row that it refuses; ``dataset.on_invalid_row=skip`` skips such rows.
     """
-    m, rows = cfg.model, rows_of(cfg)
+    m, splits = cfg.model, splits_of(cfg)
     if not m.decoder:
-        return rows
+        return splits
     return read_renderable_splits(*data_key(cfg), m.name, m.revision, m.chat_template, tuple(m.added_tokens))
 
 

@@ -61,7 +61,7 @@ def train(spec: RunSpec) -> RunArtifact:
     check_before_training(cfg, device)
     if launcher.needs_launch(cfg.hardware.devices):
         return launch(spec)
-    splits, contents = dependencies.splits_of(cfg), dependencies.contents_of(cfg)
+    splits, contents = dependencies.usable_splits_of(cfg), dependencies.contents_of(cfg)
     if cfg.method.sample_type == "prompt":
         ppo.check_rewards(cfg, splits.train)
 
@@ -144,7 +144,7 @@ def check_before_training(cfg: DictConfig, device: Device) -> None:
 def show_preview(spec: RunSpec) -> None:
     """``preview=true``: print the first examples, token by token. Nothing is trained."""
     silence_libraries()
-    cfg, splits, tokenizer = spec.cfg, dependencies.splits_of(spec.cfg), configured_tokenizer(spec.cfg)
+    cfg, splits, tokenizer = spec.cfg, dependencies.usable_splits_of(spec.cfg), configured_tokenizer(spec.cfg)
     m, sample_type = cfg.method, needed_sample_type(cfg)
     if sample_type in ("scored", "preference"):
         preview.show_replies(console, splits, sample_type, tokenizer, m.max_length, cfg.model.decoder)
@@ -171,7 +171,7 @@ def print_run_header(cfg: DictConfig, directory: RunDir, device: Device, inputs:
 
 def print_rows(spec: RunSpec) -> None:
     """How many rows there are, and what is not used of the data."""
-    splits = dependencies.splits_of(spec.cfg)
+    splits = dependencies.usable_splits_of(spec.cfg)
     console.print(preview.row_counts(splits), highlight=False)
     for warning in splits.warnings:
         console.print(warning, style="yellow", highlight=False)
