@@ -1,10 +1,13 @@
 """How a command line becomes configs: recipes, tuned values, the debug group, dependencies, renamed options."""
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from manners.config import compose as compose_module
-from manners.config.compose import hydra_context, no_such_option, plan_run, register, with_values
+from manners.config.compose import hydra_context, no_such_option, plan_run, quoted_override, register, with_values
 from tests.configs import compose
 
 # Former name → present name, of every option and group that was renamed. Those that are similar in spelling are found
@@ -139,3 +142,14 @@ def test_with_values_equals_composing():
 def test_with_values_leaves_the_rest_to_composing(override):
     with hydra_context():
         assert with_values(compose_module.compose("train", ["debug=quick", "seed=1"]), [override]) is None
+
+
+@given(st.text(st.characters(exclude_categories=["C"]), min_size=1))
+@settings(max_examples=60, deadline=None)
+@example("/a b/c#d?e=f,g[1]{2}~%")
+@example("it's \\' and \"quoted\" \\")
+@example("outputs/exports/run-1234")
+def test_quoted_override_is_read_back_as_it_was(path):
+    """Of the commands that are printed, and of those that a sweep starts."""
+    (parsed,) = OverridesParser.create().parse_overrides([quoted_override("run", path)])
+    assert str(parsed.value()) == path

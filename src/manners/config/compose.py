@@ -190,7 +190,13 @@ def override_key(override: str) -> str:
 def quoted_override(key: str, value: Any) -> str:
     """The override ``key=value``, with quotes where Hydra's grammar needs them: a path may have any character."""
     text = str(value)
-    plain = re.fullmatch(r"[\w./:@+-]+", text)
+    plain = re.fullmatch("[a-zA-Z/][a-zA-Z0-9_./-]*", text) and text.lower() not in (
+        "true",
+        "false",
+        "null",
+        "nan",
+        "inf",
+    )
     return f"{key}={text if plain else QuotedString(text, Quote.single).with_quotes()}"
 
 

@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -76,10 +75,12 @@ def contents_of(cfg: DictConfig) -> dict[str, str]:
 @cache
 def installed_versions() -> str:
     """The versions of ``VERSIONS``, of those that are installed."""
+    from importlib import metadata  # takes a tenth of a second
+
     found = []
     for package in VERSIONS:
-        with suppress(PackageNotFoundError):  # bitsandbytes is not for all systems
-            found.append(f"{package} {version(package).partition('+')[0]}")
+        with suppress(metadata.PackageNotFoundError):  # bitsandbytes is not for all systems
+            found.append(f"{package} {metadata.version(package).partition('+')[0]}")
     return ", ".join(found)
 
 
