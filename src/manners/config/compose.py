@@ -85,6 +85,8 @@ class UserConfigDir(SearchPathPlugin):
 def register(config_dir: str | None = None) -> None:
     """Hand schemas and search path to Hydra, once for a process."""
     schema.register_schemas()
+    if not os.environ.get("MLFLOW_TRACKING_URI"):  # MLflow takes an empty one as unset
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
     UserConfigDir.folder = Path(config_dir) if config_dir else None
     Plugins.instance().register(UserConfigDir)
 
@@ -190,13 +192,8 @@ def override_key(override: str) -> str:
 def quoted_override(key: str, value: Any) -> str:
     """The override ``key=value``, with quotes where Hydra's grammar needs them: a path may have any character."""
     text = str(value)
-    plain = re.fullmatch("[a-zA-Z/][a-zA-Z0-9_./-]*", text) and text.lower() not in (
-        "true",
-        "false",
-        "null",
-        "nan",
-        "inf",
-    )
+    word = text.lower() in ("true", "false", "null", "nan", "inf")
+    plain = re.fullmatch("[a-zA-Z/][a-zA-Z0-9_./-]*", text) and not word
     return f"{key}={text if plain else QuotedString(text, Quote.single).with_quotes()}"
 
 

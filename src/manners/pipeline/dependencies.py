@@ -149,7 +149,7 @@ def check_compatible(spec: RunSpec, found: RunArtifact) -> None:
         methods = " or ".join(STARTING_METHODS[spec.role])
         raise MannersError(f"{named} is a run of method={made_by.method.name}: {methods} is needed.")
     if spec.role == "reward":  # it reads replies with a base and a tokenizer of its own
-        model_ref.open_run(found, named)
+        model_ref.run_ref(found, named)
         return
     if made_by is None:
         check_foreign_base(found, named, spec.cfg.model)
