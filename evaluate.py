@@ -5,6 +5,10 @@ from manners.config.compose import RunSpec
 
 
 def evaluate(spec: RunSpec) -> None:
+    from manners.pipeline import model_ref
+
+    for name in [spec.cfg.run] if isinstance(spec.cfg.run, str) else spec.cfg.run:
+        model_ref.resolve_model(name, spec.cfg)  # a mistake in a name is answered before torch is imported
     print("loading torch and the models (some seconds)", flush=True)
 
     from manners.pipeline import evaluate

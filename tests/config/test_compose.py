@@ -1,11 +1,15 @@
 """How a command line becomes configs: recipes, tuned values, the debug group, dependencies, renamed options."""
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from manners.config import compose as compose_module
 from manners.config.compose import hydra_context, plan_run, register
 from manners.config.explain import no_such_option
+from manners.config.overrides import quoted_override
 from manners.config.schema import SFTConfig
 from tests.configs import compose
 
@@ -156,3 +160,14 @@ def test_suggestion_is_an_option_of_this_command(key, suggestion):
     with hydra_context():
         text = no_such_option("x", key, cfg)
     assert f"Did you mean '{suggestion}'?" in text if suggestion else "Did you mean" not in text
+
+
+@given(st.text(st.characters(exclude_categories=["C"]), min_size=1))
+@settings(max_examples=60, deadline=None)
+@example("/a b/c#d?e=f,g[1]{2}~%")
+@example("it's \\' and \"quoted\" \\")
+@example("outputs/exports/run-1234")
+def test_quoted_override_is_read_back_as_it_was(path):
+    """Of the commands that are printed, and of those that a sweep starts."""
+    (parsed,) = OverridesParser.create().parse_overrides([quoted_override("run", path)])
+    assert str(parsed.value()) == path

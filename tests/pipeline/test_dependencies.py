@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -241,7 +242,7 @@ def test_versions_count_and_builds_of_one_version_do_not(inputs, monkeypatch):
     fingerprints = []
     for torch in ("2.13.0+cpu", "2.13.0+cu130", "2.14.0"):
         dependencies.installed_versions.cache_clear()
-        monkeypatch.setattr(dependencies, "version", lambda name, torch=torch: torch if name == "torch" else "1")
+        monkeypatch.setattr(metadata, "version", lambda name, torch=torch: torch if name == "torch" else "1")
         fingerprints.append(run_fingerprint(inputs, dependencies.contents_of(inputs)))
     dependencies.installed_versions.cache_clear()
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]

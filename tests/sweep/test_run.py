@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from manners.config import compose as compose_module
 from manners.config.schema import OBJECTIVE
-from manners.errors import Pruned
+from manners.errors import MannersError, Pruned
 from manners.runtime.run_dir import STATE_FILE
 from manners.sweep import jobs
 from manners.sweep.run import run_sweep
@@ -100,6 +100,21 @@ def rate_and_seed(values, _):
 
 
 GRID = ["method.learning_rate=1e-3,2e-3", "seed=1,2"]
+
+
+def test_sweep_from_the_latest_run_is_refused(sweep):
+    """Each job would start from the one before it."""
+    with pytest.raises(MannersError, match=r"policy_from=latest: .* Name the run: policy_from=RUN"):
+        sweep("seed=1,2", "policy_from=latest", result=rate_and_seed)
+
+
+def test_sweep_whose_store_was_lost_gets_a_new_parent_run(sweep):
+    first = sweep("seed=1,2", result=lambda *_: 1.0)
+    assert len(first.commands) == 2
+    again = sweep("seed=1,2", f"tracking.uri=sqlite:///{sweep.out}/other.db", result=lambda *_: 1.0)
+    assert again.commands == []  # what has finished is found in the run directories
+    (parent,) = MlflowClient(f"sqlite:///{sweep.out}/other.db").search_runs(["1"])
+    assert parent.info.status == "FINISHED"
 
 
 def test_grid_runs_each_job_once_and_logs_the_table(sweep):

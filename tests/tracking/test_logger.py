@@ -122,6 +122,9 @@ def test_sync_refuses_a_folder_that_is_no_run(tmp_path):
     (tmp_path / "run.json").write_text('{"mlflow_run_id": "1"}')
     with pytest.raises(MannersError, match="there is no store at sqlite:///nowhere"):
         sync.sync_run(tmp_path, "sqlite:///nowhere/at/all.db")
+    (tmp_path / "config.yaml").write_text("tracking: {uri: 'postgresql://me:***@host/db'}")
+    with pytest.raises(MannersError, match="does not keep the password of its store: --uri URI"):
+        sync.sync_run(tmp_path, None)
 
 
 def test_server_that_comes_back_receives_all_in_order(tmp_path, monkeypatch):

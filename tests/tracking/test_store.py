@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from manners.runtime.run_dir import load_state
+from manners.config.compose import register
+from manners.errors import MannersError
+from manners.runtime.run_dir import find_by_name
 from manners.tracking import logger, store
 from tests import stores
 from tests.configs import changed, compose
@@ -86,7 +88,8 @@ def test_tracking_uri_of_the_environment_is_used(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", SERVER)
     assert changed(f"output_dir={tmp_path}").tracking.uri == SERVER
     assert changed("tracking.uri=sqlite:///mine.db").tracking.uri == "sqlite:///mine.db"
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    register()
     assert changed("output_dir=out").tracking.uri == "sqlite:///out/mlflow.db"
 
 
@@ -105,7 +108,10 @@ def test_interrupted_download_is_no_finished_run(tmp_path):
     run = SimpleNamespace(data=SimpleNamespace(tags={}), info=SimpleNamespace(run_id="a" * 32, status="FINISHED"))
     with pytest.raises(KeyboardInterrupt):
         store.download_run(Client(), run, str(tmp_path))
-    assert load_state(tmp_path / "fetched" / ("a" * 32)) is None
+    folder = tmp_path / "fetched" / ("a" * 32)
+    for place in (folder, folder / "model"):
+        with pytest.raises(MannersError, match="has not finished"):
+            find_by_name(str(place), str(tmp_path))
 
 
 def test_view_columns_are_metrics_of_the_evaluation():

@@ -62,6 +62,8 @@ class UserConfigDir(SearchPathPlugin):
 def register(config_dir: str | None = None) -> None:
     """Hand schemas and search path to Hydra, once for a process."""
     schema.register_schemas()
+    if not os.environ.get("MLFLOW_TRACKING_URI"):  # MLflow takes an empty one as unset
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
     UserConfigDir.folder = Path(config_dir) if config_dir else None
     Plugins.instance().register(UserConfigDir)
 

@@ -24,7 +24,8 @@ def override_key(override: str) -> str:
 def quoted_override(key: str, value: Any) -> str:
     """The override ``key=value``, with quotes where Hydra's grammar needs them: a path may have any character."""
     text = str(value)
-    plain = re.fullmatch(r"[\w./:@+-]+", text)
+    word = text.lower() in ("true", "false", "null", "nan", "inf")
+    plain = re.fullmatch("[a-zA-Z/][a-zA-Z0-9_./-]*", text) and not word
     return f"{key}={text if plain else QuotedString(text, Quote.single).with_quotes()}"
 
 

@@ -1,5 +1,6 @@
 """The model card: what is recorded about a run, in the format that the Hugging Face hub reads."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from manners.data import sources
+from manners.errors import redact_password
 from manners.export import snippets
 from manners.models import loading
 from manners.pipeline.model_ref import ModelRef
@@ -75,7 +77,8 @@ def tracking_tags(ref: ModelRef) -> dict[str, str]:
     """The run's MLflow tags (command, data digest, versions); {} if the tracking store is not available."""
     assert ref.config is not None and ref.run is not None
     try:
-        client = store.existing_store(ref.config.tracking.uri)
+        uri = str(ref.config.tracking.uri)  # without its password, which MLflow's variable may hold
+        client = store.existing_store(os.environ.get("MLFLOW_TRACKING_URI", uri) if "***" in uri else uri)
         return dict(client.get_run(ref.run.run_id).data.tags) if client else {}
     except Exception:  # noqa: BLE001  the card says that they are unknown; the export must not fail
         return {}
@@ -102,7 +105,9 @@ def results_section(run: Path, start: str) -> str:
 def provenance_section(cfg: DictConfig, tags: dict[str, str]) -> str:
     """Command, data digest, seed and versions, and the settings that determine the weights."""
     rows = {
-        "command": f"`python train.py {tags['manners.overrides']}`" if "manners.overrides" in tags else UNKNOWN,
+        "command": f"`python train.py {redact_password(tags['manners.overrides'])}`"
+        if "manners.overrides" in tags
+        else UNKNOWN,
         "data": f"`{cfg.dataset.path}`, digest of the rows: {tags.get('manners.data_digest', UNKNOWN)}",
         "seed": str(cfg.seed),
         "versions": tags.get("manners.versions", UNKNOWN),

@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -113,10 +112,12 @@ def contents_of(cfg: DictConfig) -> dict[str, str]:
 @cache
 def installed_versions() -> str:
     """The versions of ``VERSIONS``, of those that are installed."""
+    from importlib import metadata  # takes a tenth of a second
+
     found = []
     for package in VERSIONS:
-        with suppress(PackageNotFoundError):  # bitsandbytes is not for all systems
-            found.append(f"{package} {version(package).partition('+')[0]}")
+        with suppress(metadata.PackageNotFoundError):  # bitsandbytes is not for all systems
+            found.append(f"{package} {metadata.version(package).partition('+')[0]}")
     return ", ".join(found)
 
 
@@ -187,7 +188,7 @@ def check_compatible(spec: RunSpec, found: RunArtifact) -> None:
         methods = " or ".join(STARTING_METHODS[spec.role])
         raise MannersError(f"{named} is a run of method={made_by.method.name}: {methods} is needed.")
     if spec.role == "reward":  # it reads replies with a base and a tokenizer of its own
-        model_ref.open_run(found, named)
+        model_ref.run_ref(found, named)
         return
     if made_by is None:
         check_foreign_base(found, named, spec.cfg.model)

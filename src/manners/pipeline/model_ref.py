@@ -185,7 +185,7 @@ def resolve_model(
         method = found.config.method.name
         raise MannersError(f"{key}={name} is a run of method={method}; one of {', '.join(methods)} is needed.", key)
     if found:
-        return open_run(found, f"{key}={name}")
+        return run_ref(found, f"{key}={name}")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return ModelRef(name, name)
     names = [p.name for p in (Path(cfg.output_dir) / "runs").glob("*")]
@@ -203,7 +203,7 @@ def use_experiment_of(refs: Sequence[ModelRef], cfg: DictConfig) -> None:
         cfg.tracking.experiment = experiments[0] if experiments else "manners"
 
 
-def open_run(found: RunArtifact, named: str) -> ModelRef:
+def run_ref(found: RunArtifact, named: str) -> ModelRef:
     """The model of a run. Raises MannersError for an adapter whose base is no longer the one it was trained on."""
     if (found.model_dir / "adapter_config.json").exists():
         check_base(found, named)
@@ -236,4 +236,4 @@ def latest_run(cfg: DictConfig, methods: tuple[str, ...] = GENERATING_METHODS, k
             f"{key}=latest: {Path(cfg.output_dir).resolve()}/runs has no finished run{kind} yet. Train one: python "
             "train.py. Runs of another folder: output_dir=FOLDER."
         )
-    return open_run(max(finished, key=lambda pair: pair[0])[1], f"{key}=latest")
+    return run_ref(max(finished, key=lambda pair: pair[0])[1], f"{key}=latest")

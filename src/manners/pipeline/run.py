@@ -166,7 +166,10 @@ def print_run_header(cfg: DictConfig, directory: RunDir, device: Device, inputs:
     if (directory.path / "last.ckpt").exists():
         console.print("resuming from the last checkpoint of an unfinished run (resume=false starts anew)")
     elif directory.is_rerun:
-        console.print("this very run has finished before: running it once more, in a directory of its own")
+        earlier = directory.path.with_name(directory.path.name.rpartition("-")[0])
+        state = run_dir.load_state(earlier)
+        before = f"{earlier} already ({state.status if state else 'lost'})"
+        console.print(f"this very run is in {before}: repeating it in a directory of its own", soft_wrap=True)
 
 
 def print_rows(spec: RunSpec) -> None:

@@ -1,18 +1,20 @@
 """``python -m manners.report``: one HTML page and Markdown tables over all runs of a tracking store."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
-from manners.errors import MannersError
+from manners.errors import MannersError, redact_password
 
 
 def report_command(arguments: list[str] | None = None) -> None:
     """Write the report that the command line asks for; exit with a message where that fails."""
     parser = argparse.ArgumentParser(prog="python -m manners.report", description=__doc__)
-    parser.add_argument("--uri", default="sqlite:///outputs/mlflow.db", help="MLflow store or server (tracking.uri)")
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///outputs/mlflow.db"
+    parser.add_argument("--uri", default=uri, help="MLflow store or server (tracking.uri)")
     parser.add_argument("--out", type=Path, default=Path("outputs/report"), help="folder to write the report to")
     parser.add_argument("--study", help="name of one MLflow experiment; all of them by default")
     args = parser.parse_args(arguments)
@@ -21,7 +23,8 @@ def report_command(arguments: list[str] | None = None) -> None:
     try:
         client = query.connect_store(args.uri)
         runs = query.query_runs(client, args.study)
-        html, markdown = page.write_report_files(sections.build_studies(client, runs), args.uri, args.out)
+        studies = sections.build_studies(client, runs)
+        html, markdown = page.write_report_files(studies, redact_password(args.uri), args.out)
     except MannersError as error:
         sys.exit(f"error: {error}")
     unfinished = sum(run.status != "FINISHED" for run in runs)

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -20,7 +19,7 @@ from omegaconf import DictConfig
 
 from manners.errors import MannersError, did_you_mean, redact_password
 from manners.runtime.paths import ROOT
-from manners.runtime.run_dir import MODEL_DIR, STATE_FILE, RunArtifact, RunState, load_state
+from manners.runtime.run_dir import MODEL_DIR, RunArtifact, RunDir, RunState, load_state
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -103,16 +102,18 @@ def download_run(client: Any, run: Any, output_dir: str) -> RunArtifact | None:
         return None
     folder = Path(output_dir) / "fetched" / run_id
     folder.mkdir(parents=True, exist_ok=True)
-    model_dir = Path(client.download_artifacts(run_id, MODEL_DIR, str(folder)))
     state = RunState(
-        status="finished",  # written last: only now is the model whole
+        status="running",  # until the model is whole
         weights_fingerprint=fingerprint,
         mlflow_run_id=run_id,
         summary=tags.get("manners.summary", ""),
         command=tags.get("manners.overrides"),
         dependencies={r: tags[key] for r in ("policy", "reward") if (key := f"manners.{r}_run_id") in tags},
     )
-    (folder / STATE_FILE).write_text(json.dumps(asdict(state)))
+    directory = RunDir(folder, state)
+    directory.update_state()
+    model_dir = Path(client.download_artifacts(run_id, MODEL_DIR, str(folder)))
+    directory.update_state(status="finished")
     return RunArtifact(model_dir, fingerprint, name, run_id)
 
 
@@ -132,9 +133,8 @@ def mlflow_client(uri: str) -> Any:
     if uri.startswith(SQLITE) and "%" in uri:
         from mlflow.store.db import utils
 
-        utils._make_parent_dirs_if_sqlite = lambda db_uri: (
-            None
-        )  # of the name as it is quoted; absolute_uri made the folder
+        # absolute_uri has created the folder; MLflow would create another one, with the quoted name.
+        utils._make_parent_dirs_if_sqlite = lambda db_uri: None
     return mlflow.MlflowClient(uri)
 
 

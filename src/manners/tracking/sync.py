@@ -22,6 +22,8 @@ def sync_run(folder: Path, uri: str | None) -> str:
     if state is None or not state.mlflow_run_id:
         raise MannersError(f"{folder} is not the directory of a run. Those are in outputs/runs.")
     uri = uri or str(OmegaConf.load(folder / "config.yaml").tracking.uri)
+    if "***" in uri:
+        raise MannersError(f"{folder} does not keep the password of its store: --uri URI, with the password.")
     client = store.existing_store(uri)
     if client is None:
         raise MannersError(f"there is no store at {uri}. Another one: --uri URI.")
