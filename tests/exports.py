@@ -54,7 +54,9 @@ def finished_run(tmp_path, cfg, name="run-1234", **state):
     (run / "model").mkdir(parents=True)
     full_state = {"status": "finished", "weights_fingerprint": "abc", "mlflow_run_id": name[::-1]} | state
     (run / "run.json").write_text(json.dumps(full_state))
-    (run / "before_after.md").write_text(before_after.before_after_markdown(name, BEFORE, AFTER))
+    (run / "before_after.md").write_text(
+        before_after.before_after_markdown(name, BEFORE, AFTER, AFTER.headline(BEFORE))
+    )
     (run / "after.json").write_text(json.dumps(AFTER.to_json()))
     (run / "lineage.md").write_text(f"  policy  sft-99  (loss 3 → 2)\n       └→ {name}  (loss 2 → 1)\n")
     save_config(cfg, run / "model")

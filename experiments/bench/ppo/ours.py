@@ -86,7 +86,6 @@ def make_config() -> PPOConfig:
         microbatch_tokens=384,  # of 128 to 2048 the fastest on one core: less padding, and its caches hold them
         critic=args.critic,
         kl_coef=args.kl_coef,
-        kl_estimator="k1",
         whiten_rewards=False,
         cliprange=0.2,
         cliprange_value=0.2,

@@ -43,7 +43,6 @@ def make_config(iterations: int, epochs: int) -> RLOOConfig:
         num_mini_batches=rloo_task.MINIBATCHES,
         cliprange=rloo_task.CLIPRANGE,
         kl_coef=rloo_task.KL_COEF,
-        kl_estimator="k1",
         max_grad_norm=rloo_task.MAX_GRAD_NORM,
     )
 

@@ -218,7 +218,7 @@ def test_online_curves_are_readable(tmp_path, drawn):
     ]
     assert [t.get_text() for t in drawn[0].legends[0].get_texts()] == [
         "training, smoothed",
-        "held-out, greedy",
+        "held-out, sampled",
         "best: iteration 40",
     ]
     for axes in drawn[0].axes:
