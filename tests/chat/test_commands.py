@@ -163,3 +163,11 @@ def test_dispatch_suggests_the_nearest_command():
         run_command("/sclae 2")
     with pytest.raises(MannersError, match=r"there is no /xyzzy. Known: /base, /compare, .*/undo"):
         run_command("/xyzzy")
+
+
+@pytest.mark.parametrize("line", ["/compare What is a hare?", "/retry now", "/base x"])
+def test_text_behind_a_command_without_argument_is_refused(line):
+    """It would be swallowed."""
+    name = line.split()[0]
+    with pytest.raises(MannersError, match=f"^{name} takes no text: type {name} alone"):
+        dispatch(line, Session(), tools=None)

@@ -1,5 +1,6 @@
 """What a kill left unsent is sent when the run resumes, and nothing is sent twice."""
 
+import json
 import os
 import shlex
 from pathlib import Path
@@ -151,6 +152,27 @@ def test_refused_records_delay_nothing_and_are_reported(tmp_path, capsys):
     logger.close("FINISHED")
     assert client.ends == ["FINISHED"]
     assert "refused 1 records, first: metrics (no such name: @)" in capsys.readouterr().err
+
+
+def test_refused_value_costs_no_other_and_is_kept(tmp_path):
+    class RefusingClient(FakeClient):
+        def log_batch(self, run_id, metrics):
+            if any(m.key == "@" for m in metrics):
+                raise MlflowException("no such name: @", error_code=INVALID_PARAMETER_VALUE)
+            super().log_batch(run_id, metrics)
+
+        def set_tag(self, run_id, key, value):
+            raise MlflowException("no such tag", error_code=INVALID_PARAMETER_VALUE)
+
+    client = RefusingClient()
+    logger = MLflowLogger(client, "id", tmp_path, {})
+    for step, name in enumerate(["a", "@", "b"]):
+        logger.log({name: 1.0}, step)
+    logger.tag(summary="x")
+    logger.close("FINISHED")
+    assert [name for name, *_ in client.metrics] == ["a", "b"]
+    refused = [json.loads(line) for line in (tmp_path / "refused.jsonl").read_text().splitlines()]
+    assert [set(record) - {"time", "step"} for record in refused] == [{"@"}, {"tag", "value"}]
 
 
 def test_line_cut_by_a_full_disk_is_logged_again(tmp_path):

@@ -27,6 +27,7 @@ NLL_NAME, REPETITION_NAME = "NLL under the base model, nats per token", "repeate
 RISE_OF_NLL, RISE_OF_REPETITION = 1.0, 0.2  # above what any change of manner brings
 
 LOSS_BATCH_SIZE = 8  # a larger batch is no faster
+MAX_LOSS_LENGTH = 512  # tokens of a held-out row that count for the loss, unless the method has a length of its own
 
 
 @dataclass(frozen=True)

@@ -123,10 +123,10 @@ def limitations_section(cfg: DictConfig, dtype: str) -> str:
     """What was not measured, and how these weights differ from the evaluated ones."""
     evaluated = "with the base in 4 bits, unlike here" if cfg.adapter.quantization != "none" else "during the run"
     lines = [
-        "The metrics are from held-out rows of the training dataset. Nothing else was measured: no other prompts, no "
-        "safety, no loss of the base model's abilities.",
+        "The metrics are from held-out rows of the training dataset. Not measured: other prompts, safety, and "
+        "how much of the base model's abilities was lost.",
         f"They were measured {evaluated}, and the weights are now in {dtype}: single replies may differ.",
-        "The model keeps the base model's gaps and errors in knowledge.",
+        "The model inherits the base model's gaps and errors in knowledge.",
     ]
     if cfg.model.name == "tiny":
         lines.append("`tiny`, the base model packaged with Manners, has 3 M parameters and knows only a toy corpus.")

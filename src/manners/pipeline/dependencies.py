@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from manners.config import validate
-from manners.config.compose import RunSpec
+from manners.config.compose import RunSpec, UserConfigDir
+from manners.config.overrides import override_key
 from manners.data import sources
 from manners.data.loading import Splits, eval_prompts, load_splits
 from manners.data.types import Conversation, data_digest
@@ -123,7 +124,10 @@ def installed_versions() -> str:
 
 def command_of(spec: RunSpec) -> str:
     """The command of a run, as a shell takes it; without the password of a tracking server."""
-    return redact_password(shlex.join(["python", "train.py", *spec.overrides]))
+    questions = ("plan", "preview", "estimate")
+    overrides = [o for o in spec.overrides if override_key(o) not in questions]
+    own_recipes = ["--config-dir", str(UserConfigDir.folder)] if UserConfigDir.folder else []
+    return redact_password(shlex.join(["python", "train.py", *own_recipes, *overrides]))
 
 
 def dependency_fingerprint(spec: RunSpec) -> str:
@@ -236,7 +240,10 @@ def print_plan(spec: RunSpec) -> None:
             resolve_explicit(need) if need.explicit_source else find_finished(need.cfg, dependency_fingerprint(need))
         )
         print(f"{need.role:<8}{f'reuse {found.name}  {made_by(found)}' if found else f'train  {command_of(need)}'}")
-    print(f"{spec.cfg.method.name:<8}train  {command_of(spec)}")
+    cfg, fingerprints = spec.cfg, {need.role: dependency_fingerprint(need) for need in spec.dependencies}
+    ended = run_dir.find_ended(cfg.output_dir, run_dir.run_fingerprint(cfg, contents_of(cfg), fingerprints))
+    action = f"train again (it has ended before: {ended[0].name})" if ended else "train"
+    print(f"{cfg.method.name:<8}{action}  {command_of(spec)}")
 
 
 def made_by(artifact: RunArtifact) -> str:

@@ -23,6 +23,7 @@ from manners.evaluation import multi_turn
 from manners.evaluation.evaluate import (
     EOS_NAME,
     LOSS_NAME,
+    MAX_LOSS_LENGTH,
     Generation,
     answer_prompts,
     counted_text,
@@ -46,7 +47,6 @@ from manners.tracking import store
 
 console = Console()
 MAX_MODELS = 5  # side by side
-MAX_LENGTH = 512  # tokens of a held-out row that count for the loss
 
 
 def evaluate_models(cfg: DictConfig) -> Path:
@@ -195,7 +195,7 @@ class Evaluator:
 
     def loss(self, model: Any, tokenizer: Any) -> Estimate:
         """Nats per token of the held-out rows, in the model's own tokens."""
-        examples = tokenize(self.rows, tokenizer, self.dataset.loss_roles, MAX_LENGTH)
+        examples = tokenize(self.rows, tokenizer, self.dataset.loss_roles, MAX_LOSS_LENGTH)
         return bootstrap_ratio(*per_example_nll(model, examples))
 
     def turn_trends(self, model: Any, tokenizer: Any) -> dict[str, multi_turn.TurnTrend]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import lightning as L
 import torch
 import transformers
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.text import Text
 
 from manners.config import validate
@@ -20,7 +20,7 @@ from manners.data.loading import Splits
 from manners.data.tokenize import tokenize
 from manners.errors import MannersError
 from manners.methods.callbacks import discard_checkpoints
-from manners.methods.distributed import init_distributed
+from manners.methods.distributed import ProcessGroup, init_distributed
 from manners.methods.microbatching import report_out_of_memory, resolve_microbatch_size
 from manners.models import loading
 from manners.pipeline import dependencies, preview
@@ -28,9 +28,10 @@ from manners.pipeline.stages import dpo, ppo, reward, sft
 from manners.pipeline.stages.context import RunContext, StageResult, configured_tokenizer, console
 from manners.runtime import launcher, run_dir
 from manners.runtime.device import Device, resolve_device
-from manners.runtime.run_dir import RunArtifact, RunDir
-from manners.tracking import cost, logger, registry, store
-from manners.tracking.logger import MLflowLogger, NullLogger
+from manners.runtime.paths import CONF, ROOT
+from manners.runtime.run_dir import RunArtifact, RunDir, RunState
+from manners.tracking import cost, registry, store
+from manners.tracking.logger import MLflowLogger, NullLogger, open_run
 from manners.tracking.pruning import pruning_callback
 
 STAGES = {
@@ -58,7 +59,9 @@ def train(spec: RunSpec) -> RunArtifact:
 
     # 1. Device: what "auto" means here, and whether the run can be done on it.
     device = resolve_device(cfg.hardware.accelerator, cfg.hardware.precision, cfg.hardware.num_threads)
-    check_before_training(cfg, device)
+    for one in (spec, *spec.dependencies):
+        if not one.explicit_source:
+            check_before_training(one.cfg, device)
     if launcher.needs_launch(cfg.hardware.devices):
         return launch(spec)
     splits, contents = dependencies.usable_splits_of(cfg), dependencies.contents_of(cfg)
@@ -72,12 +75,12 @@ def train(spec: RunSpec) -> RunArtifact:
     # 3. Processes: the first one reports for all, the others only train.
     processes = init_distributed(device.kind, cfg.method.name, cfg.hardware.devices)
     if processes.rank:
-        return follow(spec, RunContext(cfg, splits, device, RunDir(Path()), NullLogger(), inputs, processes))
+        return follow(cfg, splits, device, inputs, processes)
 
     # 4. Run directory and logger: a new run, or the one that this command left unfinished.
     with run_dir.acquire(cfg, contents, fingerprints) as directory, report_out_of_memory(cfg):
         digest, on_metrics = contents["data"], pruning_callback(cfg)
-        with logger.open_run(cfg, directory, splits, digest, inputs, spec.overrides, on_metrics) as mlflow:
+        with open_run(cfg, directory, splits, digest, inputs, spec.overrides, on_metrics) as logger:
             cost.start_clock(directory)
             command = [o for o in spec.overrides if not o.startswith("tracking.uri=")]  # it may hold a password
             directory.update_state(command=shlex.join(command))
@@ -89,14 +92,14 @@ def train(spec: RunSpec) -> RunArtifact:
 
             # 5. Stage: evaluate, train, evaluate again, save, report.
             L.seed_everything(cfg.seed, verbose=False)
-            context = RunContext(cfg, splits, device, directory, mlflow, inputs, processes)
+            context = RunContext(cfg, splits, device, directory, logger, inputs, processes)
             result = STAGES[cfg.method.name](context)
 
             # 6. Bookkeeping: what it cost, and which runs it came from.
-            mlflow.log(cost.cost_metrics(directory, device.kind), 0)
-            lineage = write_lineage(directory, mlflow, result, inputs)
+            logger.log(cost.cost_metrics(directory, device.kind), 0)
+            lineage = write_lineage(directory, logger, result, inputs)
         if cfg.register_model:  # only now does the store surely have the model
-            registry.register_and_report(cfg, mlflow.client, mlflow.run_id, result.metric)
+            registry.register_and_report(cfg, logger.client, logger.run_id, result.metric)
         mark_finished(directory, result, inputs)
     print_results(spec, directory, result, lineage if inputs else "")
     return run_dir.artifact_of(directory.path, directory.state)
@@ -106,18 +109,20 @@ def launch(spec: RunSpec) -> RunArtifact:
     """Run the command in a process for each device, which this one only waits for."""
     launcher.launch_processes([*spec.overrides, *sweep_overrides(spec.cfg)], spec.cfg.hardware.devices)
     found = run_dir.find_completed(spec.cfg.output_dir, dependencies.dependency_fingerprint(spec))
-    assert found is not None, "a run that ended well is found"
+    assert found is not None, "a successful launch leaves a finished run"
     return found
 
 
-def follow(spec: RunSpec, context: RunContext) -> RunArtifact:
-    """Train along as one of several processes, without a word."""
+def follow(
+    cfg: DictConfig, splits: Splits, device: Device, inputs: dict[str, RunArtifact], processes: ProcessGroup
+) -> RunArtifact:
+    """Train as one of several processes but the first, which reports for all."""
     console.quiet = True
-    context.directory.path = Path(context.process_group.receive())
-    context.directory.state = run_dir.load_state(context.directory.path) or context.directory.state
-    L.seed_everything(spec.cfg.seed, verbose=False)  # as the first process does: adapters begin at random
-    STAGES[spec.cfg.method.name](context)
-    return run_dir.artifact_of(context.directory.path, context.directory.state)
+    path = Path(processes.receive())
+    directory = RunDir(path, run_dir.load_state(path) or RunState())
+    L.seed_everything(cfg.seed, verbose=False)  # as the first process does: adapters begin at random
+    STAGES[cfg.method.name](RunContext(cfg, splits, device, directory, NullLogger(), inputs, processes))
+    return run_dir.artifact_of(directory.path, directory.state)
 
 
 def check_before_training(cfg: DictConfig, device: Device) -> None:
@@ -134,7 +139,7 @@ def check_before_training(cfg: DictConfig, device: Device) -> None:
     validate.check_room_for_prompts(cfg, longest, cfg.model.name)
     available = {"cpu": math.inf, "mps": 1, "cuda": max(1, torch.cuda.device_count())}[device.kind]
     if cfg.hardware.devices > available:
-        raise MannersError(f"hardware.devices={cfg.hardware.devices}, and there are {available} {device.kind} devices.")
+        raise MannersError(f"hardware.devices={cfg.hardware.devices}: this machine has {available} ({device.kind}).")
     if m.get("generation_backend") == "vllm" and device.kind != "cuda":
         raise MannersError(
             "method.generation_backend=vllm needs an NVIDIA GPU; there is none here: method.generation_backend=auto."
@@ -161,6 +166,7 @@ def show_preview(spec: RunSpec) -> None:
 def print_run_header(cfg: DictConfig, directory: RunDir, device: Device, inputs: dict[str, RunArtifact]) -> None:
     about = f"  {cfg.method.name}, {cfg.model.name}, {cfg.adapter.kind}, on {device.kind}, {device.number_format}"
     console.print(Text.assemble((directory.path.name, "bold"), about))
+    console.print(settings_line(cfg), highlight=False)
     for role, artifact in inputs.items():
         console.print(f"{role}: {artifact.name}", highlight=False)
     if (directory.path / "last.ckpt").exists():
@@ -170,6 +176,18 @@ def print_run_header(cfg: DictConfig, directory: RunDir, device: Device, inputs:
         state = run_dir.load_state(earlier)
         before = f"{earlier} already ({state.status if state else 'lost'})"
         console.print(f"this very run is in {before}: repeating it in a directory of its own", soft_wrap=True)
+
+
+def settings_line(cfg: DictConfig) -> str:
+    """Learning rate, length and batch of the run, and the file that tunes them for its model, if one does."""
+    m = cfg.method
+    names = ["learning_rate", "max_steps" if m.get("max_steps", -1) > 0 else "num_train_epochs", "total_episodes"]
+    names += ["per_device_train_batch_size", "batch_size"]
+    line = ", ".join(f"{name} {m[name]:g}" for name in names if name in m)
+    tuned = CONF / "tuned" / cfg.model.name / f"{m.name}.yaml"
+    if tuned.exists() and m.learning_rate == float(OmegaConf.load(tuned).method.learning_rate):
+        line += f" (tuned for this model: {tuned.relative_to(ROOT)})"
+    return line
 
 
 def print_rows(spec: RunSpec) -> None:
@@ -199,12 +217,12 @@ def unrendered_fields(cfg: DictConfig, splits: Splits) -> list[str]:
     return [f"fields not used: {', '.join(names)} of messages, which is not rendered"] if names else []
 
 
-def write_lineage(directory: RunDir, mlflow: MLflowLogger, result: StageResult, inputs: dict[str, RunArtifact]) -> str:
+def write_lineage(directory: RunDir, logger: MLflowLogger, result: StageResult, inputs: dict[str, RunArtifact]) -> str:
     """``lineage.md``: the run and those that it started from."""
     text = dependencies.lineage_text(directory, result.summary, inputs)
     (directory.path / "lineage.md").write_text(text)
-    mlflow.artifact(directory.path / "lineage.md")
-    mlflow.tag(best_step=str(result.best_step), summary=result.summary)
+    logger.artifact(directory.path / "lineage.md")
+    logger.tag(best_step=str(result.best_step), summary=result.summary)
     return text
 
 

@@ -27,7 +27,10 @@ from manners.runtime.paths import existing_path
 
 WEIGHTS_KEYS = ("model", "dataset", "method", "adapter", "hardware", "seed")
 RUN_KEYS = (*WEIGHTS_KEYS, "evaluation", "experiment_name", "run_name")
-NOT_HASHED = {"hardware": {"microbatch_size"}}  # how the same batch is computed
+NOT_HASHED = {  # how the same batch is computed, what is logged, and how often a checkpoint is saved
+    "hardware": {"microbatch_size"},
+    "method": {"microbatch_tokens", "save_steps", "logging_steps", "log_samples", "log_samples_steps"},
+}
 MODEL_DIR = "model"  # of a finished run
 CONFIG_FILE = "manners.yaml"  # in the model directory: the config that made it
 STATE_FILE = "run.json"

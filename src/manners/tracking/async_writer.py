@@ -18,6 +18,7 @@ from typing import Any
 
 CLOSE_TIMEOUT = 10.0  # seconds that the end of a run waits for a server that does not answer
 BATCH_SIZE = 40  # records sent at once
+REFUSED = "refused.jsonl"  # in the run directory
 # MLflow's error codes that no retry would change. Any other error may be a server that is away for a while.
 PERMANENT_ERRORS = {
     *("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "PERMISSION_DENIED", "UNAUTHENTICATED"),
@@ -49,9 +50,8 @@ class AsyncMLflowWriter:
         for file in (self.metrics_file, self.unsent_file):
             drop_torn_line(file)
         self.queue: queue.Queue[Record | None] = queue.Queue()
-        self.backlog = self._queue_unsent(
-            run_ended
-        )  # before the thread starts, which removes the file of unsent records
+        # Before the thread starts, which removes the file of unsent records.
+        self.backlog = self._queue_unsent(run_ended)
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
 
@@ -91,7 +91,7 @@ class AsyncMLflowWriter:
         if self.refused:
             print(
                 f"the tracking server refused {len(self.refused)} records, first: {self.refused[0]}. They are in "
-                f"{self.folder}",
+                f"{self.folder / REFUSED}",
                 file=sys.stderr,
             )
         return not self.incomplete
@@ -113,10 +113,10 @@ class AsyncMLflowWriter:
                     batch.append(more)
                 records = [record["metrics"] for record in batch if "metrics" in record]
                 if records:
-                    self._try(lambda records=records: self._send_metrics(records), "metrics")  # type: ignore[misc]
+                    self._try(self._send_metrics, records)
                 for record in batch:
                     if "metrics" not in record:
-                        self._try(lambda record=record: self._send(record), next(iter(record)))  # type: ignore[misc]
+                        self._try(self._send, record)
                 with self.lock:
                     if self.queue.empty() or self.queue.queue[0] is None:
                         with suppress(OSError):  # training reports a full disk
@@ -124,22 +124,33 @@ class AsyncMLflowWriter:
         except ServerUnavailable:
             self.incomplete = True
 
-    def _try(self, send: Callable[[], None], what: str) -> None:
+    def _try(self, send: Callable[[Any], None], records: Any) -> None:
         """Retry until the server takes or refuses it. Raises ServerUnavailable where the run has ended meanwhile."""
         wait = 1.0
         while True:
             try:
-                return send()
+                return send(records)
             except Exception as error:  # noqa: BLE001  whatever a server does wrong, training continues
                 if getattr(error, "error_code", "") in PERMANENT_ERRORS or isinstance(error, FileNotFoundError):
-                    self.refused.append(f"{what} ({(str(error) or type(error).__name__).splitlines()[0]})")
-                    return None
+                    return self._refuse(send, records, error)
             if self.deadline and time.monotonic() > self.deadline:
                 raise ServerUnavailable
             if not self.closing.wait(wait):
                 wait = min(2 * wait, 30.0)
             else:
                 time.sleep(1.0)
+
+    def _refuse(self, send: Callable[[Any], None], records: Any, error: Exception) -> None:
+        """Keep what the server refuses; of several metric records, which one value may spoil, only those it refuses."""
+        metrics = isinstance(records, list)
+        if metrics and len(records) > 1:
+            for record in records:
+                self._try(send, [record])
+            return
+        record = records[0] if metrics else records
+        what = "metrics" if metrics else next(iter(record))
+        self.refused.append(f"{what} ({(str(error) or type(error).__name__).splitlines()[0]})")
+        append_record(self.folder / REFUSED, record)
 
     def _send_metrics(self, records: list[Record]) -> None:
         from mlflow.entities import Metric

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +222,10 @@ def describe_run(
     commit, diff = git_state()
     (directory.path / "code.diff").write_text(diff)
     client.log_artifact(run_id, str(directory.path / "code.diff"))
-    versions = {p: version(p) for p in PACKAGES} | {"python": sys.version.split()[0]}
+    versions = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):  # bitsandbytes is not for all systems
+            versions[package] = version(package)
     mlflow.set_tags(
         {
             "manners.versions": ", ".join(f"{name} {number}" for name, number in versions.items()),

@@ -4,15 +4,17 @@ import copy
 import math
 import random
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from manners.methods.distributed import ProcessGroup
-from manners.methods.ppo.loss import policy_loss, update_policy, value_loss
-from manners.methods.ppo.rollout import Rollout, microbatches, scatter_tokens
+from manners.methods.ppo.loss import microbatch_loss, policy_loss, update_policy, value_loss
+from manners.methods.ppo.rollout import MicroBatch, Rollout, microbatches, scatter_tokens
 from manners.methods.ppo.trainer import make_optimizer
 from manners.models.lora import trainable_parameters
+from manners.models.policy import PolicyOutput
 from tests.methods.ppo.cases import make_policy, ppo_config, rloo_config, sample_rollout
 from tests.methods.ppo.threads import run_in_threads
 
@@ -54,6 +56,19 @@ def test_value_loss_by_hand(new, target, expected, slope):
     loss.backward()
     assert loss.tolist() == pytest.approx([expected])
     assert value.grad.tolist() == pytest.approx([slope], abs=1e-6)
+
+
+def test_clip_fractions_count_tokens_with_the_clipped_loss():
+    """As in TRL: a bad token that has become likelier is far from the old policy, and not clipped."""
+    ratios, advantages = torch.tensor([[1.1, 1.5, 1.5, 0.5, 0.5]]), torch.tensor([[2.0, 2.0, -2.0, 2.0, -2.0]])
+    values, returns = torch.tensor([[1.1, 1.5, 1.5, 0.5, 1.0]]), torch.tensor([[2.0, 2.0, 0.5, 1.0, 1.0]])
+    old = torch.full((1, 5), -1.0)
+    batch = SimpleNamespace(mask=torch.ones(1, 5, dtype=torch.bool), logprobs=old, values=torch.ones(1, 5))
+    output = PolicyOutput((old + ratios.log())[0], torch.zeros(5), values[0])
+    policy = Mock(return_value=output, model=SimpleNamespace(device="cpu"))
+    part = MicroBatch([0], torch.zeros(1, 6), torch.ones(1, 5, dtype=torch.bool))
+    _, stats = microbatch_loss(policy, batch, part, advantages, returns, ppo_config())
+    assert (stats.policy_clip_fraction, stats.value_clip_fraction) == (2, 1)  # sums: ρ = 1.5 and 0.5; value 1.5 of 2.0
 
 
 # --- The update ---

@@ -20,7 +20,7 @@ class PPOStats:
     value_loss: float
     entropy: float  # nats
     approx_kl: float  # half the squared log-ratio to the sampling policy
-    policy_clip_fraction: float
+    policy_clip_fraction: float  # tokens whose clipped loss is the larger one, as in TRL
     value_clip_fraction: float
     ratio: float  # of the new to the sampling policy's probability
 
@@ -130,8 +130,9 @@ def microbatch_loss(
     output = policy(
         part.ids.to(device), part.response_mask.to(device), config.temperature, entropy_grad=config.entropy_coef > 0
     )
-    pg_loss = policy_loss(output.logprobs, old_logprobs, advantages, config.cliprange).sum()
-    vf_loss = value_loss(output.values, old_values, returns, config.cliprange_value).sum()
+    pg_losses = policy_loss(output.logprobs, old_logprobs, advantages, config.cliprange)
+    vf_losses = value_loss(output.values, old_values, returns, config.cliprange_value)
+    pg_loss, vf_loss = pg_losses.sum(), vf_losses.sum()
     entropy = output.entropy.sum()
     loss = pg_loss + config.vf_coef * vf_loss - config.entropy_coef * entropy
     with torch.no_grad():
@@ -141,8 +142,8 @@ def microbatch_loss(
             vf_loss,
             entropy,
             (0.5 * log_ratio.square()).sum(),
-            ((log_ratio.exp() - 1).abs() > config.cliprange).sum(),
-            ((output.values - old_values).abs() > config.cliprange_value).sum(),
+            (pg_losses > -advantages * log_ratio.exp()).sum(),
+            (vf_losses > 0.5 * (output.values - returns).square()).sum(),
             log_ratio.exp().sum(),
         )
         stats = PPOStats(*torch.stack([value.float() for value in sums]).tolist())  # one transfer from the device

@@ -25,6 +25,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -365,11 +366,11 @@ def mean_of_scored(scores: list[float]) -> float:
 
 
 def nonfinite_error(batch: Rollout, folder: Path, iteration: int, error: FloatingPointError) -> MannersError:
-    """What to say where a number is not finite; the batch is saved for whoever must find out why."""
+    """The error for a number that is not finite; the batch is saved for debugging."""
     file = diagnostics.dump_batch(batch, folder, str(error))
     return MannersError(
-        f"iteration {iteration}: {error}. The batch is in {file}. Try a lower method.learning_rate or a "
-        "method.target_kl; the same command resumes from the last checkpoint."
+        f"iteration {iteration}: {error}. The batch is in {file}. The same command would meet it again: try a lower "
+        "method.learning_rate or a method.target_kl, which begins a new run."
     )
 
 
@@ -401,6 +402,7 @@ def pick_prompts(count: int, config: OnlineRLConfig, seed: int, iteration: int) 
     return [row for row in picked for _ in range(copies)]
 
 
+@lru_cache(maxsize=2)  # an iteration may span two epochs
 def prompt_order(count: int, seed: int, epoch: int) -> list[int]:
     order = list(range(count))
     random.Random(f"{seed}/prompts/{epoch}").shuffle(order)

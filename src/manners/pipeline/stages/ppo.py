@@ -16,18 +16,18 @@ from manners.data.tokenize import tokenize
 from manners.data.types import Conversation
 from manners.errors import MannersError
 from manners.evaluation.evaluate import (
+    MAX_LOSS_LENGTH,
     REWARD_NAME,
     SAMPLED_REWARD_NAME,
     EvalResult,
     evaluate,
-    point_estimate,
     stratified_sample,
 )
+from manners.evaluation.metrics.assistant_style import distinct_2_estimate
 from manners.evaluation.metrics.reference_nll import reference_nll
 from manners.evaluation.reports.reward_figures import online_curves
 from manners.evaluation.stats import Estimate, bootstrap_ratio
 from manners.methods.distributed import check_batch_divides
-from manners.methods.ppo import diagnostics
 from manners.methods.ppo.advantages import kl_estimate
 from manners.methods.ppo.rollout import Rollout
 from manners.methods.ppo.trainer import PPOResult, PPOTrainer, score_replies, train_ppo
@@ -168,8 +168,7 @@ def count_sampled_tokens(metrics_file: Path, batch_size: int) -> int:
 def evaluate_policy_on_test(run: RunContext, trainer: PPOTrainer) -> EvalResult:
     """The policy on the test rows: what SFT measures, and reward, KL, length and diversity of its replies."""
     cfg, config, model = run.cfg, trainer.config, trainer.policy.model
-    max_length = config.max_prompt_length + config.response_length
-    examples = tokenize(run.test_rows, trainer.tokenizer, cfg.dataset.loss_roles, max_length)
+    examples = tokenize(run.test_rows, trainer.tokenizer, cfg.dataset.loss_roles, MAX_LOSS_LENGTH)
     prompts, fixed = build_prompts(cfg, run.test_rows), eval_prompts(cfg.dataset)
     result = evaluate(model, trainer.tokenizer, prompts, fixed, examples, **reporting.evaluate_settings(cfg))
 
@@ -186,8 +185,9 @@ def evaluate_policy_on_test(run: RunContext, trainer: PPOTrainer) -> EvalResult:
         "KL to the reference, nats per reply": bootstrap_ratio(kl.double().numpy(), ones),
         "length, tokens per reply": bootstrap_ratio(num_tokens, ones),
         "NLL under the base model, nats per token": bootstrap_ratio(nll, num_tokens),
-        "distinct-2 of the replies": point_estimate(diagnostics.distinct_2(greedy.texts)),
     }
+    if diversity := distinct_2_estimate(greedy.texts):
+        extra["distinct-2 of the replies"] = diversity
     return replace(result, extra_metrics=result.extra_metrics | extra)
 
 

@@ -7,7 +7,7 @@ from manners.data.batching import collate, pack
 from manners.data.loading import eval_prompts
 from manners.data.tokenize import tokenize
 from manners.errors import MannersError
-from manners.evaluation.evaluate import EvalResult, evaluate
+from manners.evaluation.evaluate import MAX_LOSS_LENGTH, EvalResult, evaluate
 from manners.evaluation.reports import figures
 from manners.methods.sft import SFTModule
 from manners.models import lora
@@ -79,7 +79,7 @@ def evaluate_on_test(run: RunContext, model: Any, tokenizer: Any) -> EvalResult:
     cfg = run.cfg
     if cfg.adapter.quantization == "none":
         model.to(run.device.kind)
-    examples = tokenize(run.test_rows, tokenizer, cfg.dataset.loss_roles, cfg.method.get("max_length", 512))
+    examples = tokenize(run.test_rows, tokenizer, cfg.dataset.loss_roles, cfg.method.get("max_length", MAX_LOSS_LENGTH))
     fixed = eval_prompts(cfg.dataset)
     prompts = build_prompts(cfg, run.test_rows)
     return evaluate(model, tokenizer, prompts, fixed, examples, **reporting.evaluate_settings(cfg))
