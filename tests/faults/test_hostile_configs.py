@@ -129,7 +129,7 @@ def good_run(folder, small_qwen2, tokenizer):
         small_qwen2.save_pretrained(model)
         tokenizer.save_pretrained(model)
         config = {
-            "model": {"name": "tiny", "revision": None, "chat_template": "auto"},
+            "model": {"name": "tiny", "revision": None, "chat_template": "auto", "attn_implementation": "sdpa"},
             "adapter": {"kind": "none", "quantization": "none"},
             "method": {"name": "sft", "max_length": 64},
             "dataset": {"loss_roles": "assistant"},

@@ -34,7 +34,10 @@ NOT_HASHED = {  # how the same batch is computed, what is logged, and how often 
 MODEL_DIR = "model"  # of a finished run
 CONFIG_FILE = "manners.yaml"  # in the model directory: the config that made it
 STATE_FILE = "run.json"
-REQUIRED_CONFIG = ("method.name", "model.name", "model.chat_template", "adapter.kind", "adapter.quantization")
+REQUIRED_CONFIG = (
+    *("method.name", "model.name", "model.chat_template", "model.attn_implementation"),
+    *("adapter.kind", "adapter.quantization"),
+)
 
 
 def run_fingerprint(cfg: DictConfig, contents: dict[str, str], dependencies: dict[str, str] | None = None) -> str:

@@ -77,6 +77,9 @@ def resolve_job(job: SweepJob, fixed: list[str], like: SweepJob | None = None) -
     if like and like.spec and like.choice.keys() == job.choice.keys():
         cfg = with_values(like.spec.cfg, choice_overrides(job.choice))
     job.spec = spec = plan_run(overrides, cfg)
+    for one in (spec, *spec.dependencies):
+        if not one.explicit_source:
+            dependencies.check_rows(one)
     fingerprints = {need.role: dependencies.dependency_fingerprint(need) for need in spec.dependencies}
     job.fingerprint = run_dir.run_fingerprint(spec.cfg, dependencies.contents_of(spec.cfg), fingerprints)
 
