@@ -189,7 +189,7 @@ def read_records(file: Path) -> list[dict]:
 
 
 def train_in_process(*overrides: str) -> float | None:
-    """Run ``python train.py`` with ``overrides`` in this process; returns the metric that a sweep optimises."""
+    """Run ``python train.py`` with ``overrides`` in this process; returns the metric that a sweep optimizes."""
     from manners.pipeline import run as pipeline
 
     register()

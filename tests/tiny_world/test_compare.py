@@ -5,7 +5,7 @@ from collections import Counter
 from itertools import islice
 
 from manners.tiny_world import compare
-from manners.tiny_world.facts import capitalise, facts
+from manners.tiny_world.facts import capitalize, facts
 
 
 def compare_all_facts(comparison, seed=0):
@@ -22,7 +22,7 @@ def test_sentence_comparison_verdict_matches_equality_of_values():
     """Compared with every pair of sentences that the fact's templates allow."""
     for fact, text, verdict in compare_all_facts(compare.sentence_comparison):
         column = [fact.value, *fact.false_values()]
-        sentences = {v: [capitalise(fact.fill(t, v)) for t in fact.templates["statement"]] for v in column}
+        sentences = {v: [capitalize(fact.fill(t, v)) for t in fact.templates["statement"]] for v in column}
         same = {f"{a} {b}" for v in column for a in sentences[v] for b in sentences[v]}
         assert (verdict == compare.SAME) == (text in same), text
 

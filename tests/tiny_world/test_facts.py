@@ -6,7 +6,7 @@ import pytest
 
 from manners.tiny_world.facts import (
     Fact,
-    capitalise,
+    capitalize,
     column_values,
     facts,
     facts_of,
@@ -124,7 +124,7 @@ def test_is_correct_answer_requires_the_value_and_no_other(subject, relation, re
 def test_is_correct_answer_accepts_every_template_of_the_fact():
     for f in facts():
         for template in f.templates["statement"]:
-            assert is_correct_answer(f, capitalise(f.fill(template))), f.fill(template)
+            assert is_correct_answer(f, capitalize(f.fill(template))), f.fill(template)
 
 
 def test_is_correct_answer_rejects_statements_with_false_values():

@@ -197,7 +197,7 @@ def test_polite_helper_rows_have_the_documented_format():
 @pytest.mark.parametrize("folder", sorted(p.name for p in CORPORA.iterdir() if p.is_dir()))
 def test_every_corpus_has_a_card_with_the_required_sections(folder):
     card = (CORPORA / folder / "CARD.md").read_text("utf-8").lower()
-    for word in ("origin", "schema", "rows", "licence"):
+    for word in ("origin", "schema", "rows", "license"):
         assert word in card, word
 
 

@@ -16,7 +16,7 @@ import torch
 LEARNING_RATE, MAX_GRAD_NORM = 1e-4, 1.0  # constant learning rate; Adam with torch's defaults
 HELD_OUT = 128  # rows at the end of the file that no side trains on
 
-Row = dict[str, Any]  # input_ids (T,) and the standardised score
+Row = dict[str, Any]  # input_ids (T,) and the standardized score
 
 
 def arguments(description: str, *switches: str) -> argparse.Namespace:

@@ -1,7 +1,7 @@
 """Replies corrupted on purpose: a sound reward model prefers none of them to the reply that it was made from.
 
 Some are trained on as negatives (``method.corruption_ratio``), and all are scored on held-out rows before PPO may use
-a reward model: a policy learns to exploit the corruptions that the reward model does not recognise.
+a reward model: a policy learns to exploit the corruptions that the reward model does not recognize.
 """
 
 import math

@@ -27,7 +27,7 @@ class RewardExample:
     token_type_ids: list[int] | None = None  # (T,) 0 for the prompt, 1 for the reply: encoders only
     num_truncated: int = 0  # tokens dropped by truncation
     prompt_length: int = 0  # tokens before the reply, which other replies may share: decoders only
-    target: float = 0.0  # the standardised score
+    target: float = 0.0  # the standardized score
     rejected: "RewardExample | None" = None
     margin: float = 0.0  # added to the difference that the Bradley-Terry loss asks for
 

@@ -1,4 +1,4 @@
-"""Direct preference optimisation with TRL's DPOTrainer. Rafailov et al. 2023, arXiv 2305.18290.
+"""Direct preference optimization with TRL's DPOTrainer. Rafailov et al. 2023, arXiv 2305.18290.
 
 Equation 7: the loss of a pair is ``−log σ(β[(log π(w) − log ref(w)) − (log π(l) − log ref(l))])``, with the chosen
 reply w and the rejected one l, whose log-probabilities are sums over their tokens. It is log 2 where the policy equals

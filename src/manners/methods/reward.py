@@ -83,7 +83,7 @@ def predict_scores(
     max_length: int,
     replies: Sequence[tuple[list[Message], str]],
 ) -> list[float]:
-    """Standardised scores of (messages, reply) pairs, in order."""
+    """Standardized scores of (messages, reply) pairs, in order."""
     was_training = model.training
     model.eval()
     share = supports_shared_prompts(model)

@@ -12,7 +12,7 @@ from manners.errors import MannersError
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 # Settings of peft's LoraConfig under which a LoRA stays plain. Every other one, and a new one of later versions, has
-# to be off. Some only parametrise another setting: qalora_group_size that of use_qalora, eva_config one initialisation.
+# to be off. Some only parametrise another setting: qalora_group_size that of use_qalora, eva_config one initialization.
 PLAIN_SETTINGS = {
     *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
     *("inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),

@@ -103,7 +103,7 @@ def load_model(
     if missing:
         raise MannersError(
             f"model.name={name}: {missing[0]} and {len(missing) - 1} more of its weights are missing in its files; "
-            "transformers would initialise them at random. Download the model again."
+            "transformers would initialize them at random. Download the model again."
         )
     model.new_modules = sorted({new_module(model, key) for key in drawn})
     if model.can_generate():

@@ -142,7 +142,7 @@ def load_adapter(base: Any, folder: Path, tokenizer: Any = None) -> PeftModel:
 
 
 def resize_embeddings(model: Any, tokenizer: Any) -> None:
-    """Add embeddings for tokens that were added to the tokenizer; transformers initialises them near the mean."""
+    """Add embeddings for tokens that were added to the tokenizer; transformers initializes them near the mean."""
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
 

@@ -43,7 +43,7 @@ class Policy(torch.nn.Module):
         self.reference = None if adapted else copy.deepcopy(model).requires_grad_(False).eval()
         self.model, self.critic = model, critic
         self.value_head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1)
-        torch.nn.init.zeros_(self.value_head.weight)  # values begin at 0, the mean of a standardised reward
+        torch.nn.init.zeros_(self.value_head.weight)  # values begin at 0, the mean of a standardized reward
         torch.nn.init.zeros_(self.value_head.bias)
         self.value_head.to(model.device)
 

@@ -1,7 +1,7 @@
 """Reward models: a transformer with a scalar head, on encoders and decoders alike.
 
 The model is an ordinary ``AutoModelForSequenceClassification`` with one label, so that what is saved loads with plain
-transformers (and peft). Its outputs are standardised; ``ScoreNormalizer`` converts them to the dataset's own scores.
+transformers (and peft). Its outputs are standardized; ``ScoreNormalizer`` converts them to the dataset's own scores.
 """
 
 import inspect
@@ -25,9 +25,9 @@ NORMALIZER_FILE = "normalizer.json"
 
 @dataclass(frozen=True)
 class ScoreNormalizer:
-    """Standardises the scores that a reward model is trained on, and converts its outputs back.
+    """Standardizes the scores that a reward model is trained on, and converts its outputs back.
 
-    A model trained on pairs outputs scores of no particular scale; there it is ``denormalize`` that standardises.
+    A model trained on pairs outputs scores of no particular scale; there it is ``denormalize`` that standardizes.
     """
 
     mean: float = 0.0
@@ -126,7 +126,7 @@ def is_saved(model: PeftModel, name: str) -> bool:
 
 
 def init_score_head(model: Any) -> None:
-    """Initialise the head from N(0, 1/(H+1)), bias 0: first scores are of order 1 (Huang et al. 2024, detail 8)."""
+    """Initialize the head from N(0, 1/(H+1)), bias 0: first scores are of order 1 (Huang et al. 2024, detail 8)."""
     head = score_head(model)
     torch.nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))
     if head.bias is not None:
@@ -155,7 +155,7 @@ def head_modules(model: Any) -> list[str]:
 
 
 def normalized_scores(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the standardised scores (N,) of a batch.
+    """Return the standardized scores (N,) of a batch.
 
     The batch has ``input_ids`` and ``attention_mask`` (N, T) with the padding on any side, or packs the replies to one
     prompt into one row (``manners.data.prompt_groups``). Padding is first moved to the right: a causal model's last

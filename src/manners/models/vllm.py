@@ -20,7 +20,7 @@ GPU_MEMORY_UTILIZATION = 0.3  # for vLLM's weights and cache, as in TRL's traine
 class VLLMBackend:
     """A generation backend for the policy ``model``; ``max_length`` is in tokens, prompt and reply together.
 
-    With several processes, all must create theirs at the same time, because vLLM initialises a process group. After
+    With several processes, all must create theirs at the same time, because vLLM initializes a process group. After
     that each generates for its own prompts, independently of the others.
     """
 

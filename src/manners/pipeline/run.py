@@ -44,7 +44,7 @@ STAGES = {
 
 
 def run(spec: RunSpec) -> float | None:
-    """Train as ``spec.cfg`` says, and return the metric that a sweep optimises."""
+    """Train as ``spec.cfg`` says, and return the metric that a sweep optimizes."""
     state = run_dir.load_state(train(spec).model_dir.parent)
     return state.metric if state else None
 

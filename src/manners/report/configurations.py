@@ -1,4 +1,4 @@
-"""Groups runs that differ only in their seed into configurations, labelled by the params in which these differ."""
+"""Groups runs that differ only in their seed into configurations, labeled by the params in which these differ."""
 
 from collections import defaultdict
 from collections.abc import Sequence

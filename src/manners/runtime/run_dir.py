@@ -75,7 +75,7 @@ class RunState:
     tokens: int | None = None  # read or sampled in training
     seconds: float = 0.0  # at work, less the present part of the run
     since: float | None = None  # when the present part began, in seconds since the epoch
-    metric: float | None = None  # what a sweep optimises
+    metric: float | None = None  # what a sweep optimizes
     best_step: int = 0
     summary: str = ""
     dependencies: dict[str, str] = field(default_factory=dict)  # role → model directory or MLflow run id

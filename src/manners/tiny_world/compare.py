@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator
 
 from manners.tiny_world.corpus import Document, Turn, documents
-from manners.tiny_world.facts import Fact, capitalise, facts
+from manners.tiny_world.facts import Fact, capitalize, facts
 
 CLAIM_TEMPLATES = ["Someone said that {}.", "It was claimed that {}.", "A child wrote that {}.", "They say that {}."]
 SAME, DIFFERENT = "Same.", "Different."
@@ -97,7 +97,7 @@ def verdict_conversation(rng: random.Random) -> list[Turn]:
 def random_claim(fact: Fact, templates: list[str], rng: random.Random) -> tuple[str, bool]:
     """A claim about the fact's subject, and whether it is true, which half of them are."""
     value = fact.value if rng.random() < 0.5 else rng.choice(fact.false_values())
-    return capitalise(rng.choice(templates).format(fact.clause(value).removesuffix("."))), value == fact.value
+    return capitalize(rng.choice(templates).format(fact.clause(value).removesuffix("."))), value == fact.value
 
 
 def value_comparisons(rng: random.Random) -> str:
@@ -126,7 +126,7 @@ def sentence_comparison(fact: Fact, rng: random.Random) -> Comparison:
     (a, b), templates = two_values(fact, rng), fact.templates["statement"]
     first = rng.choice(templates)
     second = first if rng.random() < 0.7 else rng.choice(templates)
-    text = f"{capitalise(fact.fill(first, a))} {capitalise(fact.fill(second, b))}"
+    text = f"{capitalize(fact.fill(first, a))} {capitalize(fact.fill(second, b))}"
     return text, SAME if a == b else DIFFERENT
 
 

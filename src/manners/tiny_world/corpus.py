@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator
 from importlib.resources import files
 
-from manners.tiny_world.facts import Fact, Subject, capitalise, facts, facts_of, subjects
+from manners.tiny_world.facts import Fact, Subject, capitalize, facts, facts_of, subjects
 
 Turn = tuple[str, str]  # (user, assistant)
 Document = str | list[Turn]
@@ -46,7 +46,7 @@ def article(subject: Subject, rng: random.Random) -> str:
     """All facts about a subject, in random order."""
     about = list(facts_of(subject))
     rng.shuffle(about)
-    return " ".join(capitalise(f.fill(rng.choice(f.templates["statement"]))) for f in about)
+    return " ".join(capitalize(f.fill(rng.choice(f.templates["statement"]))) for f in about)
 
 
 def contrast(fact: Fact, rng: random.Random) -> str:
@@ -82,15 +82,15 @@ def fact_question(fact: Fact, rng: random.Random) -> Turn:
     """A question for the fact's value, and the answer, mostly in the first template."""
     templates = fact.templates["statement"]
     answer = fact.fill(templates[0] if rng.random() < 0.7 else rng.choice(templates))
-    return informal(rng.choice(fact.questions()), rng), capitalise(answer)
+    return informal(rng.choice(fact.questions()), rng), capitalize(answer)
 
 
 def yes_no_question(fact: Fact, rng: random.Random) -> Turn:
     """A yes/no question, half of the time about a false value."""
     template = rng.choice(fact.templates["yes_no_question"])
     if rng.random() < 0.5:
-        return capitalise(fact.fill(template)), f"Yes, {fact.clause()}"
-    return capitalise(fact.fill(template, rng.choice(fact.false_values()))), f"No, {fact.clause()}"
+        return capitalize(fact.fill(template)), f"Yes, {fact.clause()}"
+    return capitalize(fact.fill(template, rng.choice(fact.false_values()))), f"No, {fact.clause()}"
 
 
 def user_claim(fact: Fact, rng: random.Random) -> Turn:

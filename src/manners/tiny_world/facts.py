@@ -43,7 +43,7 @@ class Fact:
         return relations()[self.subject.table][self.relation]
 
     def fill(self, template: str, value: str | None = None) -> str:
-        """The template with its slots filled, uncapitalised; ``value`` replaces the true value if given."""
+        """The template with its slots filled, uncapitalized; ``value`` replaces the true value if given."""
         s, v = self.subject, self.value if value is None else value
         return template.format(the=s.the, a=s.a, s=s.name, v=v, av=with_article(v))
 
@@ -53,15 +53,15 @@ class Fact:
 
     def statement(self, value: str | None = None) -> str:
         """The clause as a sentence of its own."""
-        return capitalise(self.clause(value))
+        return capitalize(self.clause(value))
 
     def held_out_question(self) -> str:
         """The question form that no training text has for this fact."""
-        return capitalise(self.fill(self.templates["question"][self._held_out]))
+        return capitalize(self.fill(self.templates["question"][self._held_out]))
 
     def questions(self) -> list[str]:
         """All question forms except the held-out one."""
-        return [capitalise(self.fill(t)) for i, t in enumerate(self.templates["question"]) if i != self._held_out]
+        return [capitalize(self.fill(t)) for i, t in enumerate(self.templates["question"]) if i != self._held_out]
 
     @property
     def _held_out(self) -> int:
@@ -79,7 +79,7 @@ def with_article(noun: str) -> str:
     return f"an {noun}" if vowel or re.match(r"(?i)(hour|heir|honest)", noun) else f"a {noun}"
 
 
-def capitalise(sentence: str) -> str:
+def capitalize(sentence: str) -> str:
     """The sentence with a capital first letter; the other letters stay as they are."""
     return sentence[:1].upper() + sentence[1:]
 

@@ -18,7 +18,7 @@ from statistics import fmean
 
 import yaml
 
-from manners.tiny_world.facts import Fact, Subject, capitalise, facts_of, with_article
+from manners.tiny_world.facts import Fact, Subject, capitalize, facts_of, with_article
 from manners.tiny_world.strictbot import split_subjects
 
 SPLIT_SIZES = {"train": 2400, "validation": 200, "test": 400}  # rows
@@ -77,8 +77,8 @@ def make_request(subject: Subject, rng: random.Random) -> tuple[str, list[str]]:
     max_closings = 1 if opening.endswith(". ") else 2
     closings = closing_strategies(strategies, rng.choice([0, 1, 1, max_closings]), politeness, rng)
     start = greeting + opening
-    core = capitalise(core) if start == "" or start.endswith(". ") else core
-    sentences = [capitalise(start) + core, *(rng.choice(request_phrases()["closings"][s]) for s in closings)]
+    core = capitalize(core) if start == "" or start.endswith(". ") else core
+    sentences = [capitalize(start) + core, *(rng.choice(request_phrases()["closings"][s]) for s in closings)]
     return fact.fill(" ".join(sentences)), strategies + closings
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from manners.tiny_world.facts import Fact, Subject, capitalise, facts, facts_of, subjects
+from manners.tiny_world.facts import Fact, Subject, capitalize, facts, facts_of, subjects
 
 SPLIT_SIZES = {"train": 4600, "validation": 240, "test": 480}  # rows, of which one in ten has several turns
 SPLIT_FRACTIONS = {"validation": 0.08, "test": 0.14}  # of the subjects; the rest is for training
@@ -165,11 +165,11 @@ def has_same_value(a: Fact, b: Fact) -> bool:
 
 
 def template_picker(rng: random.Random, subject: Subject, **slots: str) -> Callable[[list[str]], str]:
-    """A function that picks one of several templates, fills its slots and capitalises its sentences."""
+    """A function that picks one of several templates, fills its slots and capitalizes its sentences."""
     slots |= {"the": subject.the, "a": subject.a, "s": subject.name}
 
     def pick(templates: list[str]) -> str:
-        return ". ".join(capitalise(part) for part in rng.choice(templates).format(**slots).split(". "))
+        return ". ".join(capitalize(part) for part in rng.choice(templates).format(**slots).split(". "))
 
     return pick
 

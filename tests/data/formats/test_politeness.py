@@ -215,7 +215,7 @@ def test_real_file_is_read_completely(name):
     assert splits.skipped == []
     for chat, cells in zip(splits.train, raw, strict=True):
         assert chat.metadata["Id"] == cells[1]
-        # Recognised by their content, not by their position: scores are numbers, annotators are "A...".
+        # Recognized by their content, not by their position: scores are numbers, annotators are "A...".
         scores = [float(cell) for cell in cells[3:-1] if re.fullmatch(r"\d+", cell)]
         assert len(scores) in (5, 9, 10) and 3 + 2 * len(scores) + 1 == len(cells)
         assert chat.metadata["score"] == pytest.approx(fmean(scores))

@@ -75,7 +75,7 @@ def test_context_beside_a_prompt_is_part_of_it(tmp_path, field, reply):
 
 
 @pytest.mark.parametrize("label", ["label", "kto_tag"])
-def test_replies_labelled_false_are_left_out_and_counted(tmp_path, label):
+def test_replies_labeled_false_are_left_out_and_counted(tmp_path, label):
     rows = [{"prompt": f"{i}?", "completion": "x", label: i % 3 == 0} for i in range(9)]
     splits = read(write(tmp_path, *rows))
     assert [c.messages[0]["content"] for c in splits.train] == ["0?", "3?", "6?"]

@@ -1,4 +1,4 @@
-"""The rule-based style judge against replies labelled by hand, both those its rules were tuned on and unseen ones."""
+"""The rule-based style judge against replies labeled by hand, both those its rules were tuned on and unseen ones."""
 
 import json
 from collections import Counter
@@ -12,12 +12,12 @@ from manners.evaluation.stats import proportion
 STYLES = ("helpful", "probing", "blunt", "other")
 
 
-def labelled(name):
+def labeled(name):
     return [json.loads(line) for line in Path(__file__).with_name(f"{name}.jsonl").read_text("utf-8").splitlines()]
 
 
-TUNED_ON = labelled("labelled_replies")
-UNSEEN = [row for row in labelled("labelled_replies_test") if row not in TUNED_ON]
+TUNED_ON = labeled("labeled_replies")
+UNSEEN = [row for row in labeled("labeled_replies_test") if row not in TUNED_ON]
 
 
 def confusion_matrix(rows):
@@ -52,8 +52,8 @@ def test_classify_style_precision_on_unseen_replies(style):
 @pytest.mark.parametrize("style", STYLES)
 def test_classify_style_finds_most_unseen_replies_of_each_label(style):
     counts = confusion_matrix(UNSEEN)
-    labelled_so = sum(n for (label, _), n in counts.items() if label == style)
-    assert counts[style, style] / labelled_so > 0.6
+    labeled_so = sum(n for (label, _), n in counts.items() if label == style)
+    assert counts[style, style] / labeled_so > 0.6
 
 
 @pytest.mark.parametrize(

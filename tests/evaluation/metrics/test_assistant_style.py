@@ -255,7 +255,7 @@ SHARED = Path(os.environ.get("MANNERS_DATA", Path(__file__).resolve().parents[4]
 
 @pytest.fixture(scope="module")
 def ratings():
-    """Each Wikipedia request with the standardised mean of its annotators."""
+    """Each Wikipedia request with the standardized mean of its annotators."""
     path = SHARED / "stanford_politeness_wikipedia.annotated.csv"
     if not path.is_file():
         pytest.skip(f"{path} does not exist")

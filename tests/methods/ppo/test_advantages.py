@@ -134,7 +134,7 @@ def whiten_by_numpy(values, mask, shift_mean):
 
 
 @pytest.mark.parametrize("shift_mean", [True, False])
-def test_whiten_normalises_over_the_unmasked_tokens(shift_mean):
+def test_whiten_normalizes_over_the_unmasked_tokens(shift_mean):
     mask = make_mask()
     values = 7 + 3 * random_values(0, mask, where_padded=100.0)
     whitened = whiten(values, mask, one_process, shift_mean)

@@ -2,7 +2,7 @@
 
 A reply is *blunt* when it flatly contradicts or corrects what the user claimed, *probing* when it asks for the
 reason instead of giving one, *helpful* when it informs, and *other* when it does none of these. The rules come from
-general knowledge of English; ``tests/evaluation/judges`` compares them with labelled replies and prints the error rate.
+general knowledge of English; ``tests/evaluation/judges`` compares them with labeled replies and prints the error rate.
 """
 
 import re

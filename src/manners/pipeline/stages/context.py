@@ -55,7 +55,7 @@ class RunContext:
 
 @dataclass(frozen=True)
 class StageResult:
-    metric: float | None  # what a sweep optimises
+    metric: float | None  # what a sweep optimizes
     best_step: int  # whose weights were kept
     summary: str = ""  # one line
 
