@@ -42,6 +42,7 @@ def check_rows(spec: RunSpec) -> None:
     """The rows of a run are those that its method needs, and enough of them. Raises MannersError."""
     try:
         validate.check_rows(spec.cfg, splits_of(spec.cfg))
+        eval_prompts(spec.cfg.dataset)
     except MannersError as error:
         if not spec.role:
             raise
