@@ -55,7 +55,7 @@ def trained(base_folder: Path, folder: Path) -> ModelRef:
     train_cfg = {
         "method": {"name": "sft"},
         "dataset": {"loss_roles": "assistant"},
-        "model": {"name": str(base_folder), "revision": None, "chat_template": "native"},
+        "model": {"name": str(base_folder), "revision": None, "chat_template": "native", "attn_implementation": "sdpa"},
         "adapter": {"kind": "none", "quantization": "none"},
     }
     OmegaConf.save(OmegaConf.create(train_cfg), folder / CONFIG_FILE)
