@@ -10,6 +10,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background jo
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
+from hypothesis import settings
+
+# The same examples each time: a failure that comes and goes would be no one's. Others: pytest --hypothesis-seed=0
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
 
 # These files train models or start processes. They go first, so that no worker is left alone with one at the end, and
 # `make test-fast` leaves them out.
