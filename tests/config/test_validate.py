@@ -72,11 +72,25 @@ def test_impossible_combination_is_refused_with_a_remedy(values, message):
         (["reward_from=none"], "method.rewards.model names no function"),
         (["method.rewards=null"], "names no component"),
         (["method.rewards={model: 1.0}"], "method.rewards.model=1.0: a component of the reward is"),
+        (["method.rewards.model.weight=nan"], "method.rewards.model.weight=nan must be a finite number"),
+        (["method.rewards.model.weight=high"], "method.rewards.model.weight=high must be a finite number"),
+        (["method.rewards.model.weight=null"], "method.rewards.model.weight=None must be a finite number"),
         (["adapter=qlora"], "or policy_from=none to start from the base itself"),
     ],
 )
 def test_impossible_online_rl_run_is_refused(values, message):
     assert message in error_of(compose("method=rloo", *values))
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        *[(f"{key}=", f"{key}= is empty") for key in ("policy_from", "dataset.path", "model.name", "output_dir")],
+        ("+dataset.columns={prompt: q, completion: q}", "the column 'q' cannot be both prompt and completion"),
+    ],
+)
+def test_empty_text_and_a_column_used_twice_are_refused(value, message):
+    assert message in error_of(compose("method=ppo", value))
 
 
 @pytest.mark.parametrize("name", ["a,b", "100%", "..", "a//b", "größe ♥", "", "x" * 300, "kl", "prompt", "has_eos"])

@@ -95,6 +95,13 @@ def test_files_of_a_folder_name_their_split(tmp_path):
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (3, 1, 2)
 
 
+def test_later_word_of_a_file_name_says_its_split(tmp_path):
+    for name, count in (("alpaca_train.jsonl", 3), ("alpaca-test-00000-of-00001.jsonl", 2), ("my_dev.jsonl", 1)):
+        write(tmp_path, *[{"messages": EXCHANGE}] * count, name=name)
+    splits = read(tmp_path)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (3, 1, 2)
+
+
 def test_folder_that_only_says_train_is_split_like_a_file(tmp_path):
     write(tmp_path, *[{k: v for k, v in row.items() if k != "split"} for row in rows("", 60)], name="train.jsonl")
     splits = read(tmp_path, **SHARES)

@@ -112,7 +112,6 @@ def test_build_components_prefers_target_over_the_reward_model(user_module):
         ({"polite": {"_target_": "my rewards"}}, ["rewards.polite", "my rewards"]),
         ({"polite": {"_target_": "my_rewards.number"}}, ["rewards.polite", "my_rewards.number"]),
         ({"model": {"weight": 1.0}}, ["rewards.model", "reward_from=none", "_target_"]),
-        ({"model": {"weight": math.nan}}, ["rewards.model.weight", "nan"]),
         ({}, ["nothing to reward"]),
     ],
 )
@@ -133,6 +132,26 @@ def test_build_components_makes_an_instance_of_a_class(user_module):
     user_module.Count = Count
     components = build_components({"mine": {"_target_": "my_rewards.Count", "word": "e"}}, None)
     assert combine(**components)[0] == [3.0, 2.0]
+
+
+def test_function_that_exits_is_a_failure():
+    def leave(**_):
+        raise SystemExit(0)
+
+    with pytest.raises(MannersError, match="mine failed: SystemExit"):
+        combine(mine=RewardComponent(1.0, leave))
+
+
+def test_function_may_change_its_prompts():
+    def shout(prompts, completions, **_):
+        for prompt in prompts:
+            prompt[-1]["content"] = prompt[-1]["content"].upper()
+            prompt.clear()
+        return [0.0] * len(completions)
+
+    before = [[dict(message) for message in p.messages] for p in PROMPTS]
+    combine(mine=RewardComponent(1.0, shout))
+    assert [p.messages for p in PROMPTS] == before
 
 
 def test_columns_are_those_of_all_rows():

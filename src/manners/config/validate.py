@@ -59,6 +59,8 @@ def check_values(node: DictConfig, path: str = "") -> None:
         if isinstance(value, int | float) and (limits := range_of(field)) and not in_range(value, field):
             limits = limits if math.isfinite(value) else "a finite number"
             raise MannersError(f"{key}={value} must be {limits}.", key)
+        if value == "" and type(None) not in get_args(field.type):
+            raise MannersError(f"{key}= is empty: give it a value, or leave it out to keep its default.", key)
         if value == "None":
             nothing = "null" if type(None) in get_args(field.type) else "none"
             raise MannersError(f"{key}=None would be the text 'None': write {key}={nothing}.", key)
@@ -201,6 +203,9 @@ def check_rewards(cfg: DictConfig) -> None:
                 f"method.rewards.{name}={component}: a component of the reward is "
                 f"{{weight:1.0,_target_:MODULE.FUNCTION}}, and ~method.rewards.{name} removes it."
             )
+        weight = component.get("weight", 1.0)
+        if not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise MannersError(f"method.rewards.{name}.weight={weight} must be a finite number.")
         if cfg.reward_from == "none" and "_target_" not in component:
             raise MannersError(
                 f"reward_from=none, and method.rewards.{name} names no function: add a component with "
@@ -268,6 +273,10 @@ def check_data(cfg: DictConfig) -> None:
     for name in map(str, columns):
         if name not in COLUMNS:
             raise MannersError(f"{key}: a row has no field '{name}' to be named. {did_you_mean(name, COLUMNS)}", key)
+    taken = [column for column in columns.values() if column is not None]
+    if twice := [column for column in taken if taken.count(column) > 1]:
+        names = " and ".join(str(name) for name, column in columns.items() if column == twice[0])
+        raise MannersError(f"{key}: the column '{twice[0]}' cannot be both {names}.", key)
 
 
 def check_rows(cfg: DictConfig, splits: Splits) -> None:

@@ -38,10 +38,15 @@ def split_of_row(value: Any) -> str | None:
 
 
 def splits_of_files(files: list[Path], folder: Path) -> dict[Path, str]:
-    """The splits that the names of files, or of their folders, say; none if they only ever say "train"."""
+    """The splits that the names of files, or of their folders, say; none if they only ever say "train".
+
+    In the name of a file, a later word may say it, too: "alpaca_train.jsonl".
+    """
     named = {}
     for file in files:
-        if split := next(filter(None, map(split_named, reversed(file.relative_to(folder).parts))), None):
+        words = re.findall(r"[^\W\d_]+", file.stem)
+        names = [file.name, *reversed(words), *reversed(file.relative_to(folder).parts[:-1])]
+        if split := next(filter(None, map(split_named, names)), None):
             named[file] = split
     return named if set(named.values()) - {"train"} else {}
 

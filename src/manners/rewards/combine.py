@@ -62,9 +62,7 @@ def build_components(
     components = {}
     for name, entry in config.items():
         kwargs = dict(entry)
-        weight = float(kwargs.pop("weight", 1.0))
-        if not math.isfinite(weight):
-            raise MannersError(f"method.rewards.{name}.weight={weight} must be a number.")
+        weight = kwargs.pop("weight", 1.0)
         function = instantiate_function(str(name), kwargs) if "_target_" in kwargs else reward_model
         if function is None:
             raise MannersError(
@@ -124,7 +122,7 @@ def combine_rewards(
     columns = (
         {key: [p.metadata.get(key) for p in prompts] for key in keys}
         | {
-            "prompts": [p.messages for p in prompts],
+            "prompts": [[dict(message) for message in p.messages] for p in prompts],  # a function may change them
             "completions": [[{"role": "assistant", "content": reply}] for reply in replies],
             "completion_ids": [list(ids) for ids in completion_ids],
             "has_eos": list(has_eos),
@@ -172,7 +170,7 @@ def call(name: str, function: RewardFunc, columns: dict[str, Any]) -> Any:
         return function(**columns)
     except PASSED_ON:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a function that exits would end the run as if it were done
         raise failure(name, error) from error
 
 
@@ -184,7 +182,7 @@ async def await_all(awaitables: Mapping[str, Awaitable[Any]]) -> dict[str, Any]:
             return await awaitable
         except PASSED_ON:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise failure(name, error) from error
 
     values = await asyncio.gather(*(result(*item) for item in awaitables.items()))
@@ -197,7 +195,7 @@ def event_loop() -> asyncio.Runner:
     return asyncio.Runner()
 
 
-def failure(name: str, error: Exception) -> MannersError:
+def failure(name: str, error: BaseException) -> MannersError:
     """The error of a reward function in one sentence, with the line that raised it."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     hint = " A reward function takes **kwargs, as in TRL." if "unexpected keyword argument" in str(error) else ""

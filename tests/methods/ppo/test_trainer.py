@@ -96,7 +96,11 @@ def test_evaluations_sample_from_the_same_random_numbers(small_qwen2, tokenizer,
 
 
 def test_replies_that_no_reward_scores_move_nothing(small_qwen2, tokenizer, tmp_path):
-    rewards = {"mine": RewardComponent(1.0, lambda completions, **_: [None] * len(completions))}
+    def mine(completions, trainer_state, **_):
+        """No score in training; evaluations are scored as at the end."""
+        return [1.0 if trainer_state.global_step == trainer_state.max_steps else None] * len(completions)
+
+    rewards = {"mine": RewardComponent(1.0, mine)}
     for make_config in (ppo_config, rloo_config):
         config = make_config(total_episodes=16, whiten_rewards=True) if make_config is ppo_config else make_config()
         run = RecordedRun(small_qwen2, tokenizer, config, tmp_path / make_config.__name__, rewards)
@@ -106,6 +110,13 @@ def test_replies_that_no_reward_scores_move_nothing(small_qwen2, tokenizer, tmp_
         assert set(run.values("objective/unscored")) == {1.0} and run.values("objective/scores") == []
         assert all(math.isfinite(value) for value in run.metrics.values())
         assert len(run.warnings) == 1 and "all rewards abstain on some replies" in run.warnings[0]
+
+
+def test_run_ends_where_no_held_out_reply_has_a_score(small_qwen2, tokenizer, tmp_path):
+    rewards = {"mine": RewardComponent(1.0, lambda completions, **_: [None] * len(completions))}
+    run = RecordedRun(small_qwen2, tokenizer, ppo_config(), tmp_path, rewards)
+    with pytest.raises(MannersError, match="all rewards abstain on the replies to all"):
+        run.train()
 
 
 def test_reward_functions_see_the_iteration_and_log(small_qwen2, tokenizer, tmp_path):

@@ -323,7 +323,7 @@ def evaluate_policy(trainer: PPOTrainer, prompts: list[Prompt], folder: Path, st
     """Metrics of sampled replies to held-out prompts, with a standard error. The best weights so far are saved.
 
     What is sampled from is the same in each evaluation, so that two differ in the policy alone. Raises MannersError
-    where a score is not finite.
+    where a score is not finite, or all abstain on all replies.
     """
     if not prompts or trainer.process_group.rank:
         return {}
@@ -334,6 +334,11 @@ def evaluate_policy(trainer: PPOTrainer, prompts: list[Prompt], folder: Path, st
     except FloatingPointError as error:
         raise nonfinite_error(batch, folder, state.iteration, error) from None
     kl = (kl_estimate(batch.logprobs, batch.ref_logprobs, "k1") * batch.mask).sum(1)
+    if scores.isnan().all():
+        raise MannersError(
+            f"all rewards abstain on the replies to all {len(prompts)} held-out prompts, so that nothing can be "
+            "measured: see what each function of method.rewards returns."
+        )
     state.last_scores = scores.tolist()
     state.num_evaluations += 1
     if state.num_evaluations == 1:
