@@ -26,6 +26,7 @@ def test_redact_password_leaves_nothing_of_it(password, scheme):
         (f"{WEB}hf_token@host/x", f"{WEB}***@host/x"),
         ("mysql://host/db?user=me&password=secret&ssl=1", "mysql://host/db?user=me&password=***&ssl=1"),
         (f"{WEB}host:5000/?token=secret'", f"{WEB}host:5000/?token=***'"),
+        (f"{WEB}host/?API_KEY=a&x=1&access_token=b&Sig=c", f"{WEB}host/?API_KEY=***&x=1&access_token=***&Sig=***"),
     ],
 )
 def test_redact_password_knows_tokens_and_parameters(text, shown):

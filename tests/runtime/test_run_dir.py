@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from manners.errors import MannersError
 from manners.runtime import run_dir
+from manners.runtime.model_files import folder_digest
 from manners.runtime.run_dir import RunState, acquire, find_by_name, run_fingerprint, weights_fingerprint
 from tests.configs import changed, compose
 
@@ -239,6 +240,21 @@ def test_find_completed_needs_status_finished_and_a_model(cfg, tmp_path):
     artifact = run_dir.find_completed(str(tmp_path), fingerprint)
     assert artifact == run_dir.RunArtifact(path / "model", fingerprint, path.name, "f" * 32)
     assert run_dir.find_completed(str(tmp_path), weights_fingerprint(changed("seed=2"), DIGEST)) is None
+
+
+def test_model_that_was_changed_later_is_refused(cfg, tmp_path):
+    path = make_run(cfg, status="finished")
+    directory = run_dir.RunDir(path, run_dir.load_state(path))
+    directory.update_state(model_digest=folder_digest(path / "model"))
+    (path / "model" / "README.md").write_text("a card is no part of the model")
+    assert find_by_name(path.name, str(tmp_path)).name == path.name
+    (path / "model" / "model.safetensors").write_bytes(b"others")
+    for find in (
+        lambda: run_dir.find_completed(str(tmp_path), weights_fingerprint(cfg, DIGEST)),
+        lambda: find_by_name(path.name, str(tmp_path)),
+    ):
+        with pytest.raises(MannersError, match="was changed after its run had finished"):
+            find()
 
 
 @pytest.mark.parametrize("status, found", [("finished", True), ("pruned", True), ("running", False)])

@@ -229,11 +229,12 @@ def latest_run(cfg: DictConfig, methods: tuple[str, ...] = GENERATING_METHODS, k
     for path, state in run_dir.all_runs(cfg.output_dir):
         artifact = run_dir.artifact_of(path, state)
         if state.status == "finished" and artifact.config and artifact.config.method.name in methods:
-            finished.append(((path / run_dir.STATE_FILE).stat().st_mtime, artifact))
+            finished.append(((path / run_dir.STATE_FILE).stat().st_mtime, path, state))
     if not finished:
         kind = "" if methods == GENERATING_METHODS else f" of method={' or '.join(methods)}"
         raise MannersError(
             f"{key}=latest: {Path(cfg.output_dir).resolve()}/runs has no finished run{kind} yet. Train one: python "
             "train.py. Runs of another folder: output_dir=FOLDER."
         )
-    return run_ref(max(finished, key=lambda pair: pair[0])[1], f"{key}=latest")
+    _, path, state = max(finished, key=lambda entry: entry[0])
+    return run_ref(run_dir.finished_artifact(path, state), f"{key}=latest")

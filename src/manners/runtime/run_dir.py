@@ -77,6 +77,7 @@ class RunState:
     since: float | None = None  # when the present part began, in seconds since the epoch
     metric: float | None = None  # what a sweep optimizes
     best_step: int = 0
+    model_digest: str = ""  # of the saved model, so that one that was changed later is not taken for it
     summary: str = ""
     dependencies: dict[str, str] = field(default_factory=dict)  # role → model directory or MLflow run id
 
@@ -128,10 +129,24 @@ def artifact_of(path: Path, state: RunState) -> RunArtifact:
     return RunArtifact(path / MODEL_DIR, state.weights_fingerprint, path.name, state.mlflow_run_id)
 
 
+def check_unchanged(path: Path, state: RunState) -> None:
+    """The model of a run is the one that it saved. Raises MannersError."""
+    model_dir = path / MODEL_DIR
+    if state.model_digest and model_dir.exists() and folder_digest(model_dir) != state.model_digest:
+        raise MannersError(
+            f"{model_dir} was changed after its run had finished: it is not what was trained. Remove {path} and train "
+            "again, or copy the model to a folder elsewhere and name that."
+        )
+
+
 def find_completed(output_dir: str, fingerprint: str) -> RunArtifact | None:
-    """The finished run with this weights fingerprint, if there is one in ``output_dir``."""
+    """The finished run with this weights fingerprint, if there is one in ``output_dir``.
+
+    Raises MannersError where its model was changed later.
+    """
     for path, state in all_runs(output_dir):
         if state.status == "finished" and state.weights_fingerprint == fingerprint and (path / MODEL_DIR).exists():
+            check_unchanged(path, state)
             return artifact_of(path, state)
     return None
 
@@ -166,9 +181,10 @@ def find_by_name(name: str, output_dir: str) -> RunArtifact | None:
 
 
 def finished_artifact(path: Path, state: RunState) -> RunArtifact:
-    """The model of the run in a directory. Raises MannersError where the run has not finished."""
+    """The model of the run in a directory. Raises MannersError where the run has not finished, or was changed."""
     if state.status != "finished":
         raise MannersError(f"the run {path.name} has not finished: repeat its command, which resumes it.")
+    check_unchanged(path, state)
     return artifact_of(path, state)
 
 

@@ -18,8 +18,9 @@ from filelock import FileLock
 from omegaconf import DictConfig
 
 from manners.errors import MannersError, did_you_mean, redact_password
+from manners.runtime.model_files import folder_digest
 from manners.runtime.paths import ROOT
-from manners.runtime.run_dir import MODEL_DIR, RunArtifact, RunDir, RunState, load_state
+from manners.runtime.run_dir import MODEL_DIR, RunArtifact, RunDir, RunState, check_unchanged, load_state
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -97,6 +98,7 @@ def download_run(client: Any, run: Any, output_dir: str) -> RunArtifact | None:
     local = Path(tags.get("manners.folder", ""))
     state = load_state(local) if "manners.folder" in tags else None
     if state and state.status == "finished" and state.mlflow_run_id == run_id and (local / MODEL_DIR).is_dir():
+        check_unchanged(local, state)
         return RunArtifact(local / MODEL_DIR, fingerprint, name, run_id)
     if not any(f.path == MODEL_DIR for f in client.list_artifacts(run_id)):
         return None
@@ -113,7 +115,7 @@ def download_run(client: Any, run: Any, output_dir: str) -> RunArtifact | None:
     directory = RunDir(folder, state)
     directory.update_state()
     model_dir = Path(client.download_artifacts(run_id, MODEL_DIR, str(folder)))
-    directory.update_state(status="finished")
+    directory.update_state(status="finished", model_digest=folder_digest(model_dir))
     return RunArtifact(model_dir, fingerprint, name, run_id)
 
 
