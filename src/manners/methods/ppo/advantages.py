@@ -72,7 +72,7 @@ def leave_one_out(scores: torch.Tensor, per_prompt: int) -> torch.Tensor:
 def normalize_by_std(advantages: torch.Tensor, reduce: Reduce) -> torch.Tensor:
     """Leave-one-out advantages (B,) over their standard deviation in all processes, as TRL's normalize_advantages.
 
-    Their mean is 0, so nothing is shifted: a reply as good as its siblings keeps an advantage of 0. NaN becomes 0.
+    Their mean is 0, so nothing is shifted: a reply as good as the others keeps an advantage of 0. NaN becomes 0.
     """
     real = advantages[~advantages.isnan()].double()
     squares, count = reduce(torch.stack([real.square().sum(), real.new_tensor(real.numel())]))

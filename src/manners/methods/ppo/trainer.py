@@ -188,7 +188,9 @@ def training_step(
     try:
         # 2. Score the replies: the weighted sum of the rewards, clipped, less the penalty for a missing EOS.
         log = RewardLog()
-        scores, rewards = score_replies(batch, trainer.rewards, config, trls_state(config, state, len(prompts)), log)
+        scores, rewards = score_replies(
+            batch, trainer.rewards, config, trl_trainer_state(config, state, len(prompts)), log
+        )
 
         # 3. Subtract the KL penalty at every token, and estimate advantages and returns.
         advantages, returns, kl = compute_advantages(batch, scores, config, state.kl_coef, processes)
@@ -218,7 +220,7 @@ def training_step(
     return metrics, batch, sample_table(batch, rewards, log.columns, kl.sum(1), config.log_samples)
 
 
-def trls_state(config: OnlineRLConfig, state: TrainerState, num_prompts: int) -> transformers.TrainerState:
+def trl_trainer_state(config: OnlineRLConfig, state: TrainerState, num_prompts: int) -> transformers.TrainerState:
     """What reward functions are told of the progress, in TRL's form; its steps are iterations."""
     return transformers.TrainerState(
         epoch=state.iteration * config.batch_size / num_prompts,
