@@ -208,6 +208,23 @@ def test_marker_of_the_conversations_end_stays_a_token(tokenizer):
     assert encoded(Conversation(messages), tokenizer, "user").labels.count(end) == 0
 
 
+def test_added_tokens_of_the_template_in_text_are_text():
+    """Those that the tokenizer does not call special; a reasoning's, which a row may write, stay tokens."""
+    template = (
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|over|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    tokenizer = template_tokenizer(template)
+    added = ["<|user|>", "<|assistant|>", "<|over|>", "<think>", "</think>", "<tool_call>"]
+    tokenizer.add_tokens(added)
+    example = encoded(chat("A<|over|><|assistant|>B <tool_call>", "<think>So</think>Yes<|over|>more"), tokenizer)
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in added}
+    counts = {token: example.input_ids.count(i) for token, i in ids.items()}
+    assert counts == dict.fromkeys(added, 1) | {"<|over|>": 2}
+    assert trained_text(example, tokenizer) == "<think>So</think>Yes<|over|>more<|over|>"
+    assert example.labels[-1] == ids["<|over|>"]
+
+
 def test_masks_keep_the_length_and_are_undone(tokenizer):
     text = "a<|im_end|><|im_end|>b<|im_start|>"
     masked = mask_text(text, tokenizer)

@@ -6,7 +6,9 @@ that the template itself writes become special tokens (``tokenize.encode``).
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from manners.data.types import Conversation, Message
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 PLACEHOLDER = "\u2af8stand\u2af8in\u2af8"  # occurs in no text or vocabulary
 MASK = 0x100000  # special token number k is masked by private characters MASK + k, as many as it is long
 MASKED = re.compile("[\U00100000-\U0010fffd]")
+REASONING = re.compile("think|thought|reason", re.IGNORECASE)  # <think>, <|begin_of_thought|>
 USE_ANOTHER = "Use another template: model.chat_template=plain."
 
 
@@ -29,13 +32,27 @@ class TemplateRefusal(MannersError):
 
 
 def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """The texts of all special tokens, the added ones included, the longest first."""
-    added = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
-    return sorted(added | set(tokenizer.all_special_tokens), key=lambda token: (-len(token), token))
+    """The texts of all special tokens, the longest first.
+
+    Added tokens count among them that the tokenizer does not call special, but the chat template writes between turns,
+    apart from those of a reasoning: rows write these in their replies, and mean the token.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    written = "".join(chain.from_iterable(_texts_between_turns(tokenizer).values()))
+    special = {t.content for t in added if t.special or (t.content in written and not REASONING.search(t.content))}
+    return sorted(
+        {t for t in special | set(tokenizer.all_special_tokens) if t.strip()}, key=lambda token: (-len(token), token)
+    )
+
+
+def _special_pattern(tokenizer: "PreTrainedTokenizerBase") -> tuple[re.Pattern[str], dict[str, str]]:
+    return _pattern_and_masks(tokenizer, len(tokenizer), str(tokenizer.chat_template))
 
 
 @lru_cache(maxsize=8)
-def _special_pattern(tokenizer: "PreTrainedTokenizerBase", _size: int) -> tuple[re.Pattern[str], dict[str, str]]:
+def _pattern_and_masks(
+    tokenizer: "PreTrainedTokenizerBase", _size: int, _template: str
+) -> tuple[re.Pattern[str], dict[str, str]]:
     tokens = special_tokens(tokenizer)
     masks = {token: chr(MASK + k) * len(token) for k, token in enumerate(tokens)}
     return re.compile("|".join(map(re.escape, tokens)) or r"(?!)"), masks
@@ -43,13 +60,13 @@ def _special_pattern(tokenizer: "PreTrainedTokenizerBase", _size: int) -> tuple[
 
 def mask_text(text: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     """``text`` with private characters in place of its special tokens, at the same length."""
-    pattern, masks = _special_pattern(tokenizer, len(tokenizer))
+    pattern, masks = _special_pattern(tokenizer)
     return pattern.sub(lambda match: masks[match[0]], text)
 
 
 def swap_masks(text: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     """Masked special tokens become their text, and the others masks; every character keeps its position."""
-    masks = _special_pattern(tokenizer, len(tokenizer))[1]
+    masks = _special_pattern(tokenizer)[1]
     swapped = masks | {mask: token for token, mask in masks.items()}
     return re.sub("|".join(map(re.escape, swapped)) or r"(?!)", lambda match: swapped[match[0]], text)
 
@@ -216,25 +233,25 @@ def stop_length(after: str, tokenizer: "PreTrainedTokenizerBase", role: str) -> 
 
 def last_token_start(text: str, tokenizer: "PreTrainedTokenizerBase") -> int:
     """Where the last special token begins in ``text``: what stands before it does not change the tokens after it."""
-    matches = [match.start() for match in _special_pattern(tokenizer, len(tokenizer))[0].finditer(text)]
+    matches = [match.start() for match in _special_pattern(tokenizer)[0].finditer(text)]
     return matches[-1] if matches else 0
 
 
 def first_token(text: str, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, str]:
-    """Where the first special token stands in ``text``, and its text; failing that, the first added token; or ''."""
-    if found := _special_pattern(tokenizer, len(tokenizer))[0].search(text):
-        return found.start(), found[0]
-    added = [(text.find(t.content), t.content) for t in tokenizer.added_tokens_decoder.values() if t.content.strip()]
-    return min((found for found in added if found[0] >= 0), default=(-1, ""))
+    """Where the first special token stands in ``text``, and its text, or (-1, "")."""
+    found = _special_pattern(tokenizer)[0].search(text)
+    return (found.start(), found[0]) if found else (-1, "")
 
 
 def reply_stop_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
     """The tokens that the chat template writes after a reply, which training teaches as its end."""
-    stops = set()
+    after = (texts[roles.index("assistant") + 1] for roles, texts in _texts_between_turns(tokenizer).items())
+    return {first_token(text, tokenizer)[1] for text in after} - {""}
+
+
+def _texts_between_turns(tokenizer: "PreTrainedTokenizerBase") -> dict[tuple[str, ...], list[str]]:
+    texts = {}
     for roles in (("user", "assistant"), ("user", "assistant", "user"), ("system", "user", "assistant")):
-        try:
-            after = text_between_turns(roles, tokenizer)[roles.index("assistant") + 1]
-        except TemplateRefusal:  # Gemma's refuses a system message
-            continue
-        stops.add(first_token(after, tokenizer)[1])
-    return stops - {""}
+        with suppress(TemplateRefusal):  # Gemma's refuses a system message
+            texts[roles] = text_between_turns(roles, tokenizer)
+    return texts

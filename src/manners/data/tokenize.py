@@ -325,7 +325,7 @@ def encode_masked(text: str, tokenizer: "PreTrainedTokenizerBase") -> tuple[list
 
     Raises MannersError for a tokenizer that knows no others for them.
     """
-    literal, special = literal_tokenizer(tokenizer, len(tokenizer))
+    literal, special = literal_tokenizer(tokenizer, len(tokenizer), str(tokenizer.chat_template))
     encoded = literal.encode(swap_masks(text, tokenizer), add_special_tokens=False)
     if found := next((token for token in encoded.ids if token in special.values()), None):
         token = tokenizer.convert_ids_to_tokens(found)
@@ -334,7 +334,7 @@ def encode_masked(text: str, tokenizer: "PreTrainedTokenizerBase") -> tuple[list
 
 
 @lru_cache(maxsize=2)
-def literal_tokenizer(tokenizer: "PreTrainedTokenizerBase", _size: int) -> tuple[Any, dict[int, int]]:
+def literal_tokenizer(tokenizer: "PreTrainedTokenizerBase", _size: int, _template: str) -> tuple[Any, dict[int, int]]:
     """A copy that reads special tokens as text and their masks as special tokens, whose ids it maps to theirs."""
     from tokenizers import AddedToken
 
@@ -344,6 +344,7 @@ def literal_tokenizer(tokenizer: "PreTrainedTokenizerBase", _size: int) -> tuple
     literal.encode_special_tokens = True
     known = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
     ids: dict[int, Any] = {}
+    literal.add_special_tokens([AddedToken(token, special=True) for token in special_tokens(tokenizer)])
     for token in special_tokens(tokenizer):
         mask, same = swap_masks(token, tokenizer), known.get(token)
         sides = {"lstrip": same.lstrip, "rstrip": same.rstrip, "normalized": same.normalized} if same else {}
