@@ -20,6 +20,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # From the lowest to the highest. A package imports only packages of lower layers, in functions too.
 LAYERS = [
+    {"redact"},
     {"errors"},
     {"runtime"},
     {"data"},
@@ -34,7 +35,13 @@ LAYERS = [
     {"chat", "export", "report", "cli"},
 ]
 SHORT_MODULES = {  # one idea each, which no other module of the package holds
-    *("manners.errors", "manners.runtime.paths", "manners.rewards.functions", "manners.methods.optim"),
+    *(
+        "manners.errors",
+        "manners.redact",
+        "manners.runtime.paths",
+        "manners.rewards.functions",
+        "manners.methods.optim",
+    ),
     *("manners.models.logprobs", "manners.evaluation.metrics.text_stats", "manners.evaluation.metrics.reference_nll"),
 }
 NOT_PACKAGES = {"faults", "gpu", "slurm"}  # directories of tests that are about no package of their own

@@ -1,15 +1,16 @@
 """The one error that a user is meant to read: what is wrong, and what to type next."""
 
 import difflib
-import re
 from collections.abc import Iterable
+
+from manners.redact import redact_secrets
 
 
 class MannersError(Exception):
     """Shown as its message alone, without a traceback. ``key`` is the option at fault, where it is one."""
 
     def __init__(self, message: str, key: str = ""):
-        super().__init__(printable(redact_password(message)))
+        super().__init__(printable(redact_secrets(message)))
         self.key = key
 
 
@@ -20,15 +21,6 @@ class Pruned(Exception):
 def printable(text: str) -> str:
     """What came from outside, made fit for a terminal: its controls, and halves of characters, stand as their codes."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
-def redact_password(text: str) -> str:
-    """``text`` without the passwords and access tokens of the URLs in it."""
-    text = re.sub(r"""(\w://[^\s:/@'"]*:)[^\s'"]*@""", r"\1***@", text)
-    text = re.sub(r"(https?://)[^\s:/@]+@", r"\1***@", text)
-    secret = r"\w*password|(?:\w+[_-])?token|api[_-]?key|auth|sig(?:nature)?"
-    # More than one of them may stand in a URL, so each match is that of the parameter alone.
-    return re.sub(rf"""([?&](?:{secret})=)[^\s&'"]+""", r"\1***", text, flags=re.IGNORECASE)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

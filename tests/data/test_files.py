@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manners.data import sources
 from manners.data.files import FILE_SUFFIXES, OPEN, file_kind
 from manners.errors import MannersError
 from tests.data.files import EXCHANGE, read, write
@@ -115,6 +116,34 @@ def test_file_of_another_kind_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"PK\3\4")
     with pytest.raises(MannersError, match=rf"{name}: \.\w+ files cannot be read. Known: .jsonl, .*\.parquet"):
         read(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [*OPEN, ".parquet", ".arrow"])
+def test_file_of_another_kind_than_its_name_is_refused(tmp_path, suffix):
+    content = arrow_bytes([{"text": "a"}], suffix) if suffix in (".parquet", ".arrow") else COMPRESS[suffix](b"{}")
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    with pytest.raises(MannersError) as error:
+        read(tmp_path / "rows.jsonl")
+    name = f"rows.jsonl{suffix}" if suffix in OPEN else f"rows{suffix}"
+    assert str(error.value).endswith(f"the file holds {suffix[1:]} data; rename it to {name}.")
+    (tmp_path / "rows.jsonl").rename(tmp_path / name)
+    sources.data_files(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_utf_16_is_refused_with_the_command_that_converts(tmp_path, name, encoding):
+    text = "text\nHallo\n" if encoding == "utf-16" else "\ufefftext\nHallo\n"
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    with pytest.raises(MannersError, match=r"the text is UTF-16; convert the file: iconv -f utf-16 -t utf-8"):
+        read(tmp_path / name)
+
+
+def test_null_fields_are_as_if_missing(tmp_path):
+    """A table of several datasets has the fields of all of them."""
+    row = {"prompt": "2 + 2?", "completion": "4.", "messages": None, "chosen": None, "text": None}
+    splits = read(write(tmp_path, row, row | {"completion": None, "response": "4."}))
+    assert [c.messages for c in splits.train] == [EXCHANGE, EXCHANGE]
 
 
 def test_tsv_cells_may_hold_commas_and_its_header_needs_tabs(tmp_path):

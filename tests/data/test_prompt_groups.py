@@ -129,11 +129,11 @@ def test_scored_examples_of_one_prompt_share_it(tokenizer):
     prompt = [{"role": "user", "content": "What is a cat, and where does the lion live?"}]
     rows = [ScoredReply(prompt, reply, 0.0) for reply in ("Yes.", "No.", "A cat is an animal. " * 3)]
     rows.append(ScoredReply([], "Hi", 0.0))
-    examples = scored_examples(rows, tokenizer, 512, True, 0.0, 1.0)
+    examples = scored_examples(rows, tokenizer, 512, True, float)
     prompt_ids = tokenizer(prompt_text(prompt, tokenizer), add_special_tokens=False)["input_ids"]
     assert [e.prompt_length for e in examples] == [len(prompt_ids)] * 3 + [0]
     assert group_by_prompt(examples, share_prompt=True) == [[0, 1, 2], [3]]
-    truncated = scored_examples(rows, tokenizer, len(prompt_ids), True, 0.0, 1.0)
+    truncated = scored_examples(rows, tokenizer, len(prompt_ids), True, float)
     assert group_by_prompt(truncated, share_prompt=True) == [[0, 1], [2], [3]]
 
 

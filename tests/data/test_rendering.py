@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 
 from manners.data.rendering import (
     TemplateRefusal,
-    mask_text,
+    hide_text,
     reply_stop_tokens,
     special_tokens,
-    swap_masks,
+    swap_hidden,
     text_between_turns,
 )
 from manners.data.tokenize import IGNORE_INDEX, UNLIMITED, prompt_ids, tokenize
 from manners.data.types import Conversation
 from manners.errors import MannersError
-from manners.models.templates import training_template
+from manners.models.templates import trainable_template
 from tests.template_tokenizers import TRL_TEMPLATES, template_tokenizer
 
 
@@ -56,7 +56,7 @@ def assert_prompts_begin_the_row(conversation, tokenizer):
 def ready_tokenizer(name, adds_bos):
     """A tokenizer with one of TRL's templates, as ``load_tokenizer`` would give it."""
     tokenizer = template_tokenizer(TRL_TEMPLATES[name], adds_bos)
-    tokenizer.chat_template = training_template(tokenizer)
+    tokenizer.chat_template = trainable_template(tokenizer)
     return tokenizer
 
 
@@ -101,7 +101,7 @@ def test_loss_begins_right_after_the_generation_prompt(opening):
     loop = f"{{% for m in messages %}}{{{{ m['role'] + ': ' + {opening!r} + m['content'] + eos_token }}}}{{% endfor %}}"
     template = loop + f"{{% if add_generation_prompt %}}{{{{ 'assistant: ' + {opening!r} }}}}{{% endif %}}"
     tokenizer = template_tokenizer(template, adds_bos=False)
-    tokenizer.chat_template = training_template(tokenizer)
+    tokenizer.chat_template = trainable_template(tokenizer)
     for reply in ("Hello", "\nHello", "\n</think>\n\nHello"):
         assert_prompts_begin_the_row(chat("Hi", reply, "You", "are welcome"), tokenizer)
     example = encoded(chat("Hi", "Hello"), tokenizer)
@@ -225,17 +225,17 @@ def test_added_tokens_of_the_template_in_text_are_text():
     assert example.labels[-1] == ids["<|over|>"]
 
 
-def test_masks_keep_the_length_and_are_undone(tokenizer):
+def test_hidden_tokens_keep_the_length_and_are_undone(tokenizer):
     text = "a<|im_end|><|im_end|>b<|im_start|>"
-    masked = mask_text(text, tokenizer)
-    assert len(masked) == len(text) and "<|" not in masked
-    assert swap_masks(masked, tokenizer) == text
-    assert swap_masks(swap_masks(text, tokenizer), tokenizer) == text
+    hidden = hide_text(text, tokenizer)
+    assert len(hidden) == len(text) and "<|" not in hidden
+    assert swap_hidden(hidden, tokenizer) == text
+    assert swap_hidden(swap_hidden(text, tokenizer), tokenizer) == text
 
 
 def test_private_characters_of_the_data_are_text(tokenizer):
-    """Those that serve as masks: some fonts have symbols there. None of them becomes a special token."""
-    symbols = "".join(mask_text(token, tokenizer) for token in special_tokens(tokenizer))
+    """Those that hide special tokens: some fonts have symbols there. None of them becomes a special token."""
+    symbols = "".join(hide_text(token, tokenizer) for token in special_tokens(tokenizer))
     for text in ("a \U00100000 b", symbols + "x", symbols[:1] + symbols):
         example = encoded(chat(text, "No."), tokenizer)
         plain = encoded(chat("a", "No."), tokenizer)

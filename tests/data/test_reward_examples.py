@@ -154,7 +154,7 @@ def test_encoder_example_never_exceeds_berts_512_positions(wordpiece):
 
 def test_scored_examples_have_standardized_targets(tokenizer):
     rows = [ScoredReply(PROMPT, "Yes.", 5.0), ScoredReply(PROMPT, "No.", 1.0)]
-    examples = scored_examples(rows, tokenizer, 512, True, mean=3.0, scale=4.0)
+    examples = scored_examples(rows, tokenizer, 512, True, lambda score: (score - 3.0) / 4.0)
     assert [e.target for e in examples] == [0.5, -0.5]
     assert [e.input_ids for e in examples] == [one(PROMPT, r, tokenizer, 512, True).input_ids for r in ("Yes.", "No.")]
 

@@ -59,13 +59,27 @@ def test_local_path_names_the_option_in_its_error():
 
 
 def test_data_files_are_sorted_and_exclude_other_files(tmp_path):
-    for name in ("c.txt", "a.jsonl", "b.json", "README.md", "d.csv", "a.tsv"):
+    for name in ("LICENSE.txt", "a.jsonl", "b.json", "README.md", "d.csv", "a.tsv"):
         (tmp_path / name).touch()
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache" / "hidden.jsonl").touch()
-    assert [p.name for p in sources.data_files(tmp_path)] == ["a.jsonl", "a.tsv", "b.json", "c.txt", "d.csv"]
-    assert [p.name for p in sources.folder_files(tmp_path)[1]] == ["README.md"]
+    assert [p.name for p in sources.data_files(tmp_path)] == ["a.jsonl", "a.tsv", "b.json", "d.csv"]
+    assert [p.name for p in sources.folder_files(tmp_path)[1]] == ["LICENSE.txt", "README.md"]
     assert sources.data_files(tmp_path / "a.tsv") == [tmp_path / "a.tsv"]
+
+
+def test_text_files_are_data_where_there_are_no_others(tmp_path):
+    for name in ("a.txt", "licence-mit.txt", "b.txt"):
+        (tmp_path / name).touch()
+    assert [p.name for p in sources.data_files(tmp_path)] == ["a.txt", "b.txt"]
+    assert [p.name for p in sources.folder_files(tmp_path)[1]] == ["licence-mit.txt"]
+
+
+def test_file_that_is_there_twice_is_refused(tmp_path):
+    for name in ("train.jsonl", "train.jsonl.gz"):
+        (tmp_path / name).touch()
+    with pytest.raises(MannersError, match=r"train.jsonl and train.jsonl.gz seem to hold the same rows"):
+        sources.data_files(tmp_path)
 
 
 @pytest.mark.parametrize("others", [[], ["README.md"]], ids=["empty", "no data"])

@@ -36,7 +36,7 @@ def test_row_goes_to_the_split_that_it_spells_otherwise(tmp_path, name):
     assert len(read(write(tmp_path, *rows(name, 1), *rows("train", 1))).test) == 1
 
 
-@pytest.mark.parametrize("name", ["somewhere", 3, ["train"], "trainer", "attest", "1"])
+@pytest.mark.parametrize("name", ["somewhere", 3, ["train"], "trainer", "attest", "1", "train_test"])
 def test_unknown_split_name_is_refused(tmp_path, name):
     path = write(tmp_path, *rows(name, 1))
     with pytest.raises(MannersError) as error:
@@ -44,6 +44,13 @@ def test_unknown_split_name_is_refused(tmp_path, name):
     assert str(error.value).startswith(f"data.jsonl:1: field 'split' is {name!r}: expected train, validation, test (")
     assert len(read(path, columns={"split": None}).train) == 1
     assert len(read(write(tmp_path, *rows(name, 1), *rows(None, 2)), on_invalid_row="skip").train) == 2
+
+
+def test_rows_without_a_split_are_training_rows_beside_others(tmp_path):
+    path = write(tmp_path, *rows("test", 3), *rows("validation", 3, start=3), *rows(None, 60, start=6))
+    splits = read(path, **SHARES)
+    assert (prompts(splits.test), prompts(splits.validation)) == ({"0?", "1?", "2?"}, {"3?", "4?", "5?"})
+    assert len(splits.train) == 60
 
 
 def test_missing_validation_is_carved_out_of_training(tmp_path):

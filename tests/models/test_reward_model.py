@@ -226,8 +226,8 @@ def test_reward_func_scores_each_reply_in_order(tokenizer):
 def test_score_normalizer_by_hand_and_saved(tmp_path):
     normalizer = ScoreNormalizer.from_scores([1.0, 2.0, 3.0, 6.0])
     assert (normalizer.mean, normalizer.scale) == pytest.approx((3.0, math.sqrt(14 / 3)))
-    assert normalizer.normalize(6.0) == pytest.approx(3 / math.sqrt(14 / 3))
-    assert normalizer.denormalize(normalizer.normalize(6.0)) == pytest.approx(6.0)
+    assert normalizer.to_target(6.0) == pytest.approx(3 / math.sqrt(14 / 3))
+    assert normalizer.to_score(normalizer.to_target(6.0)) == pytest.approx(6.0)
     normalizer.save(tmp_path)
     assert ScoreNormalizer.load(tmp_path) == normalizer
 

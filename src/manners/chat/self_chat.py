@@ -12,7 +12,7 @@ from manners.chat.model import ChatModel
 from manners.chat.session import Session, add_turn
 from manners.chat.streaming import SamplingState
 from manners.chat.terminal import COLORS, Screen, generate_reply
-from manners.errors import redact_password
+from manners.redact import redact_secrets
 from manners.runtime.atomic_io import atomic_write
 from manners.tracking import store
 
@@ -25,7 +25,7 @@ def run_self_chat(cfg: DictConfig, chat_models: dict[str, ChatModel]) -> Path:
     screen, sampling_state = Screen(interactive=False, colors=True), SamplingState.from_config(cfg)
     names = {role: chat_model.name for role, chat_model in chat_models.items()}
     folder = new_self_chat_dir(Path(cfg.output_dir) / "self_chat", names)
-    (folder / "config.yaml").write_text(redact_password(OmegaConf.to_yaml(cfg, resolve=True)))
+    (folder / "config.yaml").write_text(redact_secrets(OmegaConf.to_yaml(cfg, resolve=True)))
     for chat_model in chat_models.values():
         chat_model.set_scale(cfg.adapter_scale)
     session = Session(system=cfg.system, scale=cfg.adapter_scale)

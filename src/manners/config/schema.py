@@ -50,7 +50,18 @@ class DatasetConfig:
         "auto",
         "how a row holds its conversation; auto looks at the first row",
         (
-            *("auto", "messages", "prompt_completion", "marked", "sharegpt", "alpaca", "dolly", "guanaco", "text"),
+            *(
+                "auto",
+                "messages",
+                "prompt_completion",
+                "marked",
+                "sharegpt",
+                "alpaca",
+                "dolly",
+                "guanaco",
+                "hh",
+                "text",
+            ),
             *("preference", "politeness", "oasst"),
         ),
     )

@@ -16,8 +16,8 @@ from manners.data import sources
 from manners.data.files import file_rows
 from manners.data.formats import detect_row_format, oasst
 from manners.data.formats.fields import InvalidRow, Row
-from manners.data.formats.rows import parse_row, rename_columns, with_system_message
-from manners.data.formats.turns import parse_turns
+from manners.data.formats.rows import LABEL_FIELDS, parse_row, rename_columns, with_system_message
+from manners.data.formats.turns import parse_turns, text_format
 from manners.data.splits import SPLITS, assign_splits, split_named, split_of_row, splits_of_files
 from manners.data.types import Conversation, Prompt, has_loss, preference_pairs
 from manners.errors import MannersError, did_you_mean, printable
@@ -96,6 +96,9 @@ def load_conversations(cfg: DictConfig, splits: Splits) -> Iterator[Conversation
             if isinstance(row, InvalidRow):
                 raise row
             row_format = format or detect_row_format(rename_columns(row, options.columns))
+            if cfg.format == "auto" and format == "text" and (other := text_format(row.get("text"))) != "text":
+                choice = f"dataset.format={other}, or dataset.format=text to train on all as it is"
+                raise InvalidRow(f"field 'text' has turns, and the file begins with a plain text: {choice}")
             conversation, unused = parse_row(row, source, row_format, options)
         except InvalidRow as error:
             reject_row(source, error, cfg, splits)
@@ -138,7 +141,9 @@ def leave_out_without_loss(
     kept = [row for row in rows if has_loss(row[1], cfg.loss_roles)]
     dropped = [row for row in rows if not has_loss(row[1], cfg.loss_roles)]
     unwanted = sum(row[1].metadata.get("label") is False for row in dropped)
-    for count, why in ((unwanted, "label is false"), (len(dropped) - unwanted, "no turn carries loss")):
+    label = next((name for name in LABEL_FIELDS if name in splits.fields), "label")
+    keep_all = f"{label} is false ('dataset.columns={{{label}: null}}' keeps them)"
+    for count, why in ((unwanted, keep_all), (len(dropped) - unwanted, "no turn carries loss")):
         splits.notes += [f"{count} rows: {why}"] if count else []
     if not kept:
         raise MannersError(f"dataset.path={cfg.path}: no row has a turn that carries loss ({'; '.join(splits.notes)}).")
@@ -252,7 +257,7 @@ def raw_rows(cfg: DictConfig, splits: Splits) -> Iterator[tuple[str, Any]]:
         name = file.name if path.is_file() else str(file.relative_to(path))
         split = {"split": named[file]} if file in named else {}
         for source, row in file_rows(file, name, cfg.format, cfg.score_field):
-            yield source, split | row if isinstance(row, dict) else row
+            yield source, split | without_nulls(row) if isinstance(row, dict) else row
 
 
 def hub_rows(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
@@ -280,4 +285,9 @@ def hub_rows(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
         # Rows beyond max_rows are not even read where each row is independent and none can be skipped.
         limit = cfg.max_rows if named and cfg.on_invalid_row == "raise" and cfg.format != "oasst" else None
         for number, row in enumerate(islice(table, limit)):
-            yield f"{cfg.path} {split}[{number}]", named | row
+            yield f"{cfg.path} {split}[{number}]", named | without_nulls(row)
+
+
+def without_nulls(row: Any) -> Any:
+    """A row without the fields that are null, as tables of several formats have them; anything else unchanged."""
+    return {name: value for name, value in row.items() if value is not None} if isinstance(row, dict) else row

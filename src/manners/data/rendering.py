@@ -1,6 +1,6 @@
 """Conversations → text, by the chat template: where each turn stands in it, and which token ends a reply.
 
-Text is text: special tokens that are written in a turn are masked before the template is applied, so that only those
+Text is text: special tokens that are written in a turn are hidden before the template is applied, so that only those
 that the template itself writes become special tokens (``tokenize.encode``).
 """
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PLACEHOLDER = "\u2af8stand\u2af8in\u2af8"  # occurs in no text or vocabulary
-MASK = 0x100000  # special token number k is masked by private characters MASK + k, as many as it is long
-MASKED = re.compile("[\U00100000-\U0010fffd]")
+HIDDEN = 0x100000  # special token number k is hidden by private characters HIDDEN + k, as many as it is long
+HIDDEN_CHARS = re.compile("[\U00100000-\U0010fffd]")
 REASONING = re.compile("think|thought|reason", re.IGNORECASE)  # <think>, <|begin_of_thought|>
 USE_ANOTHER = "Use another template: model.chat_template=plain."
 
@@ -46,37 +46,37 @@ def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
 
 
 def _special_pattern(tokenizer: "PreTrainedTokenizerBase") -> tuple[re.Pattern[str], dict[str, str]]:
-    return _pattern_and_masks(tokenizer, len(tokenizer), str(tokenizer.chat_template))
+    return _pattern_and_hidden(tokenizer, len(tokenizer), str(tokenizer.chat_template))
 
 
 @lru_cache(maxsize=8)
-def _pattern_and_masks(
+def _pattern_and_hidden(
     tokenizer: "PreTrainedTokenizerBase", _size: int, _template: str
 ) -> tuple[re.Pattern[str], dict[str, str]]:
     tokens = special_tokens(tokenizer)
-    masks = {token: chr(MASK + k) * len(token) for k, token in enumerate(tokens)}
-    return re.compile("|".join(map(re.escape, tokens)) or r"(?!)"), masks
+    hidden = {token: chr(HIDDEN + k) * len(token) for k, token in enumerate(tokens)}
+    return re.compile("|".join(map(re.escape, tokens)) or r"(?!)"), hidden
 
 
-def mask_text(text: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+def hide_text(text: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     """``text`` with private characters in place of its special tokens, at the same length."""
-    pattern, masks = _special_pattern(tokenizer)
-    return pattern.sub(lambda match: masks[match[0]], text)
+    pattern, hidden = _special_pattern(tokenizer)
+    return pattern.sub(lambda match: hidden[match[0]], text)
 
 
-def swap_masks(text: str, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Masked special tokens become their text, and the others masks; every character keeps its position."""
-    masks = _special_pattern(tokenizer)[1]
-    swapped = masks | {mask: token for token, mask in masks.items()}
+def swap_hidden(text: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Hidden special tokens become their text, and the others hidden; every character keeps its position."""
+    hidden = _special_pattern(tokenizer)[1]
+    swapped = hidden | {private: token for token, private in hidden.items()}
     return re.sub("|".join(map(re.escape, swapped)) or r"(?!)", lambda match: swapped[match[0]], text)
 
 
-def mask_special_tokens(
+def hide_special_tokens(
     messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase", except_turn: int | None = None
 ) -> list[Message]:
-    """The messages with the special tokens in their text masked; those of ``except_turn`` are meant as tokens."""
+    """The messages with the special tokens in their text hidden; those of ``except_turn`` are meant as tokens."""
     return [
-        m if i == except_turn else {k: v if k == "role" else mask_text(v, tokenizer) for k, v in m.items()}
+        m if i == except_turn else {k: v if k == "role" else hide_text(v, tokenizer) for k, v in m.items()}
         for i, m in enumerate(messages)
     ]
 
@@ -86,11 +86,11 @@ def with_special_tokens(conversations: Sequence[Conversation], tokenizer: "PreTr
     return [
         c.source
         for c in conversations
-        if mask_special_tokens(c.messages, tokenizer, c.metadata.get("conversation_eos_turn")) != c.messages
+        if hide_special_tokens(c.messages, tokenizer, c.metadata.get("conversation_eos_turn")) != c.messages
     ]
 
 
-# --- Rendering, of messages whose special tokens are masked ---
+# --- Rendering, of messages whose special tokens are hidden ---
 
 
 def render(messages: list[Message], tokenizer: "PreTrainedTokenizerBase", add_generation_prompt: bool = False) -> str:
@@ -160,12 +160,12 @@ def trained_turns(conversation: Conversation, loss_roles: str) -> list[int]:
 def render_with_spans(
     conversation: Conversation, tokenizer: "PreTrainedTokenizerBase", loss_roles: str
 ) -> tuple[str, list[tuple[int, int]]]:
-    """The rendered conversation, special tokens in its turns masked, and its character spans that carry loss.
+    """The rendered conversation, special tokens in its turns hidden, and its character spans that carry loss.
 
     Raises TemplateRefusal for a conversation that the template refuses, or does not render as it was given.
     """
     except_turn = conversation.metadata.get("conversation_eos_turn")
-    messages = mask_special_tokens(conversation.messages, tokenizer, except_turn)
+    messages = hide_special_tokens(conversation.messages, tokenizer, except_turn)
     if messages[0]["role"] == "text":
         if tokenizer.eos_token is None:
             raise TemplateRefusal("the model's tokenizer has no EOS to end a plain text: train on conversations.")
@@ -250,8 +250,8 @@ def reply_stop_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
 
 
 def _texts_between_turns(tokenizer: "PreTrainedTokenizerBase") -> dict[tuple[str, ...], list[str]]:
-    texts = {}
-    for roles in (("user", "assistant"), ("user", "assistant", "user"), ("system", "user", "assistant")):
+    texts: dict[tuple[str, ...], list[str]] = {}
+    for roles in ("user", "assistant"), ("user", "assistant", "user"), ("system", "user", "assistant"):
         with suppress(TemplateRefusal):  # Gemma's refuses a system message
             texts[roles] = text_between_turns(roles, tokenizer)
     return texts

@@ -5,7 +5,7 @@ encoder reads prompt and reply as a pair of segments. Truncation shortens the pr
 that is longer than the limit by itself loses its end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -61,12 +61,11 @@ def scored_examples(
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
     decoder: bool,
-    mean: float,
-    scale: float,
+    to_target: Callable[[float], float],
 ) -> list[RewardExample]:
-    """One example for each scored reply, with the target ``(score - mean) / scale``."""
+    """One example for each scored reply; its target is ``to_target`` of the score."""
     examples = reward_examples([(r.messages, r.reply) for r in rows], tokenizer, max_length, decoder)
-    return [replace(e, target=(r.score - mean) / scale) for e, r in zip(examples, rows, strict=True)]
+    return [replace(e, target=to_target(r.score)) for e, r in zip(examples, rows, strict=True)]
 
 
 def pair_examples(

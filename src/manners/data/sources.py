@@ -1,5 +1,6 @@
 """Where a dataset is: in the package, in a local file or folder, or on the hub. Loads no rows."""
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from manners.errors import MannersError, did_you_mean
 from manners.runtime.paths import CONF, existing_path
 
 CORPORA = Path(str(files("manners.data") / "corpora"))
+NO_TEXT = re.compile(r"(licen[cs]e|readme|notice|copying|changelog|requirements|citation)\b.*\.txt", re.IGNORECASE)
 NOT_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}  # the datasets library's own
 
 
@@ -36,9 +38,13 @@ def local_path(path: str, key: str = "dataset.path") -> Path | None:
 
 
 def is_hub_folder(path: Path) -> bool:
-    """Whether a folder is a hub dataset, as ``hf download`` or ``save_to_disk`` write it: its data is Arrow's alone."""
-    kinds = {file_kind(file) for file in folder_files(path)[0]} if path.is_dir() else set()
-    return bool(kinds) and kinds <= set(ARROW)
+    """Whether a folder is a hub dataset, as ``hf download`` or ``save_to_disk`` write it.
+
+    Its data is Arrow's alone, and its card or the datasets library's own files say what is in it.
+    """
+    data, others = folder_files(path) if path.is_dir() else ([], [])
+    described = {p.name for p in others if p.parent == path} & {"README.md", *NOT_DATA}
+    return bool(data) and bool(described) and {file_kind(file) for file in data} <= set(ARROW)
 
 
 def data_files(path: Path) -> list[Path]:
@@ -55,10 +61,24 @@ def data_files(path: Path) -> list[Path]:
 
 
 def folder_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The files below a folder, hidden ones aside, sorted: those with data, and those that are left out."""
+    """The files below a folder, hidden ones aside, sorted: those with data, and those that are left out.
+
+    A .txt file is data where there are no others: it may be a license. Raises MannersError for a file that seems to be
+    there twice, such as a.jsonl and a.jsonl.gz.
+    """
     files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
     files = [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
     data = [p for p in files if file_kind(p) in FILE_SUFFIXES and p.name not in NOT_DATA]
+    if {file_kind(p) for p in data} - {".txt"}:
+        data = [p for p in data if file_kind(p) != ".txt"]
+    data = [p for p in data if not NO_TEXT.match(p.name)]
+    stems: dict[Path, Path] = {}
+    for file in data:
+        stem = file.with_suffix("") if file.suffix.lower() in OPEN else file
+        if stem in stems:
+            a, b = stems[stem].relative_to(folder), file.relative_to(folder)
+            raise MannersError(f"dataset.path={folder}: {a} and {b} seem to hold the same rows: take one of them away.")
+        stems[stem] = file
     return data, sorted(set(files) - set(data))
 
 

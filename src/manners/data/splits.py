@@ -21,9 +21,10 @@ SPLIT_NAMES = {
 
 
 def split_named(name: str) -> str | None:
-    """The split that a name such as "TEST", "train_sft" or "Validation" means: its first word decides."""
-    word = re.match(r"[^\W\d_]+", name.strip().lower())
-    return SPLIT_NAMES.get(word[0]) if word else None
+    """The split that a name such as "TEST", "train_sft" or "Validation" means by its first word; None for two."""
+    words = re.findall(r"[^\W\d_]+", name.lower())
+    named = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+    return SPLIT_NAMES.get(words[0]) if len(named) == 1 else None
 
 
 def split_of_row(value: Any) -> str | None:
@@ -63,13 +64,17 @@ def hash_fraction(conversation: Conversation) -> float:
 
 
 def assign_splits(rows: list[tuple[str | None, Conversation]], cfg: DictConfig) -> dict[str, list[Conversation]]:
-    """The conversations by split. A held-out split that no row names is carved out of training, by its share."""
+    """The conversations by split. A held-out split that no row names is carved out of training, by its share.
+
+    Rows without a split are training rows where others name a held-out one.
+    """
     by_split: dict[str, list[Conversation]] = {name: [] for name in SPLITS}
     test, validation = cfg.test_share, cfg.validation_share
+    unnamed = "train" if {split for split, _ in rows} & {"validation", "test"} else None
     for split, conversation in rows:
         fraction = hash_fraction(conversation)
         by_hash = "test" if fraction < test else "validation" if fraction < test + validation else "train"
-        by_split[split or by_hash].append(conversation)
+        by_split[split or unnamed or by_hash].append(conversation)
     limit = 0.0
     for name, share in (("test", test), ("validation", validation)):
         if share and not by_split[name]:

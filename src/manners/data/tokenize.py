@@ -15,14 +15,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from manners.data.rendering import (
-    MASKED,
+    HIDDEN_CHARS,
     TemplateRefusal,
+    hide_special_tokens,
     last_token_start,
-    mask_special_tokens,
     prompt_text,
     render_with_spans,
     special_tokens,
-    swap_masks,
+    swap_hidden,
     trained_turns,
 )
 from manners.data.types import Conversation, Message, PreferencePair
@@ -220,10 +220,10 @@ def prompt_ids(
 
     A prompt of more than ``max_length`` tokens is shortened (``shorten``). Raises TemplateRefusal.
     """
-    masked = mask_special_tokens(messages, tokenizer)
-    text = prompt_text(masked, tokenizer, role)
+    hidden = hide_special_tokens(messages, tokenizer)
+    text = prompt_text(hidden, tokenizer, role)
     # Tokens of earlier replies begin where they began when those were asked for.
-    starts = [len(prompt_text(masked[:i], tokenizer, role)) for i, m in enumerate(masked) if i and m["role"] == role]
+    starts = [len(prompt_text(hidden[:i], tokenizer, role)) for i, m in enumerate(hidden) if i and m["role"] == role]
     [(ids, _)] = encode([text], tokenizer, [starts])
     if len(ids) > max_length:
         ids = prompt_ids(shorten(messages, max_length, tokenizer, role), tokenizer, role)
@@ -248,7 +248,7 @@ def shorten(
             return kept
     for i in range(first, len(kept)):
         while kept[i]["content"] and (excess := len(prompt_ids(kept, tokenizer, role)) - max_length) > 0:
-            [(_, offsets)] = encode([mask_special_tokens([kept[i]], tokenizer)[0]["content"]], tokenizer)
+            [(_, offsets)] = encode([hide_special_tokens([kept[i]], tokenizer)[0]["content"]], tokenizer)
             starts = [at for at, _ in offsets if at >= 0]  # a character may be several tokens
             cut = next((at for at in starts[excess:] if at > 0), len(kept[i]["content"]))
             kept[i] = kept[i] | {"content": kept[i]["content"][cut:]}
@@ -258,7 +258,7 @@ def shorten(
 def encode(
     texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", starts: Sequence[Sequence[int]] | None = None
 ) -> list[tuple[list[int], Offsets]]:
-    """Token ids and offsets of each text, in which special tokens that are no tokens are masked.
+    """Token ids and offsets of each text, in which special tokens that are no tokens are hidden.
 
     BOS comes first if the tokenizer adds one, and once. No token spans one of the ``starts``, the characters at which
     a turn that the model writes begins: a line break that ends the prompt is a token of its own, even where the reply
@@ -315,18 +315,18 @@ def encode_plain(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> 
     encoded: Any = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True) if texts else {}
     pairs = list(zip(encoded.get("input_ids", ()), encoded.get("offset_mapping", ()), strict=True))
     for i, text in enumerate(texts):
-        if MASKED.search(text):
-            pairs[i] = encode_masked(text, tokenizer)
+        if HIDDEN_CHARS.search(text):
+            pairs[i] = encode_hidden(text, tokenizer)
     return pairs
 
 
-def encode_masked(text: str, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], Offsets]:
-    """Token ids and offsets of a text with masked special tokens, which become ordinary tokens.
+def encode_hidden(text: str, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], Offsets]:
+    """Token ids and offsets of a text with hidden special tokens, which become ordinary tokens.
 
     Raises MannersError for a tokenizer that knows no others for them.
     """
     literal, special = literal_tokenizer(tokenizer, len(tokenizer), str(tokenizer.chat_template))
-    encoded = literal.encode(swap_masks(text, tokenizer), add_special_tokens=False)
+    encoded = literal.encode(swap_hidden(text, tokenizer), add_special_tokens=False)
     if found := next((token for token in encoded.ids if token in special.values()), None):
         token = tokenizer.convert_ids_to_tokens(found)
         raise MannersError(f"the text holds {token}, which this tokenizer only knows as a special token: change it.")
@@ -335,7 +335,7 @@ def encode_masked(text: str, tokenizer: "PreTrainedTokenizerBase") -> tuple[list
 
 @lru_cache(maxsize=2)
 def literal_tokenizer(tokenizer: "PreTrainedTokenizerBase", _size: int, _template: str) -> tuple[Any, dict[int, int]]:
-    """A copy that reads special tokens as text and their masks as special tokens, whose ids it maps to theirs."""
+    """A copy that reads special tokens as text, and what hides them as special tokens, whose ids it maps to theirs."""
     from tokenizers import AddedToken
 
     literal: Any = deepcopy(tokenizer.backend_tokenizer)  # type: ignore[attr-defined]
@@ -346,10 +346,10 @@ def literal_tokenizer(tokenizer: "PreTrainedTokenizerBase", _size: int, _templat
     ids: dict[int, Any] = {}
     literal.add_special_tokens([AddedToken(token, special=True) for token in special_tokens(tokenizer)])
     for token in special_tokens(tokenizer):
-        mask, same = swap_masks(token, tokenizer), known.get(token)
+        private, same = swap_hidden(token, tokenizer), known.get(token)
         sides = {"lstrip": same.lstrip, "rstrip": same.rstrip, "normalized": same.normalized} if same else {}
-        literal.add_tokens([AddedToken(mask, special=False, **sides)])
-        ids[literal.token_to_id(mask)] = tokenizer.convert_tokens_to_ids(token)
+        literal.add_tokens([AddedToken(private, special=False, **sides)])
+        ids[literal.token_to_id(private)] = tokenizer.convert_tokens_to_ids(token)
     return literal, ids
 
 
@@ -360,7 +360,7 @@ def bos_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 
 
 def labels_from_spans(ids: list[int], offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
-    """Labels (T,): the token id where a token begins inside a span, else IGNORE_INDEX."""
+    """Labels (T,), the loss mask: the token id where a token begins inside a span, else IGNORE_INDEX."""
     return [
         token if any(start <= at < end for start, end in spans) else IGNORE_INDEX
         for token, (at, _) in zip(ids, offsets, strict=True)

@@ -10,10 +10,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from manners.data import sources
-from manners.errors import redact_password
 from manners.export import snippets
 from manners.models import loading
 from manners.pipeline.model_ref import ModelRef
+from manners.redact import redact_secrets
 from manners.tracking import store
 
 UNKNOWN = "unknown: the run's tracking store is not available"
@@ -105,7 +105,7 @@ def results_section(run: Path, start: str) -> str:
 def provenance_section(cfg: DictConfig, tags: dict[str, str]) -> str:
     """Command, data digest, seed and versions, and the settings that determine the weights."""
     rows = {
-        "command": f"`python train.py {redact_password(tags['manners.overrides'])}`"
+        "command": f"`python train.py {redact_secrets(tags['manners.overrides'])}`"
         if "manners.overrides" in tags
         else UNKNOWN,
         "data": f"`{cfg.dataset.path}`, digest of the rows: {tags.get('manners.data_digest', UNKNOWN)}",

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from manners.data.formats import PLAIN_TEXT_FORMATS
-from manners.data.rendering import first_token, mask_text, prompt_text, text_between_turns
+from manners.data.rendering import first_token, hide_text, prompt_text, text_between_turns
 from manners.data.tokenize import bos_ids
 from manners.models.reward_model import ScoreNormalizer
 
@@ -49,7 +49,7 @@ def generation_snippet(cfg: DictConfig, run: Path, tokenizer: Any) -> str:
     shown = json.loads((run / "after.json").read_text())["shown_generations"] if (run / "after.json").exists() else []
     prompts = [generation["prompt"] for generation in shown]
     # Plain transformers reads a special token in a text as one, as we do not.
-    prompt = next((text for text in prompts if text == mask_text(text, tokenizer)), "Hello.")
+    prompt = next((text for text in prompts if text == hide_text(text, tokenizer)), "Hello.")
     if cfg.dataset.loss_roles == "user":
         user_prompt = prompt_text([], tokenizer, "user")
         inputs = CONTINUE.format(prompt=quote_string(user_prompt), comment="the model writes the user's first turn")

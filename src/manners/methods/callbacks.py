@@ -66,7 +66,7 @@ class CheckpointCallback(Callback):
             raise signals.ShutdownRequested(signals.pending_signals[0] if signals.pending_signals else signal.SIGTERM)
 
     def keep_if_best(self, module: Any, loss: float, step: int) -> None:
-        """Keep the weights where their validation loss is the lowest so far."""
+        """The best checkpoint: keep the weights where their validation loss is the lowest so far."""
         self.validated_at = step
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, step

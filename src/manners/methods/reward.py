@@ -112,6 +112,6 @@ def make_reward_func(
     def score(prompts: Sequence[list[Message]], completions: Sequence[list[Message]], **_columns: Any) -> list[float]:
         replies = [(prompt, completion[0]["content"]) for prompt, completion in zip(prompts, completions, strict=True)]
         outputs = predict_scores(model, tokenizer, max_length, replies)
-        return [normalizer.denormalize(output) for output in outputs]
+        return [normalizer.to_score(output) for output in outputs]
 
     return score

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from manners.data.rendering import reply_stop_tokens
 from manners.errors import MannersError
-from manners.models.templates import TEMPLATES, training_template, writes
+from manners.models.templates import TEMPLATES, trainable_template, writes
 from manners.runtime import hub
 from manners.runtime.paths import existing_path
 
@@ -57,7 +57,7 @@ def load_tokenizer(
     if tokenizer.chat_template is not None:
         markers = [token for token in added_tokens if writes(tokenizer, token)]  # of roles, which are no text
         tokenizer.add_special_tokens({"additional_special_tokens": markers})
-        tokenizer.chat_template = training_template(tokenizer)
+        tokenizer.chat_template = trainable_template(tokenizer)
     tokenizer.padding_side = "right"
     return tokenizer
 

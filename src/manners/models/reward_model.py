@@ -25,9 +25,8 @@ NORMALIZER_FILE = "normalizer.json"
 
 @dataclass(frozen=True)
 class ScoreNormalizer:
-    """Standardizes the scores that a reward model is trained on, and converts its outputs back.
-
-    A model trained on pairs outputs scores of no particular scale; there it is ``denormalize`` that standardizes.
+    """Standardizes the scores that a reward model is trained on (``to_target``), and converts its outputs back
+    (``to_score``).
     """
 
     mean: float = 0.0
@@ -41,11 +40,11 @@ class ScoreNormalizer:
         values = torch.tensor(scores, dtype=torch.float64)
         return cls(float(values.mean()), float(values.std()))
 
-    def normalize(self, score: float) -> float:
+    def to_target(self, score: float) -> float:
         """Convert a score of the dataset into a training target."""
         return (score - self.mean) / self.scale
 
-    def denormalize(self, output: float) -> float:
+    def to_score(self, output: float) -> float:
         """Convert an output of the model into a score."""
         return self.mean + self.scale * output
 

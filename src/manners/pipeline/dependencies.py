@@ -18,10 +18,11 @@ from manners.config.overrides import override_key
 from manners.data import sources
 from manners.data.loading import Splits, eval_prompts, load_splits
 from manners.data.types import Conversation, data_digest
-from manners.errors import MannersError, did_you_mean, redact_password
+from manners.errors import MannersError, did_you_mean
 from manners.models import adapter_config
 from manners.models.templates import TEMPLATES
 from manners.pipeline import model_ref
+from manners.redact import redact_secrets
 from manners.rewards.source import source_digest
 from manners.runtime import run_dir
 from manners.runtime.model_files import model_digest
@@ -128,7 +129,7 @@ def command_of(spec: RunSpec) -> str:
     questions = ("plan", "preview", "estimate")
     overrides = [o for o in spec.overrides if override_key(o) not in questions]
     own_recipes = ["--config-dir", str(UserConfigDir.folder)] if UserConfigDir.folder else []
-    return redact_password(shlex.join(["python", "train.py", *own_recipes, *overrides]))
+    return redact_secrets(shlex.join(["python", "train.py", *own_recipes, *overrides]))
 
 
 def dependency_fingerprint(spec: RunSpec) -> str:

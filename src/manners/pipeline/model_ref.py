@@ -134,7 +134,7 @@ def load_scorer(ref: ModelRef, device: str) -> Callable[[Sequence[tuple[list[Mes
     )
     max_length = made_by.method.max_length if made_by else 512
     return lambda replies: [
-        normalizer.denormalize(output) for output in predict_scores(network, tokenizer, max_length, replies)
+        normalizer.to_score(output) for output in predict_scores(network, tokenizer, max_length, replies)
     ]
 
 

@@ -51,7 +51,7 @@ def show_replies(
     pairs = preference_pairs(splits.train) if sample_type == "preference" else []
     scored = scored_replies(splits.train) if sample_type == "scored" else []
     examples = pair_examples(pairs[:count], tokenizer, max_length, decoder)
-    examples += scored_examples(scored[:count], tokenizer, max_length, decoder, mean=0.0, scale=1.0)
+    examples += scored_examples(scored[:count], tokenizer, max_length, decoder, to_target=float)
     rows: list[ScoredReply | PreferencePair] = [*pairs[:count], *scored[:count]]
     for row, example in zip(rows, examples, strict=True):
         console.rule(row.source, align="left")

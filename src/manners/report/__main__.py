@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from manners.errors import MannersError, redact_password
+from manners.errors import MannersError
+from manners.redact import redact_secrets
 
 
 def report_command(arguments: list[str] | None = None) -> None:
@@ -24,7 +25,7 @@ def report_command(arguments: list[str] | None = None) -> None:
         client = query.connect_store(args.uri)
         runs = query.query_runs(client, args.study)
         studies = sections.build_studies(client, runs)
-        html, markdown = page.write_report_files(studies, redact_password(args.uri), args.out)
+        html, markdown = page.write_report_files(studies, redact_secrets(args.uri), args.out)
     except MannersError as error:
         sys.exit(f"error: {error}")
     unfinished = sum(run.status != "FINISHED" for run in runs)

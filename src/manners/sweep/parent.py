@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from manners.errors import redact_password
+from manners.redact import redact_secrets
 from manners.runtime.atomic_io import atomic_write
 from manners.tracking import logger, store  # logger sets MLflow's environment, before MLflow is imported
 
@@ -30,7 +30,7 @@ class SweepRun:
             if store.has_run(self.client, self.run_id):
                 self.client.update_run(self.run_id, status="RUNNING")
                 return
-        command = redact_password(shlex.join(["python", "train.py", "-m", *arguments]))
+        command = redact_secrets(shlex.join(["python", "train.py", "-m", *arguments]))
         tags = {
             "manners.sweep": folder.name,
             "manners.method": cfg.method.name,

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from manners.config.schema import OBJECTIVE
-from manners.errors import redact_password
 from manners.evaluation.reports.table import Table, markdown_report
+from manners.redact import redact_secrets
 from manners.sweep import figure
 from manners.sweep.jobs import ConfigurationRow, SweepJob, rank_configurations
 from manners.sweep.parent import SweepRun
@@ -32,7 +32,7 @@ def write_sweep_report(cfg: DictConfig, jobs: list[SweepJob], folder: Path, comm
     best_row = rows[0] if rows and rows[0].metrics and comparable else None
     best_job = best_row and best_row.jobs[0]
     rerun = f"python train.py {command} {shlex.join(choice_overrides(best_job.choice))}" if best_job else ""
-    rerun = redact_password(rerun)
+    rerun = redact_secrets(rerun)
     markdown = sweep_markdown(table, folder.name, rerun, jobs)
     (folder / "sweep.md").write_text(markdown)
     figures = figure.plot_sweep(jobs, metric, direction, folder / "sweep.png")

@@ -14,7 +14,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from manners.data.loading import Splits
-from manners.errors import MannersError, Pruned, redact_password
+from manners.errors import MannersError, Pruned
+from manners.redact import redact_secrets
 from manners.runtime.run_dir import RunArtifact, RunDir
 from manners.runtime.signals import ShutdownRequested
 from manners.tracking import store
@@ -75,7 +76,7 @@ class MLflowLogger:
         """Set tags; those that are not MLflow's own get the prefix ``manners.``."""
         for key, value in tags.items():
             tag = key if key.startswith("mlflow") else f"manners.{key}"
-            self.writer.put({"tag": tag, "value": redact_password(value)})
+            self.writer.put({"tag": tag, "value": redact_secrets(value)})
 
     def describe(self, markdown: str) -> None:
         """Set the description at the top of the run page: without the heading, in whole lines."""
@@ -216,7 +217,7 @@ def describe_run(
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
 
-    (directory.path / "config.yaml").write_text(redact_password(OmegaConf.to_yaml(cfg, resolve=True)))
+    (directory.path / "config.yaml").write_text(redact_secrets(OmegaConf.to_yaml(cfg, resolve=True)))
     client.log_artifact(run_id, str(directory.path / "config.yaml"))
     mlflow.log_params(flatten_params(OmegaConf.to_container(cfg, resolve=True)))
     commit, diff = git_state()
@@ -235,7 +236,7 @@ def describe_run(
             "manners.fingerprint": directory.state.fingerprint,
             "manners.weights_fingerprint": directory.state.weights_fingerprint,
             "manners.method": cfg.method.name,
-            "manners.overrides": redact_password(shlex.join(overrides)),
+            "manners.overrides": redact_secrets(shlex.join(overrides)),
             "manners.folder": str(directory.path.resolve()),
         }
     )
@@ -259,7 +260,7 @@ def link_runs(logger: MLflowLogger, directory: RunDir, dependencies: dict[str, R
 def flatten_params(node: Any, path: str = "") -> dict[str, str]:
     """Nested config values by dotted key."""
     if not isinstance(node, dict):
-        return {path: redact_password(str(node))}
+        return {path: redact_secrets(str(node))}
     params: dict[str, str] = {}
     for key, value in node.items():
         params |= flatten_params(value, f"{path}.{key}" if path else str(key))

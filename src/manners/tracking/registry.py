@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from manners.config.schema import OBJECTIVE
-from manners.errors import redact_password
+from manners.redact import redact_secrets
 from manners.runtime.run_dir import MODEL_DIR
 from manners.tracking import store
 
@@ -37,7 +37,7 @@ def register_and_report(cfg: DictConfig, client: Any, run_id: str, metric: float
     try:
         print(register_model(client, run_id, registered_name(cfg), metric, lower_is_better))
     except Exception as error:  # noqa: BLE001  whatever a server does wrong
-        print(f"not registered ({redact_password(str(error)).splitlines()[0]})", file=sys.stderr)
+        print(f"not registered ({redact_secrets(str(error)).splitlines()[0]})", file=sys.stderr)
 
 
 def registered_name(cfg: DictConfig) -> str:

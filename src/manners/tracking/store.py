@@ -17,7 +17,8 @@ from urllib.parse import unquote, urlparse
 from filelock import FileLock
 from omegaconf import DictConfig
 
-from manners.errors import MannersError, did_you_mean, redact_password
+from manners.errors import MannersError, did_you_mean
+from manners.redact import redact_secrets
 from manners.runtime.model_files import folder_digest
 from manners.runtime.paths import ROOT
 from manners.runtime.run_dir import MODEL_DIR, RunArtifact, RunDir, RunState, check_unchanged, load_state
@@ -192,10 +193,10 @@ def sqlite_path(uri: str) -> Path | None:
 def ui_command(uri: str) -> str:
     """What shows the runs of a store: the address of a server, or the command that starts one."""
     if uri.startswith(("http://", "https://")):
-        return redact_password(uri)
+        return redact_secrets(uri)
     if uri == "sqlite:///outputs/mlflow.db" and Path.cwd() == ROOT:
         return "make ui"
-    place = shlex.quote(redact_password(absolute_uri(uri)))
+    place = shlex.quote(redact_secrets(absolute_uri(uri)))
     return f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow ui --backend-store-uri {place}"
 
 
@@ -275,5 +276,5 @@ def log_evaluation(
             client.log_table(run_id, columns, f"{table}.json")
         client.set_terminated(run_id)
     except Exception as error:  # noqa: BLE001  whatever a server does wrong
-        reason = redact_password((str(error) or type(error).__name__).splitlines()[0])
+        reason = redact_secrets((str(error) or type(error).__name__).splitlines()[0])
         print(f"not in the tracking store ({reason}); all of it is in {folder}", file=sys.stderr)

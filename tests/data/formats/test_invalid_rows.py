@@ -77,7 +77,7 @@ BAD = {
     "empty marked reply": (
         "marked",
         {"text": "<|user|>Hi<|assistant|> "},
-        "field 'text' has an empty <|assistant|> turn",
+        "turn 2 of field 'text' is empty",
     ),
     "sharegpt role": (
         "sharegpt",
@@ -158,9 +158,8 @@ def test_line_that_is_not_utf8_is_refused_with_the_byte(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["picture.jsonl", "picture.txt"])
-@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "{}".encode("utf-16")], ids=["png", "utf-16"])
-def test_binary_file_is_refused_at_its_first_byte(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
+def test_binary_file_is_refused_at_its_first_byte(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
     with pytest.raises(MannersError, match=rf"{name}:1: byte 1 is not UTF-8"):
         read(tmp_path / name)
 
@@ -184,10 +183,12 @@ def test_file_of_blank_lines_is_refused(tmp_path):
         (b'{"text": "a"}\n{"text": "b"}\n', "not valid JSON (Extra data"),
         (b'["caf\xe9"]', "not valid JSON ('utf-8' codec can't decode byte 0xe9"),
         (b"[" * 100_000, "not valid JSON (maximum recursion depth exceeded"),
-        (b'{"rows": []}', "a .json file must hold a list of rows"),
+        (b'{"rows": 1}', "a .json file must hold a list of rows"),
+        (b'{"version": 1, "data": [], "more": []}', "it holds an object, and the rows seem to be in data, more"),
+        (b'[{"text": "a", "text": "b"}]', "not valid JSON (field 'text' is there twice)"),
         (b"[]", "it has no training rows"),
     ],
-    ids=["lines", "latin-1", "deep", "object", "empty list"],
+    ids=["lines", "latin-1", "deep", "object", "lists in an object", "field twice", "empty list"],
 )
 def test_json_file_without_a_list_of_rows_is_refused(tmp_path, content, expected):
     path = tmp_path / "data.json"

@@ -50,6 +50,30 @@ GOOD = {
         },
         [*EXCHANGE, user("Sure?\nReally?"), assistant("Yes.")],
     ),
+    "replies that repeat the prompt's last turn": (
+        {"prompt": MORE, "chosen": [user("And 3 + 3? "), assistant("6.")], "rejected": [MORE[-1], assistant("5.")]},
+        [*MORE, assistant("6.")],
+    ),
+    "replies without the prompt's system message": (
+        {"prompt": MORE, "chosen": [*MORE[1:], assistant("6.")], "rejected": [*MORE, assistant("5.")]},
+        [*MORE, assistant("6.")],
+    ),
+    "a prompt with Human and Assistant": (
+        {
+            "prompt": "\n\nHuman: 2 + 2?\n\nAssistant: 4.\n\nHuman: Sure?\n\nAssistant:",
+            "chosen": " Yes.",
+            "rejected": "5.",
+        },
+        [*EXCHANGE, user("Sure?"), assistant(" Yes.")],
+    ),
+    "an instruction with input and history": (
+        {"instruction": "And", "input": "3 + 3?", "history": [["2 + 2?", "4."]], "chosen": "6.", "rejected": "5."},
+        [*EXCHANGE, user("And\n\n3 + 3?"), assistant("6.")],
+    ),
+    "a conversation and single replies": (  # LLaMA-Factory
+        {"conversations": [EXCHANGE[0]], "chosen": EXCHANGE[1], "rejected": assistant("5.")},
+        EXCHANGE,
+    ),
 }  # fmt: skip
 
 
@@ -104,7 +128,7 @@ BAD = {
     ),
     "plain texts": (
         {"chosen": "4.", "rejected": "5."},
-        "field 'chosen' must begin with <|user|> or <|system|>, or there must be a field 'prompt'",
+        "field 'chosen' has no turns, and there is no field 'prompt'",
     ),
     "different earlier turns": (
         {"chosen": [*EXCHANGE, user("a"), assistant("b")], "rejected": [*EXCHANGE, user("c"), assistant("d")]},

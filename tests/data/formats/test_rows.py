@@ -5,13 +5,15 @@ import string
 from types import SimpleNamespace
 
 import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from manners.config.schema import DatasetConfig
 from manners.data.formats.fields import InvalidRow
-from manners.data.formats.rows import COLUMNS, parse_row
+from manners.data.formats.rows import COLUMNS, LABEL_FIELDS, parse_row
 from manners.data.loading import load_splits
 from manners.errors import MannersError
 from tests.data.files import EXCHANGE, FORMATS, SYSTEM, assistant, config, read, user, write
@@ -79,7 +81,9 @@ def test_replies_labeled_false_are_left_out_and_counted(tmp_path, label):
     rows = [{"prompt": f"{i}?", "completion": "x", label: i % 3 == 0} for i in range(9)]
     splits = read(write(tmp_path, *rows))
     assert [c.messages[0]["content"] for c in splits.train] == ["0?", "3?", "6?"]
-    assert splits.left_out == ["left out: 6 rows: label is false"]
+    hint = f"'dataset.columns={{{label}: null}}' keeps them"
+    assert splits.left_out == [f"left out: 6 rows: {label} is false ({hint})"]
+    assert len(read(tmp_path / "data.jsonl", columns={label: None}).train) == 9
 
 
 def test_labels_of_csv_cells_and_of_scored_rows(tmp_path):
@@ -94,13 +98,24 @@ def loading_for(path, sample_type):
     return load_splits(config(path, validation_share=0.0, test_share=0.0), sample_type).train
 
 
+@pytest.mark.parametrize("value", [0, 1, "0", 1.0])
+def test_label_of_0_or_1_needs_its_meaning(tmp_path, value):
+    """OpenRLHF's are verdicts on the reply, FalseQA's are on the question."""
+    path = write(tmp_path, {"prompt": "a", "completion": "b", "label": value}, {"prompt": "c", "completion": "d"})
+    with pytest.raises(MannersError, match=r"data.jsonl:1: field 'label' is .*{kto_tag: label}'.*{label: null}'"):
+        read(path)
+    kept = [c.messages[0]["content"] for c in read(path, columns={"kto_tag": "label"}).train]
+    assert kept == (["a", "c"] if float(value) else ["c"])
+    assert len(read(path, columns={"label": None}).train) == 2
+
+
 def test_label_of_another_meaning_is_named_as_not_used(tmp_path):
-    splits = read(write(tmp_path, {"prompt": "a", "completion": "b", "label": 0}))
+    splits = read(write(tmp_path, {"prompt": "a", "completion": "b", "label": 2}))
     assert (len(splits.train), splits.left_out) == (1, ["fields not used: label"])
 
 
 def test_file_of_unwanted_replies_alone_is_refused(tmp_path):
-    with pytest.raises(MannersError, match=r"no row has a turn that carries loss \(2 rows: label is false\)"):
+    with pytest.raises(MannersError, match=r"no row has a turn that carries loss \(2 rows: label is false"):
         read(write(tmp_path, *[{"prompt": "a", "completion": "b", "label": False}] * 2))
 
 
@@ -137,6 +152,11 @@ def test_missing_column_is_refused_with_the_nearest(tmp_path):
         ({"input": "a", "output": "b"}, "{prompt: input, completion: output}"),
         ({"Question": "a", "Best Answer": "b"}, "{prompt: Question, completion: Best Answer}"),
         ({"conversation": EXCHANGE, "language": "en"}, "{messages: conversation}"),
+        ({"source": "wikipedia", "question": "a", "answer": "b"}, "{prompt: question, completion: answer}"),
+        ({"input": "A passage", "question": "a", "answer": "b"}, "{prompt: question, completion: answer}"),
+        ({"question": "a", "completion": "b"}, "{prompt: question}"),
+        ({"question": "a", "chosen": "b", "rejected": "c"}, "{prompt: question}"),
+        ({"Conversation (en)": EXCHANGE}, '{messages: "Conversation (en)"}'),
     ],
 )
 def test_unknown_columns_are_answered_with_their_names(tmp_path, row, suggestion):
@@ -144,8 +164,24 @@ def test_unknown_columns_are_answered_with_their_names(tmp_path, row, suggestion
     with pytest.raises(MannersError) as error:
         read(path)
     assert f"(to name the columns: 'dataset.columns={suggestion}')" in str(error.value)
-    pairs = (pair.split(": ") for pair in suggestion.strip("{}").split(", "))
-    assert len(read(path, columns=dict(pairs)).train) == 1
+    assert len(read(path, columns=yaml.safe_load(suggestion)).train) == 1
+    override = OverridesParser.create().parse_override(f"dataset.columns={suggestion}")
+    assert str(override.value()) == str(yaml.safe_load(suggestion))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"context": "c", "question": "a", "answers": {"text": ["b"]}}, "no known field"),
+        ({"prompt": "a"}, "field 'completion' is missing"),
+        ({"instruction": "a", "input": "b"}, "field 'output' is missing"),
+        ({"conversation_a": EXCHANGE, "conversation_b": EXCHANGE, "winner": "model_b"}, "no known field"),
+    ],
+)
+def test_columns_that_tell_nothing_are_not_suggested(tmp_path, row, message):
+    with pytest.raises(MannersError, match=message) as error:
+        read(write(tmp_path, row))
+    assert "dataset.columns" not in str(error.value)
 
 
 # --- Fields that nothing reads ---
@@ -186,7 +222,8 @@ def test_extra_field_is_read_or_named_or_refused(name, extra):
     told = json.dumps(conversation.messages)
     for field, value in extra.items():
         known = field in conversation.metadata and field in ("score", "mismatched", "rejected", "margin")
-        known |= field == "label" and isinstance(value, bool) and conversation.messages[-1]["role"] == "assistant"
+        verdict = field == next((name for name in LABEL_FIELDS if name in extra), "") and value in (0, 1)
+        known |= verdict and conversation.messages[-1]["role"] == "assistant"
         used = known or field == "split" or (isinstance(value, str) and value in told) or value in ([], {})
         assert used != (field in unused), (field, value, unused)
 

@@ -73,7 +73,9 @@ def test_reasoning_is_kept_in_its_message(tmp_path):
 # --- Loss ---
 
 
-@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"weight": 1, "train": False}])
+@pytest.mark.parametrize(
+    "mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"weight": 1, "trainable": False}, {"loss": False}]
+)
 def test_turn_without_weight_carries_no_loss(tmp_path, mark):
     messages = [SYSTEM, user("a") | {"weight": 1}, assistant("b") | mark, user("c"), assistant("d") | {"train": True}]
     (row,) = read(write(tmp_path, {"messages": messages})).train
@@ -90,7 +92,10 @@ def test_masked_turns_count_a_system_message_of_a_field(tmp_path):
     ("mark", "message"),
     [
         ({"weight": 0.5}, "field 'messages[1].weight' must be 0 or 1, not 0.5"),
-        ({"weight": "0"}, "field 'messages[1].weight' must be a finite number, not '0'"),
+        ({"weight": "0"}, "field 'messages[1].weight' must be 0 or 1, not '0'"),
+        ({"mask": True}, "field 'messages[1].mask' may say what carries loss: name it 'weight', 0 or 1"),
+        ({"Loss_Weight": 0}, "field 'messages[1].Loss_Weight' may say what carries loss"),
+        ({"train_detail": [{"begin": 0}]}, "field 'messages[1].train_detail' may say what carries loss"),
         ({"train": "no"}, "field 'messages[1].train' must be true or false"),
     ],
 )
@@ -142,3 +147,59 @@ def test_turns_of_different_weight_are_not_joined(tmp_path):
 
 def test_parsed_turn_marks_its_mask_for_the_row():
     assert MASKED in parse_turn(assistant("a") | {"weight": 0}, "messages[0]")
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (
+            user([{"text": "Hi", "image": "a.png"}]),
+            "field 'messages[0].content[0]' has 'image' beside its text",
+        ),
+        (user([{"type": "text", "text": " "}]), "field 'messages[0].content' is empty"),
+        (user("Hi") | {"from": "gpt"}, "field 'messages[0].role' and its 'from' differ"),
+        (user("Hi") | {"value": "Ho"}, "field 'messages[0].content' and its 'value' differ"),
+    ],
+)
+def test_turn_of_two_meanings_is_refused(tmp_path, message, reason):
+    with pytest.raises(MannersError) as error:
+        read(write(tmp_path, {"messages": [message, assistant("Yo")]}))
+    assert str(error.value).startswith(f"data.jsonl:1: {reason}")
+
+
+def test_empty_system_turns_and_text_parts_are_left_out(tmp_path):
+    parts = [{"type": "text", "text": ""}, {"type": "text", "text": "2 + 2?", "image_url": None}]
+    path = write(tmp_path, {"messages": [{"role": "system", "content": ""}, user(parts), assistant("4.")]})
+    assert read(path).train[0].messages == EXCHANGE
+
+
+# --- Turns in one text ---
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|user|>\n2 + 2?</s>\n<|assistant|>\n4.</s>\n",  # Zephyr, TinyLlama
+        "<s><|user|>2 + 2?<|end|>\n<|assistant|>4.<|end|>\n<|endoftext|>",  # Phi-3
+        "### Human: 2 + 2?### Assistant: 4.</s>",
+        "\n\nHuman: 2 + 2?\n\nAssistant: 4.",
+    ],
+)
+def test_markers_of_turns_are_no_words(tmp_path, text):
+    assert read(write(tmp_path, {"text": text})).train[0].messages == EXCHANGE
+
+
+def test_markers_of_another_kind_are_words(tmp_path):
+    text = "### Human: Say <|assistant|> and </s> here\n\nHuman: or there### Assistant: Done."
+    messages = read(write(tmp_path, {"text": text})).train[0].messages
+    assert messages == [user("Say <|assistant|> and </s> here\n\nHuman: or there"), assistant("Done.")]
+
+
+@pytest.mark.parametrize(
+    "text", ["### Human: a### Assistant: b", "<|user|>a<|assistant|>b", "Human: a\n\nAssistant: b"]
+)
+def test_file_of_plain_and_marked_texts_is_refused(tmp_path, text):
+    path = write(tmp_path, {"text": "Once upon a time."}, {"text": text})
+    with pytest.raises(MannersError, match=r"data.jsonl:2: field 'text' has turns, and the file begins with a plain"):
+        read(path)
+    assert len(read(path, format="text").train) == 2

@@ -11,9 +11,9 @@ from manners.methods.ppo.advantages import (
     adapt_kl_coef,
     gae,
     kl_estimate,
+    kl_penalized_rewards,
     leave_one_out,
     normalize_by_std,
-    token_rewards,
     whiten,
 )
 from tests.methods.ppo.threads import run_in_threads
@@ -67,14 +67,14 @@ def test_kl_estimate_is_unbiased_for_k1_and_k3_only():
 def test_token_rewards_put_the_score_at_the_last_token():
     mask = make_mask((2, 4))  # the first reply ends with EOS, the second at the limit
     kl = torch.tensor([[0.5, -0.25, 0.0, 0.0], [1.0, 0.0, 0.0, 2.0]])
-    rewards = token_rewards(torch.tensor([3.0, -1.0]), kl, mask, kl_coef=0.1)
+    rewards = kl_penalized_rewards(torch.tensor([3.0, -1.0]), kl, mask, kl_coef=0.1)
     assert torch.allclose(rewards, torch.tensor([[-0.05, 3.025, 0.0, 0.0], [-0.1, 0.0, 0.0, -1.2]]))
 
 
 def test_token_rewards_sum_to_score_minus_kl_penalty():
     mask = make_mask()
     kl, scores = random_values(0, mask), torch.tensor([1.0, 2.0, 3.0, 4.0])
-    rewards = token_rewards(scores, kl, mask, 0.3)
+    rewards = kl_penalized_rewards(scores, kl, mask, 0.3)
     assert torch.allclose(rewards.sum(1), scores - 0.3 * kl.sum(1))
 
 
@@ -114,7 +114,7 @@ def test_padding_changes_no_advantage():
         kl, values = torch.zeros(mask.shape), torch.zeros(mask.shape)
         kl[:, :8], values[:, :8] = random_values(0, narrow), random_values(1, narrow)
         kl[~mask], values[~mask] = garbage, -garbage
-        rewards = token_rewards(scores, kl, mask, 0.1)
+        rewards = kl_penalized_rewards(scores, kl, mask, 0.1)
         advantages = gae(torch.where(mask, rewards, garbage), values, mask, 0.99, 0.9)
         whitened = whiten(torch.where(mask, advantages, garbage), mask, one_process)
         return rewards, advantages, whitened

@@ -17,7 +17,7 @@ it. So the credit of EOS is not discounted, and no value is learned where no act
 import pytest
 import torch
 
-from manners.methods.ppo.advantages import gae, kl_estimate, token_rewards, whiten
+from manners.methods.ppo.advantages import gae, kl_estimate, kl_penalized_rewards, whiten
 from manners.methods.ppo.loss import policy_loss, value_loss
 
 BETA, CLIP, CLIP_VALUE, VF = 0.07, 0.2, 0.2, 0.1
@@ -66,7 +66,7 @@ def our_advantages(tensors, gamma, lam, mask):
     """Advantages before whitening, and returns."""
     logprobs, ref_logprobs, values, scores, *_ = tensors
     kl = kl_estimate(logprobs, ref_logprobs, "k1") * mask
-    advantages = gae(token_rewards(scores, kl, mask, BETA), values * mask, mask, gamma, lam)
+    advantages = gae(kl_penalized_rewards(scores, kl, mask, BETA), values * mask, mask, gamma, lam)
     return advantages, advantages + values * mask
 
 

@@ -5,17 +5,18 @@ To add a format: write its parser, which turns a row into messages or raises Inv
 not parsed row by row and have a module of their own, ``oasst``.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from manners.data.formats import oasst
+from manners.data.formats.columns import suggest_columns
 from manners.data.formats.conversations import (
     COMPLETION_FIELDS,
     parse_alpaca,
     parse_dolly,
     parse_guanaco,
+    parse_hh,
     parse_marked,
     parse_messages,
     parse_prompt_completion,
@@ -25,6 +26,7 @@ from manners.data.formats.conversations import (
 from manners.data.formats.fields import InvalidRow
 from manners.data.formats.politeness import parse_politeness, politeness_metadata
 from manners.data.formats.preference import parse_preference, preference_metadata
+from manners.data.formats.turns import text_format
 from manners.data.types import Message
 
 
@@ -43,6 +45,7 @@ FORMATS: dict[str, Format] = {
     "alpaca": Format(parse_alpaca),
     "dolly": Format(parse_dolly),
     "guanaco": Format(parse_guanaco),
+    "hh": Format(parse_hh),
     "text": Format(parse_text, plain_text=True),
     "preference": Format(parse_preference, metadata=preference_metadata),
     "politeness": Format(parse_politeness, plain_text=True, metadata=politeness_metadata),
@@ -58,9 +61,6 @@ FORMAT_OF_FIELD = {
     "completion": "prompt_completion",
     "Normalized Score": "politeness",
 }
-TEXT_PREFIXES = {"marked": r"\s*<\|(system|user|assistant)\|>", "guanaco": r"\s*### Human:"}
-PROMPT_LIKE = ("question", "query", "input", "instruction", "user", "human", "source", "prompt", "request")
-COMPLETION_LIKE = ("answer", "best_answer", "response", "output", "reply", "assistant", "target", "completion", "gpt")
 KNOWN_FIELDS = "messages, conversations, prompt, completion, instruction, input, output, text, chosen"
 
 
@@ -68,6 +68,8 @@ def detect_row_format(row: dict[str, Any]) -> str:
     """The format of a row, by its fields. Raises InvalidRow if they show none."""
     for field, name in FORMAT_OF_FIELD.items():
         if field in row:
+            if name == "prompt_completion" and not {"prompt", "instruction"} & row.keys():
+                raise InvalidRow(f"field 'prompt' is missing{suggest_columns(row)}")
             return name
     if oasst.is_oasst_row(row):
         return "oasst"
@@ -78,22 +80,8 @@ def detect_row_format(row: dict[str, Any]) -> str:
     if "instruction" in row and "response" in row:
         return "dolly"
     if "text" in row:
-        matching = (name for name, prefix in TEXT_PREFIXES.items() if re.match(prefix, str(row["text"])))
-        return next(matching, "text")
+        return text_format(row["text"])
+    for name, reply in (("prompt", "completion"), ("instruction", "output")):
+        if name in row:
+            raise InvalidRow(f"field '{reply}' is missing{suggest_columns(row)}")
     raise InvalidRow(f"no known field in {sorted(row)[:8]}: expected one of {KNOWN_FIELDS}{suggest_columns(row)}")
-
-
-def is_turn(value: Any) -> bool:
-    """Whether a value looks like a message: an object with a role."""
-    return isinstance(value, dict) and bool(value.keys() & {"role", "from"})
-
-
-def suggest_columns(row: dict[str, Any]) -> str:
-    """The value of ``dataset.columns`` that would probably name the row's fields; "" if its own names tell nothing."""
-    turns = next((name for name, value in row.items() if value and isinstance(value, list) and is_turn(value[0])), None)
-    columns = {"messages": turns} if turns else {}
-    for ours, names in (("prompt", PROMPT_LIKE), ("completion", COMPLETION_LIKE)):
-        found = next((name for name in row if str(name).lower().replace(" ", "_") in names), None)
-        columns |= {ours: found} if found and not turns else {}
-    written = ", ".join(f"{our}: {name}" for our, name in columns.items())
-    return f" (to name the columns: 'dataset.columns={{{written}}}')" if columns else ""

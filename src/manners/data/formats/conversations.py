@@ -1,7 +1,5 @@
 """Formats whose rows hold one conversation or one plain text: a parser for each, and the check of the turns' order."""
 
-import re
-
 from manners.data.formats.fields import InvalidRow, is_empty, list_field, text_field
 from manners.data.formats.turns import parse_marked_turns, parse_turn, parse_turns
 from manners.data.types import ROLES, Message
@@ -24,14 +22,13 @@ def parse_sharegpt(row: dict) -> list[Message]:
 def parse_prompt_completion(row: dict) -> list[Message]:
     """{"prompt": "...", "completion": "..."}, or both as lists of messages, as TRL has it."""
     completion = next((name for name in COMPLETION_FIELDS if name in row), "completion")
-    if isinstance(row.get("prompt"), list | dict):
-        return parse_turns(row, "prompt", "user") + parse_turns(row, completion, "assistant")
-    return parse_instruction(row, "prompt") + parse_turns(row, completion, "assistant")
+    name = "prompt" if "prompt" in row or "instruction" not in row else "instruction"
+    return parse_prompt(row, name) + parse_turns(row, completion, "assistant")
 
 
 def parse_alpaca(row: dict, output_field: str = "output") -> list[Message]:
     """{"instruction": "...", "input": "...", "output": "..."}; the input may be empty or missing."""
-    return parse_instruction(row, "instruction") + parse_turns(row, output_field, "assistant")
+    return parse_prompt(row, "instruction") + parse_turns(row, output_field, "assistant")
 
 
 def parse_dolly(row: dict) -> list[Message]:
@@ -39,19 +36,20 @@ def parse_dolly(row: dict) -> list[Message]:
     return parse_alpaca(row, "response")
 
 
-def parse_instruction(row: dict, name: str) -> list[Message]:
-    """The turns of ``history``, then the user's turn: an instruction, and below it the input or context.
+def parse_prompt(row: dict, name: str) -> list[Message]:
+    """The turns of ``history``, then those of the prompt; below a prompt as text, the input or context.
 
     Raises InvalidRow.
     """
-    parts = [text_field(row, name)]
-    for field in CONTEXT_FIELDS:
+    *earlier, last = parse_turns(row, name, "user")
+    parts = [last["content"]]
+    for field in CONTEXT_FIELDS if isinstance(row.get(name), str) else ():
         if not is_empty(value := row.get(field)):
             if not isinstance(value, str):
                 left_out = f"'dataset.columns={{{field}: null}}' leaves it out"
                 raise InvalidRow(f"field '{field}' must be text, not {type(value).__name__} ({left_out})")
             parts.append(text_field(row, field))
-    return [*parse_history(row), {"role": "user", "content": "\n\n".join(parts)}]
+    return [*parse_history(row), *earlier, last | {"content": "\n\n".join(parts)}]
 
 
 def parse_history(row: dict) -> list[Message]:
@@ -74,14 +72,17 @@ def parse_history(row: dict) -> list[Message]:
 
 def parse_guanaco(row: dict) -> list[Message]:
     """{"text": "### Human: ... ### Assistant: ..."}, as openassistant-guanaco has it."""
-    markers = {"Human": "<|user|>", "Assistant": "<|assistant|>"}
-    text = re.sub(r"\s*###\s*(Human|Assistant):", lambda m: markers[m[1]], text_field(row, "text"))
-    return parse_marked_turns({"text": text}, "text")
+    return parse_marked_turns(row, "text", "guanaco")
+
+
+def parse_hh(row: dict) -> list[Message]:
+    """{"text": "\\n\\nHuman: ...\\n\\nAssistant: ..."}, as Anthropic's HH-RLHF writes conversations."""
+    return parse_marked_turns(row, "text", "hh")
 
 
 def parse_marked(row: dict) -> list[Message]:
     """{"text": "<|user|>…<|assistant|>…"}, with a marker before each turn."""
-    return parse_marked_turns(row, "text")
+    return parse_marked_turns(row, "text", "marked")
 
 
 def parse_text(row: dict) -> list[Message]:
@@ -97,6 +98,8 @@ def check_messages(messages: list[Message], loss_roles: str, merge_turns: bool =
     checked: list[Message] = []
     for number, message in enumerate(messages, 1):
         role, previous = message["role"], checked[-1]["role"] if checked else ""
+        if role == "system" and is_empty(message["content"]):
+            continue
         if role not in ROLES:
             raise InvalidRow(f"turn {number} has the unknown role '{role}': expected one of {', '.join(ROLES)}")
         if role == previous:

@@ -5,15 +5,16 @@ rejected are whole conversations that differ in their last reply: as messages, a
 "Assistant:" before the turns, as Anthropic's HH-RLHF has them.
 """
 
-import re
 from typing import Any
 
-from manners.data.formats.fields import InvalidRow, number_field, text_field
-from manners.data.formats.turns import parse_marked_turns, parse_turns
+from manners.data.formats.columns import suggest_columns
+from manners.data.formats.conversations import parse_prompt
+from manners.data.formats.fields import InvalidRow, number_field
+from manners.data.formats.turns import parse_marked_turns, parse_turns, text_format
 from manners.data.types import Message
 
 SIDES = ("chosen", "rejected")
-HH_ROLES = {"Human": "user", "Assistant": "assistant"}
+PROMPT_FIELDS = ("prompt", "conversations", "instruction")
 
 
 def parse_preference(row: dict) -> list[Message]:
@@ -32,28 +33,50 @@ def both_conversations(row: dict) -> tuple[list[Message], list[Message]]:
 
     Raises InvalidRow.
     """
-    if row.get("prompt") is not None:
-        prompt = parse_turns(row, "prompt", "user")
-        chosen, rejected = (parse_turns(row, name, "assistant") for name in SIDES)
-        if not all(has_prompt(side, prompt) for side in (chosen, rejected)):
-            chosen, rejected = prompt + chosen, prompt + rejected
+    given = next((name for name in PROMPT_FIELDS if name in row), None)
+    if given:
+        prompt = parse_prompt(row, given)
+        chosen, rejected = (continued(prompt, parse_turns(row, name, "assistant"), given, name) for name in SIDES)
     else:
-        chosen, rejected = (full_conversation(row, name) for name in SIDES)
+        chosen, rejected = (full_conversation(row, side) for side in SIDES)
     for name, side in zip(SIDES, (chosen, rejected), strict=True):
         if side[-1]["role"] != "assistant":
             raise InvalidRow(f"field '{name}' must end with a turn by 'assistant', not by '{side[-1]['role']}'")
     if chosen == rejected:
         raise InvalidRow("fields 'chosen' and 'rejected' are the same")
-    if row.get("prompt") is None and (len(chosen) == 1 or chosen[0] != rejected[0]):
+    if not given and (len(chosen) == 1 or chosen[0] != rejected[0]):
         raise InvalidRow("fields 'chosen' and 'rejected' have no prompt in common, and there is no field 'prompt'")
     if chosen[:-1] != rejected[:-1]:
         raise InvalidRow("fields 'chosen' and 'rejected' differ before their last replies: they answer different turns")
     return chosen, rejected
 
 
-def has_prompt(side: list[Message], prompt: list[Message]) -> bool:
-    """Whether ``side`` includes the prompt's last turn, perhaps after a system message that only ``side`` has."""
-    return side[0]["role"] != "assistant" and prompt[-1] in side
+def continued(prompt: list[Message], side: list[Message], prompt_name: str, name: str) -> list[Message]:
+    """The prompt, then the turns of ``side``, which may repeat the prompt or its last turn.
+
+    Raises InvalidRow where ``side`` begins with other words of the user, or has another system message.
+    """
+    systems, turns = zip(*(split_system(messages) for messages in (prompt, side)), strict=True)
+    if all(systems) and not same(*systems):
+        raise InvalidRow(f"fields '{prompt_name}' and '{name}' have two different system messages")
+    start = systems[0] or systems[1]
+    if side[0]["role"] == "assistant" or (turns[0] and turns[0][-1]["role"] == "assistant"):
+        return start + turns[0] + turns[1]
+    for repeated in (len(turns[0]), 1):
+        if same(turns[0][-repeated:], turns[1][:repeated]):
+            return start + turns[0] + turns[1][repeated:]
+    raise InvalidRow(f"field '{name}' begins with a turn by the user that is not in field '{prompt_name}'")
+
+
+def split_system(messages: list[Message]) -> tuple[list[Message], list[Message]]:
+    """The system message, as a list of one or none, and the other messages."""
+    count = int(messages[0]["role"] == "system")
+    return messages[:count], messages[count:]
+
+
+def same(some: list[Message], others: list[Message]) -> bool:
+    """Whether messages are the same by role and words, apart from white space around them."""
+    return [(m["role"], m["content"].strip()) for m in some] == [(m["role"], m["content"].strip()) for m in others]
 
 
 def full_conversation(row: dict, name: str) -> list[Message]:
@@ -63,14 +86,7 @@ def full_conversation(row: dict, name: str) -> list[Message]:
     """
     if not isinstance(row.get(name), str):
         return parse_turns(row, name, "assistant")
-    parts = re.split(r"(?:^|\n\n)(Human|Assistant):", text_field(row, name).strip())
-    if len(parts) > 2 and not parts[0]:
-        turns = [{"role": HH_ROLES[r], "content": c.strip()} for r, c in zip(parts[1::2], parts[2::2], strict=True)]
-        empty = next((i for i, message in enumerate(turns) if not message["content"]), None)
-        if empty is not None:
-            raise InvalidRow(f"turn {empty + 1} of field '{name}' is empty")
-        return turns
-    try:
-        return parse_marked_turns(row, name)
-    except InvalidRow as error:
-        raise InvalidRow(f"{error}, or there must be a field 'prompt'") from None
+    format = text_format(row[name])
+    if format == "text":
+        raise InvalidRow(f"field '{name}' has no turns, and there is no field 'prompt'{suggest_columns(row)}")
+    return parse_marked_turns(row, name, format)

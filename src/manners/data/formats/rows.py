@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from manners.data.formats import FORMATS, is_turn
+from manners.data.formats import FORMATS
+from manners.data.formats.columns import is_turn
 from manners.data.formats.conversations import COMPLETION_FIELDS, CONTEXT_FIELDS, check_messages
 from manners.data.formats.fields import InvalidRow, Row, is_empty, text_field
 from manners.data.formats.reward_fields import reward_fields
@@ -12,13 +13,14 @@ from manners.data.formats.turns import MASKED, TURN_FIELDS
 from manners.data.types import REWARD_FIELDS, Conversation, Message
 from manners.errors import did_you_mean
 
-LABEL_FIELDS = ("label", "kto_tag")  # TRL's and LLaMA-Factory's
+LABEL_FIELDS = ("kto_tag", "label")  # LLaMA-Factory's and TRL's
+TRUE, FALSE = ("true", "1", "1.0"), ("false", "0", "0.0")
 SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
 CONVERSATION_FIELDS = {  # these hold the conversation; all other fields of a row are its metadata
     *("messages", "conversations", "prompt", "instruction", "output", "text", "chosen", "Request"),
     *(*COMPLETION_FIELDS, *CONTEXT_FIELDS),
 }
-OPTIONAL = {"split", "score", "margin", "label", "mismatched", "history", *SYSTEM_FIELDS, *CONTEXT_FIELDS}
+OPTIONAL = {"split", "score", "margin", *LABEL_FIELDS, "mismatched", "history", *SYSTEM_FIELDS, *CONTEXT_FIELDS}
 COLUMNS = CONVERSATION_FIELDS | OPTIONAL | {"rejected"}  # what dataset.columns may name
 READ_BY_STYLE_JUDGE = {"category", "categories", "origin", "value"}
 
@@ -76,13 +78,21 @@ def with_system_message(row: Row, messages: list[Message]) -> list[Message]:
 
 
 def desirable(row: Row, messages: list[Message]) -> bool | None:
-    """The label of a reply in unpaired preference data (KTO); None where the field is missing or something else."""
+    """The label of a reply in unpaired preference data (KTO); None where the field is missing or something else.
+
+    Raises InvalidRow for a ``label`` of 0 or 1: OpenRLHF's are verdicts on the reply, FalseQA's are on the question.
+    """
     name = next((name for name in LABEL_FIELDS if name in row), "label")
-    label = {"true": True, "false": False}.get(str(dict.get(row, name)).strip().lower())
-    if label is None or messages[-1]["role"] != "assistant":
+    label = str(dict.get(row, name)).strip().lower()
+    if label not in (*TRUE, *FALSE) or messages[-1]["role"] != "assistant":
         return None
+    if name == "label" and label not in (TRUE[0], FALSE[0]):
+        raise InvalidRow(
+            f"field 'label' is {label}: if it says whether the reply is good, 'dataset.columns={{kto_tag: label}}' "
+            "leaves bad ones out; if not, 'dataset.columns={label: null}'"
+        )
     row.get(name)
-    return label
+    return label in TRUE
 
 
 def unused_fields(row: dict[str, Any], used: Iterable[str]) -> list[str]:

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from manners.data.formats.fields import InvalidRow, is_empty, list_field, nested_field, number_field, text_field
+from manners.data.formats.fields import InvalidRow, is_empty, list_field, nested_field, text_field
 from manners.data.types import ROLES, Message
 
 ROLE_ALIASES = {
@@ -12,7 +12,17 @@ ROLE_ALIASES = {
     **dict.fromkeys(("developer",), "system"),
 }
 REASONING_FIELDS = ("reasoning_content", "thinking")  # of a message, as chat templates name them
-TURN_FIELDS = {"role", "from", "content", "value", "weight", "train", *REASONING_FIELDS}  # those that are read
+LOSS_FIELDS = {"weight": "0 or 1", **dict.fromkeys(("train", "trainable", "loss"), "true or false")}
+TURN_FIELDS = {"role", "from", "content", "value", *LOSS_FIELDS, *REASONING_FIELDS}  # those that are read
+PART_FIELDS = {"type", "text", "cache_control"}
+TURN_MARKERS = {  # in texts: what stands before each turn, and how such a text begins
+    "marked": (r"<\|(system|user|assistant)\|>", r"\s*(<s>|<\|begin_of_text\|>)?\s*<\|(system|user|assistant)\|>"),
+    "guanaco": (r"\s*###\s*(Human|Assistant):", r".*###\s*Human:.*###\s*Assistant:"),
+    "hh": (r"(?:^|\n\n)(Human|Assistant):", r"\s*Human:.*\n\nAssistant:"),
+}
+EXAMPLES = {"marked": "<|user|> or <|system|>", "guanaco": "### Human:", "hh": "Human:"}
+BOS = r"(?:(?:<s>|<\|begin_of_text\|>|<bos>)\s*)?"  # as rendered texts have them
+ENDS = r"(?:\s*(?:</s>|<\|end\|>|<\|endoftext\|>|<\|im_end\|>|<\|eot_id\|>|<eos>))+\s*$"
 MASKED = "masked"  # marks a turn without loss, until the row is a Conversation
 
 
@@ -26,20 +36,23 @@ def parse_turn(entry: Any, path: str, role_field: str = "role", content_field: s
     role_field = next((name for name in ("role", "from") if entry.get(name) is not None), role_field)
     content_field = next((name for name in ("content", "value") if entry.get(name) is not None), content_field)
     with nested_field(path):
+        for name, other in ((role_field, "from"), (content_field, "value")):
+            if entry.get(other) not in (None, entry.get(name)):
+                raise InvalidRow(f"field '{name}' and its '{other}' differ")
         written = text_field(entry, role_field)
         role = written.strip().lower()
         message = {"role": ROLE_ALIASES.get(role, role if role in ROLES else written)}
         if is_empty(entry.get(content_field)) and not (is_empty(entry.get("tool_calls", entry.get("function_call")))):
             raise InvalidRow(f"field '{content_field}' is empty, and tool calls cannot be rendered")
-        message["content"] = content_text(entry, content_field)
+        message["content"] = content_text(entry, content_field, allow_empty=message["role"] == "system")
         reasoning = {name: text_field(entry, name) for name in REASONING_FIELDS if not is_empty(entry.get(name))}
         return message | reasoning | ({MASKED: "true"} if is_masked(entry) else {})
 
 
-def content_text(entry: dict, name: str) -> str:
+def content_text(entry: dict, name: str, allow_empty: bool = False) -> str:
     """The content of a message: a text, or OpenAI's list of parts, of which all must be text. Raises InvalidRow."""
     if not isinstance(entry.get(name), list):
-        return text_field(entry, name)
+        return text_field(entry, name, allow_empty)
     texts = []
     for i, part in enumerate(list_field(entry, name)):
         if isinstance(part, str):
@@ -48,18 +61,26 @@ def content_text(entry: dict, name: str) -> str:
             raise InvalidRow(f"field '{name}[{i}]' must be an object with 'type' and 'text'")
         if str(part.get("type") or "text") not in ("text", "input_text", "output_text"):
             raise InvalidRow(f"field '{name}[{i}]' is a part of type '{part['type']}', and only text can be read")
+        if others := [k for k, v in part.items() if k not in PART_FIELDS and not is_empty(v)]:
+            raise InvalidRow(f"field '{name}[{i}]' has '{others[0]}' beside its text, and only text can be read")
         with nested_field(f"{name}[{i}]"):
-            texts.append(text_field(part, "text"))
-    return "\n".join(texts)
+            texts.append(text_field(part, "text", allow_empty=True))
+    if not allow_empty and not any(map(str.strip, texts)):
+        raise InvalidRow(f"field '{name}' is empty")
+    return "\n".join(filter(str.strip, texts))
 
 
 def is_masked(entry: dict) -> bool:
-    """Whether a message says that it carries no loss: ``"weight": 0`` or ``"train": false``. Raises InvalidRow."""
-    if entry.get("weight") is not None and number_field(entry, "weight") not in (0, 1):
-        raise InvalidRow(f"field 'weight' must be 0 or 1, not {entry['weight']}")
-    if entry.get("train") not in (None, True, False):
-        raise InvalidRow("field 'train' must be true or false")
-    return 0 in (entry.get("weight"), entry.get("train"))  # False is 0
+    """Whether a message says that it carries no loss: ``"weight": 0`` or ``"train": false``.
+
+    Raises InvalidRow for another value, and for a field of another name that seems to say it, such as "mask": true.
+    """
+    for name, value in entry.items():
+        if name in LOSS_FIELDS and value not in (None, 0, 1):  # True is 1
+            raise InvalidRow(f"field '{name}' must be {LOSS_FIELDS[name]}, not {repr(value)[:40]}")
+        if name not in TURN_FIELDS and not is_empty(value) and re.search("mask|loss|train|weight", str(name), re.I):
+            raise InvalidRow(f"field '{name}' may say what carries loss: name it 'weight', 0 or 1, or leave it out")
+    return any(entry.get(name) == 0 for name in LOSS_FIELDS)
 
 
 def parse_turns(row: dict, name: str, role: str) -> list[Message]:
@@ -69,19 +90,30 @@ def parse_turns(row: dict, name: str, role: str) -> list[Message]:
         return [parse_turn(entry, f"{name}[{i}]") for i, entry in enumerate(list_field(row, name))]
     if isinstance(value, dict):
         return [parse_turn(value, name)]
+    if role == "user" and text_format(value) == "hh":  # a prompt that ends with "Assistant:"
+        return parse_marked_turns({name: re.sub(r"\s*Assistant:\s*$", "", text_field(row, name))}, name, "hh")
     return [{"role": role, "content": text_field(row, name)}]
 
 
-def parse_marked_turns(row: dict, name: str) -> list[Message]:
-    """The messages in a text with <|user|>, <|assistant|> or <|system|> before each turn.
+def text_format(text: Any) -> str:
+    """The key of ``TURN_MARKERS`` whose markers a text has; "text" for one without."""
+    return next((name for name, (_, begin) in TURN_MARKERS.items() if re.match(begin, str(text), re.DOTALL)), "text")
+
+
+def parse_marked_turns(row: dict, name: str, format: str) -> list[Message]:
+    """The messages in a text with a marker before each turn, which BOS and EOS of a model may surround.
 
     Raises InvalidRow for a text without markers and for an empty turn.
     """
-    parts = re.split(r"<\|(system|user|assistant)\|>", text_field(row, name))
-    if parts[0].strip() or len(parts) < 3:
-        raise InvalidRow(f"field '{name}' must begin with <|user|> or <|system|>")
-    messages = [{"role": r, "content": c.strip()} for r, c in zip(parts[1::2], parts[2::2], strict=True)]
-    for message in messages:
-        if not message["content"]:
-            raise InvalidRow(f"field '{name}' has an empty <|{message['role']}|> turn")
+    marker = TURN_MARKERS[format][0]
+    first, *parts = re.split(marker, re.sub(f"^\\s*{BOS}", "", text_field(row, name)))
+    if first.strip() or not parts:
+        raise InvalidRow(f"field '{name}' must begin with {EXAMPLES[format]}")
+    messages = []
+    for number, (role, content) in enumerate(zip(parts[::2], parts[1::2], strict=True), 1):
+        messages.append(
+            {"role": ROLE_ALIASES.get(role.lower(), role.lower()), "content": re.sub(ENDS, "", content).strip()}
+        )
+        if not messages[-1]["content"]:
+            raise InvalidRow(f"turn {number} of field '{name}' is empty")
     return messages

@@ -26,7 +26,7 @@ def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, kind: str) -
     return log_ratio.square() / 2 if kind == "k2" else log_ratio.exp() - 1 - log_ratio
 
 
-def token_rewards(scores: torch.Tensor, kl: torch.Tensor, mask: torch.Tensor, kl_coef: float) -> torch.Tensor:
+def kl_penalized_rewards(scores: torch.Tensor, kl: torch.Tensor, mask: torch.Tensor, kl_coef: float) -> torch.Tensor:
     """−β·KL (B, R) at every token, plus the score (B,) at the last: (B, R). Ziegler et al. 2019, equation 2."""
     rewards = -kl_coef * kl * mask
     last = mask.sum(1) - 1

@@ -43,9 +43,9 @@ from manners.methods.ppo.advantages import (
     adapt_kl_coef,
     gae,
     kl_estimate,
+    kl_penalized_rewards,
     leave_one_out,
     normalize_by_std,
-    token_rewards,
     whiten,
 )
 from manners.methods.ppo.checkpoint import (
@@ -270,7 +270,7 @@ def compute_advantages(
         return advantages, torch.zeros_like(advantages), kl
     assert isinstance(config, PPOConfig)
     mask = batch.mask & ~scores.isnan()[:, None]
-    rewards = token_rewards(scores.nan_to_num(0.0), kl, mask, kl_coef)
+    rewards = kl_penalized_rewards(scores.nan_to_num(0.0), kl, mask, kl_coef)
     if config.whiten_rewards:
         rewards = whiten(rewards, mask, process_group.sum, shift_mean=False)
     advantages = gae(rewards, batch.values, mask, config.gamma, config.lam)

@@ -73,10 +73,10 @@ def train_reward_model(run: RunContext) -> StageResult:
     network.to(run.device.kind)  # Lightning leaves it on the CPU
     predict: Score = partial(predict_scores, network, tokenizer, m.max_length)
     if pairwise:
-        normalizer = score_std(run, predict)
+        normalizer = unit_normalizer(run, predict)
 
     def score(replies: Sequence[tuple[list[Message], str]]) -> list[float]:
-        return [normalizer.denormalize(output) for output in predict(replies)]
+        return [normalizer.to_score(output) for output in predict(replies)]
 
     evaluation = evaluate_reward_model(run, score)
     sanity = check_sanity(score, *sanity_replies(run), cfg.seed)
@@ -107,7 +107,7 @@ def build_examples(
         scored = scored_replies(rows)
         if rows is run.splits.train and m.corruption_ratio:
             scored = scored + corrupted_examples(scored, m.corruption_ratio, run.cfg.seed)
-        examples = scored_examples(scored, tokenizer, m.max_length, decoder, normalizer.mean, normalizer.scale)
+        examples = scored_examples(scored, tokenizer, m.max_length, decoder, normalizer.to_target)
     return [PromptGroup([examples[i] for i in group], share) for group in group_by_prompt(examples, share)]
 
 
@@ -126,8 +126,8 @@ def corrupted_examples(rows: list[ScoredReply], ratio: float, seed: int) -> list
     return corrupted[: round(ratio * len(rows))]
 
 
-def score_std(run: RunContext, predict: Score) -> ScoreNormalizer:
-    """Scores learned from pairs have no unit: this gives them mean 0 and standard deviation 1 on training replies."""
+def unit_normalizer(run: RunContext, predict: Score) -> ScoreNormalizer:
+    """Converts scores learned from pairs, which have no unit, to mean 0 and deviation 1 on training replies."""
     sample = preference_pairs(run.splits.train)[:500]
     outputs = predict([(p.messages, reply) for p in sample for reply in (p.chosen, p.rejected)])
     spread = ScoreNormalizer.from_scores(outputs)

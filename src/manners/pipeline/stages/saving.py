@@ -14,12 +14,13 @@ from peft import PeftModel
 from transformers import GenerationConfig
 
 from manners.data.tokenize import tokenize
-from manners.errors import MannersError, redact_password
+from manners.errors import MannersError
 from manners.evaluation.evaluate import per_example_nll
 from manners.models import loading, lora
 from manners.models.adapter_config import CONFIG
 from manners.models.generation import Sampling, generation_config
 from manners.pipeline.stages.context import RunContext, load_base
+from manners.redact import redact_secrets
 from manners.runtime.model_files import folder_digest, model_folder
 from manners.runtime.run_dir import CONFIG_FILE
 
@@ -40,7 +41,7 @@ def save_config(cfg: DictConfig, out: Path) -> None:
         values["model"]["revision"] = folder.name
     values["base_digest"] = folder_digest(folder) if folder else ""
     text = yaml.dump(values, None, get_omega_conf_dumper(), allow_unicode=False, sort_keys=False)
-    (out / CONFIG_FILE).write_text(redact_password(text), encoding="utf-8")
+    (out / CONFIG_FILE).write_text(redact_secrets(text), encoding="utf-8")
 
 
 def escape_interpolations(value: Any) -> Any:

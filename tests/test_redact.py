@@ -4,7 +4,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from manners.errors import MannersError, redact_password
+from manners.errors import MannersError
+from manners.redact import redact_secrets
 
 WEB = "https:" + "//"  # no address of the project
 URL_CHARACTERS = st.characters(categories=["L", "N"], include_characters="-._~!$&()*+,;=%/@:?#")
@@ -14,10 +15,10 @@ URL_CHARACTERS = st.characters(categories=["L", "N"], include_characters="-._~!$
 @settings(max_examples=80, deadline=None)
 @example("p@ss", "postgresql")
 @example("p:a/s?s", "https")
-def test_redact_password_leaves_nothing_of_it(password, scheme):
+def test_redact_secrets_leaves_nothing_of_it(password, scheme):
     url = f"{scheme}://me:{password}@host:5000/db"
     for before, after in (("tracking.uri=", ""), ("'tracking.uri=", "' seed=1"), ("uri: ", "\nseed: 1")):
-        assert redact_password(before + url + after) == f"{before}{scheme}://me:***@host:5000/db{after}"
+        assert redact_secrets(before + url + after) == f"{before}{scheme}://me:***@host:5000/db{after}"
 
 
 @pytest.mark.parametrize(
@@ -29,8 +30,8 @@ def test_redact_password_leaves_nothing_of_it(password, scheme):
         (f"{WEB}host/?API_KEY=a&x=1&access_token=b&Sig=c", f"{WEB}host/?API_KEY=***&x=1&access_token=***&Sig=***"),
     ],
 )
-def test_redact_password_knows_tokens_and_parameters(text, shown):
-    assert redact_password(text) == shown
+def test_redact_secrets_knows_tokens_and_parameters(text, shown):
+    assert redact_secrets(text) == shown
 
 
 @pytest.mark.parametrize(
@@ -40,8 +41,8 @@ def test_redact_password_knows_tokens_and_parameters(text, shown):
         *("postgresql://me@host/db", f"{WEB}host:5000 or mail me@host", "time 10:30, a@b"),
     ],
 )
-def test_redact_password_leaves_other_text_alone(text):
-    assert redact_password(text) == text
+def test_redact_secrets_leaves_other_text_alone(text):
+    assert redact_secrets(text) == text
 
 
 def test_error_shows_no_password():
