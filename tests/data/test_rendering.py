@@ -156,6 +156,33 @@ def test_a_turn_without_loss_must_be_rendered_too():
         encoded(chat("Hi", "Hello", system="Be brief."), tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("change", "turn"),
+    [
+        ("m.content.split('/no_think')[0] if m.role == 'user' else m.content", 1),
+        ("m.content | replace('<', '&lt;')", 1),
+        ("m.content.split('</think>')[-1]", 2),
+        ("m.content | replace('\\n', ' ')", 4),
+    ],
+)
+def test_template_that_changes_any_turn_is_refused(change, turn):
+    """Turns without loss too, and white space between words."""
+    tokenizer = template_tokenizer(
+        "{% for m in messages %}{{ m.role + ':' + (" + change + ") + eos_token }}{% endfor %}"
+    )
+    example = chat("a < b /no_think c", "<think>Hm</think>No", "Sure?", "def f():\n  return 1")
+    masked = Conversation(example.messages, masked_turns=(1,))
+    with pytest.raises(MannersError, match=rf"changes the words of turn {turn} "):
+        encoded(masked, tokenizer)
+    assert encoded(chat("Hi", "Hello"), tokenizer)
+
+
+def test_bos_after_a_line_break_of_the_template_is_not_doubled():
+    tokenizer = template_tokenizer("\n{{ bos_token }}" + TRL_TEMPLATES["llama3"].replace("bos_token", "''"))
+    example = encoded(chat("Hi", "Hello"), tokenizer)
+    assert example.input_ids.count(tokenizer.bos_token_id) == 1
+
+
 def test_eos_that_closes_the_conversation_is_no_rewriting():
     """Phi-3's template ends in EOS, which further turns replace."""
     tokenizer = template_tokenizer(TRL_TEMPLATES["phi3"])

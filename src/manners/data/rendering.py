@@ -174,6 +174,7 @@ def render_with_spans(
     text = render(messages, tokenizer)
     spans = [turn_span(text, messages, i, tokenizer) for i in trained_turns(conversation, loss_roles)]
     text_between_turns([m["role"] for m in messages], tokenizer)  # raises if a turn without loss is left out
+    check_words(text, messages)
     return text, spans
 
 
@@ -207,6 +208,20 @@ def turn_span(text: str, messages: list[Message], i: int, tokenizer: "PreTrained
     if not without_spaces(rendered[:content_end]).endswith(without_spaces(content)):
         raise TemplateRefusal(f"the chat template changes the words of turn {i + 1} ({role}). {USE_ANOTHER}")
     return start, end
+
+
+def check_words(text: str, messages: list[Message]) -> None:
+    """Raise TemplateRefusal unless ``text`` has the words of all messages, in order; white space around them may go."""
+    at = 0
+    for number, message in enumerate(messages, 1):
+        words = message["content"].strip()
+        found = text.find(words, at)
+        # Templates set a reasoning on lines of its own.
+        if found < 0 and not (REASONING.search(words) and without_spaces(words) in without_spaces(text[at:])):
+            raise TemplateRefusal(
+                f"the chat template changes the words of turn {number} ({message['role']}). {USE_ANOTHER}"
+            )
+        at = found + len(words) if found >= 0 else at
 
 
 def without_spaces(text: str) -> str:

@@ -279,7 +279,9 @@ def encode(
             for token, (a, b) in zip(ids, offsets, strict=True)
         ]
         encoded[i] = [token for token, _ in tokens], [offset for _, offset in tokens]
-    missing = [(bos if ids[: len(bos)] != bos else []) for ids, _ in encoded]
+    # Some templates write BOS themselves, perhaps after a line break; where it is EOS too, it may end a reply.
+    anywhere = bos != [tokenizer.eos_token_id]
+    missing = [[] if ids[: len(bos)] == bos or (anywhere and bos[0] in ids) else bos for ids, _ in encoded]
     return [
         (first + ids, [(-1, -1)] * len(first) + offsets) for first, (ids, offsets) in zip(missing, encoded, strict=True)
     ]
