@@ -48,7 +48,7 @@ def is_encoder(model):
         (["method.packing=true"], "method.group_by_length=false"),
         (["method.max_steps=0"], "max_steps=0 trains nothing"),
         (["method.num_train_epochs=0"], "nothing to train"),
-        (["evaluation.temperature=0"], "evaluation.temperature=0.0 must be above 0."),
+        (["evaluation.temperature=0"], "evaluation.temperature=0.0 must be at least 0.01."),
         (["dataset.validation_share=0.5", "dataset.test_share=0.5"], "leave nothing to train on"),
         (["dataset.keep_flagged=[delted]"], "Did you mean 'deleted'?"),
         (["dataset.conversation_eos=<|end|>"], "dataset.loss_roles=user"),
@@ -71,6 +71,21 @@ def test_impossible_combination_is_refused_with_a_remedy(values, message):
         (["dataset.loss_roles=user"], "dataset.loss_roles=user is for SFT"),
         (["reward_from=none"], "method.rewards.model names no function"),
         (["method.rewards=null"], "names no component"),
+        (["method.rewards={x: {target: my.f}}"], "the reward model has no option 'target'. Did you mean '_target_'?"),
+        (
+            ["method.rewards={x: {_target_: my.f, weight: true}}"],
+            "method.rewards.x.weight=True must be a finite",
+        ),
+        *(
+            ([f"method.rewards={{x: {{_target_: {target}}}}}"], f"method.rewards.x._target_={shown} must be MODULE.F")
+            for target, shown in (
+                ("f", "f"),
+                ("./my.py:f", "./my.py:f"),
+                ("5", "5"),
+                ("null", "None"),
+                ("a..b", "a..b"),
+            )
+        ),
         (["method.rewards={model: 1.0}"], "method.rewards.model=1.0: a component of the reward is"),
         (["method.rewards.model.weight=nan"], "method.rewards.model.weight=nan must be a finite number"),
         (["method.rewards.model.weight=high"], "method.rewards.model.weight=high must be a finite number"),

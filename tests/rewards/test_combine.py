@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import os
 import sys
 from fractions import Fraction
 from types import ModuleType
@@ -132,6 +133,34 @@ def test_build_components_makes_an_instance_of_a_class(user_module):
     user_module.Count = Count
     components = build_components({"mine": {"_target_": "my_rewards.Count", "word": "e"}}, None)
     assert combine(**components)[0] == [3.0, 2.0]
+
+
+def test_option_that_a_function_does_not_name_is_refused(user_module):
+    user_module.short = lambda completions, limit=3, **kwargs: [0.0] * len(completions)
+    config = {"x": {"_target_": "my_rewards.short", "wieght": 3}}
+    with pytest.raises(MannersError, match=r"x: my_rewards.short names no option 'wieght'. Did you mean 'wei"):
+        build_components(config, None)
+    assert build_components({"x": {"_target_": "my_rewards.short", "limit": 5}}, None)["x"].weight == 1.0
+
+
+def test_functions_do_not_move_the_run_to_another_folder(user_module, tmp_path):
+    start = os.getcwd()
+
+    def moves(completions, **_):
+        os.chdir(tmp_path)
+        return [0.0] * len(completions)
+
+    combine(moves=RewardComponent(1.0, moves))
+    assert os.getcwd() == start
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit])
+def test_async_function_that_gives_up_is_a_failure(error):
+    async def gives_up(**_):
+        raise error("no more")
+
+    with pytest.raises(MannersError, match=f"method.rewards.x failed: {error.__name__}: no more"):
+        combine(x=RewardComponent(1.0, gives_up))
 
 
 def test_function_that_exits_is_a_failure():

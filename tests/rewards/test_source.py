@@ -8,8 +8,10 @@ from manners.rewards.source import source_digest
 
 FILES = {
     "my_rewards.py": "import json\nimport helper\nfrom parts import words\n\ndef short(completions): ...\n",
-    "helper.py": "from parts.deep import number\n",
-    "parts/__init__.py": "",
+    "helper.py": "import above.inner\nfrom parts.deep import number\n",
+    "above/__init__.py": "K = 1\n",
+    "above/inner.py": "",
+    "parts/__init__.py": "K = 1\n",
     "parts/words.py": "from . import lists\nfrom .deep import number\n",
     "parts/lists.py": "WORDS = ['a']\n",
     "parts/deep.py": "number = 1\n",
@@ -48,9 +50,26 @@ def test_functions_in_classes_and_in_arguments_count(folder):
     assert source_digest(inner) != before
 
 
-def test_own_functions_count_and_installed_ones_do_not(folder):
+def test_installed_functions_count_by_their_version(monkeypatch):
     assert source_digest({"brevity": {"_target_": "manners.rewards.functions.brevity"}}) != ""
-    assert source_digest({"f": {"_target_": "json.dumps"}}) == source_digest({"f": {"_target_": "torch.sum"}}) == ""
+    assert source_digest({"f": {"_target_": "json.dumps"}}) == ""
+    before = source_digest({"f": {"_target_": "numpy.sum"}})
+    assert before == source_digest({"f": {"_target_": "numpy.mean"}}) != ""
+    monkeypatch.setattr("manners.rewards.source.version", lambda name: f"{name} of tomorrow")
+    assert source_digest({"f": {"_target_": "numpy.sum"}}) != before
+    assert source_digest({"f": {"_target_": "manners.rewards.functions.brevity"}}) != ""
+
+
+def test_files_that_options_name_count_by_content(folder):
+    config = {"f": {"_target_": "my_rewards.short", "options": {"lists": ["words.txt"]}}}
+    missing = source_digest(config)
+    (folder / "words.txt").write_text("a")
+    first = source_digest(config)
+    (folder / "words.txt").write_text("b")
+    assert len({missing, first, source_digest(config)}) == 3
+
+
+def test_what_is_no_function_has_no_digest():
     assert source_digest({"model": {"weight": 1.0}}) == source_digest({"f": {"_target_": "no.such.f"}}) == ""
 
 

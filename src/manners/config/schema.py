@@ -116,7 +116,7 @@ class DeviceConfig:
 
     accelerator: str = option("auto", "device", ("auto", "cpu", "mps", "cuda"))
     precision: str = option("auto", "number format of the forward pass", ("auto", "32", "bf16", "fp16"))
-    num_threads: int | None = option(None, "CPU threads; torch's own choice by default", ge=1)
+    num_threads: int | None = option(None, "CPU threads; torch's own choice by default", ge=1, le=4096)
 
 
 @dataclass
@@ -139,7 +139,7 @@ class EvaluationConfig:
     test_prompts: int = option(600, "test prompts to answer for the metrics, at most", ge=0)
     max_new_tokens: int = option(64, "longest reply, in tokens", ge=1)
     do_sample: bool = option(False, "sample instead of greedy decoding")
-    temperature: float = option(1.0, "of sampling; do_sample=false is greedy", gt=0)
+    temperature: float = option(1.0, "of sampling; do_sample=false is greedy", ge=0.01)
     batch_size: int = option(64, "prompts answered at once", ge=1)
 
 
@@ -403,7 +403,7 @@ class ChatConfig(SavedModelConfig):
     )
     max_new_tokens: int = option(256, "longest reply, in tokens", ge=1)
     do_sample: bool = option(True, "sample instead of greedy decoding")
-    temperature: float = option(0.7, "of sampling; do_sample=false is greedy", gt=0)
+    temperature: float = option(0.7, "of sampling; do_sample=false is greedy", ge=0.01)
     reward_from: str = option("auto", "reward model for /score: auto (the run's own), a run, a folder, or none")
     self_chat: bool = option(False, "two models talk with each other: user=RUN assistant=RUN")
     user: str = option("latest", "self_chat: the model that plays the user")

@@ -204,13 +204,24 @@ def check_rewards(cfg: DictConfig) -> None:
                 f"{{weight:1.0,_target_:MODULE.FUNCTION}}, and ~method.rewards.{name} removes it."
             )
         weight = component.get("weight", 1.0)
-        if not isinstance(weight, int | float) or not math.isfinite(weight):
+        if not isinstance(weight, int | float) or isinstance(weight, bool) or not math.isfinite(weight):
             raise MannersError(f"method.rewards.{name}.weight={weight} must be a finite number.")
+        if "_target_" in component:
+            check_target(f"method.rewards.{name}._target_", component["_target_"])
+        elif unknown := [str(key) for key in component if key != "weight"]:
+            hint = did_you_mean(unknown[0], ("weight", "_target_"))
+            raise MannersError(f"method.rewards.{name}: the reward model has no option '{unknown[0]}'. {hint}")
         if cfg.reward_from == "none" and "_target_" not in component:
             raise MannersError(
                 f"reward_from=none, and method.rewards.{name} names no function: add a component with "
                 f"+method.rewards.NAME={{_target_:MODULE.FUNCTION}}, and remove this one with ~method.rewards.{name}."
             )
+
+
+def check_target(key: str, target: Any) -> None:
+    """Raise MannersError unless ``target`` is a dotted name, such as Python imports."""
+    if not (isinstance(target, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target)):
+        raise MannersError(f"{key}={target} must be MODULE.FUNCTION, of a package or a file in the working directory.")
 
 
 def is_metric_name(name: str) -> bool:

@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from contextlib import chdir, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
@@ -28,7 +29,7 @@ from transformers import TrainerState
 
 from manners.config.validate import TABLE_COLUMNS, is_metric_name
 from manners.data.types import Prompt
-from manners.errors import MannersError
+from manners.errors import MannersError, did_you_mean
 
 RewardFunc = Callable[..., Any]
 PASSED_ON = (MannersError, FloatingPointError, MemoryError, torch.OutOfMemoryError)  # each has an answer of its own
@@ -82,13 +83,29 @@ def instantiate_function(name: str, kwargs: dict[str, Any]) -> RewardFunc:
     """
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    target = kwargs["_target_"]
+    target, found = kwargs["_target_"], False
     try:
-        is_class = isinstance(get_object(target), type)
-        return instantiate(kwargs if is_class else kwargs | {"_partial_": True})  # type: ignore[no-any-return]
+        with chdir("."):
+            function = get_object(target)
+            found = True
+            check_options(name, function, kwargs)
+            is_class = isinstance(function, type)
+            return instantiate(kwargs if is_class else kwargs | {"_partial_": True})  # type: ignore[no-any-return]
+    except MannersError:
+        raise
     except Exception as error:  # noqa: BLE001  a module may fail in any way while it is imported
         reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
-        raise MannersError(f"method.rewards.{name}._target_={target} cannot be found: {reason}.") from None
+        problem = "cannot be made" if found else "cannot be found"
+        raise MannersError(f"method.rewards.{name}._target_={target} {problem}: {reason}.") from None
+
+
+def check_options(name: str, function: Any, kwargs: Mapping[str, Any]) -> None:
+    """Raise MannersError for an option that the function does not name, which its **kwargs would swallow."""
+    with suppress(ValueError):  # a builtin has no signature
+        known = set(inspect.signature(function).parameters)
+        for option in kwargs.keys() - known - {"_target_", "_args_", "_partial_", "_convert_", "_recursive_"}:
+            hint = did_you_mean(option, {*known, "weight"} - {"args", "kwargs"})
+            raise MannersError(f"method.rewards.{name}: {kwargs['_target_']} names no option '{option}'. {hint}")
 
 
 def try_components(components: Mapping[str, RewardComponent], prompts: Sequence[Prompt]) -> None:
@@ -167,10 +184,15 @@ def log_functions(log: RewardLog, taken: Sequence[str], count: int) -> dict[str,
 def call(name: str, function: RewardFunc, columns: dict[str, Any]) -> Any:
     """What the function returns, an awaitable where it is async. Raises MannersError where it fails."""
     try:
-        return function(**columns)
+        with chdir("."):  # where a function that changes the directory must not take the run along
+            return function(**columns)
     except PASSED_ON:
         raise
-    except (Exception, SystemExit) as error:  # a function that exits would end the run as if it were done
+    except (
+        Exception,
+        SystemExit,
+        asyncio.CancelledError,
+    ) as error:  # a function that exits would end the run as if it were done
         raise failure(name, error) from error
 
 
@@ -182,7 +204,7 @@ async def await_all(awaitables: Mapping[str, Awaitable[Any]]) -> dict[str, Any]:
             return await awaitable
         except PASSED_ON:
             raise
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
             raise failure(name, error) from error
 
     values = await asyncio.gather(*(result(*item) for item in awaitables.items()))
@@ -197,7 +219,8 @@ def event_loop() -> asyncio.Runner:
 
 def failure(name: str, error: BaseException) -> MannersError:
     """The error of a reward function in one sentence, with the line that raised it."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((f for f in reversed(frames) if f"{os.sep}hydra{os.sep}" not in f.filename), frames[-1])
     hint = " A reward function takes **kwargs, as in TRL." if "unexpected keyword argument" in str(error) else ""
     reason = " ".join(str(error).split())
     return MannersError(

@@ -5,39 +5,60 @@ import hashlib
 import os
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from manners.runtime.paths import existing_path
 
 
 def source_digest(rewards: Mapping[Any, Any]) -> str:
     """A hash of the files that define the reward functions of a config, and of the user's modules that they import."""
     sources: dict[str, Path] = {}
-    for target in targets_in(rewards):
-        names = target.split(".")
-        for end in range(len(names) - 1, 0, -1):
-            collect_sources(".".join(names[:end]), sources)
+    versions: dict[str, str] = {}
+    for key, text in texts_in(rewards):
+        if key == "_target_":
+            collect_sources(text, sources, versions)
+        elif (file := existing_path(text)) and file.is_file():  # such as a list of words that a function reads
+            sources[text] = file
     sha = hashlib.sha256()
     for name in sorted(sources):
         sha.update(f"{name} {hashlib.sha256(sources[name].read_bytes()).hexdigest()}\n".encode())
-    return sha.hexdigest()[:12] if sources else ""
+    sha.update(repr(sorted(versions.items())).encode() if versions else b"")
+    return sha.hexdigest()[:12] if sources or versions else ""
 
 
-def targets_in(node: Any) -> Iterator[str]:
-    """Every ``_target_`` in a config, at any depth."""
+def texts_in(node: Any) -> Iterator[tuple[str, str]]:
+    """Every text in a config, at any depth, with its key."""
     if isinstance(node, Mapping):
         for key, value in node.items():
-            yield from [str(value)] if key == "_target_" else targets_in(value)
+            yield from [(str(key), value)] if isinstance(value, str) else texts_in(value)
+    elif isinstance(node, Sequence) and not isinstance(node, str):
+        for value in node:
+            yield from [("", value)] if isinstance(value, str) else texts_in(value)
 
 
-def collect_sources(module: str, sources: dict[str, Path]) -> None:
-    """Add the file of ``module``, and of what it imports, by name; an installed package counts by its version."""
-    file = module_file(module)
-    if file is None or module in sources:
-        return
-    sources[module] = file
-    if module.partition(".")[0] == "manners":
-        return
+def collect_sources(name: str, sources: dict[str, Path], versions: dict[str, str]) -> None:
+    """Add the files of the user's modules that ``name`` goes through, such as a.b and a of "a.b.f", and their imports.
+
+    An installed package counts by its version.
+    """
+    modules = name.split(".")
+    files = {module: module_file(module) for module in (".".join(modules[: i + 1]) for i in range(len(modules)))}
+    if not any(files.values()) and modules[0] not in sys.stdlib_module_names:
+        with suppress(PackageNotFoundError):
+            versions[modules[0]] = version(modules[0])
+    for module, file in files.items():
+        if file is not None and module not in sources:
+            sources[module] = file
+            if modules[0] != "manners":
+                collect_imports(module, file, sources, versions)
+
+
+def collect_imports(module: str, file: Path, sources: dict[str, Path], versions: dict[str, str]) -> None:
+    """Add what a module of the user's own imports, anywhere in its file."""
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):  # importing it reports that
@@ -53,7 +74,7 @@ def collect_sources(module: str, sources: dict[str, Path]) -> None:
         else:
             continue
         for name in filter(None, imported):
-            collect_sources(name, sources)
+            collect_sources(name, sources, versions)
 
 
 def module_file(module: str) -> Path | None:
