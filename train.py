@@ -8,7 +8,7 @@ from manners.config.compose import RunSpec
 
 def train(spec: RunSpec) -> float | None:
     from manners.pipeline import dependencies
-    from manners.runtime import hub
+    from manners.runtime import atomic_io, hub
 
     given = [one for one in spec.dependencies if one.explicit_source]
     trained = [one for one in (spec, *spec.dependencies) if not one.explicit_source]
@@ -19,6 +19,7 @@ def train(spec: RunSpec) -> float | None:
         dependencies.check_rows(one)
     if spec.cfg.plan:
         return dependencies.print_plan(spec)
+    atomic_io.check_writable(str(spec.cfg.output_dir))
     if "torch" not in sys.modules:  # later jobs of a sweep find it loaded
         print("loading torch and the model (some seconds)", flush=True)
     for one in trained:  # rows that a chat template refuses, before anything is trained

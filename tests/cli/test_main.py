@@ -66,6 +66,28 @@ def recipe(tmp_path):
     return write
 
 
+@pytest.mark.parametrize(
+    ("script", "words", "message"),
+    [
+        ("train", ["debug=true"], "the value of a group is the name of a choice, such as debug=quick"),
+        ("train", ["~method.learning_rate"], "an option cannot be removed, only set"),
+        ("train", ["lr=1e-4"], "there is no option 'lr'. Did you mean 'method.learning_rate'?"),
+        ("train", ["--epochs", "3"], "KEY=VALUE: method.num_train_epochs=3"),
+        ("train", ["--config-name", "foo"], "recipes of your own are given by --config-dir DIR experiment=NAME"),
+        ("chat", ["model=tiny"], "model=tiny: chat.py has no group 'model': see python chat.py --help"),
+        (
+            "evaluate",
+            ["dataset.path=a.jsonl"],
+            "a.jsonl: there is no dataset to change yet: dataset=jsonl",
+        ),
+    ],
+)
+def test_misused_form_is_answered_with_the_right_one(script, words, message):
+    result = python(f"{script}.py", *words)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ") and message in result.stderr
+
+
 def test_mistyped_key_ends_the_program_with_one_line():
     done = train("method.learning_rte=1e-4")
     assert done.returncode == 1
@@ -261,7 +283,7 @@ def test_wrong_override_is_named_with_a_remedy(override, message):
         ("seed: ${nope}", "seed: Interpolation key 'nope' not found"),
         ("method: [1\n  - : {", "not valid yaml"),
         ("seed: 1\nseed: 2", "found duplicate key seed"),
-        ("- seed", "Cannot merge DictConfig with ListConfig"),
+        ("- seed", "names with values are needed"),
         ("method: 3", "int is not"),
         ("method: {max_length: 4}", "method.max_length=4 must be at least 8"),
         ("method: {name: ppo}", "method.name=ppo cannot be set"),

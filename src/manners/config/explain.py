@@ -36,6 +36,11 @@ RENAMED = {
     "dataset.views": "dataset.sample_types",
     "method.view": "method.sample_type",
     "method.target": "method.kl_target",
+    # Short forms of other programs.
+    "lr": "method.learning_rate",
+    "epochs": "method.num_train_epochs",
+    "batch_size": "method.per_device_train_batch_size",
+    "steps": "method.max_steps",
 }
 OPTIONAL_GROUPS = ("tuned", "experiment", "debug", "debug_method")
 GROUPS_OF_TRAIN = ("experiment", "debug")  # groups of train.yaml that are no part of the config
@@ -43,6 +48,14 @@ GROUPS_OF_TRAIN = ("experiment", "debug")  # groups of train.yaml that are no pa
 ANY_NAME = {
     "model": "A folder or a name on the hub: model.name={}",
     "dataset": "A file, a folder or a name on the hub: dataset=jsonl dataset.path={}",
+}
+
+
+PLAIN = {  # what Hydra and OmegaConf say → what is meant
+    "is not a ListConfig": "a list is needed, {key}=[...]",
+    "Cannot merge DictConfig with ListConfig": "names with values are needed, '{key}={{NAME: VALUE}}', not a list",
+    "does not support deletion": "an option cannot be removed, only set; ~ removes a component of the reward",
+    "must be a string or a list": "the value of a group is the name of a choice, such as debug=quick",
 }
 
 
@@ -66,7 +79,7 @@ def explain_flag(flag: str, following: str, cfg: DictConfig) -> str:
     """An option of the command line that begins with dashes and is none of Hydra's."""
     name, _, value = flag.lstrip("-").partition("=")
     known = [key for key in option_names(cfg) if name in (key, key.rpartition(".")[2])]
-    key, value = known[0] if known else name, value or following or "VALUE"
+    key, value = known[0] if known else RENAMED.get(name, name), value or following or "VALUE"
     return f"{flag}: options are written without dashes, KEY=VALUE: {key}={value}. All of them: --help"
 
 
@@ -111,6 +124,9 @@ def explain(error: Exception, config_name: str, overrides: list[str]) -> str:
         choices = GlobalHydra.instance().config_loader().get_group_options(override_key(empty))
         return f"{empty}: {override_key(empty)} is a config group, and needs a choice: {', '.join(choices)}."
     cause, text = error.__cause__, f"{error}"
+    if absent := re.match(r"Could not override '([^']+)'.\s+No match in the defaults list", text):
+        written = next((o for o in overrides if override_key(o) == absent[1]), absent[1])
+        return f"{written}: {config_name}.py has no group '{absent[1]}': see python {config_name}.py --help."
     in_file = re.search(r"In '([\w./]+)'", text)
     file = in_file[1] if in_file else ""
     in_text = re.search(r"full_key: (\S+)", text)
@@ -128,7 +144,8 @@ def explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     source = config_file(file) if file else override_source(config_name, key, overrides)
     reason = reason.rstrip(".")
     reason += ". For no value write null, not None" if "'None'" in reason else ""
-    reason = f"a list is needed, {key}=[...]" if "is not a ListConfig" in reason else reason
+    for said, plain in PLAIN.items():
+        reason = plain.format(key=key or "KEY") if said in reason else reason
     return f"{source}: {reason}." if not key or source.startswith(key) else f"{source}: {key}: {reason}."
 
 
@@ -145,8 +162,10 @@ def no_such_option(source: str, key: str, cfg: DictConfig) -> str:
     known = option_names(cfg) + [name for name in GROUPS_OF_TRAIN if "method" in cfg]
     own = [name for name in known if name.rpartition(".")[0] == parent]
     near = nearest_option(leaf, own, 0.6) or nearest_option(leaf, known, 0.8)
-    if RENAMED.get(key, "").partition("=")[0] in known:
-        near = RENAMED[key]
+    renamed = RENAMED.get(key) or RENAMED.get(leaf, "")
+    near = renamed if renamed.partition("=")[0] in known and key != renamed else near
+    if near == key:  # in a file, where a dot makes no group
+        return f"{source}: '{key}' is written as '{leaf}' below '{parent}:'."
     if near:
         return f"{source}: there is no option '{key}'. Did you mean '{near}'?"
     return f"{source}: there is no option '{key}'. {did_you_mean(key, own or cfg)}"

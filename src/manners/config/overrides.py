@@ -50,7 +50,7 @@ def override_source(config_name: str, key: str, overrides: list[str]) -> str:
         name = override_key(override)
         if name == key or name.startswith(f"{key}."):
             return override
-    experiment = next((o.split("=")[1] for o in overrides if o.startswith("experiment=")), None)
+    experiment = next((o.split("=")[1].removesuffix(".yaml") for o in overrides if o.startswith("experiment=")), None)
     return config_file(f"experiment/{experiment}" if experiment else config_name)
 
 

@@ -23,6 +23,7 @@ from manners.errors import MannersError, did_you_mean
 
 FLAGS = ("deleted", "synthetic", "unreviewed")  # OpenAssistant's messages that are left out by default
 MIN_PROMPT_SHARE = 1 / 8  # of the context, which new tokens must leave to prompts
+MAX_NAME = 120  # characters; file systems take 255 bytes, and the folder of a run says more than its name
 TABLE_COLUMNS = ("prompt", "reply", "kl", "tokens", "has_eos")  # of PPO's tables of replies, beside the rewards
 
 
@@ -34,6 +35,9 @@ def validate_config(cfg: DictConfig) -> None:
     if "method" not in cfg:  # evaluate.py and chat.py open what was trained
         check_saved_model_config(cfg)
         return
+    for key in ("run_name", "experiment_name"):
+        if len(cfg[key] or "") > MAX_NAME:
+            raise MannersError(f"{key} has {len(cfg[key])} characters: it names folders, {MAX_NAME} at most.", key)
     asked = [name for name in ("plan", "preview", "estimate") if cfg[name]]
     if len(asked) > 1:
         raise MannersError(f"{' and '.join(f'{name}=true' for name in asked)}: ask for one at a time.")
@@ -295,7 +299,10 @@ def check_rows(cfg: DictConfig, splits: Splits) -> None:
     check_sample_types(splits, [needed_sample_type(cfg)], cfg.dataset)
     rows, name = len(splits.train), Path(cfg.dataset.path).name
     if not rows:
-        raise MannersError(f"dataset.path={cfg.dataset.path}: it has no training rows.", "dataset.path")
+        held_out = len(splits.validation) + len(splits.test)
+        why = " Rows that begin alike are held out together: give rows a field 'split', or set " if held_out else ""
+        why += "dataset.validation_share=0 dataset.test_share=0." if held_out else ""
+        raise MannersError(f"dataset.path={cfg.dataset.path}: it has no training rows.{why}", "dataset.path")
     if cfg.preview:
         return
     if not splits.validation and not splits.test:

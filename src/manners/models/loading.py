@@ -30,7 +30,10 @@ logging.disable_progress_bar()  # loading is short; training has a progress bar 
 
 def resolve_name(name: str) -> str:
     """Return what ``from_pretrained`` takes: for 'tiny' the folder in this package, else the name, ``~`` replaced."""
-    return str(files("manners.models") / "tiny") if name == "tiny" else os.path.expanduser(name)
+    if name == "tiny":
+        return str(files("manners.models") / "tiny")
+    # An adapter keeps the name of its base, which must be found from any working directory.
+    return str(folder.absolute()) if (folder := existing_path(name)) else os.path.expanduser(name)
 
 
 def load_tokenizer(

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,18 @@ def report_disk_errors(folder: str) -> Iterator[None]:
             f"output_dir={folder} cannot be written ({os.strerror(number)}). Earlier files, the last checkpoint among "
             f"them, are intact: {remedy}, and type the same command again, which resumes the run."
         ) from error
+
+
+def check_writable(folder: str) -> None:
+    """Make the folder, and raise MannersError where nothing can be written into it."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise MannersError(
+            f"output_dir={folder} cannot be written ({error.strerror}). Choose another place: output_dir=FOLDER."
+        ) from None
 
 
 def errno_of(error: BaseException | None) -> int:

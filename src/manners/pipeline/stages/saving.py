@@ -22,6 +22,7 @@ from manners.models.generation import Sampling, generation_config
 from manners.pipeline.stages.context import RunContext, load_base
 from manners.redact import redact_secrets
 from manners.runtime.model_files import folder_digest, model_folder
+from manners.runtime.paths import existing_path
 from manners.runtime.run_dir import CONFIG_FILE
 
 CHECKED_ROWS = 8  # held-out rows in the batch
@@ -39,6 +40,10 @@ def save_config(cfg: DictConfig, out: Path) -> None:
     folder = model_folder(cfg.model.name, cfg.model.revision)
     if folder and folder.parent.name == "snapshots":  # of the hub's cache
         values["model"]["revision"] = folder.name
+    for group, name in (("model", "name"), ("dataset", "path"), ("dataset", "eval_prompts_file")):
+        path = values[group][name]
+        if path and path != "tiny" and (local := existing_path(path)):  # it must be found from any working directory
+            values[group][name] = str(local.absolute())
     values["base_digest"] = folder_digest(folder) if folder else ""
     text = yaml.dump(values, None, get_omega_conf_dumper(), allow_unicode=False, sort_keys=False)
     (out / CONFIG_FILE).write_text(redact_secrets(text), encoding="utf-8")
