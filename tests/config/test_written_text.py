@@ -63,6 +63,8 @@ def test_command_line_keeps_a_text_as_written(written):
 def test_values_of_a_sweep_keep_their_text():
     with compose.hydra_context():
         assert with_values(changed(), ["run_name=1e5"]).run_name == "1e5"
+    assert quote_text("run_name=1e5,a,2", OPTIONS) == 'run_name="1e5",a,"2"'
+    assert quote_text("seed=1,2", OPTIONS) == "seed=1,2"
 
 
 @settings(max_examples=60, deadline=None)

@@ -49,5 +49,6 @@ def test_reasoning_that_the_template_does_not_render_is_named(tmp_path, monkeypa
     own.chat_template = "{% for m in messages %}{{ m.reasoning_content }}{{ m.content }}{% endfor %}"
     monkeypatch.setattr(run, "configured_tokenizer", lambda cfg: own)
     assert unrendered_fields(compose(), splits) == []
-    assert unrendered_fields(compose("method=reward"), splits) == [line]  # which reads the reply alone
+    line = "fields not used: reasoning_content of replies, which are scored by their content"
+    assert unrendered_fields(compose("method=reward"), splits) == [line]
     assert unrendered_fields(compose(), read(write(tmp_path, {"messages": [user("a"), assistant("b")]}))) == []

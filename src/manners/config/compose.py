@@ -112,7 +112,9 @@ def plan_dependencies(cfg: DictConfig, overrides: list[str]) -> list[RunSpec]:
             dependency = compose("train", command)
             validate.validate_config(dependency)
         except MannersError as error:
-            raise MannersError(f"the {role} run ({' '.join(command)}): {error}") from None
+            recipe = next((o for o in kept if override_key(o) == "experiment"), "")
+            own_recipe = f" Give that run a recipe of its own: {role}_run_overrides=['experiment=NAME']."
+            raise MannersError(f"the {role} run ({' '.join(command)}): {error}{own_recipe if recipe else ''}") from None
         specs.append(RunSpec(dependency, command, role))
     return specs
 

@@ -110,6 +110,9 @@ def explain_missing(config_name: str, error: MissingConfigException, overrides: 
     top = group.split("/")[0]  # model=/a/folder asks for the choice 'folder' in the group 'model//a'
     choice = choice if group == top else f"{group.removeprefix(top + '/')}/{choice}"
     source = override_source(config_name, top, overrides)
+    if top == "experiment" and "/" in group:
+        form = f"- override /{group.removeprefix('experiment/')}: {choice.rpartition('/')[2]}"
+        return f"{source}: a recipe chooses from a group of the program by '{form}' in its defaults."
     choices = error.options or GlobalHydra.instance().config_loader().get_group_options(top)
     hint = did_you_mean(choice, choices)
     if top in ANY_NAME and hint.startswith("Known"):

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from manners.config import schema
@@ -42,10 +43,12 @@ def quote_text(override: str, options: Collection[str]) -> str:
     value = OverridesParser.create().parse_override(override).value()
     if is_misread(value):
         return f'{key}="{written.strip()}"'
-    if isinstance(value, list) and any(map(is_misread, value)):
+    in_sweep = isinstance(value, ChoiceSweep) and value.simple_form  # a,b,c of -m
+    values: Any = value.list if isinstance(value, ChoiceSweep) and in_sweep else value
+    if isinstance(values, list) and any(map(is_misread, values)):
         items = (item.strip() for item in re.findall(ITEM, written))
-        quoted = (f'"{item}"' if is_misread(v) else item for item, v in zip(items, value, strict=True))
-        return f"{key}=[{','.join(quoted)}]"
+        quoted = ",".join(f'"{item}"' if is_misread(v) else item for item, v in zip(items, values, strict=True))
+        return f"{key}={quoted}" if in_sweep else f"{key}=[{quoted}]"
     return override
 
 

@@ -215,7 +215,8 @@ def unrendered_fields(cfg: DictConfig, splits: Splits) -> list[str]:
     }
     template = str(configured_tokenizer(cfg).chat_template) if found else ""
     names = sorted({name for name, of_reply in found if of_reply or name not in template})
-    return [f"fields not used: {', '.join(names)} of messages, which is not rendered"] if names else []
+    why = "replies, which are scored by their content" if reply_alone else "messages, which is not rendered"
+    return [f"fields not used: {', '.join(names)} of {why}"] if names else []
 
 
 def write_lineage(directory: RunDir, logger: MLflowLogger, result: StageResult, inputs: dict[str, RunArtifact]) -> str:
