@@ -53,7 +53,7 @@ test-fast: setup  ## run the fast tests (under two minutes)
 	.venv/bin/python -m pytest $(XDIST) -m "not slow and not long" $(ARGS)
 
 test-faults: setup  ## fault injection (kills, full disks, lost servers, hostile files) and the long tests (some 40 minutes)
-	.venv/bin/python -m pytest tests/faults tests/pipeline/test_reward_runs.py tests/pipeline/test_multi_device_runs.py tests/estimate tests/methods tests/tiny_world -s -m "long or not long" $(ARGS)
+	.venv/bin/python -m pytest tests/faults tests/pipeline/test_reward_runs.py tests/pipeline/test_multi_device_runs.py tests/estimate tests/methods tests/models tests/tiny_world -s -m "long or not long" $(ARGS)
 
 test-gpu: setup  ## run the tests that need an NVIDIA GPU; writes experiments/gpu.md
 	.venv/bin/python -m pytest tests/gpu -rs -m gpu $(ARGS)

@@ -35,7 +35,11 @@ def num_compiled(model):
 
 @pytest.mark.parametrize(
     "family, kind, checkpointing",
-    [*((family, "none", False) for family in families.DECODERS), ("qwen2", "lora", False), ("qwen2", "none", True)],
+    [
+        ("qwen2", "lora", False),
+        *(pytest.param(family, "none", False, marks=pytest.mark.long) for family in families.DECODERS),
+        pytest.param("qwen2", "none", True, marks=pytest.mark.long),
+    ],
 )
 def test_compiled_layers_give_the_gradients_of_eager_layers(family, kind, checkpointing):
     model = families.language_model(family)
