@@ -17,7 +17,7 @@ from manners.data.rendering import (
 from manners.data.tokenize import IGNORE_INDEX, UNLIMITED, prompt_ids, tokenize
 from manners.data.types import Conversation
 from manners.errors import MannersError
-from manners.models.templates import trainable_template
+from manners.models.templates import adapted_for_training
 from tests.template_tokenizers import TRL_TEMPLATES, template_tokenizer
 
 
@@ -56,7 +56,7 @@ def assert_prompts_begin_the_row(conversation, tokenizer):
 def ready_tokenizer(name, adds_bos):
     """A tokenizer with one of TRL's templates, as ``load_tokenizer`` would give it."""
     tokenizer = template_tokenizer(TRL_TEMPLATES[name], adds_bos)
-    tokenizer.chat_template = trainable_template(tokenizer)
+    tokenizer.chat_template = adapted_for_training(tokenizer)
     return tokenizer
 
 
@@ -101,7 +101,7 @@ def test_loss_begins_right_after_the_generation_prompt(opening):
     loop = f"{{% for m in messages %}}{{{{ m['role'] + ': ' + {opening!r} + m['content'] + eos_token }}}}{{% endfor %}}"
     template = loop + f"{{% if add_generation_prompt %}}{{{{ 'assistant: ' + {opening!r} }}}}{{% endif %}}"
     tokenizer = template_tokenizer(template, adds_bos=False)
-    tokenizer.chat_template = trainable_template(tokenizer)
+    tokenizer.chat_template = adapted_for_training(tokenizer)
     for reply in ("Hello", "\nHello", "\n</think>\n\nHello"):
         assert_prompts_begin_the_row(chat("Hi", reply, "You", "are welcome"), tokenizer)
     example = encoded(chat("Hi", "Hello"), tokenizer)

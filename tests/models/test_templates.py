@@ -11,7 +11,7 @@ from manners.data.tokenize import IGNORE_INDEX, UNLIMITED, prompt_ids, tokenize,
 from manners.data.types import Conversation, PreferencePair
 from manners.errors import MannersError
 from manners.models.loading import load_tokenizer, stop_token_ids
-from manners.models.templates import TEMPLATES, trainable_template
+from manners.models.templates import TEMPLATES, adapted_for_training
 from tests import hub_models
 from tests.families import language_model
 from tests.template_tokenizers import TRL_TEMPLATES, template_tokenizer
@@ -96,7 +96,7 @@ def test_training_template_keeps_thoughts_of_older_turns():
     thought = "<think>\nA greeting.\n</think>\n\nHello"
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": thought}] * 2
     assert tokenizer.apply_chat_template(turns, tokenize=False).count("A greeting.") == 1
-    tokenizer.chat_template = trainable_template(tokenizer)
+    tokenizer.chat_template = adapted_for_training(tokenizer)
     assert tokenizer.apply_chat_template(turns, tokenize=False).count("A greeting.") == 2
     assert "generation" not in tokenizer.chat_template.partition("-#}")[2].replace("add_generation_prompt", "")
 
@@ -105,7 +105,7 @@ def test_training_template_keeps_thoughts_of_older_turns():
 def test_training_template_keeps_templates_that_work(name):
     tokenizer = template_tokenizer(TRL_TEMPLATES[name])
     expected = tokenizer.apply_chat_template(MESSAGES[1:], tokenize=False)
-    tokenizer.chat_template = trainable_template(tokenizer)
+    tokenizer.chat_template = adapted_for_training(tokenizer)
     assert tokenizer.apply_chat_template(MESSAGES[1:], tokenize=False).removeprefix("<bos>") == expected.removeprefix(
         "<bos>"
     )

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from manners.data.rendering import reply_stop_tokens
 from manners.errors import MannersError
-from manners.models.templates import TEMPLATES, trainable_template, writes
+from manners.models.templates import TEMPLATES, adapted_for_training, writes
 from manners.runtime import hub
 from manners.runtime.paths import existing_path
 
@@ -45,6 +45,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer with a padding token, right padding and, if ``require_template``, a chat template.
 
+    A base model without one gets that of ``TEMPLATES`` which ``chat_template`` names; "auto" keeps the model's own.
     ``added_tokens`` become special tokens where the template writes them, and else tokens of the text; the model's
     embeddings must grow with them (``lora.resize_embeddings``).
     Raises MannersError if the tokenizer cannot be loaded or a required template is missing.
@@ -60,7 +61,7 @@ def load_tokenizer(
     if tokenizer.chat_template is not None:
         markers = [token for token in added_tokens if writes(tokenizer, token)]  # of roles, which are no text
         tokenizer.add_special_tokens({"additional_special_tokens": markers})
-        tokenizer.chat_template = trainable_template(tokenizer)
+        tokenizer.chat_template = adapted_for_training(tokenizer)
     tokenizer.padding_side = "right"
     return tokenizer
 

@@ -41,11 +41,11 @@ class ScoreNormalizer:
         return cls(float(values.mean()), float(values.std()))
 
     def to_target(self, score: float) -> float:
-        """Convert a score of the dataset into a training target."""
+        """Standardize a score of the dataset: the training target."""
         return (score - self.mean) / self.scale
 
     def to_score(self, output: float) -> float:
-        """Convert an output of the model into a score."""
+        """Convert a standardized output of the model back into a score."""
         return self.mean + self.scale * output
 
     def save(self, folder: Path) -> None:

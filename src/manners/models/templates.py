@@ -9,7 +9,7 @@ one of these is named.
   train embeddings.
 - ``marked`` opens each turn with ``<|role|>``: ordinary text, or a token of its own if ``model.added_tokens`` lists it.
 
-``trainable_template`` makes the saved template give every other program the tokens that the model is trained on.
+``adapted_for_training`` makes the saved template give every other program the tokens that the model is trained on.
 """
 
 import re
@@ -48,7 +48,7 @@ MARKED = """\
 TEMPLATES = {"chatml": CHATML, "plain": PLAIN, "marked": MARKED}
 
 
-def trainable_template(tokenizer: Any) -> str:
+def adapted_for_training(tokenizer: Any) -> str:
     """The tokenizer's chat template, or TRL's training template for its family where its own cannot be trained with.
 
     It writes BOS if the tokenizer puts one before a text, and no space after the generation prompt: the space belongs

@@ -46,7 +46,7 @@ def parse_turn(entry: Any, path: str, role_field: str = "role", content_field: s
             raise InvalidRow(f"field '{content_field}' is empty, and tool calls cannot be rendered")
         message["content"] = content_text(entry, content_field, allow_empty=message["role"] == "system")
         reasoning = {name: text_field(entry, name) for name in REASONING_FIELDS if not is_empty(entry.get(name))}
-        return message | reasoning | ({MASKED: "true"} if is_masked(entry) else {})
+        return message | reasoning | ({MASKED: "true"} if carries_no_loss(entry) else {})
 
 
 def content_text(entry: dict, name: str, allow_empty: bool = False) -> str:
@@ -70,7 +70,7 @@ def content_text(entry: dict, name: str, allow_empty: bool = False) -> str:
     return "\n".join(filter(str.strip, texts))
 
 
-def is_masked(entry: dict) -> bool:
+def carries_no_loss(entry: dict) -> bool:
     """Whether a message says that it carries no loss: ``"weight": 0`` or ``"train": false``.
 
     Raises InvalidRow for another value, and for a field of another name that seems to say it, such as "mask": true.
