@@ -155,3 +155,9 @@ def test_csv_without_rows_is_refused(tmp_path, content):
 def test_csv_unknown_columns_are_named(tmp_path):
     with pytest.raises(MannersError, match=r"data\.csv:2: no known field in \['answer', 'question'\]: expected one of"):
         read(table(tmp_path, "question,answer\na,b\n"))
+
+
+@pytest.mark.parametrize("cell", ["1_000", "٣", "1,5", "0x10"])
+def test_score_that_is_no_plain_number_is_refused(tmp_path, cell):
+    with pytest.raises(MannersError, match="field 'score' must be a finite number"):
+        read(table(tmp_path, f'prompt,completion,score\na,b,"{cell}"\n'))

@@ -162,7 +162,7 @@ def test_a_turn_without_loss_must_be_rendered_too():
         ("m.content.split('/no_think')[0] if m.role == 'user' else m.content", 1),
         ("m.content | replace('<', '&lt;')", 1),
         ("m.content.split('</think>')[-1]", 2),
-        ("m.content | replace('\\n', ' ')", 4),
+        ("m.content | replace('\\n', ' ')", 4),  # "I think" is no reasoning
     ],
 )
 def test_template_that_changes_any_turn_is_refused(change, turn):
@@ -170,7 +170,7 @@ def test_template_that_changes_any_turn_is_refused(change, turn):
     tokenizer = template_tokenizer(
         "{% for m in messages %}{{ m.role + ':' + (" + change + ") + eos_token }}{% endfor %}"
     )
-    example = chat("a < b /no_think c", "<think>Hm</think>No", "Sure?", "def f():\n  return 1")
+    example = chat("a < b /no_think c", "<think>Hm</think>No", "Sure?", "I think:\n  return 1")
     masked = Conversation(example.messages, masked_turns=(1,))
     with pytest.raises(MannersError, match=rf"changes the words of turn {turn} "):
         encoded(masked, tokenizer)

@@ -46,6 +46,24 @@ def test_unknown_split_name_is_refused(tmp_path, name):
     assert len(read(write(tmp_path, *rows(name, 1), *rows(None, 2)), on_invalid_row="skip").train) == 2
 
 
+@pytest.mark.parametrize(
+    ("names", "held_out"),
+    [
+        (["train_human_eval.jsonl", "train_math.jsonl", "test.jsonl"], {"test.jsonl"}),
+        (["train_test_split.jsonl", "val.jsonl"], {"val.jsonl"}),
+        (["unit_test_generation.jsonl", "cooking.jsonl", "dev.jsonl"], {"dev.jsonl"}),
+        (["evaluation_of_essays/a.jsonl", "test_sft/b.jsonl"], {"test_sft/b.jsonl"}),
+        (["alpaca.train.jsonl", "alpaca-test-00000-of-00001.jsonl"], {"alpaca-test-00000-of-00001.jsonl"}),
+    ],
+)
+def test_words_within_names_hold_nothing_out(tmp_path, names, held_out):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path, {"messages": EXCHANGE}, name=name)
+    splits = read(tmp_path)
+    assert {c.source.partition(":")[0] for c in splits.validation + splits.test} == held_out
+
+
 def test_rows_without_a_split_are_training_rows_beside_others(tmp_path):
     path = write(tmp_path, *rows("test", 3), *rows("validation", 3, start=3), *rows(None, 60, start=6))
     splits = read(path, **SHARES)

@@ -50,19 +50,8 @@ class DatasetConfig:
         "auto",
         "how a row holds its conversation; auto looks at the first row",
         (
-            *(
-                "auto",
-                "messages",
-                "prompt_completion",
-                "marked",
-                "sharegpt",
-                "alpaca",
-                "dolly",
-                "guanaco",
-                "hh",
-                "text",
-            ),
-            *("preference", "politeness", "oasst"),
+            *("auto", "messages", "prompt_completion", "sharegpt", "alpaca", "dolly", "preference"),
+            *("marked", "guanaco", "hh", "chatml", "text", "politeness", "oasst"),
         ),
     )
     name: str | None = option(None, "configuration of a hub dataset")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PLACEHOLDER = "\u2af8stand\u2af8in\u2af8"  # occurs in no text or vocabulary
 HIDDEN = 0x100000  # special token number k is hidden by private characters HIDDEN + k, as many as it is long
 HIDDEN_CHARS = re.compile("[\U00100000-\U0010fffd]")
-REASONING = re.compile("think|thought|reason", re.IGNORECASE)  # <think>, <|begin_of_thought|>
+REASONING = re.compile(r"<[^<>\s]*(think|thought|reason)[^<>\s]*>", re.IGNORECASE)  # <think>, <|begin_of_thought|>
 USE_ANOTHER = "Use another template: model.chat_template=plain."
 
 

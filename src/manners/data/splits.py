@@ -20,6 +20,9 @@ SPLIT_NAMES = {
 }
 
 
+SPLIT_FOLDER = rf"({'|'.join(SPLIT_NAMES)})([^a-z]*(sft|gen|prefs|set|data|split|files))?[^a-z]*"
+
+
 def split_named(name: str) -> str | None:
     """The split that a name such as "TEST", "train_sft" or "Validation" means by its first word; None for two."""
     words = re.findall(r"[^\W\d_]+", name.lower())
@@ -41,12 +44,14 @@ def split_of_row(value: Any) -> str | None:
 def splits_of_files(files: list[Path], folder: Path) -> dict[Path, str]:
     """The splits that the names of files, or of their folders, say; none if they only ever say "train".
 
-    In the name of a file, a later word may say it, too: "alpaca_train.jsonl".
+    In the name of a file, the last word may say it, too: "alpaca_train.jsonl". A name that says two splits says none.
     """
     named = {}
     for file in files:
-        words = re.findall(r"[^\W\d_]+", file.stem)
-        names = [file.name, *reversed(words), *reversed(file.relative_to(folder).parts[:-1])]
+        words = [w for w in re.findall(r"[^\W\d_]+", file.name.split(".")[0].lower()) if w != "of"]  # of 00003
+        said = [word for word in words[:1] + words[-1:] if word in SPLIT_NAMES]
+        folders = [part for part in file.relative_to(folder).parts[:-1] if re.fullmatch(SPLIT_FOLDER, part.lower())]
+        names = said[:1] if split_named(" ".join(words)) or len(set(said)) == 1 else [] if said else folders[::-1]
         if split := next(filter(None, map(split_named, names)), None):
             named[file] = split
     return named if set(named.values()) - {"train"} else {}

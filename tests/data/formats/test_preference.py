@@ -70,6 +70,22 @@ GOOD = {
         {"instruction": "And", "input": "3 + 3?", "history": [["2 + 2?", "4."]], "chosen": "6.", "rejected": "5."},
         [*EXCHANGE, user("And\n\n3 + 3?"), assistant("6.")],
     ),
+    "whole texts beside their prompt": (
+        {
+            "prompt": "\n\nHuman: 2 + 2?\n\nAssistant:",
+            "chosen": "\n\nHuman: 2 + 2?\n\nAssistant: 4.",
+            "rejected": "\n\nHuman: 2 + 2?\n\nAssistant: 5.",
+        },
+        EXCHANGE,
+    ),
+    "a prompt that ends with a reply, repeated": (
+        {
+            "prompt": EXCHANGE,
+            "chosen": [*EXCHANGE, user("Sure?"), assistant("Yes.")],
+            "rejected": [*EXCHANGE, user("Sure?"), assistant("5.")],
+        },
+        [*EXCHANGE, user("Sure?"), assistant("Yes.")],
+    ),
     "a conversation and single replies": (  # LLaMA-Factory
         {"conversations": [EXCHANGE[0]], "chosen": EXCHANGE[1], "rejected": assistant("5.")},
         EXCHANGE,
@@ -163,3 +179,15 @@ def test_invalid_pair_is_refused_with_file_line_and_field(tmp_path, name):
     assert str(error.value).startswith(f"data.jsonl:2: {expected}. Fix the row, or skip such rows")
     splits = read(path, format="preference", on_invalid_row="skip")
     assert (len(splits.train), splits.skipped) == (1, [f"data.jsonl:2: {expected}"])
+
+
+def test_replies_of_pairs_are_not_joined_with_the_prompt(tmp_path):
+    """The rejected reply would lack what is joined to the chosen one."""
+    row = {"prompt": [user("Hi"), assistant("It is")], "chosen": [assistant("four")], "rejected": [assistant("five")]}
+    with pytest.raises(MannersError, match="the last reply cannot be joined with the turn before it"):
+        read(write(tmp_path, row), merge_turns=True)
+
+
+def test_label_of_a_pair_needs_no_meaning(tmp_path):
+    row = {"prompt": "2 + 2?", "chosen": "4.", "rejected": "5.", "label": 0}
+    assert read(write(tmp_path, row)).left_out == ["fields not used: label"]

@@ -132,7 +132,15 @@ def test_columns_have_the_names_that_the_config_gives(tmp_path):
     path = write(tmp_path, {"Question": "2 + 2?", "Best Answer": "4.", "stars": 3, "prompt": "another"})
     columns = {"prompt": "Question", "completion": "Best Answer", "score": "stars"}
     splits = read(path, columns=columns)
-    assert (splits.train[0].messages, splits.train[0].metadata) == (EXCHANGE, {"score": 3.0})
+    hidden = "prompt (another is named so by dataset.columns)"
+    assert (splits.train[0].messages, splits.train[0].metadata) == (EXCHANGE, {"score": 3.0, hidden: "another"})
+    assert splits.left_out == [f"fields not used: {hidden}"]
+
+
+def test_columns_keep_a_field_where_the_files_own_is_missing(tmp_path):
+    rows = [{"prompt": "2 + 2?", "completion": "4.", name: "Be brief."} for name in ("sys", "system")]
+    splits = read(write(tmp_path, *rows), columns={"system": "sys"})
+    assert [row.messages for row in splits.train] == [[SYSTEM, *EXCHANGE]] * 2
 
 
 def test_missing_column_is_refused_with_the_nearest(tmp_path):

@@ -48,7 +48,7 @@ def test_text_parts_are_joined_and_others_are_refused_by_name(tmp_path):
         {"text": "!"},
     ]
     assert read(write(tmp_path, {"messages": [user(text), assistant("Yo")]})).train[0].messages[0] == user(
-        "Hi\nthere\nyou\n!"
+        "Hithereyou!"
     )
     for part, message in (
         ({"type": "image_url", "image_url": {}}, "'messages[0].content[1]' is a part of type 'image_url', and only"),
@@ -203,3 +203,35 @@ def test_file_of_plain_and_marked_texts_is_refused(tmp_path, text):
     with pytest.raises(MannersError, match=r"data.jsonl:2: field 'text' has turns, and the file begins with a plain"):
         read(path)
     assert len(read(path, format="text").train) == 2
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "\n\nHuman: Hi\n\nAssistant: Yo\n\nHuman: Bye\n\nAssistant:",
+        "### Human: Hi### Assistant: Yo### Human: Bye### Assistant:",
+        "<|user|>\nHi</s>\n<|assistant|>\nYo</s>\n<|user|>\nBye</s>\n<|assistant|>\n",
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYo<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n"
+        "<|im_start|>assistant\n",
+    ],
+)
+def test_prompt_that_asks_by_a_marker_has_turns(tmp_path, prompt):
+    messages = read(write(tmp_path, {"prompt": prompt, "completion": "So long"})).train[0].messages
+    assert messages == [user("Hi"), assistant("Yo"), user("Bye"), assistant("So long")]
+
+
+def test_prompt_that_only_quotes_markers_is_one_turn(tmp_path):
+    prompt = "Human: thinks so.\n\nAssistant: a tool. Summarize both."
+    assert read(write(tmp_path, {"prompt": prompt, "completion": "No"})).train[0].messages[0] == user(prompt)
+
+
+def test_completion_alone_carries_loss_after_messages(tmp_path):
+    """As in TRL."""
+    prompt = [user("Hi"), assistant("Yo"), user("Bye")]
+    (row,) = read(write(tmp_path, {"prompt": prompt, "completion": [assistant("So long")]})).train
+    assert row.masked_turns == (1,)
+
+
+def test_first_line_of_code_keeps_its_indentation(tmp_path):
+    text = "<|system|>\n</s><|user|>Go<|assistant|>\n    x = 1\n    y = 2</s>"
+    assert read(write(tmp_path, {"text": text})).train[0].messages == [user("Go"), assistant("    x = 1\n    y = 2")]

@@ -14,6 +14,7 @@ from manners.data.formats.columns import suggest_columns
 from manners.data.formats.conversations import (
     COMPLETION_FIELDS,
     parse_alpaca,
+    parse_chatml,
     parse_dolly,
     parse_guanaco,
     parse_hh,
@@ -46,6 +47,7 @@ FORMATS: dict[str, Format] = {
     "dolly": Format(parse_dolly),
     "guanaco": Format(parse_guanaco),
     "hh": Format(parse_hh),
+    "chatml": Format(parse_chatml),
     "text": Format(parse_text, plain_text=True),
     "preference": Format(parse_preference, metadata=preference_metadata),
     "politeness": Format(parse_politeness, plain_text=True, metadata=politeness_metadata),

@@ -1,7 +1,7 @@
 """Formats whose rows hold one conversation or one plain text: a parser for each, and the check of the turns' order."""
 
 from manners.data.formats.fields import InvalidRow, is_empty, list_field, text_field
-from manners.data.formats.turns import parse_marked_turns, parse_turn, parse_turns
+from manners.data.formats.turns import MASKED, parse_marked_turns, parse_turn, parse_turns
 from manners.data.types import ROLES, Message
 
 COMPLETION_FIELDS = ("completion", "reply", "response")
@@ -23,7 +23,11 @@ def parse_prompt_completion(row: dict) -> list[Message]:
     """{"prompt": "...", "completion": "..."}, or both as lists of messages, as TRL has it."""
     completion = next((name for name in COMPLETION_FIELDS if name in row), "completion")
     name = "prompt" if "prompt" in row or "instruction" not in row else "instruction"
-    return parse_prompt(row, name) + parse_turns(row, completion, "assistant")
+    prompt = parse_prompt(row, name)
+    for message in prompt if isinstance(row.get(name), list) else ():
+        if message["role"] == "assistant":  # in TRL the completion alone carries loss
+            message[MASKED] = "true"
+    return prompt + parse_turns(row, completion, "assistant")
 
 
 def parse_alpaca(row: dict, output_field: str = "output") -> list[Message]:
@@ -83,6 +87,11 @@ def parse_hh(row: dict) -> list[Message]:
 def parse_marked(row: dict) -> list[Message]:
     """{"text": "<|user|>…<|assistant|>…"}, with a marker before each turn."""
     return parse_marked_turns(row, "text", "marked")
+
+
+def parse_chatml(row: dict) -> list[Message]:
+    """{"text": "<|im_start|>user\\n...<|im_end|>..."}, a conversation that the ChatML template has rendered."""
+    return parse_marked_turns(row, "text", "chatml")
 
 
 def parse_text(row: dict) -> list[Message]:

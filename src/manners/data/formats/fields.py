@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+NUMBER = re.compile(r"[-+]?((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|nan|inf)", re.ASCII | re.IGNORECASE)  # float takes 1_000
+
 
 class InvalidRow(Exception):
     """A row that cannot be used; the message has the field and what is wrong with it."""
@@ -65,10 +67,7 @@ def number_field(row: dict, name: str) -> float:
 
 def number_if_numeric(value: Any) -> Any:
     """The number in a text such as a .csv cell; any other value unchanged."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+    return float(value) if isinstance(value, str) and NUMBER.fullmatch(value.strip()) else value
 
 
 def is_empty(value: Any) -> bool:

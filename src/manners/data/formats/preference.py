@@ -36,7 +36,7 @@ def both_conversations(row: dict) -> tuple[list[Message], list[Message]]:
     given = next((name for name in PROMPT_FIELDS if name in row), None)
     if given:
         prompt = parse_prompt(row, given)
-        chosen, rejected = (continued(prompt, parse_turns(row, name, "assistant"), given, name) for name in SIDES)
+        chosen, rejected = (continued(prompt, parse_side(row, name), given, name) for name in SIDES)
     else:
         chosen, rejected = (full_conversation(row, side) for side in SIDES)
     for name, side in zip(SIDES, (chosen, rejected), strict=True):
@@ -46,7 +46,7 @@ def both_conversations(row: dict) -> tuple[list[Message], list[Message]]:
         raise InvalidRow("fields 'chosen' and 'rejected' are the same")
     if not given and (len(chosen) == 1 or chosen[0] != rejected[0]):
         raise InvalidRow("fields 'chosen' and 'rejected' have no prompt in common, and there is no field 'prompt'")
-    if chosen[:-1] != rejected[:-1]:
+    if not same(chosen[:-1], rejected[:-1]):
         raise InvalidRow("fields 'chosen' and 'rejected' differ before their last replies: they answer different turns")
     return chosen, rejected
 
@@ -60,12 +60,18 @@ def continued(prompt: list[Message], side: list[Message], prompt_name: str, name
     if all(systems) and not same(*systems):
         raise InvalidRow(f"fields '{prompt_name}' and '{name}' have two different system messages")
     start = systems[0] or systems[1]
-    if side[0]["role"] == "assistant" or (turns[0] and turns[0][-1]["role"] == "assistant"):
-        return start + turns[0] + turns[1]
     for repeated in (len(turns[0]), 1):
-        if same(turns[0][-repeated:], turns[1][:repeated]):
+        if turns[1][0]["role"] == "user" and same(turns[0][-repeated:], turns[1][:repeated]):
             return start + turns[0] + turns[1][repeated:]
+    if turns[1][0]["role"] == "assistant" or turns[0][-1]["role"] == "assistant":
+        return start + turns[0] + turns[1]
     raise InvalidRow(f"field '{name}' begins with a turn by the user that is not in field '{prompt_name}'")
+
+
+def parse_side(row: dict, name: str) -> list[Message]:
+    """The turns of a reply beside its prompt: messages, a text with markers before each turn, or the reply alone."""
+    format = text_format(row.get(name))
+    return parse_turns(row, name, "assistant") if format == "text" else parse_marked_turns(row, name, format)
 
 
 def split_system(messages: list[Message]) -> tuple[list[Message], list[Message]]:

@@ -29,6 +29,7 @@ def parse_row(row: Any, source: str, format: str, cfg: SimpleNamespace) -> tuple
     """The conversation of a row, and the names of its fields that are not used. Raises InvalidRow."""
     row_format, row = FORMATS[format], Row(rename_columns(row, cfg.columns))
     messages = row_format.parse(row)
+    reply = messages[-1]["content"]
     if not row_format.plain_text:
         messages = with_system_message(row, check_messages(messages, cfg.loss_roles, cfg.merge_turns))
     masked = tuple(i for i, message in enumerate(messages) if message.pop(MASKED, None))
@@ -37,6 +38,8 @@ def parse_row(row: Any, source: str, format: str, cfg: SimpleNamespace) -> tuple
     others |= of_format
     paired = "rejected" in of_format or "preference" in cfg.sample_types
     rewards = reward_fields(others, messages, cfg.score_field, paired)
+    if messages[-1]["content"] != reply and rewards.keys() & {"rejected", "mismatched"}:
+        raise InvalidRow("the last reply cannot be joined with the turn before it, as the row has other replies, too")
     metadata = {name: value for name, value in others.items() if name not in REWARD_FIELDS} | rewards
     if (label := desirable(row, messages)) is not None:
         metadata["label"] = label
@@ -60,7 +63,12 @@ def rename_columns(row: Any, columns: Mapping[str, str | None] | None) -> dict[s
         if theirs is not None and ours not in moved and ours not in OPTIONAL:
             nearest = did_you_mean(theirs, map(str, row)).rstrip(".")
             raise InvalidRow(f"there is no field '{theirs}', which dataset.columns names ({nearest})")
-    rest = {name: value for name, value in row.items() if name not in {*moved.values(), *columns}}
+    dropped = {ours for ours, theirs in columns.items() if theirs is None}
+    rest = {
+        f"{name} (another is named so by dataset.columns)" if name in moved else name: value
+        for name, value in row.items()
+        if name not in {*moved.values(), *dropped}
+    }
     return rest | {ours: row[theirs] for ours, theirs in moved.items()}
 
 
@@ -86,11 +94,13 @@ def desirable(row: Row, messages: list[Message]) -> bool | None:
     label = str(dict.get(row, name)).strip().lower()
     if label not in (*TRUE, *FALSE) or messages[-1]["role"] != "assistant":
         return None
-    if name == "label" and label not in (TRUE[0], FALSE[0]):
+    if name == "label" and label not in (TRUE[0], FALSE[0]) and "rejected" not in row:
         raise InvalidRow(
             f"field 'label' is {label}: if it says whether the reply is good, 'dataset.columns={{kto_tag: label}}' "
             "leaves bad ones out; if not, 'dataset.columns={label: null}'"
         )
+    if label not in (TRUE[0], FALSE[0]) and name == "label":
+        return None
     row.get(name)
     return label in TRUE
 

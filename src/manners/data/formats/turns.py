@@ -18,9 +18,11 @@ PART_FIELDS = {"type", "text", "cache_control"}
 TURN_MARKERS = {  # in texts: what stands before each turn, and how such a text begins
     "marked": (r"<\|(system|user|assistant)\|>", r"\s*(<s>|<\|begin_of_text\|>)?\s*<\|(system|user|assistant)\|>"),
     "guanaco": (r"\s*###\s*(Human|Assistant):", r".*###\s*Human:.*###\s*Assistant:"),
+    "chatml": (r"<\|im_start\|>\s*(system|user|assistant)\s*\n", r"\s*<\|im_start\|>\s*(system|user|assistant)\s*\n"),
     "hh": (r"(?:^|\n\n)(Human|Assistant):", r"\s*Human:.*\n\nAssistant:"),
 }
-EXAMPLES = {"marked": "<|user|> or <|system|>", "guanaco": "### Human:", "hh": "Human:"}
+EXAMPLES = {"chatml": "<|im_start|>user", "marked": "<|user|> or <|system|>", "guanaco": "### Human:", "hh": "Human:"}
+PROMPT_END = r"\s*(<\|assistant\|>|<\|im_start\|>assistant|###\s*Assistant:|\n\nAssistant:)\s*$"
 BOS = r"(?:(?:<s>|<\|begin_of_text\|>|<bos>)\s*)?"  # as rendered texts have them
 ENDS = r"(?:\s*(?:</s>|<\|end\|>|<\|endoftext\|>|<\|im_end\|>|<\|eot_id\|>|<eos>))+\s*$"
 MASKED = "masked"  # marks a turn without loss, until the row is a Conversation
@@ -67,7 +69,7 @@ def content_text(entry: dict, name: str, allow_empty: bool = False) -> str:
             texts.append(text_field(part, "text", allow_empty=True))
     if not allow_empty and not any(map(str.strip, texts)):
         raise InvalidRow(f"field '{name}' is empty")
-    return "\n".join(filter(str.strip, texts))
+    return "".join(texts)  # as chat templates do
 
 
 def carries_no_loss(entry: dict) -> bool:
@@ -90,8 +92,9 @@ def parse_turns(row: dict, name: str, role: str) -> list[Message]:
         return [parse_turn(entry, f"{name}[{i}]") for i, entry in enumerate(list_field(row, name))]
     if isinstance(value, dict):
         return [parse_turn(value, name)]
-    if role == "user" and text_format(value) == "hh":  # a prompt that ends with "Assistant:"
-        return parse_marked_turns({name: re.sub(r"\s*Assistant:\s*$", "", text_field(row, name))}, name, "hh")
+    format, asked = text_format(value), re.search(PROMPT_END, str(value))  # such as "Assistant:"
+    if role == "user" and format != "text" and asked:
+        return parse_marked_turns({name: str(value)[: asked.start()]}, name, format)
     return [{"role": role, "content": text_field(row, name)}]
 
 
@@ -111,9 +114,10 @@ def parse_marked_turns(row: dict, name: str, format: str) -> list[Message]:
         raise InvalidRow(f"field '{name}' must begin with {EXAMPLES[format]}")
     messages = []
     for number, (role, content) in enumerate(zip(parts[::2], parts[1::2], strict=True), 1):
-        messages.append(
-            {"role": ROLE_ALIASES.get(role.lower(), role.lower()), "content": re.sub(ENDS, "", content).strip()}
-        )
-        if not messages[-1]["content"]:
+        content = re.sub(ENDS, "", content).rstrip()
+        content = content.lstrip("\n") if content.startswith("\n") else content.lstrip()  # code may be indented
+        if content:
+            messages.append({"role": ROLE_ALIASES.get(role.lower(), role.lower()), "content": content})
+        elif role != "system":
             raise InvalidRow(f"turn {number} of field '{name}' is empty")
     return messages
