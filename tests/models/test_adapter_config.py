@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
 from manners.errors import MannersError
-from manners.models.adapter_config import CONFIG, WEIGHTS, check_plain_lora
+from manners.models.adapter_config import CONFIG, WEIGHTS, check_plain_lora, read_adapter_config
 from manners.models.loading import load_model
 from manners.models.lora import load_adapter, save_combined_adapter
 from tests.families import VOCAB, language_model
@@ -166,3 +166,13 @@ def test_damaged_or_pickled_adapter_is_refused(base, tmp_path):
     (tmp_path / "first" / CONFIG).write_text("{")
     with pytest.raises(MannersError, match=r"adapter_config\.json is damaged"):
         check_plain_lora(tmp_path / "first", "policy_from=X")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", '{"r": ', '{"r": "4"}', '{"lora_alpha": "x"}', '{"alpha_pattern": {"(": 1}}', '{"rank_pattern": 3}'],
+)
+def test_damaged_adapter_config_is_refused(tmp_path, text):
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(MannersError, match=r"adapter_config\.json is damaged: "):
+        read_adapter_config(tmp_path)

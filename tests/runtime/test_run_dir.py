@@ -242,10 +242,11 @@ def test_find_completed_needs_status_finished_and_a_model(cfg, tmp_path):
     assert run_dir.find_completed(str(tmp_path), weights_fingerprint(changed("seed=2"), DIGEST)) is None
 
 
-def test_model_that_was_changed_later_is_refused(cfg, tmp_path):
+@pytest.mark.parametrize("digest", [run_dir.saved_digest, folder_digest], ids=["today", "earlier versions"])
+def test_model_that_was_changed_later_is_refused(cfg, tmp_path, digest):
     path = make_run(cfg, status="finished")
     directory = run_dir.RunDir(path, run_dir.load_state(path))
-    directory.update_state(model_digest=folder_digest(path / "model"))
+    directory.update_state(model_digest=digest(path / "model"))
     (path / "model" / "README.md").write_text("a card is no part of the model")
     assert find_by_name(path.name, str(tmp_path)).name == path.name
     (path / "model" / "model.safetensors").write_bytes(b"others")
@@ -255,6 +256,16 @@ def test_model_that_was_changed_later_is_refused(cfg, tmp_path):
     ):
         with pytest.raises(MannersError, match="was changed after its run had finished"):
             find()
+
+
+@pytest.mark.parametrize("change", [lambda file: file.write_text("seed: 2"), lambda file: file.unlink()])
+def test_config_of_a_model_that_was_changed_is_refused(cfg, tmp_path, change):
+    path = make_run(cfg, status="finished")
+    (path / "model" / "manners.yaml").write_text("seed: 1")
+    run_dir.RunDir(path, run_dir.load_state(path)).update_state(model_digest=run_dir.saved_digest(path / "model"))
+    change(path / "model" / "manners.yaml")
+    with pytest.raises(MannersError, match="was changed after its run had finished"):
+        find_by_name(path.name, str(tmp_path))
 
 
 @pytest.mark.parametrize("status, found", [("finished", True), ("pruned", True), ("running", False)])

@@ -19,7 +19,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from manners.config import schema, validate
@@ -147,10 +147,19 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
         except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
             # model=null is a bare ValueError, model=[[a]] a bare TypeError
             raise MannersError(explain(error, config_name, overrides)) from None
+        drop_null_rewards(cfg)
         if key := unknown_key(cfg, OmegaConf.get_type(cfg)):
             raise MannersError(no_such_option(override_source(config_name, key, overrides), key, cfg))
         expand_home(cfg)
         return cfg
+
+
+def drop_null_rewards(cfg: DictConfig) -> None:
+    """Remove the components of the reward that are null: so a recipe leaves out one of the defaults."""
+    rewards = OmegaConf.select(cfg, "method.rewards")
+    for name in [n for n in rewards if rewards[n] is None] if isinstance(rewards, DictConfig) else []:
+        with open_dict(rewards):
+            del rewards[name]
 
 
 def config_files(config_name: str, overrides: list[str]) -> list[tuple[Path, str]]:

@@ -1,6 +1,7 @@
 """Whether an adapter is a plain LoRA, ``W + scale · B A``, read from its files without torch or peft."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ PLAIN_SETTINGS = {
     ),
     *("runtime_config", "megatron_core", "qalora_group_size"),
 }
+NUMBERS_AND_PATTERNS = {
+    **{"r": int | None, "lora_alpha": int | float | None},
+    **{"rank_pattern": dict | None, "alpha_pattern": dict | None},
+}
 OFF: tuple[Any, ...] = (None, False, "none", [], {})
 PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva")  # the others change the base's weights too
 
@@ -36,9 +41,17 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise TypeError("it holds no JSON object")
+        for name, kinds in NUMBERS_AND_PATTERNS.items():
+            if not isinstance(config.get(name), kinds):
+                raise TypeError(f"{name}={config[name]!r}")
+        for pattern in (*(config.get("rank_pattern") or {}), *(config.get("alpha_pattern") or {})):
+            re.compile(pattern)
+    except (ValueError, TypeError, re.error) as error:
         raise MannersError(f"{file} is damaged: {error}.") from None
+    return config
 
 
 def special_settings(config: dict[str, Any], allowed: Iterable[str] = ()) -> list[str]:

@@ -226,8 +226,8 @@ def check_same_base(found: RunArtifact, named: str, cfg: DictConfig) -> None:
 
 def check_foreign_base(found: RunArtifact, named: str, model: DictConfig) -> None:
     """Refuse an adapter that was not trained here and names another base than the run has. Raises MannersError."""
-    file = found.model_dir / "adapter_config.json"
-    base = str(json.loads(file.read_text()).get("base_model_name_or_path") or "") if file.exists() else ""
+    file = found.model_dir / adapter_config.CONFIG
+    base = str(adapter_config.read_adapter_config(found.model_dir).get("base_model_name_or_path") or "")
     if base and base != model.name and model_digest(base) != model_digest(model.name, model.revision):
         raise MannersError(
             f"{named} is an adapter on {base}, and this run has model.name={model.name}, which is another model or a "

@@ -28,7 +28,6 @@ from manners.pipeline.stages import dpo, ppo, reward, sft
 from manners.pipeline.stages.context import RunContext, StageResult, configured_tokenizer, console
 from manners.runtime import launcher, run_dir
 from manners.runtime.device import Device, resolve_device
-from manners.runtime.model_files import folder_digest
 from manners.runtime.paths import CONF, ROOT
 from manners.runtime.run_dir import RunArtifact, RunDir, RunState
 from manners.tracking import cost, registry, store
@@ -234,7 +233,7 @@ def mark_finished(directory: RunDir, result: StageResult, inputs: dict[str, RunA
         status="finished",
         metric=result.metric,
         best_step=result.best_step,
-        model_digest=folder_digest(directory.path / run_dir.MODEL_DIR),
+        model_digest=run_dir.saved_digest(directory.path / run_dir.MODEL_DIR),
         summary=result.summary,
         dependencies={role: str(artifact.model_dir) for role, artifact in inputs.items()},
     )

@@ -132,11 +132,20 @@ def artifact_of(path: Path, state: RunState) -> RunArtifact:
 def check_unchanged(path: Path, state: RunState) -> None:
     """The model of a run is the one that it saved. Raises MannersError."""
     model_dir = path / MODEL_DIR
-    if state.model_digest and model_dir.exists() and folder_digest(model_dir) != state.model_digest:
+    now = saved_digest(model_dir)
+    # Runs of earlier versions have the digest of the model's own files alone.
+    if state.model_digest and model_dir.exists() and state.model_digest not in (now, now.partition("-")[0]):
         raise MannersError(
             f"{model_dir} was changed after its run had finished: it is not what was trained. Remove {path} and train "
             "again, or copy the model to a folder elsewhere and name that."
         )
+
+
+def saved_digest(model_dir: Path) -> str:
+    """Hex digits over the content of a saved model, and over that of the config that made it."""
+    config = model_dir / CONFIG_FILE
+    text = config.read_bytes() if config.exists() else b""
+    return f"{folder_digest(model_dir)}-{hashlib.sha256(text).hexdigest()[:12]}"
 
 
 def find_completed(output_dir: str, fingerprint: str) -> RunArtifact | None:

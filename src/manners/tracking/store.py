@@ -143,10 +143,13 @@ def mlflow_client(uri: str) -> Any:
 
 def check_reachable(uri: str) -> None:
     """Raise MannersError at once where a tracking server does not answer, before any model is loaded."""
-    server = urlparse(uri)
+    try:
+        server = urlparse(uri)
+        port = server.port or {"http": 80, "https": 443}.get(server.scheme, 0)
+    except ValueError:  # it may quote the password, which looks like a port where it has a slash
+        raise MannersError(f"tracking.uri={uri} is no address. A / in a password is written %2F.") from None
     if server.scheme not in ("http", "https"):
         return
-    port = server.port or {"http": 80, "https": 443}[server.scheme]
     try:
         socket.create_connection((server.hostname or "", port), timeout=3).close()
     except OSError as error:
