@@ -200,7 +200,7 @@ def test_eval_prompts_are_read(tmp_path):
 @pytest.mark.parametrize("row", ["nonsense", {"text": "a"}, {"prompt": 3}, ["a"]])
 def test_invalid_eval_prompt_is_refused_with_its_line(tmp_path, row):
     path = write(tmp_path, {"prompt": "One?"}, row, name="eval.jsonl")
-    with pytest.raises(MannersError, match=r"eval\.jsonl:2: .*[aA]n evaluation prompt is a line"):
+    with pytest.raises(MannersError, match=r"eval\.jsonl:2: .*[aA]n evaluation prompt is a row"):
         loading.eval_prompts(config("package:strictbot", eval_prompts_file=str(path)))
 
 

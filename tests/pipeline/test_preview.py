@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from manners.config import compose as config_compose
 from manners.data.tokenize import tokenize
 from manners.data.types import Conversation
 from manners.pipeline import run
 from manners.pipeline.preview import highlight_loss, show_replies
-from manners.pipeline.run import unrendered_fields
+from manners.pipeline.run import settings_line, unrendered_fields
 from tests.configs import compose
 from tests.data.files import assistant, read, user, write
 
@@ -38,6 +39,24 @@ def test_preview_of_a_reward_run_shows_what_it_learns_from(tmp_path, tokenizer, 
         assert lines.count(reply) == 4
     total = "training pairs: 6" if kind == "preference" else "training replies with a score: 6"
     assert lines[-3:] == ["rows: 6 train, 0 validation, 0 test", total, "fields not used: tools"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ["model=tiny", "method=sft", "method.max_steps=2"],
+            "learning_rate 0.002 (conf/tuned/tiny/sft.yaml), max_steps 2 (command line), "
+            "per_device_train_batch_size 16 (conf/tuned/tiny/sft.yaml)",
+        ),
+        (
+            ["model=tiny", "model.name=FOLDER", "method=dpo"],
+            "learning_rate 5e-06 (default), num_train_epochs 1 (default), per_device_train_batch_size 8 (default)",
+        ),
+    ],
+)
+def test_settings_line_says_what_set_each_value(overrides, line):
+    assert settings_line(config_compose.compose("train", overrides), overrides) == line
 
 
 def test_reasoning_that_the_template_does_not_render_is_named(tmp_path, monkeypatch, tokenizer):

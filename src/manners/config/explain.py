@@ -51,6 +51,7 @@ ANY_NAME = {
 }
 
 
+PACKAGE_LINE = "a recipe begins with the line '# @package _global_', else its options are of a group."
 PLAIN = {  # what Hydra and OmegaConf say → what is meant
     "is not a ListConfig": "a list is needed, {key}=[...]",
     "Cannot merge DictConfig with ListConfig": "names with values are needed, '{key}={{NAME: VALUE}}', not a list",
@@ -132,6 +133,8 @@ def explain(error: Exception, config_name: str, overrides: list[str]) -> str:
         return f"{written}: {config_name}.py has no group '{absent[1]}': see python {config_name}.py --help."
     in_file = re.search(r"In '([\w./]+)'", text)
     file = in_file[1] if in_file else ""
+    if "@experiment." in text:
+        return f"{config_file(file)}: {PACKAGE_LINE}"
     in_text = re.search(r"full_key: (\S+)", text)
     key = getattr(cause, "full_key", None) or (in_text[1] if in_text else "")
     reason = str(getattr(cause, "msg", None) or text.partition("composing config:\n")[2] or text)
@@ -160,7 +163,7 @@ def is_group(name: str) -> bool:
 def no_such_option(source: str, key: str, cfg: DictConfig) -> str:
     """A key that no schema has, with its present name, or the nearest one: in its own group first, then anywhere."""
     if key == "experiment" and source.endswith(".yaml"):
-        return f"{source}: a recipe begins with the line '# @package _global_', else its options are of a group."
+        return f"{source}: {PACKAGE_LINE}"
     parent, _, leaf = key.rpartition(".")
     known = option_names(cfg) + [name for name in GROUPS_OF_TRAIN if "method" in cfg]
     own = [name for name in known if name.rpartition(".")[0] == parent]

@@ -228,11 +228,11 @@ def eval_prompts(cfg: DictConfig) -> list[Prompt]:
     prompts = []
     for source, row in file_rows(path, path.name, cfg.format, cfg.score_field):
         if isinstance(row, InvalidRow) or not isinstance(row, dict) or "prompt" not in row:
-            raise MannersError(f'{source}: an evaluation prompt is a line {{"prompt": "..."}}.')
+            raise MannersError(f'{source}: an evaluation prompt is a row {{"prompt": "..."}} of a .jsonl or .csv file.')
         try:
             prompts.append(Prompt(with_system_message(Row(row), parse_turns(row, "prompt", "user"))))
         except InvalidRow as error:
-            raise MannersError(f'{source}: {error}. An evaluation prompt is a line {{"prompt": "..."}}.') from None
+            raise MannersError(f'{source}: {error}. An evaluation prompt is a row {{"prompt": "..."}}.') from None
     return prompts
 
 

@@ -33,6 +33,7 @@ def local_path(path: str, key: str = "dataset.path") -> Path | None:
         parent = existing_path(str(missing.parent))
         names = [p.name for p in parent.glob("*")] if parent else []
         hint = did_you_mean(missing.name, names) if names else f"There is nothing in {missing.parent}."
+        hint = f"{missing.parent} has {len(names)} others." if hint.startswith("Known") and len(names) > 12 else hint
         raise MannersError(f"{key}={path}: there is no such file or folder. {hint}")
     return None
 

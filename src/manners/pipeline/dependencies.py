@@ -69,7 +69,8 @@ def digest_of(cfg: DictConfig) -> str:
 
 def data_key(cfg: DictConfig) -> tuple[str, str, tuple[int, ...]]:
     """What the rows depend on: the config, the samples that the method needs, and when the files were last written."""
-    places = [sources.local_path(path) for path in (cfg.dataset.path, cfg.dataset.eval_prompts_file) if path]
+    paths = {key: cfg.dataset[key] for key in ("path", "eval_prompts_file")}
+    places = [sources.local_path(path, f"dataset.{key}") for key, path in paths.items() if path]
     written = tuple(f.stat().st_mtime_ns for place in filter(None, places) for f in sources.data_files(place))
     return json.dumps(OmegaConf.to_container(cfg.dataset, resolve=True)), validate.needed_sample_type(cfg), written
 

@@ -4,7 +4,9 @@ import logging
 import math
 import shlex
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -14,7 +16,7 @@ from rich.text import Text
 
 from manners.config import validate
 from manners.config.compose import RunSpec
-from manners.config.overrides import quoted_override
+from manners.config.overrides import override_key, quoted_override
 from manners.config.validate import needed_sample_type
 from manners.data.loading import Splits
 from manners.data.tokenize import tokenize
@@ -84,7 +86,7 @@ def train(spec: RunSpec) -> RunArtifact:
             cost.start_clock(directory)
             command = [o for o in spec.overrides if not o.startswith("tracking.uri=")]  # it may hold a password
             directory.update_state(command=shlex.join(command))
-            print_run_header(cfg, directory, device, inputs)
+            print_run_header(spec, directory, device, inputs)
             print_rows(spec)
             if directory.state.microbatch_size is None:
                 directory.update_state(microbatch_size=resolve_microbatch_size(cfg, device, splits))
@@ -163,10 +165,11 @@ def show_preview(spec: RunSpec) -> None:
         console.print(line, highlight=False)
 
 
-def print_run_header(cfg: DictConfig, directory: RunDir, device: Device, inputs: dict[str, RunArtifact]) -> None:
+def print_run_header(spec: RunSpec, directory: RunDir, device: Device, inputs: dict[str, RunArtifact]) -> None:
+    cfg = spec.cfg
     about = f"  {cfg.method.name}, {cfg.model.name}, {cfg.adapter.kind}, on {device.kind}, {device.number_format}"
     console.print(Text.assemble((directory.path.name, "bold"), about))
-    console.print(settings_line(cfg), highlight=False)
+    console.print(settings_line(cfg, spec.overrides), highlight=False, soft_wrap=True)
     for role, artifact in inputs.items():
         console.print(f"{role}: {artifact.name}", highlight=False)
     if (directory.path / "last.ckpt").exists():
@@ -178,16 +181,24 @@ def print_run_header(cfg: DictConfig, directory: RunDir, device: Device, inputs:
         console.print(f"this very run is in {before}: repeating it in a directory of its own", soft_wrap=True)
 
 
-def settings_line(cfg: DictConfig) -> str:
-    """Learning rate, length and batch of the run, and the file that tunes them for its model, if one does."""
+def settings_line(cfg: DictConfig, overrides: Sequence[str]) -> str:
+    """Learning rate, length and batch of the run, each with what set it."""
     m = cfg.method
     names = ["learning_rate", "max_steps" if m.get("max_steps", -1) > 0 else "num_train_epochs", "total_episodes"]
     names += ["per_device_train_batch_size", "batch_size"]
-    line = ", ".join(f"{name} {m[name]:g}" for name in names if name in m)
     tuned = CONF / "tuned" / cfg.model.name / f"{m.name}.yaml"
-    if tuned.exists() and m.learning_rate == float(OmegaConf.load(tuned).method.learning_rate):
-        line += f" (tuned for this model: {tuned.relative_to(ROOT)})"
-    return line
+    values = OmegaConf.load(tuned).method if tuned.exists() else {}
+    schema: Any = OmegaConf.get_type(m)
+    chosen = " ".join(o for o in overrides if override_key(o) in ("experiment", "debug"))
+
+    def source(name: str) -> str:
+        if f"method.{name}" in map(override_key, overrides):
+            return "command line"
+        if float(values.get(name, "nan")) == m[name]:
+            return str(tuned.relative_to(ROOT))
+        return "default" if getattr(schema(), name) == m[name] else chosen or f"conf/method/{m.name}.yaml"
+
+    return ", ".join(f"{name} {m[name]:g} ({source(name)})" for name in names if name in m)
 
 
 def print_rows(spec: RunSpec) -> None:
