@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from manners.config import compose as config_compose
 from manners.data.tokenize import tokenize
 from manners.data.types import Conversation
 from manners.pipeline import run
@@ -56,7 +55,7 @@ def test_preview_of_a_reward_run_shows_what_it_learns_from(tmp_path, tokenizer, 
     ],
 )
 def test_settings_line_says_what_set_each_value(overrides, line):
-    assert settings_line(config_compose.compose("train", overrides), overrides) == line
+    assert settings_line(compose(*overrides), overrides) == line
 
 
 def test_reasoning_that_the_template_does_not_render_is_named(tmp_path, monkeypatch, tokenizer):
