@@ -202,7 +202,7 @@ def test_info_shows_conf_and_the_config_dir(tmp_path):
 def test_config_dir_of_recipes_themselves_is_refused(tmp_path):
     (tmp_path / "mine.yaml").write_text("# @package _global_\nseed: 77\n")
     done = train("--config-dir", str(tmp_path), "experiment=mine")
-    assert f"--config-dir {tmp_path}: recipes belong into its folder experiment" in done.stderr
+    assert f"--config-dir {tmp_path}: recipes belong in its folder 'experiment'" in done.stderr
 
 
 def test_config_dir_brings_own_recipes(tmp_path):

@@ -39,8 +39,9 @@ def main(config_name: str, task: Task) -> None:
     try:
         if args.config_dir and not Path(args.config_dir).is_dir():
             raise MannersError(f"--config-dir {args.config_dir}: there is no such folder.")
-        if args.config_dir and next(Path(args.config_dir).glob("*.yaml"), None):
-            raise MannersError(f"--config-dir {args.config_dir}: recipes belong into its folder experiment.")
+        own = Path(args.config_dir or CONF)
+        if next(own.glob("*.yaml"), None) and not any((own / group.name).is_dir() for group in CONF.iterdir()):
+            raise MannersError(f"--config-dir {own}: recipes belong in its folder 'experiment', which is missing.")
         if ignored := next((f"--config-{name}" for name in ("name", "path") if getattr(args, f"config_{name}")), ""):
             raise MannersError(f"{ignored}: recipes of your own are given by --config-dir DIR experiment=NAME.")
         with hydra_context():

@@ -142,7 +142,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
             source = override_source(config_name, "", overrides)
             raise MannersError(f"{source}: the file is not UTF-8 text ({error.reason}).") from None
         except AssertionError:  # Hydra's own, of an option below a group that nothing has chosen
-            key = next((o for o in overrides if override_key(o).startswith("dataset.")), overrides[-1])
+            key = next((o for o in overrides if override_key(o).startswith("dataset.")), "dataset")
             raise MannersError(f"{key}: there is no dataset to change yet: dataset=jsonl, or another one.") from None
         except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
             # model=null is a bare ValueError, model=[[a]] a bare TypeError

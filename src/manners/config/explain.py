@@ -168,9 +168,9 @@ def no_such_option(source: str, key: str, cfg: DictConfig) -> str:
     known = option_names(cfg) + [name for name in GROUPS_OF_TRAIN if "method" in cfg]
     own = [name for name in known if name.rpartition(".")[0] == parent]
     near = nearest_option(leaf, own, 0.6) or nearest_option(leaf, known, 0.8)
-    renamed = RENAMED.get(key) or RENAMED.get(leaf, "")
+    renamed = RENAMED.get(key) or ("" if near else RENAMED.get(leaf, ""))
     near = renamed if renamed.partition("=")[0] in known and key != renamed else near
-    if near == key:  # in a file, where a dot makes no group
+    if near == key and source.endswith(".yaml"):  # in a file, where a dot makes no group
         return f"{source}: '{key}' is written as '{leaf}' below '{parent}:'."
     if near:
         return f"{source}: there is no option '{key}'. Did you mean '{near}'?"

@@ -33,6 +33,7 @@ from manners.errors import MannersError, did_you_mean
 
 RewardFunc = Callable[..., Any]
 PASSED_ON = (MannersError, FloatingPointError, MemoryError, torch.OutOfMemoryError)  # each has an answer of its own
+FAILURES = (Exception, SystemExit, asyncio.CancelledError)  # one that exits would end the run as if it were done
 MAX_SCORES = 100_000  # of one call: a generator may never end
 END = TrainerState(global_step=1, max_steps=1)  # of training: whatever is evaluated is scored as at the end
 
@@ -188,11 +189,7 @@ def call(name: str, function: RewardFunc, columns: dict[str, Any]) -> Any:
             return function(**columns)
     except PASSED_ON:
         raise
-    except (
-        Exception,
-        SystemExit,
-        asyncio.CancelledError,
-    ) as error:  # a function that exits would end the run as if it were done
+    except FAILURES as error:
         raise failure(name, error) from error
 
 
@@ -204,7 +201,7 @@ async def await_all(awaitables: Mapping[str, Awaitable[Any]]) -> dict[str, Any]:
             return await awaitable
         except PASSED_ON:
             raise
-        except (Exception, SystemExit, asyncio.CancelledError) as error:
+        except FAILURES as error:
             raise failure(name, error) from error
 
     values = await asyncio.gather(*(result(*item) for item in awaitables.items()))

@@ -191,3 +191,22 @@ def test_replies_of_pairs_are_not_joined_with_the_prompt(tmp_path):
 def test_label_of_a_pair_needs_no_meaning(tmp_path):
     row = {"prompt": "2 + 2?", "chosen": "4.", "rejected": "5.", "label": 0}
     assert read(write(tmp_path, row)).left_out == ["fields not used: label"]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "Hi", "chosen": [SYSTEM], "rejected": "No"}, "field 'chosen' must end with a turn by 'assistant'"),
+        ({"chosen": "<|system|></s>", "rejected": "No"}, "field 'chosen' has no turn with words"),
+        ({"prompt": [SYSTEM], "chosen": [SYSTEM, *EXCHANGE], "rejected": "No"}, "differ before their last replies"),
+    ],
+)
+def test_pair_without_a_turn_is_refused(tmp_path, row, reason):
+    with pytest.raises(MannersError, match=reason):
+        read(write(tmp_path, row))
+
+
+def test_reply_that_quotes_markers_is_one_reply(tmp_path):
+    quoted = "Write ### Human: hello ### Assistant: hi"
+    row = {"prompt": "How?", "chosen": quoted, "rejected": "5."}
+    assert read(write(tmp_path, row)).train[0].messages == [user("How?"), assistant(quoted)]

@@ -5,12 +5,13 @@ rejected are whole conversations that differ in their last reply: as messages, a
 "Assistant:" before the turns, as Anthropic's HH-RLHF has them.
 """
 
+import re
 from typing import Any
 
 from manners.data.formats.columns import suggest_columns
 from manners.data.formats.conversations import parse_prompt
 from manners.data.formats.fields import InvalidRow, number_field
-from manners.data.formats.turns import parse_marked_turns, parse_turns, text_format
+from manners.data.formats.turns import TURN_MARKERS, parse_marked_turns, parse_turns, text_format
 from manners.data.types import Message
 
 SIDES = ("chosen", "rejected")
@@ -59,19 +60,24 @@ def continued(prompt: list[Message], side: list[Message], prompt_name: str, name
     systems, turns = zip(*(split_system(messages) for messages in (prompt, side)), strict=True)
     if all(systems) and not same(*systems):
         raise InvalidRow(f"fields '{prompt_name}' and '{name}' have two different system messages")
+    if not turns[1]:
+        raise InvalidRow(f"field '{name}' must end with a turn by 'assistant', not by 'system'")
     start = systems[0] or systems[1]
     for repeated in (len(turns[0]), 1):
         if turns[1][0]["role"] == "user" and same(turns[0][-repeated:], turns[1][:repeated]):
             return start + turns[0] + turns[1][repeated:]
-    if turns[1][0]["role"] == "assistant" or turns[0][-1]["role"] == "assistant":
+    if "assistant" in (turns[1][0]["role"], prompt[-1]["role"]):
         return start + turns[0] + turns[1]
     raise InvalidRow(f"field '{name}' begins with a turn by the user that is not in field '{prompt_name}'")
 
 
 def parse_side(row: dict, name: str) -> list[Message]:
     """The turns of a reply beside its prompt: messages, a text with markers before each turn, or the reply alone."""
-    format = text_format(row.get(name))
-    return parse_turns(row, name, "assistant") if format == "text" else parse_marked_turns(row, name, format)
+    text = row.get(name)
+    format = text_format(text) if isinstance(text, str) else "text"
+    if format == "text" or not re.match(TURN_MARKERS[format][0], str(text).lstrip()):  # a reply may quote markers
+        return parse_turns(row, name, "assistant")
+    return parse_marked_turns(row, name, format)
 
 
 def split_system(messages: list[Message]) -> tuple[list[Message], list[Message]]:

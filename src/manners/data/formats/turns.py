@@ -120,4 +120,6 @@ def parse_marked_turns(row: dict, name: str, format: str) -> list[Message]:
             messages.append({"role": ROLE_ALIASES.get(role.lower(), role.lower()), "content": content})
         elif role != "system":
             raise InvalidRow(f"turn {number} of field '{name}' is empty")
+    if not messages:
+        raise InvalidRow(f"field '{name}' has no turn with words")
     return messages
