@@ -8,6 +8,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?=
 ARGS ?=
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+UNKNOWN := $(filter-out PYTHON TORCH_INDEX ARGS RUN OUT MAKEFLAGS SHELL,$(GIVEN))
+$(if $(UNKNOWN),$(error $(UNKNOWN): no variable of this Makefile. There are PYTHON, TORCH_INDEX, ARGS, and RUN and OUT of export))
+
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint conf/constraints.txt
 READY = .venv/ready
 XDIST = --numprocesses 2 --dist loadfile --no-loadscope-reorder

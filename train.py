@@ -16,6 +16,7 @@ def train(spec: RunSpec) -> float | None:
         dependencies.resolve_explicit(one)
     for one in trained:
         hub.require_model(one.cfg.model.name)
+        dependencies.check_target_modules(one.cfg)
         dependencies.check_rows(one)
     if spec.cfg.plan:
         return dependencies.print_plan(spec)

@@ -119,7 +119,7 @@ def test_set_scale_interpolates_fully_fine_tuned_weights(tmp_path):
         assert torch.allclose(ours, (one + two) / 2, atol=1e-6)
 
 
-SPECIAL = {"use_dora": True, "init_lora_weights": "pissa", "lora_bias": True, "alpha_pattern": {"q_proj": 3}}
+SPECIAL = {"use_dora": True, "init_lora_weights": "pissa", "lora_bias": True}
 SPECIAL |= {"target_parameters": ["experts"], "alora_invocation_tokens": [5]}
 
 
@@ -130,6 +130,25 @@ def test_chat_refuses_more_than_a_plain_lora_by_name(tmp_path, name, value):
     file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
     with pytest.raises(MannersError, match=rf"more than a plain LoRA \({name}.*merge_and_unload"):
         checkpoints.load(folder)
+
+
+def test_chat_reads_an_alpha_pattern_as_peft_does(tmp_path):
+    base_folder = checkpoints.base(tmp_path)
+    run = checkpoints.adapter(base_folder, tmp_path / "run")
+    file = tmp_path / "run" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"alpha_pattern": {"q_proj": 3, r"layers\.0.*": 50}}))
+    with_peft_adapter = lora.load_adapter(AutoModelForCausalLM.from_pretrained(base_folder), tmp_path / "run")
+    assert torch.allclose(logits(checkpoints.load(run).model), logits(with_peft_adapter), atol=1e-6)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"alpha_pattern": {}}))
+    assert not torch.allclose(logits(checkpoints.load(run).model), logits(with_peft_adapter), atol=1e-3)
+
+
+def test_chat_refuses_weights_of_another_rank(tmp_path):
+    run = checkpoints.adapter(checkpoints.base(tmp_path), tmp_path / "run")
+    file = tmp_path / "run" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"r": 5}))
+    with pytest.raises(MannersError, match=r"says r=5, and its weights are of rank \d+: the two files are"):
+        checkpoints.load(run)
 
 
 def test_set_scale_raises_for_a_model_without_base():

@@ -397,3 +397,8 @@ def test_mac_falls_back_to_the_cpu_unless_the_user_decides(monkeypatch):
             monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", given)
         main("train", print)
         assert os.environ["PYTORCH_ENABLE_MPS_FALLBACK"] == expected
+
+
+def test_make_names_a_variable_that_it_does_not_have():
+    done = subprocess.run(["make", "-n", "export", "TO=folder"], cwd=paths.ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "TO: no variable of this Makefile. There are PYTHON," in done.stderr

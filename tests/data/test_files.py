@@ -162,10 +162,14 @@ def test_folder_of_several_kinds_is_read_and_the_rest_named(tmp_path):
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache" / "hidden.jsonl").write_text("no json")
     write(tmp_path, {"messages": EXCHANGE}, name="a.jsonl")
-    (tmp_path / "b.parquet").write_bytes(arrow_bytes([{"messages": EXCHANGE}], ".parquet"))
-    (tmp_path / "more" / "c.json").write_text(json.dumps([{"messages": EXCHANGE}]))
+    (tmp_path / "b.parquet").write_bytes(arrow_bytes([{"messages": EXCHANGE}] * 2, ".parquet"))
+    (tmp_path / "more" / "c.json").write_text(json.dumps([{"messages": EXCHANGE}] * 3))
     for name in ("notes.docx", "more/state.json"):
         (tmp_path / name).write_text("{}")
     splits = read(tmp_path)
-    assert [c.source for c in splits.train] == ["a.jsonl:1", "b.parquet, row 1", "more/c.json, row 1"]
+    assert [c.source for c in splits.train] == [
+        "a.jsonl:1",
+        *("b.parquet, row 1", "b.parquet, row 2"),
+        *(f"more/c.json, row {i}" for i in (1, 2, 3)),
+    ]
     assert splits.left_out == ["left out: files of the folder: more/state.json, notes.docx"]

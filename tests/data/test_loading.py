@@ -212,3 +212,22 @@ def test_missing_eval_prompts_file_names_its_option(tmp_path):
     assert str(error.value) == (
         f"dataset.eval_prompts_file={missing}: there is no such file or folder. Did you mean 'eval.jsonl'?"
     )
+
+
+def test_copy_of_the_rows_in_another_kind_of_file_is_refused(tmp_path):
+    rows = [{"prompt": f"{i}?", "completion": "Yes."} for i in range(4)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "b.json").write_text(json.dumps([dict(reversed(row.items())) for row in rows]))
+    with pytest.raises(MannersError, match=r"a.jsonl and b.json hold the same rows: take one of them away"):
+        loading.load_splits(config(tmp_path))
+
+
+def test_texts_that_may_mean_something_else_are_named_once(tmp_path):
+    rows = [{"text": "[INST] Hi [/INST] Hello."}, {"text": "[INST] Bye [/INST] Bye."}, {"text": "A plain text."}]
+    assert read(write(tmp_path, *rows)).warnings == [
+        "[INST] is no turn marker that is read, but a part of the text: 2 rows, the first: data.jsonl:1"
+    ]
+    rows = [{"prompt": "Hi", "completion": "Hello."}, {"prompt": "What does [INST] mean?", "completion": "nan"}]
+    assert read(write(tmp_path, *rows)).warnings == [
+        "'nan' is read as what was said, not as a missing value: 1 rows, the first: data.jsonl:2"
+    ]

@@ -57,9 +57,9 @@ def test_unknown_split_name_is_refused(tmp_path, name):
     ],
 )
 def test_words_within_names_hold_nothing_out(tmp_path, names, held_out):
-    for name in names:
+    for number, name in enumerate(names):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        write(tmp_path, {"messages": EXCHANGE}, name=name)
+        write(tmp_path, {"messages": EXCHANGE, "number": number}, name=name)
     splits = read(tmp_path)
     assert {c.source.partition(":")[0] for c in splits.validation + splits.test} == held_out
 

@@ -369,3 +369,13 @@ def test_shorten_cuts_characters_of_several_tokens(tokenizer):
     messages = [{"role": "user", "content": "🙂" * 40 + "cat?"}]
     short = shorten(messages, 40, tokenizer)
     assert short[0]["content"].endswith("🙂cat?") and 30 < len(prompt_ids(short, tokenizer)) <= 40
+
+
+def test_shorten_keeps_the_question_beside_a_long_system_message(tokenizer):
+    messages = [{"role": "system", "content": "Be kind. " + "cat " * 100}, {"role": "user", "content": "What is it?"}]
+    short = shorten(messages, 40, tokenizer)
+    assert short[0]["content"].startswith("Be kind. cat") and short[1] == messages[1]
+    assert 36 <= len(prompt_ids(short, tokenizer)) <= 40
+    short = shorten([messages[0], {"role": "user", "content": "cat " * 100 + "What is it?"}], 40, tokenizer)
+    assert short[0]["content"] and short[1]["content"].endswith("cat What is it?")
+    assert 36 <= len(prompt_ids(short, tokenizer)) <= 40

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
 from manners.errors import MannersError
-from manners.models.adapter_config import CONFIG, WEIGHTS, check_plain_lora, read_adapter_config
+from manners.models.adapter_config import CONFIG, WEIGHTS, check_plain_lora, check_target_modules, read_adapter_config
 from manners.models.loading import load_model
 from manners.models.lora import load_adapter, save_combined_adapter
+from manners.runtime.model_files import model_folder
 from tests.families import VOCAB, language_model
 from tests.models.test_lora import with_random_lora
 
@@ -176,3 +177,12 @@ def test_damaged_adapter_config_is_refused(tmp_path, text):
     (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(MannersError, match=r"adapter_config\.json is damaged: "):
         read_adapter_config(tmp_path)
+
+
+def test_layers_that_the_weights_lack_are_refused_from_their_names(tmp_path):
+    tiny = model_folder("tiny")
+    check_target_modules(["q_proj", "mlp.down_proj", "layers.0.self_attn.v_proj"], tiny)
+    check_target_modules("all-linear", tiny)
+    check_target_modules(["v_porj"], None)  # a model that is not on this machine yet
+    with pytest.raises(MannersError, match=r"=\[q_proj,v_porj\]: this model has no .*Did you mean 'v_proj'"):
+        check_target_modules(["q_proj", "v_porj"], tiny)

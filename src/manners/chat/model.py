@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from manners.errors import MannersError
 from manners.models import loading
-from manners.models.adapter_config import WEIGHTS, read_adapter_config, special_settings
+from manners.models.adapter_config import CONFIG, WEIGHTS, alpha_of_layer, read_adapter_config, special_settings
 from manners.pipeline.model_ref import ModelRef
 
 TOKEN_ROWS = "trainable_tokens_delta"  # trained embedding rows; despite peft's name they are values, not differences
@@ -88,12 +88,17 @@ def load_weights(name: str, revision: str | None, four_bit: bool, device: str) -
 def check_known_weights(folder: Path, adapter_config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
     """Raises MannersError unless the adapter is a plain LoRA: A (r, in) and B (out, r) of each adapted layer."""
     special = special_settings(adapter_config, allowed=("trainable_token_indices",))
-    special += ["alpha_pattern"] if adapter_config.get("alpha_pattern") else []
     special += [name for name in weights if not KNOWN_WEIGHTS.search(name)]
     if special:
         raise MannersError(
             f"{folder} is more than a plain LoRA ({', '.join(special[:3])}). "
             "Merge it first (peft: merge_and_unload, save_pretrained), and name the merged folder."
+        )
+    ranks = {len(weight) for name, weight in weights.items() if name.endswith(".lora_A.weight")}
+    if not adapter_config.get("rank_pattern") and ranks - {adapter_config["r"]}:
+        raise MannersError(
+            f"{folder}: {CONFIG} says r={adapter_config['r']}, and its weights are of rank {min(ranks)}: "
+            "the two files are of different adapters."
         )
 
 
@@ -107,9 +112,10 @@ def scale_lora(model: Any, folder: Path, adapter_config: dict[str, Any]) -> SetS
     scale = 1.0
     trained_rows = load_added_embeddings(model, weights, adapter_config)
 
-    def add_hook(layer: torch.nn.Module, lora_a: torch.Tensor, lora_b: torch.Tensor) -> None:  # (r, in), (out, r)
+    def add_hook(layer: torch.nn.Module, alpha: float, lora_a: torch.Tensor, lora_b: torch.Tensor) -> None:
+        """``lora_a`` (r, in), ``lora_b`` (out, r)."""
         rank = len(lora_a)
-        lora_scale = adapter_config["lora_alpha"] / (math.sqrt(rank) if adapter_config.get("use_rslora") else rank)
+        lora_scale = alpha / (math.sqrt(rank) if adapter_config.get("use_rslora") else rank)
 
         def add_update(_layer: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:  # (B, T, out)
             if scale == 0:
@@ -120,8 +126,9 @@ def scale_lora(model: Any, folder: Path, adapter_config: dict[str, Any]) -> SetS
         layer.register_forward_hook(add_update)
 
     for name in [n.removesuffix(".lora_A.weight") for n in weights if n.endswith(".lora_A.weight")]:
-        layer = model.get_submodule(name.removeprefix("base_model.model."))
-        add_hook(layer, weights[f"{name}.lora_A.weight"], weights[f"{name}.lora_B.weight"])
+        layer = name.removeprefix("base_model.model.")
+        alpha = alpha_of_layer(adapter_config, layer)
+        add_hook(model.get_submodule(layer), alpha, weights[f"{name}.lora_A.weight"], weights[f"{name}.lora_B.weight"])
 
     def set_scale(new_scale: float) -> None:
         nonlocal scale

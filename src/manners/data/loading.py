@@ -3,6 +3,7 @@
 A malformed row stops the run with file, line and field; ``dataset.on_invalid_row=skip`` counts and reports it instead.
 """
 
+import hashlib
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from manners.data.files import file_rows
 from manners.data.formats import detect_row_format, oasst
 from manners.data.formats.fields import InvalidRow, Row
 from manners.data.formats.rows import LABEL_FIELDS, parse_row, rename_columns, with_system_message
-from manners.data.formats.turns import parse_turns, text_format
+from manners.data.formats.turns import misread_texts, parse_turns, text_format
 from manners.data.splits import SPLITS, assign_splits, split_named, split_of_row, splits_of_files
 from manners.data.types import Conversation, Prompt, has_loss, preference_pairs
 from manners.errors import MannersError, did_you_mean, printable
@@ -66,6 +67,7 @@ def load_splits(cfg: DictConfig, sample_type: str = "") -> Splits:
     check_columns(splits.fields, cfg)
     if sample_type not in ("scored", "preference"):
         rows = leave_out_without_loss(rows, splits, cfg)
+    splits.warnings += misread_texts(row for _, row in rows)
     for name, conversations in assign_splits(rows, cfg).items():
         setattr(splits, name, conversations[: cfg.max_rows] if cfg.max_rows else conversations)
     check_sample_types(splits, cfg.sample_types, cfg)
@@ -253,11 +255,16 @@ def raw_rows(cfg: DictConfig, splits: Splits) -> Iterator[tuple[str, Any]]:
         yield from hub_rows(cfg)
         return
     named = {} if path.is_file() else splits_of_files(files, path)
+    seen: dict[str, Any] = {}
     for file in files:
         name = file.name if path.is_file() else str(file.relative_to(path))
         split = {"split": named[file]} if file in named else {}
+        content = hashlib.sha256()
         for source, row in file_rows(file, name, cfg.format, cfg.score_field):
+            content.update(repr(sorted(row.items()) if isinstance(row, dict) else row).encode(errors="replace"))
             yield source, split | without_nulls(row) if isinstance(row, dict) else row
+        if (same := seen.setdefault(content.hexdigest(), file)) != file:
+            raise MannersError(f"{path}: {same.name} and {file.name} hold the same rows: take one of them away.")
 
 
 def hub_rows(cfg: DictConfig) -> Iterator[tuple[str, Any]]:

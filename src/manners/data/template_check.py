@@ -52,9 +52,12 @@ def renderable_splits(
     if not checked["train"][0]:
         raise MannersError(f"the chat template refuses all training rows. The first: {refused[0]}.")
     literal = with_special_tokens([row for name in SPLITS for row in checked[name][0]], tokenizer)
-    warnings = []
+    warnings = list(splits.warnings)
     if literal:
-        warnings = [f"special tokens in the text of {len(literal)} rows are read as text, the first: {literal[0]}"]
+        warnings = [
+            *warnings,
+            f"special tokens in the text of {len(literal)} rows are read as text, the first: {literal[0]}",
+        ]
     return replace(
         splits,
         train=checked["train"][0],

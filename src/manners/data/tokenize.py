@@ -235,8 +235,8 @@ def shorten(
 ) -> list[Message]:
     """``messages`` as a prompt of at most ``max_length`` tokens, if that is possible.
 
-    System messages stay, and with them all that the template writes. The oldest other turns go first, as long as what
-    remains begins with the same role; then the beginning of the text that is left.
+    The oldest turns go first, as long as what remains begins with the same role; then the beginning of the text that is
+    left, down to a quarter of ``max_length``; then the end of the system messages. What the template writes stays.
     """
     if len(prompt_ids(messages, tokenizer, role)) <= max_length:
         return list(messages)
@@ -246,12 +246,19 @@ def shorten(
         kept = [*messages[:first], *turns[start:]]
         if len(prompt_ids(kept, tokenizer, role)) <= max_length:
             return kept
-    for i in range(first, len(kept)):
-        while kept[i]["content"] and (excess := len(prompt_ids(kept, tokenizer, role)) - max_length) > 0:
+    system, texts = range(first), range(first, len(kept))
+    for i, floor in [*((i, max_length // 4) for i in texts), *((i, 0) for i in (*system, *texts))]:
+        while (excess := len(prompt_ids(kept, tokenizer, role)) - max_length) > 0:
+            content = kept[i]["content"]
             [(_, offsets)] = encode([hide_special_tokens([kept[i]], tokenizer)[0]["content"]], tokenizer)
             starts = [at for at, _ in offsets if at >= 0]  # a character may be several tokens
-            cut = next((at for at in starts[excess:] if at > 0), len(kept[i]["content"]))
-            kept[i] = kept[i] | {"content": kept[i]["content"][cut:]}
+            if not (drop := min(excess, len(starts) - floor)) > 0:
+                break
+            if i < first:
+                kept[i] = kept[i] | {"content": content[: starts[-drop]]}
+            else:
+                cut = next((at for at in starts[drop:] if at > 0), len(content))
+                kept[i] = kept[i] | {"content": content[cut:]}
     return kept
 
 

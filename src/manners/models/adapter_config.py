@@ -3,12 +3,13 @@
 import json
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from manners.errors import MannersError
+from manners.errors import MannersError, did_you_mean
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -54,6 +55,13 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def alpha_of_layer(config: dict[str, Any], layer: str) -> float:
+    """Return the alpha of the LoRA on ``layer``, a module's full name: that of the first pattern that matches."""
+    patterns: dict[str, float] = config.get("alpha_pattern") or {}
+    matching = (alpha for pattern, alpha in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer))
+    return next(matching, config["lora_alpha"])
+
+
 def special_settings(config: dict[str, Any], allowed: Iterable[str] = ()) -> list[str]:
     """Return the settings, as ``name=value``, that make an adapter more than a plain LoRA, less those ``allowed``."""
     init = config.get("init_lora_weights", True)
@@ -62,6 +70,24 @@ def special_settings(config: dict[str, Any], allowed: Iterable[str] = ()) -> lis
         special["peft_type"] = config.get("peft_type")
     special |= {key: value for key, value in config.items() if key not in PLAIN_SETTINGS and value not in OFF}
     return [f"{key}={json.dumps(value)[:60]}" for key, value in special.items() if key not in allowed]
+
+
+def check_target_modules(targets: Any, model_folder: Path | None) -> None:
+    """Refuse names of layers that the weights in ``model_folder`` lack: ``lora.prepare_for_training`` does, but later.
+
+    Nothing is said of patterns, and of models whose experts transformers joins when it loads them. Raises MannersError.
+    """
+    layers: set[str] = set()
+    for file in model_folder.glob("*.safetensors") if model_folder else ():
+        with suppress(SafetensorError), safe_open(file, "numpy") as weights:
+            layers |= {key.removesuffix(".weight") for key in weights.keys() if key.endswith(".weight")}  # noqa: SIM118
+    if isinstance(targets, str) or not layers or any("experts" in layer for layer in layers):
+        return
+    for target in targets:
+        if not any(f".{layer}".endswith(f".{target}") for layer in layers):
+            option = f"adapter.target_modules=[{','.join(targets)}]"
+            known = sorted({layer.rpartition(".")[2] for layer in layers})
+            raise MannersError(f"{option}: this model has no layer '{target}'. {did_you_mean(target, known)}")
 
 
 def check_plain_lora(folder: Path, name: str) -> None:

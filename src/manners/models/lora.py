@@ -16,13 +16,12 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import Linear, LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from manners.errors import MannersError, did_you_mean
-from manners.models.adapter_config import WEIGHTS
+from manners.models.adapter_config import WEIGHTS, alpha_of_layer, read_adapter_config
 
 PREFIX = "base_model.model."  # of the names of weights in an adapter's file
 
@@ -222,13 +221,12 @@ def save_combined_adapter(model: PeftModel, first_folder: Path, out: Path) -> No
 
 def scaled_factors(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Return A (r, in) and B (out, r) of each layer of the plain LoRA in ``folder``, B times peft's scale."""
-    config, weights = LoraConfig.from_pretrained(str(folder)), load_file(folder / WEIGHTS)
-    factors, alphas = {}, config.alpha_pattern or {}
+    config, weights, factors = read_adapter_config(folder), load_file(folder / WEIGHTS), {}
     for key in [key for key in weights if key.endswith(".lora_A.weight")]:
         name = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
         a, b = weights[key].float(), weights[key.replace(".lora_A.", ".lora_B.")].float()
-        alpha: Any = alphas.get(get_pattern_key(alphas, name), config.lora_alpha)  # type: ignore[arg-type]
-        factors[name] = a, b * (alpha / (math.sqrt(len(a)) if config.use_rslora else len(a)))
+        divisor = math.sqrt(len(a)) if config.get("use_rslora") else len(a)
+        factors[name] = a, b * (alpha_of_layer(config, name) / divisor)
     return factors
 
 

@@ -25,7 +25,7 @@ from manners.pipeline import model_ref
 from manners.redact import redact_secrets
 from manners.rewards.source import source_digest
 from manners.runtime import run_dir
-from manners.runtime.model_files import model_digest
+from manners.runtime.model_files import model_digest, model_folder
 from manners.runtime.run_dir import RunArtifact, RunDir
 from manners.tracking import store
 
@@ -49,6 +49,13 @@ def check_rows(spec: RunSpec) -> None:
             raise
         run, options = f"the {spec.role} run ({' '.join(spec.overrides)})", f"{spec.role}_run_overrides=[KEY=VALUE]"
         raise MannersError(f"{run}: {error} Its options are set by {options}.", error.key) from None
+
+
+def check_target_modules(cfg: DictConfig) -> None:
+    """The layers that a LoRA is for are layers of the model, as far as its files tell. Raises MannersError."""
+    if cfg.adapter.kind != "none":
+        folder = model_folder(cfg.model.name, cfg.model.revision)
+        adapter_config.check_target_modules(cfg.adapter.target_modules, folder)
 
 
 def usable_splits_of(cfg: DictConfig) -> Splits:

@@ -1,10 +1,11 @@
 """One turn of a conversation, as OpenAI, ShareGPT and others write it."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from manners.data.formats.fields import InvalidRow, is_empty, list_field, nested_field, text_field
-from manners.data.types import ROLES, Message
+from manners.data.types import ROLES, Conversation, Message
 
 ROLE_ALIASES = {
     **dict.fromkeys(("human", "prompter"), "user"),
@@ -21,6 +22,12 @@ TURN_MARKERS = {  # in texts: what stands before each turn, and how such a text 
     "chatml": (r"<\|im_start\|>\s*(system|user|assistant)\s*\n", r"\s*<\|im_start\|>\s*(system|user|assistant)\s*\n"),
     "hh": (r"(?:^|\n\n)(Human|Assistant):", r"\s*Human:.*\n\nAssistant:"),
 }
+OTHER_MARKERS = re.compile(  # of templates that no format reads: a text with them is trained as it is
+    r"\[/?INST\]|<</?SYS>>|<start_of_turn>|<\|start_header_id\|>|<\|start_of_role\|>|"
+    r"^### (?:Instruction|Response|Input):",
+    re.MULTILINE,
+)
+MISSING_VALUES = {"nan", "NaN", "null", "NULL", "None", "N/A", "<NA>", "#N/A"}  # as tables write them
 EXAMPLES = {"chatml": "<|im_start|>user", "marked": "<|user|> or <|system|>", "guanaco": "### Human:", "hh": "Human:"}
 PROMPT_END = r"\s*(<\|assistant\|>|<\|im_start\|>assistant|###\s*Assistant:|\n\nAssistant:)\s*$"
 BOS = r"(?:(?:<s>|<\|begin_of_text\|>|<bos>)\s*)?"  # as rendered texts have them
@@ -101,6 +108,22 @@ def parse_turns(row: dict, name: str, role: str) -> list[Message]:
 def text_format(text: Any) -> str:
     """The key of ``TURN_MARKERS`` whose markers a text has; "text" for one without."""
     return next((name for name, (_, begin) in TURN_MARKERS.items() if re.match(begin, str(text), re.DOTALL)), "text")
+
+
+def misread_texts(conversations: Iterable[Conversation]) -> list[str]:
+    """One warning for each kind of text that may mean another thing than what is trained, with the first row."""
+    found: dict[str, list[str]] = {}
+    for conversation in conversations:
+        for message in conversation.messages:
+            text = message["content"]
+            what = ""
+            if message["role"] == "text" and (marker := OTHER_MARKERS.search(text)):
+                what = f"{marker[0]} is no turn marker that is read, but a part of the text"
+            elif text.strip() in MISSING_VALUES:
+                what = f"'{text.strip()}' is read as what was said, not as a missing value"
+            if what:
+                found.setdefault(what, []).append(conversation.source)
+    return [f"{what}: {len(set(rows))} rows, the first: {rows[0]}" for what, rows in found.items()]
 
 
 def parse_marked_turns(row: dict, name: str, format: str) -> list[Message]:
