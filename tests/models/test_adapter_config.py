@@ -179,7 +179,7 @@ def test_damaged_adapter_config_is_refused(tmp_path, text):
         read_adapter_config(tmp_path)
 
 
-def test_layers_that_the_weights_lack_are_refused_from_their_names(tmp_path):
+def test_layers_that_the_weights_lack_are_refused(tmp_path):
     tiny = model_folder("tiny")
     check_target_modules(["q_proj", "mlp.down_proj", "layers.0.self_attn.v_proj"], tiny)
     check_target_modules("all-linear", tiny)

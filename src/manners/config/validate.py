@@ -62,7 +62,7 @@ def check_values(node: DictConfig, path: str = "") -> None:
             raise MannersError(f"{key}={value} is not a choice. {did_you_mean(str(value), choices)}", key)
         if isinstance(value, int | float) and (limits := range_of(field)) and not in_range(value, field):
             limits = limits if math.isfinite(value) else "a finite number"
-            raise MannersError(f"{key}={value} must be {limits}.", key)
+            raise MannersError(f"{key}={value} must be {limits}. The option: {field.metadata['help']}.", key)
         if value == "" and type(None) not in get_args(field.type):
             raise MannersError(f"{key}= is empty: give it a value, or leave it out to keep its default.", key)
         if value == "None":

@@ -54,10 +54,8 @@ def renderable_splits(
     literal = with_special_tokens([row for name in SPLITS for row in checked[name][0]], tokenizer)
     warnings = list(splits.warnings)
     if literal:
-        warnings = [
-            *warnings,
-            f"special tokens in the text of {len(literal)} rows are read as text, the first: {literal[0]}",
-        ]
+        count, first = len(literal), literal[0]
+        warnings.append(f"special tokens in the text of {count} rows are read as text, the first: {first}")
     return replace(
         splits,
         train=checked["train"][0],
