@@ -18,7 +18,15 @@ from transformers import TrainerState
 from manners.data.types import Prompt
 from manners.errors import MannersError
 from manners.rewards import functions
-from manners.rewards.combine import END, RewardComponent, RewardLog, build_components, combine_rewards, try_components
+from manners.rewards.combine import (
+    END,
+    RewardComponent,
+    RewardLog,
+    build_components,
+    combine_rewards,
+    named_columns,
+    try_components,
+)
 
 PROMPTS = [
     Prompt([{"role": "user", "content": "Hi"}], "Hello.", {"category": "greeting", "number": 3}),
@@ -97,6 +105,12 @@ def test_build_components_finds_functions_and_passes_options(user_module):
     sums, scores = combine(**build_components(config, lambda **_: [7.0, 8.0]))
     assert scores == {"mine": [0.0, 1.0], "model": [7.0, 8.0]}
     assert sums == [7.0, 11.0]
+
+
+def test_columns_that_a_function_names_are_those_it_reads(user_module):
+    user_module.count = lambda completions, target, word, **_: [0.0] * len(completions)
+    config = {"mine": {"weight": 3, "_target_": "my_rewards.count", "word": "say"}, "model": {}}
+    assert named_columns(config) == {"completions", "target", "_"} and named_columns({"model": {}}) == set()
 
 
 def test_build_components_prefers_target_over_the_reward_model(user_module):

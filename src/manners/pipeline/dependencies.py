@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -66,7 +67,13 @@ def usable_splits_of(cfg: DictConfig) -> Splits:
     m, splits = cfg.model, splits_of(cfg)
     if not m.decoder:
         return splits
-    return read_renderable_splits(*data_key(cfg), m.name, m.revision, m.chat_template, tuple(m.added_tokens))
+    splits = read_renderable_splits(*data_key(cfg), m.name, m.revision, m.chat_template, tuple(m.added_tokens))
+    if splits.unused and cfg.method.get("rewards"):
+        from manners.rewards.combine import named_columns
+
+        unused = splits.unused.keys() - named_columns(cfg.method.rewards)
+        splits = replace(splits, unused={name: None for name in splits.unused if name in unused})
+    return splits
 
 
 def digest_of(cfg: DictConfig) -> str:

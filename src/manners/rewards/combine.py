@@ -100,6 +100,17 @@ def instantiate_function(name: str, kwargs: dict[str, Any]) -> RewardFunc:
         raise MannersError(f"method.rewards.{name}._target_={target} {problem}: {reason}.") from None
 
 
+def named_columns(config: Mapping[Any, Mapping[str, Any]]) -> set[str]:
+    """The parameters of the functions that a config names: the columns of the rows that they read."""
+    names: set[str] = set()
+    for name, entry in config.items():
+        if "_target_" in entry:
+            function = instantiate_function(str(name), {k: v for k, v in entry.items() if k != "weight"})
+            with suppress(ValueError, TypeError):  # a builtin has no signature
+                names |= inspect.signature(function).parameters.keys() - entry.keys()
+    return names
+
+
 def check_options(name: str, function: Any, kwargs: Mapping[str, Any]) -> None:
     """Raise MannersError for an option that the function does not name, which its **kwargs would swallow."""
     with suppress(ValueError):  # a builtin has no signature

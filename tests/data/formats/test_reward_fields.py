@@ -73,6 +73,7 @@ BAD = {
     ),
     "rejected empty": ({"rejected": " "}, "field 'rejected' is empty"),
     "rejected the same": ({"rejected": "4."}, "field 'rejected' is the same as the chosen reply"),
+    "margin negative": ({"rejected": "5.", "margin": -1}, "field 'margin' must be at least 0, not -1"),
     "margin text": ({"rejected": "5.", "margin": "big"}, "field 'margin' must be a finite number, not 'big'"),
 }  # fmt: skip
 

@@ -26,6 +26,8 @@ def reward_fields(metadata: dict, messages: list[Message], score_field: str, pai
             raise InvalidRow("field 'rejected' is the same as the chosen reply")
     if metadata.get("margin") is not None and (paired or "rejected" in fields):
         fields["margin"] = number_field(metadata, "margin")
+        if fields["margin"] < 0:
+            raise InvalidRow(f"field 'margin' must be at least 0, not {fields['margin']:g}")
     if fields and messages[-1]["role"] not in ("assistant", "text"):
         raise InvalidRow(f"field '{next(iter(fields))}' needs a reply, but the conversation does not end with one")
     return fields

@@ -114,7 +114,8 @@ def build_examples(
 def margin_scale(pairs: list[PreferencePair]) -> float:
     """The root mean square of the margins that are not 0: so many units of the dataset count as one logit."""
     margins = [pair.margin for pair in pairs if pair.margin]
-    return math.hypot(*margins) / math.sqrt(len(margins)) if margins else 1.0
+    largest = max(margins, default=1.0)  # divided by it, no sum of squares overflows
+    return largest * math.hypot(*(m / largest for m in margins)) / math.sqrt(len(margins)) if margins else 1.0
 
 
 def corrupted_examples(rows: list[ScoredReply], ratio: float, seed: int) -> list[ScoredReply]:
