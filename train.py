@@ -8,14 +8,14 @@ from manners.config.compose import RunSpec
 
 def train(spec: RunSpec) -> float | None:
     from manners.pipeline import dependencies
-    from manners.runtime import atomic_io, hub
+    from manners.runtime import atomic_io, model_files
 
     given = [one for one in spec.dependencies if one.explicit_source]
     trained = [one for one in (spec, *spec.dependencies) if not one.explicit_source]
     for one in given:  # mistakes in names and data are answered before torch is imported
         dependencies.resolve_explicit(one)
     for one in trained:
-        hub.require_model(one.cfg.model.name)
+        model_files.require_model(one.cfg.model.name, download=not spec.cfg.plan)
         dependencies.check_target_modules(one.cfg)
         dependencies.check_rows(one)
     if spec.cfg.plan:

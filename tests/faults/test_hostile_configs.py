@@ -15,7 +15,7 @@ from manners.config.compose import register
 from manners.data import sources
 from manners.errors import MannersError
 from manners.pipeline import model_ref
-from manners.runtime import hub, run_dir
+from manners.runtime import model_files, run_dir
 from tests.configs import changed
 from tests.faults import hostile
 from tests.faults.test_hostile_data import check_printable
@@ -91,7 +91,7 @@ def name_case(number, folder):
         assert {p for p in folder.rglob("*") if out not in (p, *p.parents)} == before
     for suffix in ("", "x" * number):
         assert run_dir.find_by_name(name + suffix, str(out / "empty")) is None or Path(name).exists()
-        for lookup in (sources.local_path, hub.require_model):
+        for lookup in (sources.local_path, model_files.require_model):
             with suppress(MannersError):
                 lookup(name + suffix)
 

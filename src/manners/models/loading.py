@@ -5,7 +5,6 @@ Weights are read from safetensors only, and no code that comes with a model is r
 
 import os
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
 import torch
@@ -23,17 +22,22 @@ from manners.data.rendering import reply_stop_tokens
 from manners.errors import MannersError
 from manners.models.templates import TEMPLATES, adapted_for_training, writes
 from manners.runtime import hub
+from manners.runtime.model_files import model_folder
+from manners.runtime.packages import PACKAGES
 from manners.runtime.paths import existing_path
 
 logging.disable_progress_bar()  # loading is short; training has a progress bar of its own
 
 
 def resolve_name(name: str) -> str:
-    """Return what ``from_pretrained`` takes: for 'tiny' the folder in this package, else the name, ``~`` replaced."""
-    if name == "tiny":
-        return str(files("manners.models") / "tiny")
-    # An adapter keeps the name of its base, which must be found from any working directory.
-    return str(folder.absolute()) if (folder := existing_path(name)) else os.path.expanduser(name)
+    """Return what ``from_pretrained`` takes: a folder where the model is on this machine, or else its name on the hub.
+
+    Raises MannersError for a GGUF file, or a package, that cannot be converted.
+    """
+    if name == "tiny" or existing_path(name) or name in PACKAGES:
+        # An adapter keeps the name of its base, which must be found from any working directory.
+        return str(folder.absolute()) if (folder := model_folder(name, download=True)) else name
+    return os.path.expanduser(name)
 
 
 def load_tokenizer(
@@ -109,6 +113,8 @@ def load_model(
             f"model.name={name}: {missing[0]} and {len(missing) - 1} more of its weights are missing in its files; "
             "transformers would initialize them at random. Download the model again."
         )
+    if name in PACKAGES:  # an adapter names the model, wherever its weights are
+        model.name_or_path = name
     model.new_modules = sorted({new_module(model, key) for key in drawn})
     if model.can_generate():
         ids = {key: getattr(model.generation_config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}

@@ -5,34 +5,48 @@ once: their digests are kept in the user's cache, under path, size and times of 
 """
 
 import hashlib
-import os
+import json
+import tempfile
 from contextlib import suppress
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
-from manners.runtime import hub
+from filelock import FileLock
+
+from manners.errors import MannersError
+from manners.runtime import hub, packages
 from manners.runtime.atomic_io import atomic_write
-from manners.runtime.paths import existing_path
+from manners.runtime.paths import existing_path, user_cache
 
 # Weights, config, generation config, tokenizer and chat template, of adapters and reward models too.
 PATTERNS = (
     *("*.safetensors", "*.index.json", "*config.json", "*token*", "vocab*", "merges.txt", "*.model", "*.jinja"),
     "normalizer.json",
 )
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+SOURCE = "source.txt"  # in a converted folder: what it was made of
 LARGE = 50_000_000  # bytes; smaller files are hashed at each start, in a tenth of a second
 
 
 def model_folder(name: str, revision: str | None = None, download: bool = False) -> Path | None:
-    """The folder of a model: in the package, a local one, or a snapshot in the hub's cache; None where there is none.
+    """The folder of a model, None where there is none on this machine.
 
-    With ``download`` the files of a hub model are fetched first, so that they are those that loading will read.
+    It is in this package, a local one, or a snapshot of the hub: from its cache, else downloaded, if ``download``. What
+    is in a GGUF file, or in a package of ``packages.PACKAGES`` where the hub is out of reach, is converted first.
     """
     if name == "tiny":
         return Path(str(files("manners.models") / "tiny"))
     if local := existing_path(name):
-        return local
-    offline = hub.go_offline_if_unreachable() or not download
+        gguf = gguf_file(local)
+        return converted_folder(gguf, download) if gguf else local
+    if revision is None and (carried := carried_by_package(name, download)):
+        return converted_folder(carried, download) if carried.is_file() else carried
+    return hub_snapshot(name, revision, download and not hub.go_offline_if_unreachable())
+
+
+def hub_snapshot(name: str, revision: str | None, download: bool) -> Path | None:
+    """The folder of a hub model in the hub's cache, where ``download`` brings it up to date first; None without one."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -42,11 +56,111 @@ def model_folder(name: str, revision: str | None = None, download: bool = False)
                 revision=revision,
                 allow_patterns=list(PATTERNS),
                 ignore_patterns=["*/*"],  # other formats of the same weights
-                local_files_only=offline,
+                local_files_only=not download,
             )
         )
     except Exception:  # noqa: BLE001  loading the model reports it
         return None
+
+
+def carried_by_package(name: str, download: bool) -> Path | None:
+    """The GGUF file, or the folder, of a model that a package carries, unless the hub's cache or the hub has it."""
+    if name not in packages.PACKAGES or hub_snapshot(name, None, download=False):
+        return None
+    if found := packages.cached_files(name):
+        return found
+    return packages.fetch(name) if download and hub.go_offline_if_unreachable() else None
+
+
+def gguf_file(path: Path) -> Path | None:
+    """The GGUF file that ``path`` is, or that is all the weights of the folder ``path``.
+
+    Raises MannersError for a folder with several.
+    """
+    if path.is_file():
+        return path if path.suffix.lower() == ".gguf" else None
+    if any(path.glob("*.safetensors")):
+        return None
+    found = sorted(path.glob("*.gguf"))
+    if len(found) > 1:
+        raise MannersError(f"model.name={path}: there are {len(found)} GGUF files: name one, model.name={found[0]}.")
+    return found[0] if found else None
+
+
+def converted_folder(gguf: Path, convert: bool = True) -> Path | None:
+    """The ordinary folder of the model in a GGUF file, in the user's cache; None unless it is there or ``convert``.
+
+    A file is converted once for each content; a second process waits.
+    """
+    stat = gguf.stat()
+    content = content_digest(str(gguf.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    folder = user_cache("converted") / content[:16]
+    if folder.exists() or not convert:
+        return folder if folder.exists() else None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            from manners.models.gguf import convert as convert_gguf
+
+            print(f"{gguf.name}: converting to safetensors, once (some 30 seconds)", flush=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+                part = Path(temporary) / "model"
+                part.mkdir()
+                quantization = convert_gguf(gguf, part)
+                (part / SOURCE).write_text(f"dequantized from {quantization} ({gguf.name}, SHA-256 {content})\n")
+                part.rename(folder)
+    return folder
+
+
+def require_model(name: str, download: bool = True) -> None:
+    """Raise MannersError at once for a folder without a model, and a hub model neither cached nor reachable.
+
+    What only a package has is downloaded now, with ``download``.
+    """
+    if name == "tiny":
+        return
+    if folder := existing_path(name):
+        return check_model_folder(folder, name)
+    if name.startswith(("/", ".", "~")):
+        raise MannersError(f"model.name={name}: there is no such folder.")
+    if name in packages.PACKAGES and (carried_by_package(name, download) or not download):
+        return
+    if not hub.go_offline_if_unreachable():
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # no valid name of a hub repository
+        raise MannersError(f"model.name={name} is neither an existing folder nor a valid name on the hub.") from None
+    if not isinstance(cached, str):
+        raise hub.not_found_error("model", name, "model.name", OSError())
+
+
+def check_model_folder(folder: Path, name: str) -> None:
+    """Raise MannersError for a folder that transformers could not load a model and its tokenizer from."""
+    problem = f"model.name={name}: "
+    if gguf_file(folder):
+        return
+    if folder.is_file():
+        raise MannersError(f"{problem}this is a file: name the folder that it is in, model.name={folder.parent}.")
+    if (folder / "run.json").exists():
+        raise MannersError(f"{problem}this is a run: start from it with policy_from={name}, or export its model first.")
+    if (folder / "adapter_config.json").exists():
+        raise MannersError(f"{problem}this is an adapter: start from its run with policy_from=RUN, or export it first.")
+    if not (folder / "config.json").exists():
+        raise MannersError(f"{problem}the folder has no config.json, so it holds no model.")
+    if not any(file.name in TOKENIZER_FILES for file in folder.iterdir()):
+        known = ", ".join(TOKENIZER_FILES)
+        raise MannersError(f"{problem}the folder has no tokenizer ({known}): download the model again.")
+    index = folder / "model.safetensors.index.json"
+    with suppress(OSError, ValueError, KeyError, AttributeError):  # a damaged index is for the loader to say
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        if missing := sorted(shard for shard in shards if not (folder / shard).exists()):
+            raise MannersError(f"{problem}{missing[0]} is missing: download the model again.")
+    if not any(folder.glob("*.safetensors")):
+        pickled = "; pickled weights (.bin) are not read, as they can run code" if any(folder.glob("*.bin")) else ""
+        raise MannersError(f"{problem}the folder has no weights in safetensors format{pickled}.")
 
 
 def model_digest(name: str, revision: str | None = None, download: bool = False) -> str:
@@ -68,7 +182,7 @@ def folder_digest(folder: Path) -> str:
 @lru_cache(maxsize=256)
 def content_digest(path: str, size: int, *times: int) -> str:
     """The SHA-256 of a file; of a large one that has not changed since it was hashed last, from the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "manners" / "digests"
+    cache = user_cache("digests")
     entry = cache / hashlib.sha256(repr((path, size, times)).encode()).hexdigest()
     if size >= LARGE:
         with suppress(OSError):

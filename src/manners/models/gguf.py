@@ -1,0 +1,78 @@
+"""Make an ordinary model folder of a GGUF file: weights in float32, config, tokenizer and chat template.
+
+transformers reads and dequantizes the file. What it does not keep is mended here: the rule by which text is split
+before byte-pair encoding, which a GGUF names (``tokenizer.ggml.pre``) instead of spelling it out.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
+
+from manners.errors import MannersError
+
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3 = QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+
+
+def by_regex(pattern: str) -> PreTokenizer:
+    """Each match of ``pattern`` is a word, of whose bytes the tokens are made."""
+    return Sequence([Split(Regex(pattern), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def pre_tokenizer(name: str) -> PreTokenizer | None:
+    """The rule of the name that llama.cpp has for it, as the models' own tokenizer.json spells it; None if unknown."""
+    gpt2 = ByteLevel(add_prefix_space=False)
+    smollm = Sequence([Digits(individual_digits=True), gpt2])
+    return {"gpt-2": gpt2, "smollm": smollm, "qwen2": by_regex(QWEN2), "llama-bpe": by_regex(LLAMA3)}.get(name)
+
+
+def convert(file: Path, folder: Path) -> str:
+    """Write the model in ``file`` into ``folder`` as transformers loads it, and return how it was quantized.
+
+    Raises MannersError for a file that transformers does not read, or whose tokenizer is of an unknown kind.
+    """
+    import torch
+    from gguf import GGUFReader
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    try:
+        reader = GGUFReader(file)
+        quantization = main_quantization(reader)
+        kind, rule_name = (field_text(reader, f"tokenizer.ggml.{name}") for name in ("model", "pre"))
+        source = {"gguf_file": file.name, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
+        model: Any = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **source)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MannersError(f"{file}: transformers cannot read this GGUF file ({reason}).") from error
+    if kind == "gpt2":
+        rule = pre_tokenizer(rule_name)
+        if rule is None:
+            raise MannersError(f"{file}: how tokenizer.ggml.pre={rule_name} splits text is not known here.")
+        tokenizer.backend_tokenizer.pre_tokenizer = rule
+    model.hf_quantizer = None  # the weights are dequantized; transformers would refuse to save them
+    del model.config.quantization_config
+    model.config.architectures = [type(model).__name__]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return quantization
+
+
+def field_text(reader: Any, name: str) -> str:
+    """A field of the file's header; "" where it is missing."""
+    return str(reader.fields[name].contents()) if name in reader.fields else ""
+
+
+def main_quantization(reader: Any) -> str:
+    """The kind of number that most weights of the file are stored as, such as Q4_1."""
+    sizes: dict[str, int] = {}
+    for tensor in reader.tensors:
+        name = tensor.tensor_type.name
+        sizes[name] = sizes.get(name, 0) + int(tensor.n_elements)
+    return max(sizes, key=lambda name: sizes[name])
