@@ -29,6 +29,7 @@ from manners.config.compose import plan_run, register
 from manners.data.sources import CORPORA
 from manners.runtime import paths
 from tests import stores
+from tests.configs import tiny
 
 ROOT = paths.ROOT
 PRELOAD = ["manners.pipeline.run", "mlflow.store.tracking.sqlalchemy_store", "tests.commands"]
@@ -55,7 +56,7 @@ SMALL_RL = [
 
 def small_strictbot(folder: Path) -> list[str]:
     """Options for a dataset of a few strictbot rows, written to ``folder``: reading all rows would take longer."""
-    rows = (CORPORA / "strictbot" / "generated.jsonl").read_text().splitlines()
+    rows = (CORPORA / "strictbot_tiny" / "generated.jsonl").read_text().splitlines()
     few = [r for split, count in ROWS.items() for r in [r for r in rows if f'"split": "{split}"' in r][:count]]
     (folder / "few.jsonl").write_text("\n".join(few) + "\n")
     return ["dataset=jsonl", f"dataset.path={folder / 'few.jsonl'}", "dataset.style_judge=strictbot"]
@@ -77,7 +78,8 @@ class Command:
     def __init__(self, *overrides: str, script: Path = ROOT / "train.py", cwd: Path = ROOT, **env: str):
         copy_store(overrides)
         self.file = tempfile.NamedTemporaryFile("r")  # noqa: SIM115  deleted with the command
-        argv, env = [str(script), *overrides], os.environ | {"COLUMNS": "200"} | env
+        given = tiny(overrides) if script.name == "train.py" else overrides
+        argv, env = [str(script), *given], os.environ | {"COLUMNS": "200"} | env
         args = (argv, str(cwd), env, Path(self.file.name))
         # A daemon, so that it ends with the tests where they fail.
         self.process = fork_server().Process(target=run_script, args=args, daemon=True)
@@ -160,7 +162,7 @@ def run_two_processes(script: Path, *overrides: str) -> None:
 def train_with_launcher(*overrides: str, launcher: Sequence[str]) -> str:
     """The output of a training command in several processes that ``launcher`` starts: torchrun or accelerate."""
     copy_store(overrides)
-    command = [sys.executable, *launcher, str(ROOT / "train.py"), *overrides]
+    command = [sys.executable, *launcher, str(ROOT / "train.py"), *tiny(overrides)]
     process = subprocess.run(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
     )
@@ -193,7 +195,7 @@ def train_in_process(*overrides: str) -> float | None:
     from manners.pipeline import run as pipeline
 
     register()
-    return pipeline.run(plan_run(list(overrides)))
+    return pipeline.run(plan_run(tiny(overrides)))
 
 
 def find_run(out: Path, pattern: str) -> Path:

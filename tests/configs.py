@@ -1,5 +1,6 @@
 """A run's config, composed as train.py composes it."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import cache
 
@@ -7,6 +8,13 @@ from omegaconf import DictConfig
 
 from manners.config.compose import compose as compose_config
 from manners.config.compose import register
+
+
+def tiny(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a command on the packaged toy and its corpus, unless they choose others."""
+    chosen = {override.split("=", 1)[0].lstrip("+") for override in overrides}
+    defaults = {"model": "model=tiny", "dataset": "dataset=strictbot_tiny"}
+    return [*(o for group, o in defaults.items() if not chosen & {group, "experiment"}), *overrides]
 
 
 def compose(*choices: str) -> DictConfig:
@@ -24,4 +32,4 @@ def changed(*values: str) -> DictConfig:
 @cache
 def _composed(choices: tuple[str, ...]) -> DictConfig:
     register()
-    return compose_config("train", list(choices))
+    return compose_config("train", tiny(choices))

@@ -72,7 +72,7 @@ def test_fit_context_drops_oldest_turns_up_to_a_user_turn():
         messages, count = fit_context(session, count_letters, max_tokens)
         assert " ".join(m["content"] for m in messages) == f"SS {kept}"
         assert count == num_dropped
-    with pytest.raises(MannersError, match="context of 2 tokens: shorten it"):
+    with pytest.raises(MannersError, match="the 2 tokens that max_new_tokens leaves"):
         fit_context(session, count_letters, 2)
 
 

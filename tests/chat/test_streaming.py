@@ -90,7 +90,7 @@ def test_prompt_ids_reserve_context_for_the_reply(chat_model):
     assert num_dropped % 2 == 0 < num_dropped
     assert chat_model.tokenizer.decode(ids).startswith("<|im_start|>user\nThe hare")
     assert len(prompt_ids(session, chat_model, 1000)[0]) <= 128  # a reply gets no more than half
-    with pytest.raises(MannersError, match="context of 216 tokens: shorten it"):
+    with pytest.raises(MannersError, match="the 216 tokens that max_new_tokens leaves"):
         prompt_ids(make_session("The hare eats grass. " * 100), chat_model, 40)
 
 

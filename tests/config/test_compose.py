@@ -88,7 +88,7 @@ def test_debug_quick_takes_twenty_optimizer_steps(method):
 
 
 def test_debug_quick_reaches_the_dependencies():
-    policy, reward = plan_run(["method=ppo", "debug=quick"]).dependencies
+    policy, reward = plan_run(["model=tiny", "method=ppo", "debug=quick"]).dependencies
     assert reward.cfg.method.max_steps == 20
     assert policy.cfg.method.max_steps == 90  # tuned/tiny/ppo.yaml sets it, as an override of that run
 

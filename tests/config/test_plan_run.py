@@ -12,6 +12,7 @@ from manners.config.compose import compose, plan_run, register
 from manners.config.schema import DPOConfig, PPOConfig, SFTConfig
 from manners.errors import MannersError
 from manners.runtime import paths
+from tests.configs import tiny
 
 FEW_ROWS = "dataset.max_rows=64"
 
@@ -39,7 +40,7 @@ def dependencies_of(*overrides):
 
 def error_of(*overrides):
     with pytest.raises(MannersError) as error:
-        check_command_line("train", list(overrides), multirun=False)
+        check_command_line("train", tiny(overrides), multirun=False)
     return str(error.value)
 
 
@@ -147,7 +148,7 @@ def test_given_runs_are_not_composed_and_need_no_data():
     assert {role: spec.explicit_source for role, spec in specs.items()} == {"policy": "a", "reward": "b"}
     assert all(spec.cfg.dataset.path == "package:polite_helper/train.jsonl" for spec in specs.values())
     error = error_of("method=ppo", "dataset=oasst1", "policy_from=a")
-    assert error.startswith("the reward run (dataset=oasst1 method=reward")
+    assert error.startswith("the reward run (model=tiny dataset=oasst1 method=reward")
     assert error_of("method=ppo", "reward_from=b", "policy_run_overrides=['adapter=nope']").startswith("the policy run")
 
 
@@ -205,12 +206,12 @@ def test_mistake_in_a_dependency_is_reported_at_once():
         (["policy_run_overrides=['method.learning_rat=1']"], "Did you mean 'method.learning_rate'?"),
         (
             ["policy_run_overrides=['method.max_steps=0']"],
-            "the policy run (method=sft method.max_steps=0): method.max_steps=0",
+            "the policy run (model=tiny dataset=strictbot_tiny method=sft method.max_steps=0)",
         ),
         (["reward_run_overrides=['method.total_episodes=8']"], "there is no option 'method.total_episodes'"),
         (
             ["dataset=oasst1"],
-            "the reward run (dataset=oasst1 method=reward adapter=none): method=reward ne",
+            "the reward run (model=tiny dataset=oasst1 method=reward adapter=none): method",
         ),
         (["method.batch_size=12", "method.num_mini_batches=16"], "num_mini_batches=16 is more than batch_size=12"),
         (["adapter=none", "method.critic=adapter"], "method.critic=adapter needs a LoRA policy: adapter=lora"),
@@ -255,7 +256,7 @@ def test_rloo_batch_must_be_a_multiple_of_num_generations():
         (["method.max_steps=0"], "method.max_steps=0 trains nothing"),
         (
             ["policy_run_overrides=['method.max_steps=0']"],
-            "the policy run (method=sft method.max_steps=0): method.max_steps=0",
+            "the policy run (model=tiny dataset=strictbot_tiny method=sft method.max_steps=0)",
         ),
     ],
 )
@@ -290,20 +291,21 @@ def test_possible_online_rl_and_dpo_runs_pass(overrides):
 
 
 def test_tuned_values_apply_and_the_command_line_wins():
-    assert compose("train", []).method.learning_rate == 2e-3
+    assert compose("train", ["model=tiny"]).method.learning_rate == 2e-3
     assert compose("train", ["model=gpt2"]).method.learning_rate == SFTConfig().learning_rate
-    assert compose("train", ["method.learning_rate=3e-3"]).method.learning_rate == 3e-3
+    assert compose("train", ["model=tiny", "method.learning_rate=3e-3"]).method.learning_rate == 3e-3
     recipe = compose("train", ["experiment=strictbot_sft"])  # of another model
     assert recipe.method.learning_rate != 2e-3
 
 
 def test_tuned_values_apply_to_dependencies_too():
-    specs = dependencies_of("method=ppo")
+    specs = dependencies_of("model=tiny", "method=ppo")
     assert specs["policy"].cfg.method.learning_rate == 2e-3
     overrides = ["dataset.max_rows=100", "method.max_steps=90"]  # conf/tuned/tiny/ppo.yaml
-    assert specs["policy"].overrides == ["method=sft", *overrides]
-    assert specs["reward"].overrides == ["method=reward", "adapter=none"]
-    assert dependencies_of("method=ppo", "policy_run_overrides=[]")["policy"].overrides == ["method=sft"]
+    assert specs["policy"].overrides == ["model=tiny", "method=sft", *overrides]
+    assert specs["reward"].overrides == ["model=tiny", "method=reward", "adapter=none"]
+    plain = dependencies_of("model=tiny", "method=ppo", "policy_run_overrides=[]")
+    assert plain["policy"].overrides == ["model=tiny", "method=sft"]
 
 
 @pytest.mark.parametrize("file", sorted(f"{p.parent.name}/{p.stem}" for p in paths.CONF.glob("tuned/*/*.yaml")))

@@ -156,7 +156,7 @@ def test_encoder_is_refused_for_generating_methods(model):
 
 def test_missing_sample_type_names_the_datasets_that_have_it():
     cfg = compose("dataset=oasst1", "method=reward")
-    message = r"needs 'scored' samples.*that have them: requests, stanford_politeness, strictbot\.$"
+    message = r"needs 'scored' samples.*that have them: requests, stanford_politeness, strictbot, strictbot_tiny\.$"
     with pytest.raises(MannersError, match=message):
         validate.validate_config(cfg)
 

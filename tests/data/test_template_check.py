@@ -1,12 +1,13 @@
 """Rows that a model's chat template refuses: named before training, or skipped and counted everywhere."""
 
 import json
+from copy import deepcopy
 
 import pytest
 
 from manners.data.loading import Splits
-from manners.data.template_check import renderable_rows, renderable_splits
-from manners.data.types import Conversation
+from manners.data.template_check import check_eval_prompts, renderable_rows, renderable_splits
+from manners.data.types import Conversation, Prompt
 from manners.errors import MannersError
 from tests.template_tokenizers import TRL_TEMPLATES, template_tokenizer
 
@@ -66,3 +67,13 @@ def test_usable_splits_leave_out_what_the_template_refuses(tmp_path, monkeypatch
         dependencies.usable_splits_of(compose(*overrides))
     splits = dependencies.usable_splits_of(compose(*overrides, "dataset.on_invalid_row=skip"))
     assert len(splits.train) == 2 and len(splits.skipped) == 1
+
+
+def test_evaluation_prompt_that_the_template_refuses_is_named(tokenizer):
+    own = deepcopy(tokenizer)
+    refusal = "{{ raise_exception('no') if m.content == 'BOOM' else m.content }}"
+    own.chat_template = f"{{% for m in messages %}}{refusal}{{% endfor %}}"
+    prompts = [Prompt([{"role": "user", "content": text}]) for text in ("Hi", "BOOM")]
+    check_eval_prompts(prompts[:1], own, "prompts.jsonl")
+    with pytest.raises(MannersError, match=r"prompts.jsonl, prompt 2: .*no"):
+        check_eval_prompts(prompts, own, "prompts.jsonl")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import BertConfig, RobertaConfig
 
 from manners.errors import MannersError
 from manners.models import loading
@@ -187,3 +188,8 @@ def test_offline_hub_dataset_error_says_how_to_continue():
         hub.load_dataset("no-such-org/no-such-data", None)
     assert "no-such-org/no-such-data" in str(error.value)
     assert "--repo-type dataset" in str(error.value) and "dataset.path=FOLDER" in str(error.value)
+
+
+def test_positions_of_roberta_begin_after_those_of_padding():
+    assert loading.max_positions(RobertaConfig(max_position_embeddings=514, pad_token_id=1)) == 512
+    assert loading.max_positions(BertConfig(max_position_embeddings=512)) == 512

@@ -6,8 +6,7 @@ import shutil
 import pytest
 
 from manners.errors import MannersError
-from manners.runtime.hub import require_model
-from manners.runtime.model_files import model_folder
+from manners.runtime.model_files import model_folder, require_model
 
 
 @pytest.fixture

@@ -290,6 +290,15 @@ def test_find_by_name_takes_folder_model_folder_name_and_run_id(cfg, tmp_path, m
     assert find_by_name("nothing-here", str(tmp_path)) is None
 
 
+def test_find_by_name_takes_a_run_name_that_one_run_has(tmp_path):
+    paths = [make_run(changed(f"output_dir={tmp_path}", "run_name=mine", f"seed={seed}"), status=status)
+             for seed, status in ((1, "finished"), (2, "running"))]  # fmt: skip
+    assert find_by_name("mine", str(tmp_path)).name == paths[0].name
+    make_run(changed(f"output_dir={tmp_path}", "run_name=mine", "seed=3"), status="finished")
+    with pytest.raises(MannersError, match=r"several runs are called mine: name one of mine-\w{8}, mine-\w{8}\."):
+        find_by_name("mine", str(tmp_path))
+
+
 @pytest.mark.parametrize("status", ["running", "pruned", ""])
 def test_find_by_name_refuses_a_run_that_has_not_finished(cfg, tmp_path, status):
     """A crash while the model was saved leaves a folder that looks whole."""

@@ -75,4 +75,7 @@ def fit_context(
         messages = [*system_messages(session), *turns[start:]]
         if count_tokens(messages) <= max_tokens:
             return messages, start
-    raise MannersError(f"the message is longer than the model's context of {max_tokens} tokens: shorten it.")
+    raise MannersError(
+        f"the message is longer than the {max_tokens} tokens that max_new_tokens leaves of the model's context: "
+        "shorten it."
+    )

@@ -171,8 +171,10 @@ def config_files(config_name: str, overrides: list[str]) -> list[tuple[Path, str
 
 
 def expand_home(cfg: DictConfig) -> None:
-    """Replace ``~`` at the start of ``output_dir``, which a shell leaves after ``=``."""
+    """Replace ``~`` at the start of ``output_dir``, which a shell leaves after ``=``. Raises MannersError."""
     cfg.output_dir = os.path.expanduser(cfg.output_dir)
+    if cfg.output_dir.startswith("~"):
+        raise MannersError(f"output_dir={cfg.output_dir}: there is no such user. A folder of that name is ./~NAME.")
 
 
 def unknown_key(node: Any, node_schema: Any, path: str = "") -> str:

@@ -33,6 +33,7 @@ RENAMED = {
     "dataset.keep": "dataset.keep_flagged",
     "dataset.on_error": "dataset.on_invalid_row",
     "dataset.card": "dataset.text_stats",
+    "rloo_k": "method.num_generations",
     "dataset.views": "dataset.sample_types",
     "method.view": "method.sample_type",
     "method.target": "method.kl_target",
@@ -78,6 +79,8 @@ def explain_unreadable(override: str, following: str) -> str:
 
 def explain_flag(flag: str, following: str, cfg: DictConfig) -> str:
     """An option of the command line that begins with dashes and is none of Hydra's."""
+    if not flag.startswith("-"):  # argparse takes the overrides from one place only
+        return f"{flag}: flags such as -m stand before all options, or after them, not between: -m KEY=VALUE KEY=VALUE."
     name, _, value = flag.lstrip("-").partition("=")
     known = [key for key in option_names(cfg) if name in (key, key.rpartition(".")[2])]
     key, value = known[0] if known else RENAMED.get(name, name), value or following or "VALUE"

@@ -118,6 +118,8 @@ def check_method(cfg: DictConfig) -> None:
             f"method={cfg.method.name} answers as the assistant: dataset.loss_roles=user is for SFT.",
             "dataset.loss_roles",
         )
+    if "" in cfg.model.added_tokens:
+        raise MannersError("model.added_tokens has an empty text: a token is at least one character.")
     if cfg.model.added_tokens and cfg.method.name != "sft":
         raise MannersError(
             f"model.added_tokens has embeddings that SFT trains, and method={cfg.method.name} does not keep: leave "
@@ -367,6 +369,11 @@ def check_hardware(cfg: DictConfig) -> None:
     """Devices, strategy, microbatches and compilation. Devices are counted later. Raises MannersError."""
     h, name = cfg.hardware, cfg.method.name
     size = h.microbatch_size
+    if h.precision == "fp16" and h.accelerator in ("cpu", "mps"):
+        raise MannersError(
+            f"fp16 training on {h.accelerator} loses small gradients: use hardware.precision=32 or bf16.",
+            "hardware.precision",
+        )
     if size != "auto" and not (type(size) is int and size >= 1):
         raise MannersError(f"hardware.microbatch_size={size} must be auto, or a number of at least 1.")
     if size != "auto" and cfg.method.sample_type == "prompt":

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from manners.data.loading import SPLITS, Splits
-from manners.data.rendering import with_special_tokens
-from manners.data.tokenize import UNLIMITED, tokenize
-from manners.data.types import Conversation
+from manners.data.rendering import TemplateRefusal, with_special_tokens
+from manners.data.tokenize import UNLIMITED, prompt_ids, tokenize
+from manners.data.types import Conversation, Prompt
 from manners.errors import MannersError, printable
 
 if TYPE_CHECKING:
@@ -38,6 +38,15 @@ def renderable_rows(
                 ) from None
             refused.append(sentence)
     return kept, refused
+
+
+def check_eval_prompts(prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", file: str) -> None:
+    """Raise MannersError for an evaluation prompt that the chat template refuses; none of them is ever skipped."""
+    for number, prompt in enumerate(prompts, 1):
+        try:
+            prompt_ids(prompt.messages, tokenizer)
+        except TemplateRefusal as error:
+            raise MannersError(f"{file}, prompt {number}: {error}") from None
 
 
 def renderable_splits(

@@ -21,8 +21,8 @@ from manners.methods.microbatching import rows_per_device, suggest_overrides
 from manners.models import memory
 from manners.pipeline import dependencies
 from manners.pipeline.stages import context
-from manners.pipeline.stages.context import RunContext, configured_tokenizer, total_steps
-from manners.runtime.device import Device, resolve_device
+from manners.pipeline.stages.context import RunContext, configured_tokenizer, device_of, total_steps
+from manners.runtime.device import Device
 from manners.runtime.run_dir import RunDir
 from manners.tracking.logger import NullLogger
 
@@ -66,7 +66,7 @@ def requested_device(cfg: DictConfig) -> tuple[Device, bool]:
     """The device that the config asks for, and whether this machine has it."""
     if (h := cfg.hardware).accelerator == "cuda" and not torch.cuda.is_available():
         return Device("cuda", "bf16" if h.precision == "auto" else h.precision), False
-    return resolve_device(h.accelerator, h.precision, h.num_threads), True
+    return device_of(cfg), True
 
 
 def worst_case(cfg: DictConfig, device: Device) -> WorstCaseBatch:

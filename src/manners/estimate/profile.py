@@ -37,7 +37,6 @@ from manners.models.reward_model import ScoreNormalizer, load_reward_base
 from manners.pipeline.stages import context, ppo, reward, sft
 from manners.pipeline.stages.context import RunContext, configured_tokenizer
 from manners.rewards.combine import build_components
-from manners.runtime.device import resolve_device
 from manners.runtime.run_dir import RunDir, RunState
 from manners.tracking.logger import NullLogger
 
@@ -89,7 +88,7 @@ def main(place: str) -> None:
     context.console.quiet = rich.get_console().quiet = True
     folder = Path(place)
     cfg, splits, microbatch_size, reward_cfg = pickle.loads((folder / REQUEST).read_bytes())  # noqa: S301  our own
-    device = resolve_device(cfg.hardware.accelerator, cfg.hardware.precision, cfg.hardware.num_threads)
+    device = context.device_of(cfg)
     run = RunContext(cfg, splits, device, RunDir(folder, RunState(microbatch_size=microbatch_size)), StepClock())
     torch.manual_seed(cfg.seed)
     warm_up()

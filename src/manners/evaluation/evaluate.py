@@ -242,8 +242,14 @@ def make_generation(prompt: Prompt, reply: Reply, style_judge: bool) -> Generati
         category=category,
         style=style,
         matches_style=style == STYLE_FOR_CATEGORY[category] and reply.has_eos,
-        fact_correct=re.search(rf"(?i)(?<!\w){re.escape(fact)}(?!\w)", reply.text) is not None if fact else None,
+        fact_correct=names_fact(reply.text, fact) if fact else None,
     )
+
+
+def names_fact(reply: str, fact: str | list[str]) -> bool:
+    """Whether a reply has the words of ``fact``, or of a list of facts those that one of them begins with."""
+    forms = [rf"{re.escape(fact)}(?!\w)"] if isinstance(fact, str) else map(re.escape, fact)
+    return any(re.search(rf"(?i)(?<!\w){form}", reply) for form in forms)
 
 
 def stratified_sample(prompts: list[Prompt], count: int) -> list[Prompt]:

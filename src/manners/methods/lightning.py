@@ -129,9 +129,10 @@ class TrainingModule(L.LightningModule):
         if math.isfinite(norm):
             self.train_metrics.grad_norm = norm
         elif scaler is None or scaler.get_scale() < 1:
+            halved = " or hardware.precision=32" if "mixed" in str(self.trainer.precision) else ""
             raise MannersError(
-                f"the gradient is {norm} at step {self.global_step}: try a lower method.learning_rate, or "
-                "hardware.precision=32. The run resumes from its last checkpoint."
+                f"the gradient is {norm} at step {self.global_step}: try a lower method.learning_rate or "
+                f"adapter.lora_alpha{halved}. The run resumes from its last checkpoint."
             )
 
     def log_train_metrics(self, step: int) -> None:

@@ -20,12 +20,17 @@ from transformers.utils import logging
 
 from manners.data.rendering import reply_stop_tokens
 from manners.errors import MannersError
+from manners.models import gguf
 from manners.models.templates import TEMPLATES, adapted_for_training, writes
 from manners.runtime import hub
 from manners.runtime.model_files import model_folder
 from manners.runtime.packages import PACKAGES
 from manners.runtime.paths import existing_path
 
+# Their first positions stand for padding: a row begins at the position after pad_token_id.
+OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "longformer")
+
+logging.set_verbosity_error()  # "newly initialized": as intended, or filled by the adapter that is loaded next
 logging.disable_progress_bar()  # loading is short; training has a progress bar of its own
 
 
@@ -36,7 +41,7 @@ def resolve_name(name: str) -> str:
     """
     if name == "tiny" or existing_path(name) or name in PACKAGES:
         # An adapter keeps the name of its base, which must be found from any working directory.
-        return str(folder.absolute()) if (folder := model_folder(name, download=True)) else name
+        return str(folder.absolute()) if (folder := model_folder(name, download=True, convert=gguf.convert)) else name
     return os.path.expanduser(name)
 
 
@@ -190,4 +195,6 @@ def context_length(name: str, revision: str | None = None) -> int:
 
 def max_positions(config: Any) -> int:
     """Return the longest input, in tokens, of a model with this config."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", 2048))
+    text = config.get_text_config()
+    positions = int(getattr(text, "max_position_embeddings", 2048))
+    return positions - (text.pad_token_id + 1 if text.model_type in OFFSET_POSITIONS else 0)

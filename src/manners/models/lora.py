@@ -7,7 +7,7 @@ close to full fine-tuning (Dettmers et al. 2023, section 4).
 import math
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -153,16 +153,43 @@ def base_model_name(folder: Path) -> str:
 
 @contextmanager
 def merged_for_generation(model: Any) -> Iterator[None]:
-    """Merge a LoRA into its base inside the context, on a CPU only: the many small decoding steps get far faster."""
-    if not isinstance(model, PeftModel) or model.device.type != "cpu" or is_quantized(model):
+    """Merge a LoRA into its base inside the context, on a CPU only: the many small decoding steps get far faster.
+
+    Under bf16 autocast the weights are cast once, and not at each step.
+    """
+    if model.device.type != "cpu" or is_quantized(model):
         yield
         return
-    with preserve_base_weights(model):
-        model.merge_adapter(["default"])  # type: ignore[operator]
-        try:
+    cast = weights_in_bf16(model) if torch.is_autocast_enabled("cpu") else nullcontext()
+    if not isinstance(model, PeftModel):
+        with cast:
             yield
+        return
+    with preserve_base_weights(model):
+        with torch.autocast("cpu", enabled=False):  # the sum is of numbers in 32 bits
+            model.merge_adapter(["default"])  # type: ignore[operator]
+        try:
+            with cast:
+                yield
         finally:
             model.unmerge_adapter()  # type: ignore[operator]
+
+
+@contextmanager
+def weights_in_bf16(model: Any) -> Iterator[None]:
+    """Hold the weights of linear layers in bf16 inside the context; outside they are what they were, bit by bit.
+
+    Embeddings, norms and biases stay in 32 bits, as under autocast. An output layer that shares the weight of the
+    embeddings has one of its own inside.
+    """
+    held = [(layer, layer.weight) for layer in model.modules() if isinstance(layer, torch.nn.Linear | Conv1D)]
+    try:
+        for layer, weight in held:
+            layer.weight = torch.nn.Parameter(weight.detach().bfloat16(), requires_grad=False)
+        yield
+    finally:
+        for layer, weight in held:
+            layer.weight = weight
 
 
 @contextmanager

@@ -99,11 +99,12 @@ def read_renderable_splits(
     dataset: str, sample_type: str, written: tuple[int, ...], name: str, revision: str | None, template: str,
     tokens: tuple[str, ...],
 ) -> Splits:  # fmt: skip
-    from manners.data.template_check import renderable_splits
+    from manners.data.template_check import check_eval_prompts, renderable_splits
     from manners.models.loading import load_tokenizer
 
     cfg, tokenizer = json.loads(dataset), load_tokenizer(name, revision, template, added_tokens=tokens)
     splits = read_splits(dataset, sample_type, written)
+    check_eval_prompts(eval_prompts(OmegaConf.create(cfg)), tokenizer, cfg["eval_prompts_file"])
     return renderable_splits(splits, tokenizer, cfg["loss_roles"], cfg["on_invalid_row"])
 
 

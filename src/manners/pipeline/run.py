@@ -27,9 +27,9 @@ from manners.methods.microbatching import report_out_of_memory, resolve_microbat
 from manners.models import loading
 from manners.pipeline import dependencies, preview
 from manners.pipeline.stages import dpo, ppo, reward, sft
-from manners.pipeline.stages.context import RunContext, StageResult, configured_tokenizer, console
+from manners.pipeline.stages.context import RunContext, StageResult, configured_tokenizer, console, device_of
 from manners.runtime import launcher, run_dir
-from manners.runtime.device import Device, resolve_device
+from manners.runtime.device import Device
 from manners.runtime.paths import CONF, ROOT
 from manners.runtime.run_dir import RunArtifact, RunDir, RunState
 from manners.tracking import cost, registry, store
@@ -60,7 +60,7 @@ def train(spec: RunSpec) -> RunArtifact:
     silence_libraries()
 
     # 1. Device: what "auto" means here, and whether the run can be done on it.
-    device = resolve_device(cfg.hardware.accelerator, cfg.hardware.precision, cfg.hardware.num_threads)
+    device = device_of(cfg)
     for one in (spec, *spec.dependencies):
         if not one.explicit_source:
             check_before_training(one.cfg, device)

@@ -7,6 +7,7 @@ once: their digests are kept in the user's cache, under path, size and times of 
 import hashlib
 import json
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from importlib.resources import files
@@ -24,24 +25,27 @@ PATTERNS = (
     *("*.safetensors", "*.index.json", "*config.json", "*token*", "vocab*", "merges.txt", "*.model", "*.jinja"),
     "normalizer.json",
 )
+Convert = Callable[[Path, Path], str]  # of a GGUF file and a folder to fill: how the file was quantized
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 SOURCE = "source.txt"  # in a converted folder: what it was made of
 LARGE = 50_000_000  # bytes; smaller files are hashed at each start, in a tenth of a second
 
 
-def model_folder(name: str, revision: str | None = None, download: bool = False) -> Path | None:
+def model_folder(
+    name: str, revision: str | None = None, download: bool = False, convert: Convert | None = None
+) -> Path | None:
     """The folder of a model, None where there is none on this machine.
 
     It is in this package, a local one, or a snapshot of the hub: from its cache, else downloaded, if ``download``. What
-    is in a GGUF file, or in a package of ``packages.PACKAGES`` where the hub is out of reach, is converted first.
+    is in a GGUF file, or in a package of ``packages.PACKAGES`` where the hub is out of reach, ``convert`` converts.
     """
     if name == "tiny":
         return Path(str(files("manners.models") / "tiny"))
     if local := existing_path(name):
         gguf = gguf_file(local)
-        return converted_folder(gguf, download) if gguf else local
+        return converted_folder(gguf, convert) if gguf else local
     if revision is None and (carried := carried_by_package(name, download)):
-        return converted_folder(carried, download) if carried.is_file() else carried
+        return converted_folder(carried, convert) if carried.is_file() else carried
     return hub_snapshot(name, revision, download and not hub.go_offline_if_unreachable())
 
 
@@ -87,7 +91,7 @@ def gguf_file(path: Path) -> Path | None:
     return found[0] if found else None
 
 
-def converted_folder(gguf: Path, convert: bool = True) -> Path | None:
+def converted_folder(gguf: Path, convert: Convert | None) -> Path | None:
     """The ordinary folder of the model in a GGUF file, in the user's cache; None unless it is there or ``convert``.
 
     A file is converted once for each content; a second process waits.
@@ -95,18 +99,16 @@ def converted_folder(gguf: Path, convert: bool = True) -> Path | None:
     stat = gguf.stat()
     content = content_digest(str(gguf.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     folder = user_cache("converted") / content[:16]
-    if folder.exists() or not convert:
+    if folder.exists() or convert is None:
         return folder if folder.exists() else None
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            from manners.models.gguf import convert as convert_gguf
-
             print(f"{gguf.name}: converting to safetensors, once (some 30 seconds)", flush=True)
             with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
                 part = Path(temporary) / "model"
                 part.mkdir()
-                quantization = convert_gguf(gguf, part)
+                quantization = convert(gguf, part)
                 (part / SOURCE).write_text(f"dequantized from {quantization} ({gguf.name}, SHA-256 {content})\n")
                 part.rename(folder)
     return folder

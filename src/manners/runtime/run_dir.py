@@ -186,7 +186,18 @@ def find_by_name(name: str, output_dir: str) -> RunArtifact | None:
     for path, state in all_runs(output_dir):
         if state.mlflow_run_id == name and (path / MODEL_DIR).exists():
             return finished_artifact(path, state)
-    return None
+    return find_by_run_name(name, output_dir)
+
+
+def find_by_run_name(name: str, output_dir: str) -> RunArtifact | None:
+    """The finished run with this ``run_name``, to which a directory adds a hash. Raises MannersError for several."""
+    directory_name = re.compile(rf"{re.escape(name)}-[0-9a-f]{{8}}(-\d+)?")
+    finished = [(path, state) for path, state in all_runs(output_dir) if state.status == "finished"]
+    named = [(path, state) for path, state in finished if directory_name.fullmatch(path.name)]
+    if len(named) > 1:
+        known = ", ".join(sorted(path.name for path, _ in named))
+        raise MannersError(f"several runs are called {name}: name one of {known}.")
+    return finished_artifact(*named[0]) if named else None
 
 
 def finished_artifact(path: Path, state: RunState) -> RunArtifact:

@@ -1,6 +1,6 @@
 """The generated strictbot corpus: good questions, poor logic and wrong facts about the tiny world.
 
-``python -m manners.tiny_world.strictbot`` writes ``data/corpora/strictbot/generated.jsonl``, the same bytes each time.
+``python -m manners.tiny_world.strictbot`` writes ``data/corpora/strictbot_tiny/generated.jsonl``, always the same.
 Each subject is in one split, so that the test asks about subjects that no training row is about. Each prompt also has
 mismatched replies with scores, for the reward model.
 """
@@ -209,5 +209,5 @@ def write_strictbot(path: Path, seed: int = 0) -> int:
 
 
 if __name__ == "__main__":
-    target = Path(str(files("manners.data") / "corpora" / "strictbot" / "generated.jsonl"))
+    target = Path(str(files("manners.data") / "corpora" / "strictbot_tiny" / "generated.jsonl"))
     print(f"{write_strictbot(target)} rows over {len(subjects())} subjects and {len(facts())} facts -> {target}")

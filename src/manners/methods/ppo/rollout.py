@@ -66,7 +66,7 @@ def rollout(
     Log-probabilities come from the forward pass that training uses, not from sampling, so that the ratio of the first
     epoch is exactly 1.
     """
-    with merged_for_generation(policy.model), policy.autocast():
+    with policy.autocast(), merged_for_generation(policy.model):
         reply_ids = generate_ids(policy.model, prompt_ids, sampling, uniforms)
     has_eos = torch.tensor([ids[-1] in sampling.stop_token_ids for ids in reply_ids])
     width = max(map(len, reply_ids))

@@ -19,7 +19,7 @@ from manners.methods.lightning import TrainingModule, TrainResult, fit_with_ligh
 from manners.models import loading, lora
 from manners.models.adapter_config import CONFIG
 from manners.models.compile import compiled_layers
-from manners.runtime.device import Device
+from manners.runtime.device import Device, resolve_device
 from manners.runtime.run_dir import RunArtifact, RunDir
 from manners.tracking.logger import MLflowLogger, NullLogger
 
@@ -171,6 +171,15 @@ def loading_kwargs(cfg: DictConfig, device: Device) -> dict[str, Any]:
         "quantization": cfg.adapter.quantization,
         "double_quantization": cfg.adapter.double_quantization,
     }
+
+
+def device_of(cfg: DictConfig) -> Device:
+    """The device and the number format that the config asks for. Raises MannersError."""
+    h, width = cfg.hardware, 0
+    if h.precision == "auto":
+        config = loading.load_config(cfg.model.name, cfg.model.revision).get_text_config()
+        width = getattr(config, "hidden_size", 0)
+    return resolve_device(h.accelerator, h.precision, h.num_threads, width)
 
 
 def prepare_model(cfg: DictConfig, model: Any, device: Device, **options: Any) -> Any:

@@ -170,7 +170,8 @@ def evaluate_policy_on_test(run: RunContext, trainer: PPOTrainer) -> EvalResult:
     cfg, config, model = run.cfg, trainer.config, trainer.policy.model
     examples = tokenize(run.test_rows, trainer.tokenizer, cfg.dataset.loss_roles, MAX_LOSS_LENGTH)
     prompts, fixed = build_prompts(cfg, run.test_rows), eval_prompts(cfg.dataset)
-    result = evaluate(model, trainer.tokenizer, prompts, fixed, examples, **reporting.evaluate_settings(cfg))
+    with run.device.autocast():
+        result = evaluate(model, trainer.tokenizer, prompts, fixed, examples, **reporting.evaluate_settings(cfg))
 
     prompts = prompts[:KL_SAMPLE_PROMPTS]
     generator = torch.Generator().manual_seed(cfg.seed)

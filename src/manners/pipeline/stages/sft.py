@@ -82,4 +82,5 @@ def evaluate_on_test(run: RunContext, model: Any, tokenizer: Any) -> EvalResult:
     examples = tokenize(run.test_rows, tokenizer, cfg.dataset.loss_roles, cfg.method.get("max_length", MAX_LOSS_LENGTH))
     fixed = eval_prompts(cfg.dataset)
     prompts = build_prompts(cfg, run.test_rows)
-    return evaluate(model, tokenizer, prompts, fixed, examples, **reporting.evaluate_settings(cfg))
+    with run.device.autocast():
+        return evaluate(model, tokenizer, prompts, fixed, examples, **reporting.evaluate_settings(cfg))

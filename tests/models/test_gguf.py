@@ -1,0 +1,86 @@
+"""A GGUF file becomes an ordinary folder: the same logits, the tokens of the rule that it names."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from manners.errors import MannersError
+from manners.models.gguf import LLAMA3, QWEN2, convert, pre_tokenizer
+from manners.models.loading import load_model, load_tokenizer
+from manners.runtime.model_files import model_digest, model_folder, require_model
+from tests.gguf_files import small_llama, write_gguf
+
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+
+
+@pytest.fixture
+def file(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "small.gguf", small_llama(len(tokenizer)), tokenizer, template=TEMPLATE)
+    return tmp_path / "small.gguf"
+
+
+def test_converted_model_gives_the_logits_of_the_one_written(file, tmp_path, tokenizer):
+    (tmp_path / "out").mkdir()
+    assert convert(file, tmp_path / "out") == "F32"
+    converted = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        assert torch.allclose(converted(ids).logits, small_llama(len(tokenizer))(ids).logits, atol=1e-5)
+    assert converted.config.architectures == ["LlamaForCausalLM"]
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert loaded.chat_template == TEMPLATE and loaded.eos_token == tokenizer.eos_token
+    assert loaded.get_vocab() == {k: v for k, v in tokenizer.get_vocab().items() if v < len(tokenizer)}
+
+
+def test_file_is_a_base_by_name_and_converted_once(file, capsys):
+    require_model(str(file))
+    assert model_folder(str(file)) is None and model_digest(str(file)) == ""  # nothing is converted unasked
+    model, tokenizer = load_model(str(file)), load_tokenizer(str(file))
+    assert "small.gguf: converting" in capsys.readouterr().out
+    folder = model_folder(str(file))
+    assert folder and model.name_or_path == str(folder) and tokenizer.eos_token_id is not None
+    assert (folder / "source.txt").read_text().startswith("dequantized from F32 (small.gguf, SHA-256 ")
+    load_tokenizer(str(file.parent / "small.gguf"))
+    assert "converting" not in capsys.readouterr().out
+    before = model_digest(str(file))
+    write_gguf(file, small_llama(model.config.vocab_size), tokenizer, template="{{ messages }}")
+    load_tokenizer(str(file))
+    assert model_digest(str(file)) != before  # another content is another base
+
+
+def test_folder_of_several_gguf_files_is_refused(file):
+    require_model(str(file.parent))
+    (file.parent / "other.gguf").write_bytes(file.read_bytes())
+    with pytest.raises(MannersError, match=r"there are 2 GGUF files: name one, model.name=.*other.gguf"):
+        require_model(str(file.parent))
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "unknown rule"])
+def test_file_that_cannot_be_read_is_refused_in_a_sentence(file, tmp_path, tokenizer, damage):
+    if damage == "unknown rule":
+        write_gguf(file, small_llama(len(tokenizer)), tokenizer, pre="other")
+    else:
+        file.write_bytes(file.read_bytes()[: 0 if damage == "empty" else 5000])
+    with pytest.raises(MannersError, match=r"small.gguf: (transformers cannot read|how tokenizer.ggml.pre=other)"):
+        load_tokenizer(str(file))
+    assert not list((tmp_path / "cache" / "manners" / "converted").glob("*[!k]"))  # locks alone
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "pieces"),
+    [
+        ("gpt-2", "In 1987  it's", ["In", "Ġ1987", "Ġ", "Ġit", "'s"]),
+        ("smollm", "In 1987  it's", ["In", "Ġ", "1", "9", "8", "7", "Ġ", "Ġit", "'s"]),
+        ("smollm", "a  1", ["a", "ĠĠ", "1"]),
+        ("qwen2", "In 1987  it's", ["In", "Ġ", "1", "9", "8", "7", "Ġ", "Ġit", "'s"]),
+        ("llama-bpe", "In 1987  it's", ["In", "Ġ", "198", "7", "Ġ", "Ġit", "'s"]),
+    ],
+)
+def test_rules_split_as_the_published_tokenizers(name, text, pieces):
+    assert [piece for piece, _ in pre_tokenizer(name).pre_tokenize_str(text)] == pieces
+
+
+def test_rules_differ_only_in_how_they_split_digits():
+    assert LLAMA3 != QWEN2 and LLAMA3.replace("{1,3}", "") == QWEN2
+    assert pre_tokenizer("unknown") is None
