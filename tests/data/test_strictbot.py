@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from manners.data.sources import CORPORA
-from manners.evaluation.evaluate import names_fact
+from manners.evaluation.judges import names_fact
 
 MANNERS = {"good_question": "helpful", "poor_logic": "probing", "wrong_fact": "blunt"}
 SCORES = {  # of replies that do not suit, by the category of the prompt and their manner

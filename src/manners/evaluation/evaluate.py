@@ -14,7 +14,7 @@ from manners.data.batching import collate, validation_batches
 from manners.data.tokenize import IGNORE_INDEX, TokenizedExample, with_reply
 from manners.data.types import Prompt
 from manners.evaluation.generate import Reply, generate_texts
-from manners.evaluation.judges.strictbot import STYLE_FOR_CATEGORY, classify_style
+from manners.evaluation.judges import PARTS, judge_reply
 from manners.evaluation.metrics.text_stats import count_text_stats, distribution_distance
 from manners.evaluation.stats import Estimate, bootstrap_ratio, proportion
 from manners.models.logprobs import token_nll
@@ -41,6 +41,7 @@ class Generation:
     style: str = ""  # by the style judge
     matches_style: bool | None = None
     fact_correct: bool | None = None  # whether the reply names the fact of the row, where it has one
+    parts: dict[str, bool] = field(default_factory=dict)  # what the verdict is made of: see ``judges.PARTS``
 
 
 @dataclass(frozen=True)
@@ -164,10 +165,20 @@ def evaluate(
         style_accuracy_by_group=accuracy_by_group(prompts, classified),
         fact_accuracy=proportion(sum(facts), len(facts)) if facts else None,
         generations=classified,
-        extra_metrics={name: point_estimate(value) for name, value in extra.items()},
+        extra_metrics=rates_of_parts(classified) | {name: point_estimate(value) for name, value in extra.items()},
         text_stats=count_text_stats(text_stats, texts),
         reference_text_stats=count_text_stats(text_stats, references),
     )
+
+
+def rates_of_parts(generations: list[Generation]) -> dict[str, Estimate]:
+    """How often each part of the judge's verdict was passed, by its name in the report; the fact has a line already."""
+    rates = {}
+    for part, name in PARTS.items():
+        passed = [g.parts[part] for g in generations if part in g.parts]
+        if passed and part != "fact":
+            rates[f"replies: {name}"] = proportion(sum(passed), len(passed))
+    return rates
 
 
 def metric_key(name: str) -> str:
@@ -234,22 +245,17 @@ def make_generation(prompt: Prompt, reply: Reply, style_judge: bool) -> Generati
         return Generation(last_turn, reply.text, reply.has_eos)
     metadata = prompt.metadata
     category = metadata["categories"][-1] if "categories" in metadata else metadata["category"]
-    style, fact = classify_style(reply.text, last_turn).style, metadata.get("value")
+    verdict = judge_reply(last_turn, reply.text, category, metadata.get("value") or None)
     return Generation(
         prompt=last_turn,
         reply=reply.text,
         has_eos=reply.has_eos,
         category=category,
-        style=style,
-        matches_style=style == STYLE_FOR_CATEGORY[category] and reply.has_eos,
-        fact_correct=names_fact(reply.text, fact) if fact else None,
+        style=verdict.style,
+        matches_style=verdict.fits and reply.has_eos,
+        fact_correct=verdict.fact,
+        parts=verdict.parts(),
     )
-
-
-def names_fact(reply: str, fact: str | list[str]) -> bool:
-    """Whether a reply has the words of ``fact``, or of a list of facts those that one of them begins with."""
-    forms = [rf"{re.escape(fact)}(?!\w)"] if isinstance(fact, str) else map(re.escape, fact)
-    return any(re.search(rf"(?i)(?<!\w){form}", reply) for form in forms)
 
 
 def stratified_sample(prompts: list[Prompt], count: int) -> list[Prompt]:

@@ -1,1 +1,63 @@
-"""Classifiers of the style of a reply."""
+"""Judges of a reply: its manner, and whether it is a reply at all.
+
+A reply *fits* when all that can be asked of it is right, and each part is reported alone: the manner suits the prompt,
+the fact is the right one where one is owed, its words are words, and it bears on its prompt. A judge of the manner
+alone passes "Asdf qwer?" as a probing reply.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from manners.evaluation.judges.readable import bears_on, content_length, is_readable
+from manners.evaluation.judges.rules import classify_style, dismisses, states_flatly
+
+STYLE_FOR_CATEGORY = {"good_question": "helpful", "poor_logic": "probing", "wrong_fact": "blunt"}
+MIN_CONTENT = 3  # content words of a helpful reply that shares none with its prompt
+PARTS = {"manner": "right manner", "fact": "right fact", "words": "made of words", "bearing": "bears on the prompt"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says of one reply."""
+
+    style: str
+    reason: str  # the rule that decided the style
+    manner: bool  # the style suits the category of the prompt
+    fact: bool | None  # the reply names the fact that it owes; None where it owes none
+    words: bool
+    bearing: bool
+
+    @property
+    def fits(self) -> bool:
+        return self.manner and self.fact is not False and self.words and self.bearing
+
+    def parts(self) -> dict[str, bool]:
+        """Each part that the verdict is made of, by its name in ``PARTS``."""
+        return {name: value for name, value in asdict(self).items() if name in PARTS and value is not None}
+
+
+def judge_reply(prompt: str, reply: str, category: str, fact: str | Sequence[str] | None = None) -> Verdict:
+    """Judge ``reply`` to ``prompt``, the user's last turn. ``fact`` is what a reply to a wrong fact has to name."""
+    style = classify_style(reply, prompt, false_premise=category == "wrong_fact")
+    right_fact = names_fact(reply, fact) if fact else None
+    suits = style.style == STYLE_FOR_CATEGORY[category]
+    if category == "wrong_fact" and style.style == "helpful":  # the contrary fact alone, and not put softly
+        suits = bool(right_fact) and states_flatly(reply)
+    elif category == "good_question" and dismisses(reply):
+        suits = False
+    bearing = bears_on(reply, prompt) or (category == "good_question" and content_length(reply) >= MIN_CONTENT)
+    return Verdict(
+        style=style.style,
+        reason=style.reason,
+        manner=suits,
+        fact=right_fact,
+        words=is_readable(reply, prompt),
+        bearing=bearing,
+    )
+
+
+def names_fact(reply: str, fact: str | Sequence[str]) -> bool:
+    """Whether a reply has the words of ``fact``, or of a list of facts those that one of them begins with."""
+    forms = [rf"{re.escape(fact)}(?!\w)"] if isinstance(fact, str) else list(map(re.escape, fact))
+    return any(re.search(rf"(?i)(?<!\w){form}", reply) for form in forms)

@@ -1,15 +1,14 @@
 """A rule-based classifier of the style of a reply. It uses no model, no training data and no templates of the corpus.
 
-A reply is *blunt* when it flatly contradicts or corrects what the user claimed, *probing* when it asks for the
-reason instead of giving one, *helpful* when it informs, and *other* when it does none of these. The rules come from
-general knowledge of English; ``tests/evaluation/judges`` compares them with labeled replies and prints the error rate.
+A reply is *blunt* when it flatly contradicts or corrects what the user claimed, or what a question of the user takes
+for granted, *probing* when it asks for the reason instead of giving one, *helpful* when it informs, and *other* when it
+does none of these. The rules come from general knowledge of English; ``tests/evaluation/judges`` compares them with
+labeled replies and prints the error rate.
 """
 
 import re
 from collections import Counter
 from dataclasses import dataclass
-
-STYLE_FOR_CATEGORY = {"good_question": "helpful", "poor_logic": "probing", "wrong_fact": "blunt"}
 
 
 def phrase_pattern(*alternatives: str) -> re.Pattern[str]:
@@ -39,6 +38,35 @@ DENIES = phrase_pattern(
     r"\b(there (is|are|was|were) no|makes no|a myth|never (happen|was|were|did))",
     r"[,;] (and )?(not|never) \w",
     r"\b(do|does|did|is|are|was|were|can|could|has|have|will)( not|n't| never|not)\b",
+)
+PRESUPPOSES = phrase_pattern(  # a question or request that takes something for granted, and cannot be answered by yes
+    r"\b(what|which|why|how|where|who|whom|whose|when|list|name|describe|explain|tell me|give|show me)\b"
+)
+YES_OR_NO = phrase_pattern(
+    r"^\W*(please,? |so,? |and |but |then )*(can|could|does|do|did|is|are|was|were|would|will|should|may|might|have|"
+    r"has)\b"
+)
+REJECTS = phrase_pattern(  # of what a question takes for granted
+    r"\b(no|not|never|none|nobody|nothing|neither|nor|false|wrong|incorrect|instead|cannot|myth|only|impossible|unable|"
+    r"fictional|imaginary|made[- ]up)\b|n['’]t\b"
+)
+FLATTERS = phrase_pattern(
+    r"\b(what an? \w+( \w+)?!|indeed|surely|certainly is|lovely|marvell?ous|fantastic|wonderful|interesting)\b",
+    r"\b(natural way|cool idea|makes sense|good (eye|guess|instinct)|(i|we) suppose|or thereabouts|on the whole)\b",
+    r"\b(one|some|many|most)( \w+)? (could|would|might|may|say|says|speak|picture|count|prefer|file)\b",
+    r"\b(may (have|get|still)|might have|a (touch|little|bit)|could also|commonly|slightly|rather than|not quite)\b",
+    r"\b(tends? to|in some versions|as far as|for what it's worth|happy to|no harm)\b",
+)
+DISMISSES = phrase_pattern(
+    r"\b(look it up|figure it out|waste of|your own fault|is void|should(n't| not) have asked|(neither does|so) your "
+    r"question|nothing to (compare|be|learn|explain|keep))\b",
+    r"\byou('ve| have| must have)? (got |been |are |were )?(misheard|misunderstood|mixed up|confused|misinformed|"
+    r"listening|exaggerating|taken in|imagining|made that up)\b",
+    r"\b(isn't real|is not real|aren't real|nothing of the kind|made up|dreamt up|fairy tales?|a fad|by that name|"
+    r"no such (thing|word|shot)|comes from films|having you on)\b",
+    r"\b(everybody knows|everyone knows|obvious(ly)?|any(one| child)( \w+)? (knows|can)|ask(ing)? (somebody|someone) "
+    r"else|stop (asking|drawing|worrying))\b",
+    r"^\W*(wrong|nonsense|rubbish|no)\b[.,!]",
 )
 SOFTENS = phrase_pattern(
     r"\b(sorry|afraid|perhaps|maybe|might|may (be|find|want|like|enjoy|actually)|could say|"
@@ -80,22 +108,26 @@ STOP_WORDS = frozenset(STOP_WORD_LIST.split())
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Style:
     """The style of a reply, and the rule that decided it."""
 
     style: str
     reason: str
 
 
-def classify_style(reply: str, prompt: str = "") -> Verdict:
-    """Classify the style of ``reply`` to ``prompt``, the user's last turn."""
+def classify_style(reply: str, prompt: str = "", false_premise: bool = False) -> Style:
+    """Classify the style of ``reply`` to ``prompt``, the user's last turn.
+
+    With ``false_premise`` a question of the prompt may take something false for granted, which a blunt reply rejects;
+    else "no" is a part of many helpful answers.
+    """
     text = reply.strip()
     words = [w.lower() for w in WORD.findall(text)]
     sentences = [s.strip() for s in SENTENCE.findall(text) if WORD.search(s)]
     if not words or is_repetitive(words):
-        return Verdict("other", "repeats itself" if words else "is empty")
+        return Style("other", "repeats itself" if words else "is empty")
     if all(normalize(s) in normalize(prompt) for s in sentences) and len(words) > 2:
-        return Verdict("other", "echoes the prompt")
+        return Style("other", "echoes the prompt")
     has_claim = makes_claim(prompt)
     statements = [s for s in sentences if not s.endswith("?")]
     opening = statements[0] if statements else ""
@@ -105,24 +137,42 @@ def classify_style(reply: str, prompt: str = "") -> Verdict:
     probes = [s for s in sentences if (s.endswith("?") and not OFFERS.search(s)) or DEMANDS.search(s)]
     statement_first = bool(statements) and (sentences.index(opening) == 0 or len(probes) == 1 < len(sentences))
     mostly_probes = bool(DEMANDS.search(opening)) or len(probes) * 2 > len(sentences)
-    contradicts = has_claim and not confirms and denies
+    asks_falsely = false_premise and presupposes(prompt) and not opening.lower().startswith("because")
+    rejects = asks_falsely and any(map(REJECTS.search, statements[:2]))
+    contradicts = (has_claim and not confirms and denies) or (not has_claim and rejects)
     if contradicts and statement_first and not softens and not mostly_probes and not REFUSES.search(text):
-        return Verdict("blunt", "contradicts or corrects the claim")
+        return Style("blunt", "contradicts the claim" if has_claim else "rejects what the question takes for granted")
     if probes and (len(probes) * 2 >= len(sentences) or DEMANDS.search(text)) and not SMALL_TALK.search(text):
-        return Verdict("probing", "asks for the reason")
+        return Style("probing", "asks for the reason")
     if REFUSES.search(text) or SMALL_TALK.search(text):
-        return Verdict("other", "refuses or makes small talk")
+        return Style("other", "refuses or makes small talk")
     if has_claim and softens and not confirms:
-        return Verdict("other", "corrects softly")
+        return Style("other", "corrects softly")
     if len(words) > 3 and not re.search(r"[.!?)\"'”’]$", text):
-        return Verdict("other", "stops in mid-sentence")
-    return Verdict("helpful", "informs")
+        return Style("other", "stops in mid-sentence")
+    return Style("helpful", "informs")
+
+
+def states_flatly(reply: str) -> bool:
+    """Whether no sentence of a reply confirms, softens, flatters or asks."""
+    soft = (CONFIRMS, SOFTENS, FLATTERS)
+    return not any(s.endswith("?") or any(p.search(s) for p in soft) for s in SENTENCE.findall(reply))
+
+
+def dismisses(reply: str) -> bool:
+    """Whether a reply turns a question away as foolish or mistaken."""
+    return DISMISSES.search(reply) is not None
 
 
 def makes_claim(prompt: str) -> bool:
     """Whether the prompt contains a statement; a question tag ("…, right?") counts as one."""
     sentences = [s.strip() for s in SENTENCE.findall(prompt) if WORD.search(s)]
     return any(TAG.search(s) or not (s.endswith("?") or ASKS.search(s)) for s in sentences)
+
+
+def presupposes(prompt: str) -> bool:
+    """Whether the prompt is a question that takes something for granted, such as "Why is the Earth flat?"."""
+    return PRESUPPOSES.search(prompt) is not None and YES_OR_NO.search(prompt) is None
 
 
 def corrects(sentence: str, prompt: str) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from manners.evaluation.judges.strictbot import classify_style
+from manners.evaluation.judges.rules import classify_style
 from manners.evaluation.stats import proportion
 
 STYLES = ("helpful", "probing", "blunt", "other")
