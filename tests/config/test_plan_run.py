@@ -60,11 +60,11 @@ def test_sft_and_reward_runs_have_no_dependencies():
 
 
 def test_dpo_starts_from_the_same_sft_run_as_ppo():
-    specs = dependencies_of("method=dpo", FEW_ROWS)
+    specs = dependencies_of("model=tiny", "method=dpo", FEW_ROWS)
     assert specs.keys() == {"policy"}
-    assert specs["policy"].cfg == dependencies_of("method=ppo", FEW_ROWS)["policy"].cfg
-    assert dependencies_of("method=dpo", "policy_from=none") == {}
-    assert dependencies_of("method=dpo", "policy_from=a-run")["policy"].explicit_source == "a-run"
+    assert specs["policy"].cfg == dependencies_of("model=tiny", "method=ppo", FEW_ROWS)["policy"].cfg
+    assert dependencies_of("model=tiny", "method=dpo", "policy_from=none") == {}
+    assert dependencies_of("model=tiny", "method=dpo", "policy_from=a-run")["policy"].explicit_source == "a-run"
 
 
 def test_dependency_takes_over_the_overrides_but_the_methods():

@@ -81,13 +81,30 @@ def test_overlong_appends_up_to_four_other_replies():
     assert corrupt("overlong", others=["One."]) == f"{REPLY} One."
 
 
+def test_garbled_word_changes_the_end_of_one_word():
+    for seed in SEEDS:
+        corrupted = corrupt("garbled_word", seed=seed, others=["An elephant drinks water."]).split()
+        [(old, new)] = [(a, b) for a, b in zip(REPLY.split(), corrupted, strict=True) if a != b]
+        assert new[:2] == old[:2] and new[-3:] in ("ant", "nks")
+    assert corrupt("garbled_word", "It is so.") == "It is so."
+
+
+def test_misplaced_is_a_good_reply_to_another_prompt_of_the_same_kind():
+    train = [ScoredReply(PROMPT, reply, score) for reply, score in (("Why?", 1.0), ("So.", 1.0), ("No?", 0.0))]
+    original = ScoredReply(PROMPT, "How do you know?", 1.0)
+    found = [bad.reply for kind, _, bad in corrupted_replies([original], train, "0") if kind == "misplaced"]
+    assert found == ["Why?"]  # no statement, and no bad reply
+
+
 # --- All kinds ---
 
 
 def test_corrupted_replies_score_lowest_for_each_kind_and_row():
     rows = [ScoredReply(PROMPT, REPLY, 4.0, "b:1"), ScoredReply([], "A plain text of some words", 2.0, "b:2")]
     triples = corrupted_replies(rows, TRAIN_ROWS, "0")
-    assert [(kind, original) for kind, original, _ in triples] == [(kind, row) for kind in CORRUPTIONS for row in rows]
+    expected = [(kind, row) for kind in CORRUPTIONS for row in rows]
+    expected.remove(("misplaced", rows[1]))  # a text without a prompt
+    assert [(kind, original) for kind, original, _ in triples] == expected
     for _, original, corrupted in triples:
         assert corrupted.score == 0.0  # the lowest of TRAIN_ROWS
         assert (corrupted.messages, corrupted.source) == (original.messages, original.source)
@@ -95,12 +112,8 @@ def test_corrupted_replies_score_lowest_for_each_kind_and_row():
 
 
 def test_corrupted_replies_omit_unchanged_replies():
-    assert {kind for kind, *_ in corrupted_replies([ScoredReply(PROMPT, "Hello", 1.0)], TRAIN_ROWS, "0")} == set(
-        CORRUPTIONS
-    ) - {
-        "shuffled",
-        "truncated",
-    }
+    kinds = {kind for kind, *_ in corrupted_replies([ScoredReply(PROMPT, "Hello", 1.0)], TRAIN_ROWS, "0")}
+    assert kinds == set(CORRUPTIONS) - {"shuffled", "truncated", "misplaced"}  # no good reply ends as "Hello" does
     assert "empty" not in {kind for kind, *_ in corrupted_replies([ScoredReply(PROMPT, "", 1.0)], TRAIN_ROWS, "0")}
 
 

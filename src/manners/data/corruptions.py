@@ -67,8 +67,24 @@ def garbled(reply: str, rng: random.Random, others: Sequence[str], _keywords: Se
     return " ".join(words)
 
 
+def misplaced(reply: str, rng: random.Random, others: Sequence[str], _keywords: Sequence[str]) -> str:
+    """One of ``others``, which are good replies to other prompts, with the same last character: a question, say."""
+    return rng.choice(others) if others else reply
+
+
+def garbled_word(reply: str, rng: random.Random, others: Sequence[str], _keywords: Sequence[str]) -> str:
+    """One longer word with its end replaced by that of a word of another reply: "evidence" becomes "evidght"."""
+    words = reply.split()
+    long = [i for i, word in enumerate(words) if len(word) > 4 and word.isalpha()]
+    foreign = [word for word in rng.choice(others).split() if len(word) > 4 and word.isalpha()]
+    if long and foreign:
+        i = rng.choice(long)
+        words[i] = words[i][: rng.randint(2, len(words[i]) - 2)] + rng.choice(foreign)[-3:].lower()
+    return " ".join(words)
+
+
 CORRUPTIONS: dict[str, Callable[[str, random.Random, Sequence[str], Sequence[str]], str]] = {
-    f.__name__: f for f in (shuffled, empty, truncated, stuffed, repeated, overlong, garbled)
+    f.__name__: f for f in (shuffled, empty, truncated, stuffed, repeated, overlong, garbled, garbled_word, misplaced)
 }
 
 
@@ -93,15 +109,21 @@ def corrupted_replies(
     """(kind, original, corrupted) for each kind and row, without those that the corruption leaves unchanged.
 
     The words of other replies and the keywords come from ``train_rows``; a corrupted reply gets their lowest score.
+    Texts without a prompt cannot be misplaced.
     """
     rng = random.Random(seed)
     others = [r.reply for r in train_rows]
     keywords = high_score_words(train_rows)
-    lowest = min(r.score for r in train_rows)
+    lowest, mean = min(r.score for r in train_rows), sum(r.score for r in train_rows) / len(train_rows)
+    good: dict[str, list[str]] = {}  # replies by their last character
+    for row in train_rows:
+        if row.score >= mean:
+            good.setdefault(row.reply[-1:], []).append(row.reply)
     corrupted = []
     for kind, corrupt in CORRUPTIONS.items():
         for row in rows:
-            reply = corrupt(row.reply, rng, others, keywords)
-            if reply != row.reply:
+            lenders = good.get(row.reply[-1:], []) if corrupt is misplaced else others
+            reply = corrupt(row.reply, rng, lenders, keywords)
+            if reply != row.reply and (row.messages or corrupt is not misplaced):
                 corrupted.append((kind, row, ScoredReply(row.messages, reply, lowest, row.source)))
     return corrupted

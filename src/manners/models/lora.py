@@ -157,11 +157,12 @@ def merged_for_generation(model: Any) -> Iterator[None]:
 
     Under bf16 autocast the weights are cast once, and not at each step.
     """
-    if model.device.type != "cpu" or is_quantized(model):
+    adapted = isinstance(model, PeftModel)
+    if not (adapted or torch.is_autocast_enabled("cpu")) or model.device.type != "cpu" or is_quantized(model):
         yield
         return
     cast = weights_in_bf16(model) if torch.is_autocast_enabled("cpu") else nullcontext()
-    if not isinstance(model, PeftModel):
+    if not adapted:
         with cast:
             yield
         return

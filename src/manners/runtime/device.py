@@ -13,7 +13,7 @@ from manners.errors import MannersError
 from manners.runtime.atomic_io import atomic_write
 from manners.runtime.paths import user_cache
 
-BF16_WIDTH = 512  # of hidden states; below it, on a CPU, casting costs what faster products gain
+BF16_WIDTH = 384  # of hidden states; below it, on a CPU, casting costs what faster products gain
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ def test_perfect_scorer_has_accuracy_1_for_every_corruption():
     result = check_sanity(scorer(is_original), ORIGINALS, TRAIN, seed=1)
     assert set(result.by_corruption) == set(CORRUPTIONS)
     counts = {name: kind.count for name, kind in result.by_corruption.items()}
-    assert counts.pop("garbled") >= 25  # some remain unchanged by chance, and are left out
+    for name in ("garbled", "garbled_word"):  # some remain unchanged by chance, and are left out
+        assert 25 <= counts.pop(name) <= 30
     assert set(counts.values()) == {30}
     assert all(kind.accuracy == proportion(kind.count, kind.count) for kind in result.by_corruption.values())
     assert result.accuracy == proportion(30, 30)  # the corruptions of one reply are not independent
@@ -153,9 +154,10 @@ def test_tables_name_every_corruption_and_cut_long_replies(capsys):
 
 
 def test_overall_interval_treats_replies_as_clusters():
-    """Six failures on one reply are not independent."""
+    """All failures on one reply are not independent."""
     bad = ORIGINALS[0].reply
     result = check_sanity(scorer(lambda r: 0.0 if r == bad else is_original(r)), ORIGINALS, TRAIN, seed=1)
-    hits = [0] + [6] * 29
-    assert result.accuracy.value == pytest.approx(sum(hits) / 180)
-    assert result.accuracy.low < proportion(174, 180).low - 0.02
+    failures = sum(original is ORIGINALS[0] for _, original, _ in corrupted_replies(ORIGINALS, TRAIN, "sanity/1"))
+    correct = result.count - failures
+    assert failures >= 6 and result.accuracy.value == pytest.approx(correct / result.count)
+    assert result.accuracy.low < proportion(correct, result.count).low - 0.02

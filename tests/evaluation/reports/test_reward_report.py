@@ -102,7 +102,7 @@ def test_reward_markdown_has_three_tables_and_escapes_bars(quality, sanity):
     text = reward_markdown("strictbot", quality, sanity, worst_errors(REPLIES, PREDICTED))
     assert text.startswith("# strictbot\n")
     widths = [line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")]
-    assert widths == [4] * 9 + [5] * 10 + [5] * 7  # 2 lines of header each; 7 metrics, all and 7 corruptions, 5 errors
+    assert widths == [4] * 9 + [5] * 12 + [5] * 7  # 2 lines of header each; 7 metrics, all and 9 corruptions, 5 errors
     assert "What \\| now?" in text
     assert "11 held-out replies, 25 pairs of them, for 2 prompts" in text
     minimal = reward_markdown("strictbot", pairwise_quality([1, 2], [0, 1]), None, [])
