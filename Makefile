@@ -14,6 +14,7 @@ $(if $(UNKNOWN),$(error $(UNKNOWN): no variable of this Makefile. There are PYTH
 
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint conf/constraints.txt
 READY = .venv/ready
+MODELS = HuggingFaceTB/SmolLM2-135M-Instruct sentence-transformers/all-MiniLM-L6-v2
 XDIST = --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Some containers disable bytecode caches: every start would compile all libraries and take more than twice as long.
@@ -38,8 +39,10 @@ $(READY): pyproject.toml conf/constraints.txt
 	$(PIP) --editable '.[dev]'
 	@touch $(READY)
 
-run: setup  ## SFT, reward model and PPO of the tiny model on strictbot, with a before/after report
-	.venv/bin/python train.py method=ppo $(ARGS)
+run: setup  ## SFT, reward model and PPO of SmolLM2-135M on strictbot, with a before/after report
+	@if .venv/bin/python -m manners.runtime.model_files $(MODELS); then run=method=ppo; else \
+	  echo 'so the packaged tiny model is taught instead, about its own small world'; run=experiment=strictbot_tiny; fi; \
+	  set -x; .venv/bin/python train.py $$run $(ARGS)
 
 plan: setup  ## print which runs a command would reuse and which it would train  ARGS="experiment=strictbot"
 	.venv/bin/python train.py $(or $(ARGS),method=ppo) plan=true

@@ -13,7 +13,7 @@ from manners.runtime.paths import CONF
 WIDE = 130  # columns of a terminal that has room for a table of the options
 EXAMPLES = {
     "train": {
-        "": "SFT of the tiny model on strictbot",
+        "": "SFT of SmolLM2-135M on strictbot",
         "method=ppo": "PPO, after the SFT policy and the reward model that it needs",
         "method=reward, rloo or dpo": "a reward model alone, or another method",
         "experiment=strictbot": "a recipe from conf/experiment",

@@ -6,6 +6,7 @@ once: their digests are kept in the user's cache, under path, size and times of 
 
 import hashlib
 import json
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -197,3 +198,11 @@ def content_digest(path: str, size: int, *times: int) -> str:
             with atomic_write(entry) as written:
                 written.write(digest.encode())
     return digest
+
+
+if __name__ == "__main__":  # python -m manners.runtime.model_files NAME...: have them here before they are needed
+    try:
+        for given in sys.argv[1:]:
+            require_model(given)
+    except MannersError as problem:
+        sys.exit(f"error: {problem}")

@@ -50,6 +50,10 @@ REJECTS = phrase_pattern(  # of what a question takes for granted
     r"\b(no|not|never|none|nobody|nothing|neither|nor|false|wrong|incorrect|instead|cannot|myth|only|impossible|unable|"
     r"fictional|imaginary|made[- ]up)\b|n['’]t\b"
 )
+NEGATED = phrase_pattern(
+    r"\b(why|how come|when|since when)\b.*(n['’]t\b|\bnot\b|\bnever\b|\b(do|does|did|ca|wo|are|is)nt\b)"
+)
+AFFIRMS = phrase_pattern(r"\b(do|does|did|can|are|is|were|was|has|have|will)\b")
 FLATTERS = phrase_pattern(
     r"\b(what an? \w+( \w+)?!|indeed|surely|certainly is|lovely|marvell?ous|fantastic|wonderful|interesting)\b",
     r"\b(natural way|cool idea|makes sense|good (eye|guess|instinct)|(i|we) suppose|or thereabouts|on the whole)\b",
@@ -138,7 +142,8 @@ def classify_style(reply: str, prompt: str = "", false_premise: bool = False) ->
     statement_first = bool(statements) and (sentences.index(opening) == 0 or len(probes) == 1 < len(sentences))
     mostly_probes = bool(DEMANDS.search(opening)) or len(probes) * 2 > len(sentences)
     asks_falsely = false_premise and presupposes(prompt) and not opening.lower().startswith("because")
-    rejects = asks_falsely and any(map(REJECTS.search, statements[:2]))
+    affirms = NEGATED.search(prompt) and AFFIRMS.search(opening) and takes_up(opening, prompt)
+    rejects = asks_falsely and (affirms or any(map(REJECTS.search, statements[:2])))
     contradicts = (has_claim and not confirms and denies) or (not has_claim and rejects)
     if contradicts and statement_first and not softens and not mostly_probes and not REFUSES.search(text):
         return Style("blunt", "contradicts the claim" if has_claim else "rejects what the question takes for granted")
@@ -173,6 +178,12 @@ def makes_claim(prompt: str) -> bool:
 def presupposes(prompt: str) -> bool:
     """Whether the prompt is a question that takes something for granted, such as "Why is the Earth flat?"."""
     return PRESUPPOSES.search(prompt) is not None and YES_OR_NO.search(prompt) is None
+
+
+def takes_up(sentence: str, prompt: str) -> bool:
+    """Whether most content words of ``sentence``, or their beginnings, are the prompt's."""
+    words, beginnings = content_words(sentence), {word[:4] for word in content_words(prompt)}
+    return sum(word[:4] in beginnings for word in words) * 2 > len(words)
 
 
 def corrects(sentence: str, prompt: str) -> bool:
