@@ -186,7 +186,9 @@ def settings_line(cfg: DictConfig, overrides: Sequence[str]) -> str:
     m = cfg.method
     names = ["learning_rate", "max_steps" if m.get("max_steps", -1) > 0 else "num_train_epochs", "total_episodes"]
     names += ["per_device_train_batch_size", "batch_size"]
-    tuned = CONF / "tuned" / cfg.model.name / f"{m.name}.yaml"
+    models: dict[str, Any] = {file.stem: OmegaConf.load(file) for file in (CONF / "model").glob("*.yaml")}
+    group = next((group for group, model in models.items() if model.name == cfg.model.name), "")
+    tuned = CONF / "tuned" / group / f"{m.name}.yaml"
     values = OmegaConf.load(tuned).method if tuned.exists() else {}
     schema: Any = OmegaConf.get_type(m)
     chosen = " ".join(o for o in overrides if override_key(o) in ("experiment", "debug"))
