@@ -81,7 +81,7 @@ def test_run_directory_is_complete(finished):
 def test_mlflow_run_has_config_code_versions_and_data(mlflow_run):
     _, run = mlflow_run
     assert run.info.status == "FINISHED"
-    assert run.data.params["method.learning_rate"] and run.data.params["dataset.path"] == "package:strictbot"
+    assert run.data.params["method.learning_rate"] and run.data.params["dataset.path"] == "package:strictbot_tiny"
     tags = run.data.tags
     assert "torch 2.13" in tags["manners.versions"] and "manners.git_commit" in tags
     assert "method.max_steps=12" in tags["manners.overrides"]
