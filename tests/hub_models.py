@@ -21,6 +21,7 @@ from tokenizers import (
 )
 
 from manners.data.sources import CORPORA
+from tests.template_tokenizers import TRL_TEMPLATES
 
 CODES = [f"<0x{byte:02X}>" for byte in range(256)]  # Llama's byte fallback
 
@@ -73,6 +74,54 @@ def qwen() -> Tokenizer:
     tools = ("fim_prefix", "fim_middle", "fim_suffix", "fim_pad", "repo_name", "file_sep")
     special = [f"<|{name}|>" for name in ("endoftext", "im_start", "im_end", *markers, *more)]
     return byte_level(last=tuple(special), plain=("<tool_call>", "</tool_call>", *(f"<|{name}|>" for name in tools)))
+
+
+def qwen3() -> Tokenizer:
+    tokenizer = qwen()
+    tokenizer.add_tokens(["<tool_response>", "</tool_response>", "<think>", "</think>"])
+    return tokenizer
+
+
+def smollm2() -> Tokenizer:
+    """Its own rule: each digit is a token, before the text is split as GPT-2 does."""
+    names = (
+        "repo_name",
+        "reponame",
+        "file_sep",
+        "filename",
+        "gh_stars",
+        "issue_start",
+        "issue_comment",
+        "issue_closed",
+    )
+    more = ("jupyter_start", "jupyter_text", "jupyter_code", "jupyter_output", "jupyter_script", "empty_output")
+    tokenizer = byte_level(first=("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<{n}>" for n in names + more)))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    return tokenizer
+
+
+def llama3() -> Tokenizer:
+    names = ("begin_of_text", "end_of_text", "finetune_right_pad_id", "start_header_id", "end_header_id", "eom_id")
+    tokenizer = byte_level(last=tuple(f"<|{name}|>" for name in (*names, "eot_id", "python_tag")))
+    bos = tokenizer.token_to_id("<|begin_of_text|>")
+    pair = "<|begin_of_text|> $A <|begin_of_text|>:1 $B:1"
+    tokenizer.post_processor = processors.TemplateProcessing("<|begin_of_text|> $A", pair, [("<|begin_of_text|>", bos)])
+    return tokenizer
+
+
+def gemma3() -> Tokenizer:
+    special = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>")
+    model = trained_vocabulary("sentencepiece")
+    merges = [tuple(pair) for pair in model["merges"]]
+    vocabulary = token_ids(*special, *CODES, "\n", *(word for word in model["vocab"] if word != "\n"))
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", "<bos> $A <bos>:1 $B:1", [("<bos>", 2)])
+    tokenizer.add_special_tokens(list(special))
+    return tokenizer
 
 
 def gpt2() -> Tokenizer:
@@ -246,6 +295,82 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
             "cls_token": "[CLS]", "mask_token": "[MASK]", "tokenize_chinese_chars": True, "strip_accents": None,
             "do_basic_tokenize": True, "never_split": None, "tokenizer_class": "BertTokenizer",
             "model_max_length": 512,
+        },
+    },
+}  # fmt: skip
+SMOLLM2 = {
+    "tokenizer": smollm2,
+    "config": TINYLLAMA | {
+        "bos_token_id": "<|im_start|>", "eos_token_id": END_TURN, "pad_token_id": END_TURN, "rope_theta": 100000,
+        "max_position_embeddings": 8192, "tie_word_embeddings": True,
+    },
+    "tokenizer_config": {
+        "bos_token": "<|im_start|>", "eos_token": END_TURN, "pad_token": END_TURN, "unk_token": END,
+        "chat_template": chatml("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
+        "model_max_length": 8192, "tokenizer_class": "GPT2Tokenizer", "clean_up_tokenization_spaces": False,
+    },
+    "generation_config": {"bos_token_id": "<|im_start|>", "eos_token_id": END_TURN, "pad_token_id": END_TURN},
+}  # fmt: skip
+GEMMA3 = SIZE | {
+    "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "attention_bias": False,
+    "attention_dropout": 0.0, "bos_token_id": "<bos>", "eos_token_id": "<eos>", "pad_token_id": "<pad>", "head_dim": 8,
+    "hidden_activation": "gelu_pytorch_tanh", "initializer_range": 0.02, "max_position_embeddings": 32768,
+    "num_key_value_heads": 1, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000,
+    "rope_theta": 1000000, "sliding_window": 512, "layer_types": ["sliding_attention", "full_attention"],
+    "torch_dtype": "bfloat16", "use_cache": True,
+}  # fmt: skip
+GEMMA3_TOKENIZER = {
+    "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>", "add_bos_token": True,
+    "add_eos_token": False, "clean_up_tokenization_spaces": False, "tokenizer_class": "GemmaTokenizer",
+}  # fmt: skip
+CHECKPOINTS |= {
+    **{f"HuggingFaceTB/SmolLM2-{size}-Instruct": SMOLLM2 for size in ("135M", "360M", "1.7B")},
+    "google/gemma-3-270m": {
+        "tokenizer": gemma3,
+        "config": GEMMA3,
+        "tokenizer_config": GEMMA3_TOKENIZER,
+        "generation_config": {"eos_token_id": "<eos>", "do_sample": True, "top_k": 64, "top_p": 0.95},
+    },
+    "google/gemma-3-1b-it": {
+        "tokenizer": gemma3,
+        "config": GEMMA3 | {"eos_token_id": ["<eos>", "<end_of_turn>"]},
+        "tokenizer_config": GEMMA3_TOKENIZER | {"chat_template": TRL_TEMPLATES["gemma3"]},
+        "generation_config": {
+            "bos_token_id": "<bos>", "pad_token_id": "<pad>", "do_sample": True, "top_k": 64, "top_p": 0.95,
+            "eos_token_id": ["<eos>", "<end_of_turn>"],
+        },
+    },
+    "Qwen/Qwen3-0.6B": {
+        "tokenizer": qwen3,
+        "unused_rows": 267,
+        "config": QWEN | {
+            "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "eos_token_id": END_TURN, "head_dim": 8,
+            "max_position_embeddings": 40960, "attention_bias": False, "tie_word_embeddings": True,
+        },
+        "tokenizer_config": QWEN_TOKENIZER | {"chat_template": TRL_TEMPLATES["qwen3"], "eos_token": END_TURN},
+        "generation_config": {
+            "bos_token_id": END, "pad_token_id": END, "do_sample": True, "eos_token_id": [END_TURN, END],
+            "temperature": 0.6, "top_p": 0.95, "top_k": 20,
+        },
+    },
+    "meta-llama/Llama-3.2-1B-Instruct": {
+        "tokenizer": llama3,
+        "config": TINYLLAMA | {
+            "bos_token_id": "<|begin_of_text|>", "eos_token_id": ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"],
+            "head_dim": 8, "max_position_embeddings": 131072, "rope_theta": 500000.0, "tie_word_embeddings": True,
+            "rope_scaling": {
+                "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "rope_type": "llama3",
+                "original_max_position_embeddings": 8192,
+            },
+        },
+        "tokenizer_config": {
+            "bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "chat_template": TRL_TEMPLATES["llama3_2"],
+            "clean_up_tokenization_spaces": True, "model_max_length": 131072,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        },
+        "generation_config": {
+            "bos_token_id": "<|begin_of_text|>", "do_sample": True, "temperature": 0.6, "top_p": 0.9,
+            "eos_token_id": ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"],
         },
     },
 }  # fmt: skip

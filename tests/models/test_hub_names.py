@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from datetime import date
 from itertools import groupby
 
 import pytest
@@ -73,6 +74,30 @@ Why?<|im_end|>
 """
 PLAIN = "User: Hello?\n  Anybody?\nAssistant: Nobody.<|endoftext|>\nUser: Why?\nAssistant:"
 ZEPHYR = "<s><|user|>\nHello?\n  Anybody?</s>\n<|assistant|>\nNobody.</s>\n<|user|>\nWhy?</s>\n<|assistant|>\n"
+GEMMA3 = """<bos><start_of_turn>user
+Hello?
+  Anybody?<end_of_turn>
+<start_of_turn>model
+Nobody.<end_of_turn>
+<start_of_turn>user
+Why?<end_of_turn>
+<start_of_turn>model
+"""
+NO_THOUGHTS = "<think>\n\n</think>\n\n"  # Qwen3 begins every reply with them, in TRL's training template
+QWEN3 = CHATML.removeprefix("<|im_start|>system\n{system}<|im_end|>\n").replace("Nobody.", NO_THOUGHTS + "Nobody.")
+LLAMA3 = (
+    "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
+    f"Today Date: {date.today():%d %b %Y}\n\n<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nHello?\n  Anybody?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nNobody.<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+SMOLLM2 = (
+    CHATML.format(system="You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
+    "It is late.<|im_end|>",
+    {"<|im_end|>"},
+    "<|im_end|>",
+)
 # Prompt, reply that carries loss, stop tokens, padding token.
 EXPECTED = {
     "qwen0.5b": (
@@ -90,9 +115,30 @@ EXPECTED = {
     "gpt2": (PLAIN, " It is late.<|endoftext|>", {"<|endoftext|>"}, "<|endoftext|>"),
     "pythia160m": (PLAIN, " It is late.<|endoftext|>", {"<|endoftext|>"}, "<|padding|>"),
     "pythia410m": (PLAIN, " It is late.<|endoftext|>", {"<|endoftext|>"}, "<|padding|>"),
+    **dict.fromkeys(("smollm2", "smollm2_360m", "smollm2_1.7b"), SMOLLM2),
+    "gemma3_270m": ("<bos>" + PLAIN.replace("<|endoftext|>", "<eos>"), " It is late.<eos>", {"<eos>"}, "<pad>"),
+    "gemma3_1b": (GEMMA3, "It is late.<end_of_turn>", {"<eos>", "<end_of_turn>"}, "<pad>"),
+    "qwen3_0.6b": (QWEN3, f"{NO_THOUGHTS}It is late.<|im_end|>", {"<|im_end|>", "<|endoftext|>"}, "<|endoftext|>"),
+    "llama3.2_1b": (
+        LLAMA3,
+        "It is late.<|eot_id|>",
+        {"<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"},
+        "<|eot_id|>",
+    ),
     "tinyllama": (ZEPHYR, "It is late.</s>", {"</s>"}, "</s>"),
 }
-CLASSES = {"qwen": "Qwen2", "gpt2": "GPT2", "pythia": "GPTNeoX", "tinyllama": "Llama", "bert": "Bert", "minilm": "Bert"}
+CLASSES = {
+    "qwen3": "Qwen3",
+    "smollm2": "Llama",
+    "llama3": "Llama",
+    "gemma3": "Gemma3",
+    "qwen": "Qwen2",
+    "gpt2": "GPT2",
+    "pythia": "GPTNeoX",
+    "tinyllama": "Llama",
+    "bert": "Bert",
+    "minilm": "Bert",
+}
 
 
 def class_prefix(name):
@@ -114,7 +160,8 @@ def test_replies_and_their_stop_tokens_carry_loss(name):
     tokenizer = load_tokenizer(name)
     assert prompt_text(CONVERSATION.messages[:3], tokenizer) == prompt
     [example] = tokenize([CONVERSATION], tokenizer, "assistant", 512)
-    assert tokenizer.decode(example.input_ids) == prompt + reply + "\n"
+    after = "" if name.startswith("llama3") else "\n"
+    assert tokenizer.decode(example.input_ids) == prompt + reply + after
     label_runs = groupby(example.labels, key=lambda label: label != IGNORE_INDEX)
     trained = [tokenizer.decode(list(run)) for has_loss, run in label_runs if has_loss]
     assert trained == [reply.replace("It is late.", "Nobody."), reply]
