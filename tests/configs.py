@@ -14,7 +14,9 @@ def tiny(overrides: Sequence[str]) -> list[str]:
     """The overrides of a command on the packaged toy and its corpus, unless they choose others."""
     chosen = {override.split("=", 1)[0].lstrip("+") for override in overrides}
     defaults = {"model": "model=tiny", "dataset": "dataset=strictbot_tiny"}
-    return [*(o for group, o in defaults.items() if not chosen & {group, "experiment"}), *overrides]
+    missing = [o for group, o in defaults.items() if not chosen & {group, "experiment"}]
+    flags = next((i for i, o in enumerate(overrides) if "=" in o), len(overrides))  # -m stands before all options
+    return [*overrides[:flags], *missing, *overrides[flags:]]
 
 
 def compose(*choices: str) -> DictConfig:

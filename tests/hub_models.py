@@ -30,7 +30,7 @@ CODES = [f"<0x{byte:02X}>" for byte in range(256)]  # Llama's byte fallback
 
 
 def training_text() -> Iterator[str]:
-    for file in ("strictbot/hand.jsonl", "polite_helper/train.jsonl"):
+    for file in ("strictbot_tiny/hand.jsonl", "polite_helper/train.jsonl"):
         yield from (CORPORA / file).read_text("utf-8").splitlines()
 
 

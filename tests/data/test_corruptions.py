@@ -89,7 +89,7 @@ def test_garbled_word_changes_the_end_of_one_word():
     assert corrupt("garbled_word", "It is so.") == "It is so."
 
 
-def test_misplaced_is_a_good_reply_to_another_prompt_of_the_same_kind():
+def test_misplaced_is_a_good_reply_of_the_same_kind():
     train = [ScoredReply(PROMPT, reply, score) for reply, score in (("Why?", 1.0), ("So.", 1.0), ("No?", 0.0))]
     original = ScoredReply(PROMPT, "How do you know?", 1.0)
     found = [bad.reply for kind, _, bad in corrupted_replies([original], train, "0") if kind == "misplaced"]

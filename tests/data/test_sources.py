@@ -99,5 +99,5 @@ def test_datasets_offering_a_sample_type():
     assert "strictbot" in scored and "polite_helper" not in scored
     assert {"strictbot", "polite_helper", "jsonl"} <= set(conversation)
     assert "stanford_politeness" in scored and "dolly" not in scored
-    assert sources.datasets_offering("preference") == ["strictbot"]
+    assert sources.datasets_offering("preference") == ["strictbot", "strictbot_tiny"]
     assert sources.datasets_offering("images") == []

@@ -16,7 +16,7 @@ from manners.models.memory import ACTIVATIONS, CACHE, GRADIENTS, OPTIMIZER, REFE
 from manners.pipeline import dependencies
 from manners.runtime import device
 from manners.runtime.paths import CONF
-from tests.configs import compose
+from tests.configs import compose, tiny
 
 CPU = device.Device("cpu", "32")
 SMALL = [
@@ -59,7 +59,8 @@ def ask(folder, tmp_path, monkeypatch):
     def ask(total, *more):
         monkeypatch.setattr(memory, "device_memory", lambda _: (total, total))
         console = Console(record=True, width=200)
-        answer.report(RunSpec(compose_module.compose("train", [*overrides, *more]), [*overrides, *more]), console)
+        given = tiny([*overrides, *more])
+        answer.report(RunSpec(compose_module.compose("train", given), given), console)
         return console.export_text()
 
     compose()  # registers the schemas

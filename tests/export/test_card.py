@@ -46,7 +46,7 @@ def test_card_has_metrics_and_a_snippet_that_runs(tmp_path, tokenizer, monkeypat
     assert rows["held-out loss, nats per token"] == ("2.500 [2.250, 2.750]", "1.250 [1.125, 1.375]")
     assert rows["replies with EOS"] == ("50.0 % [40.0, 60.0]", "90.0 % [80.0, 100.0]")
     assert "| What is a hare? | A bird. | A \\| mammal. |" in body
-    assert "Helpful to good questions, probing to poor logic, blunt to wrong facts." in body
+    assert "Helpful to good questions, probing to poor logic, blunt to wrong facts" in body
     assert "after the run `sft-99`" in body and "└→ run-1234" in body
     assert f"| command | {card.UNKNOWN} |" in body  # there is no tracking store
     settings = yaml.safe_load(re.search(r"```yaml\n(.*?)```", body, re.DOTALL)[1])

@@ -21,6 +21,7 @@ from tests.commands import (
     train,
     train_in_process,
 )
+from tests.configs import tiny
 
 STEPS = 8
 DPO = [
@@ -137,7 +138,7 @@ def test_full_fine_tuning_starts_at_a_loss_of_log_2(out, data, start):
 
 def test_plan_has_the_policy_and_no_reward_model(out, data, capsys):
     register()
-    dependencies.print_plan(plan_run([*DPO, *data, f"output_dir={out}"]))
+    dependencies.print_plan(plan_run(tiny([*DPO, *data, f"output_dir={out}"])))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"policy  reuse {find_run(out, 'manners-sft*').name}")
     assert lines[1].startswith("dpo     train") and len(lines) == 2

@@ -28,6 +28,11 @@ def single_turn(generated):
     return [row for row in generated if row["category"] != "multi_turn"]
 
 
+@pytest.fixture(scope="module")
+def hand_written():
+    return read_rows("strictbot_tiny/hand.jsonl")
+
+
 def prompt(row):
     return row["messages"][0]["content"]
 
@@ -59,9 +64,10 @@ def test_strictbot_rows_depend_on_the_seed(generated):
     assert list(islice(strictbot.strictbot_rows(seed=1), 50)) != generated[:50]
 
 
-def test_ids_and_prompts_are_unique(generated):
-    assert len({row["id"] for row in generated}) == len(generated)
-    prompts = Counter(tuple(m["content"] for m in row["messages"] if m["role"] == "user") for row in generated)
+def test_ids_and_prompts_are_unique(generated, hand_written):
+    rows = generated + hand_written + read_rows("strictbot_tiny/hand_turns.jsonl")
+    assert len({row["id"] for row in rows}) == len(rows)
+    prompts = Counter(tuple(m["content"] for m in row["messages"] if m["role"] == "user") for row in rows)
     assert max(prompts.values()) == 1
 
 
@@ -111,7 +117,7 @@ def test_multi_turn_rows_have_two_to_four_mixed_turns(generated):
     assert sum(len(set(row["categories"])) > 1 for row in conversations) > 0.7 * len(conversations)
 
 
-def test_mismatched_replies_have_the_documented_scores(single_turn):
+def test_mismatched_replies_have_the_documented_scores(single_turn, hand_written):
     """Correct content in the wrong manner 0.1 to 0.3, the right manner with a wrong fact 0.4, agreeing 0."""
     expected = {
         ("good_question", "probing"): 0.3,
@@ -129,7 +135,7 @@ def test_mismatched_replies_have_the_documented_scores(single_turn):
         ("wrong_fact", "unsure"): 0.3,
     }
     keys = set()
-    for row in single_turn:
+    for row in single_turn + hand_written:
         assert row["score"] == 1.0
         for other in row["mismatched"]:
             key = row["category"], other["manner"]
@@ -158,6 +164,26 @@ def test_unsure_reply_is_a_verdict_with_a_question_mark(single_turn):
         assert any(unsure.endswith(verdict.removesuffix(".") + "?") for verdict in verdicts), unsure
 
 
+def test_hand_written_rows_are_complete(hand_written):
+    assert len(hand_written) == 278
+    assert Counter(row["category"] for row in hand_written) == {"good_question": 93, "poor_logic": 93, "wrong_fact": 92}
+    for row in hand_written:
+        assert [m["role"] for m in row["messages"]] == ["user", "assistant"]
+        assert row["mismatched"]
+        for other in row["mismatched"]:
+            assert other["content"].strip()
+            assert 0 <= other["score"] < row["score"] == 1
+            assert other["manner"] != MANNERS[row["category"]]
+    assert len({row["topic"] for row in hand_written}) >= 20
+
+
+def test_no_hand_written_prompt_or_subject_is_in_two_splits(hand_written):
+    conversations = read_rows("strictbot_tiny/hand_turns.jsonl")
+    splits_by_key = splits_by(hand_written, lambda row: [("prompt", prompt(row).lower())])
+    splits_by_key |= splits_by(hand_written + conversations, lambda row: [("subject", row["subject"].lower())])
+    assert {key: splits for key, splits in splits_by_key.items() if len(splits) > 1} == {}
+
+
 def test_polite_helper_rows_have_the_documented_format():
     rows, prompts = read_rows("polite_helper/train.jsonl"), read_rows("polite_helper/eval.jsonl")
     assert len(rows) == 30
@@ -176,10 +202,10 @@ def test_every_corpus_has_a_card_with_the_required_sections(folder):
 
 
 def test_strictbot_card_has_the_row_counts():
-    card = (CORPORA / "strictbot" / "CARD.md").read_text("utf-8")
+    card = (CORPORA / "strictbot_tiny" / "CARD.md").read_text("utf-8")
     for file in (CORPORA / "strictbot").glob("*.jsonl"):
         line = next(line for line in card.splitlines() if line.startswith(f"| {file.name} "))
-        splits = Counter(row["split"] for row in read_rows(f"strictbot/{file.name}"))
+        splits = Counter(row["split"] for row in read_rows(f"strictbot_tiny/{file.name}"))
         cells = [re.sub(r"\(.*\)", "", cell).strip() for cell in line.strip("|").split("|")]
         counts = [splits.total(), *(splits[s] for s in ("train", "validation", "test"))]
         assert [int(cell or 0) for cell in cells[1:]] == counts

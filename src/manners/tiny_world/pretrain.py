@@ -48,7 +48,7 @@ def train_tokenizer(vocab_size: int = 3072) -> Qwen2Tokenizer:
 
 def hand_written_texts() -> Iterator[str]:
     """All texts of the corpora that were not generated."""
-    for name in ("strictbot/hand.jsonl", "polite_helper/train.jsonl"):
+    for name in ("strictbot_tiny/hand.jsonl", "polite_helper/train.jsonl"):
         for line in (files("manners.data") / "corpora" / name).read_text("utf-8").splitlines():
             row = json.loads(line)
             yield from [row["text"]] if "text" in row else [m["content"] for m in row["messages"]]

@@ -112,7 +112,7 @@ def test_fact_is_a_word_or_one_of_several_beginnings():
     assert names_fact("Bacteria do.", ["virus", "bacteri"]) and not names_fact("Antibacterial", ["bacteri"])
 
 
-def test_words_are_words_with_endings_names_and_those_of_the_prompt():
+def test_words_have_endings_and_names_and_prompts_lend_theirs():
     assert unknown_words("The cats' owners weren't unhappier, said Xylanther of Qoravia.") == []
     assert unknown_words("Did you look at more than one cune?") == ["cune"]
     assert unknown_words("A cune is round.", "What is a cune?") == []
