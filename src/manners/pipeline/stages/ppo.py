@@ -173,13 +173,14 @@ def evaluate_policy_on_test(run: RunContext, trainer: PPOTrainer) -> EvalResult:
     with run.device.autocast():
         result = evaluate(model, trainer.tokenizer, prompts, fixed, examples, **reporting.evaluate_settings(cfg))
 
-    prompts = prompts[:KL_SAMPLE_PROMPTS]
+    prompts = prompts[: min(KL_SAMPLE_PROMPTS, cfg.evaluation.test_prompts or KL_SAMPLE_PROMPTS)]
     generator = torch.Generator().manual_seed(cfg.seed)
     sampled = trainer.sample(prompts, torch.rand(len(prompts), config.response_length, generator=generator))
     greedy = trainer.sample(prompts, None)
     kl = (kl_estimate(sampled.logprobs, sampled.ref_logprobs, "k1") * sampled.mask).sum(1)  # (B,)
     base = load_base(cfg, run.device).to(run.device.kind)
-    nll, num_tokens = reference_nll(base, greedy.prompt_ids, greedy.reply_ids)
+    with run.device.autocast():
+        nll, num_tokens = reference_nll(base, greedy.prompt_ids, greedy.reply_ids)
     ones = np.ones(len(prompts))
     extra = {
         **mean_rewards(run, trainer, greedy, sampled),
