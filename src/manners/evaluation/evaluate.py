@@ -22,7 +22,8 @@ from manners.models.logprobs import token_nll
 # Names in reports; ``metric_key`` has those of the metrics.
 REWARD_NAME, SAMPLED_REWARD_NAME = "reward", "reward of sampled replies"  # the first is that of the greedy replies
 LOSS_NAME, EOS_NAME = "held-out loss, nats per token", "replies with EOS"
-RATES = (EOS_NAME, "style accuracy", "fact accuracy")  # shown as percentages
+PART_NAMES = {part: f"replies: {name}" for part, name in PARTS.items() if part != "fact"}  # that has a line of its own
+RATES = (EOS_NAME, "style accuracy", "fact accuracy", *PART_NAMES.values())  # shown as percentages
 NLL_NAME, REPETITION_NAME = "NLL under the base model, nats per token", "repeated 4grams"
 RISE_OF_NLL, RISE_OF_REPETITION = 1.0, 0.2  # above what any change of manner brings
 
@@ -172,12 +173,12 @@ def evaluate(
 
 
 def rates_of_parts(generations: list[Generation]) -> dict[str, Estimate]:
-    """How often each part of the judge's verdict was passed, by its name in the report; the fact has a line already."""
+    """How often each part of the judge's verdict was passed, by its name in the report."""
     rates = {}
-    for part, name in PARTS.items():
+    for part, name in PART_NAMES.items():
         passed = [g.parts[part] for g in generations if part in g.parts]
-        if passed and part != "fact":
-            rates[f"replies: {name}"] = proportion(sum(passed), len(passed))
+        if passed:
+            rates[name] = proportion(sum(passed), len(passed))
     return rates
 
 
