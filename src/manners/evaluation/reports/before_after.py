@@ -60,8 +60,8 @@ def before_after_measures(before: EvalResult, after: EvalResult) -> list[tuple[s
         lines.append((EOS_NAME, before.eos_rate.percent(), after.eos_rate.percent()))
     for name, estimate in before.extra_metrics.items():
         if name in after.extra_metrics:
-            pair = (estimate, after.extra_metrics[name])
-            lines.append((name, *(e.percent() if name in RATES else e.plain() for e in pair)))
+            old, new = (e.percent() if name in RATES else e.plain() for e in (estimate, after.extra_metrics[name]))
+            lines.append((name, old, new))
     return lines
 
 
