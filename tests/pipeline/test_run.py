@@ -152,6 +152,21 @@ def test_relative_dataset_path_and_full_fine_tuning(tmp_path):
     assert (find_run(tmp_path / "out", "*") / "model" / "model.safetensors").exists()
 
 
+def test_plain_texts_train_with_the_default_options(tmp_path):
+    """The first words of a held-out text are the prompt that is continued in the report."""
+    texts = [{"text": f"The fox number {i} eats meat and sleeps by day."} for i in range(40)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    train(tmp_path / "out", "dataset=jsonl", f"dataset.path={tmp_path / 'texts.jsonl'}", "method.max_steps=2")
+    report = (find_run(tmp_path / "out", "*") / "before_after.md").read_text()
+    assert "| The fox number " in report and "held-out loss" in report
+
+
+def test_repeated_command_names_the_earlier_run(finished, tmp_path):
+    shutil.copytree(finished[0] / "runs", tmp_path / "runs")
+    earlier = find_run(tmp_path, "*")
+    assert f"this very run is in {earlier} already (finished)" in train(tmp_path, "register_model=true")
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiled_layers_train_as_eager_ones(tmp_path):
     train(tmp_path / "eager", "adapter=none")
