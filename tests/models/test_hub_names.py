@@ -87,7 +87,7 @@ NO_THOUGHTS = "<think>\n\n</think>\n\n"  # Qwen3 begins every reply with them, i
 QWEN3 = CHATML.removeprefix("<|im_start|>system\n{system}<|im_end|>\n").replace("Nobody.", NO_THOUGHTS + "Nobody.")
 LLAMA3 = (
     "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
-    f"Today Date: {date.today():%d %b %Y}\n\n<|eot_id|>"
+    "Today Date: {today}\n\n<|eot_id|>"
     "<|start_header_id|>user<|end_header_id|>\n\nHello?\n  Anybody?<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\nNobody.<|eot_id|>"
     "<|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
@@ -157,6 +157,7 @@ def test_load_model_picks_the_checkpoints_class(name):
 @pytest.mark.parametrize("name", DECODERS)
 def test_replies_and_their_stop_tokens_carry_loss(name):
     prompt, reply, _, _ = EXPECTED[name]
+    prompt = prompt.replace("{today}", f"{date.today():%d %b %Y}")  # Llama 3.2's template has it
     tokenizer = load_tokenizer(name)
     assert prompt_text(CONVERSATION.messages[:3], tokenizer) == prompt
     [example] = tokenize([CONVERSATION], tokenizer, "assistant", 512)
