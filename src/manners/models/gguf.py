@@ -31,7 +31,7 @@ def pre_tokenizer(name: str) -> PreTokenizer | None:
 
 
 def convert(file: Path, folder: Path) -> str:
-    """Write the model in ``file`` into ``folder`` as transformers loads it, and return how it was quantized.
+    """Write the model in ``file`` into ``folder`` as transformers loads it, and return how its weights were stored.
 
     Raises MannersError for a file that transformers does not read, or whose tokenizer is of an unknown kind.
     """
@@ -43,7 +43,7 @@ def convert(file: Path, folder: Path) -> str:
     logging.set_verbosity_error()
     try:
         reader = GGUFReader(file)
-        quantization = main_quantization(reader)
+        formats = number_formats(reader)
         kind, rule_name = (field_text(reader, f"tokenizer.ggml.{name}") for name in ("model", "pre"))
         source = {"gguf_file": file.name, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
@@ -61,7 +61,7 @@ def convert(file: Path, folder: Path) -> str:
     model.config.architectures = [type(model).__name__]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return quantization
+    return formats
 
 
 def field_text(reader: Any, name: str) -> str:
@@ -69,10 +69,11 @@ def field_text(reader: Any, name: str) -> str:
     return str(reader.fields[name].contents()) if name in reader.fields else ""
 
 
-def main_quantization(reader: Any) -> str:
-    """The kind of number that most weights of the file are stored as, such as Q4_1."""
+def number_formats(reader: Any) -> str:
+    """The formats that the weights of the file are stored in, such as "Q4_1, Q8_0": the most used first."""
     sizes: dict[str, int] = {}
     for tensor in reader.tensors:
         name = tensor.tensor_type.name
         sizes[name] = sizes.get(name, 0) + int(tensor.n_elements)
-    return max(sizes, key=lambda name: sizes[name])
+    used = [name for name in sizes if sizes[name] > 0.01 * sum(sizes.values())]
+    return ", ".join(sorted(used, key=lambda name: -sizes[name]))

@@ -26,7 +26,7 @@ PATTERNS = (
     *("*.safetensors", "*.index.json", "*config.json", "*token*", "vocab*", "merges.txt", "*.model", "*.jinja"),
     "normalizer.json",
 )
-Convert = Callable[[Path, Path], str]  # of a GGUF file and a folder to fill: how the file was quantized
+Convert = Callable[[Path, Path], str]  # of a GGUF file and a folder to fill: how its weights were stored
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 SOURCE = "source.txt"  # in a converted folder: what it was made of
 LARGE = 50_000_000  # bytes; smaller files are hashed at each start, in a tenth of a second
@@ -109,8 +109,8 @@ def converted_folder(gguf: Path, convert: Convert | None) -> Path | None:
             with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
                 part = Path(temporary) / "model"
                 part.mkdir()
-                quantization = convert(gguf, part)
-                (part / SOURCE).write_text(f"dequantized from {quantization} ({gguf.name}, SHA-256 {content})\n")
+                formats = convert(gguf, part)
+                (part / SOURCE).write_text(f"dequantized from {formats} ({gguf.name}, SHA-256 {content})\n")
                 part.rename(folder)
     return folder
 
