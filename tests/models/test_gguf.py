@@ -57,12 +57,22 @@ def test_folder_of_several_gguf_files_is_refused(file):
         require_model(str(file.parent))
 
 
+def test_cache_that_cannot_be_written_is_named(file, tmp_path, monkeypatch):
+    (tmp_path / "taken").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "taken"))
+    with pytest.raises(MannersError, match=r"the cache .*taken/manners/converted cannot be written .*XDG_CACHE_HOME"):
+        load_tokenizer(str(file))
+
+
 @pytest.mark.parametrize("damage", ["empty", "truncated", "unknown rule"])
 def test_file_that_cannot_be_read_is_refused_in_a_sentence(file, tmp_path, tokenizer, damage):
     if damage == "unknown rule":
         write_gguf(file, small_llama(len(tokenizer)), tokenizer, pre="other")
     else:
         file.write_bytes(file.read_bytes()[: 0 if damage == "empty" else 5000])
+    if damage == "empty":
+        with pytest.raises(MannersError, match=r"small.gguf is no GGUF file; download it again"):
+            require_model(str(file))
     with pytest.raises(MannersError, match=r"small.gguf: (transformers cannot read|how tokenizer.ggml.pre=other)"):
         load_tokenizer(str(file))
     assert not list((tmp_path / "cache" / "manners" / "converted").glob("*[!k]"))  # locks alone

@@ -31,7 +31,7 @@ def option(
 class ModelConfig:
     """The base model."""
 
-    name: str = option(MISSING, "hub name or local folder; 'tiny' is the base model in the package")
+    name: str = option(MISSING, "hub name, local folder or GGUF file; 'tiny' is the base model in the package")
     revision: str | None = option(None, "branch, tag or commit on the hub")
     chat_template: str = option(
         "auto", "auto uses the tokenizer's own; the others are for base models", ("auto", "chatml", "plain", "marked")

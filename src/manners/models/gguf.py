@@ -50,12 +50,14 @@ def convert(file: Path, folder: Path) -> str:
         model: Any = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **source)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MannersError(f"{file}: transformers cannot read this GGUF file ({reason}).") from error
+        raise MannersError(f"{file}: transformers cannot read this GGUF file; is it complete? ({reason})") from error
     if kind == "gpt2":
         rule = pre_tokenizer(rule_name)
         if rule is None:
             raise MannersError(f"{file}: how tokenizer.ggml.pre={rule_name} splits text is not known here.")
         tokenizer.backend_tokenizer.pre_tokenizer = rule
+    if broken := next((name for name, p in model.named_parameters() if not p.isfinite().all()), ""):
+        raise MannersError(f"{file}: {broken} holds numbers that are not finite; download the file again.")
     model.hf_quantizer = None  # the weights are dequantized; transformers would refuse to save them
     del model.config.quantization_config
     model.config.architectures = [type(model).__name__]

@@ -48,16 +48,21 @@ def report_disk_errors(folder: str) -> Iterator[None]:
         ) from error
 
 
-def check_writable(folder: str) -> None:
-    """Make the folder, and raise MannersError where nothing can be written into it."""
+def check_writable(
+    folder: str, remedy: str = "Choose another place: output_dir=FOLDER.", name: str = "output_dir="
+) -> None:
+    """Make the folder, and raise MannersError with a remedy where nothing can be written into it."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise MannersError(
-            f"output_dir={folder} cannot be written ({error.strerror}). Choose another place: output_dir=FOLDER."
-        ) from None
+        raise MannersError(f"{name}{folder} cannot be written ({error.strerror}). {remedy}") from None
+
+
+def check_cache(folder: Path) -> None:
+    """Make a folder of the user's cache. Raises MannersError where nothing can be written into it."""
+    check_writable(str(folder), "Choose another place for it: XDG_CACHE_HOME=FOLDER.", "the cache ")
 
 
 def errno_of(error: BaseException | None) -> int:

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from manners.errors import MannersError
 from manners.runtime import hub, packages
-from manners.runtime.atomic_io import atomic_write
+from manners.runtime.atomic_io import atomic_write, check_cache
 from manners.runtime.paths import existing_path, user_cache
 
 # Weights, config, generation config, tokenizer and chat template, of adapters and reward models too.
@@ -112,7 +112,7 @@ def converted_folder(gguf: Path, convert: Convert | None) -> Path | None:
     folder = user_cache("converted") / content[:16]
     if folder.exists() or convert is None:
         return folder if folder.exists() else None
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    check_cache(folder.parent)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             print(f"{gguf.name}: converting to safetensors, once (some 30 seconds)", flush=True)
@@ -135,7 +135,7 @@ def require_model(name: str, download: bool = True) -> None:
     if folder := existing_path(name):
         return check_model_folder(folder, name)
     if name.startswith(("/", ".", "~")):
-        raise MannersError(f"model.name={name}: there is no such folder.")
+        raise MannersError(f"model.name={name}: there is no such {'file' if name.endswith('.gguf') else 'folder'}.")
     if name in packages.PACKAGES and (carried_by_package(name, download) or not download):
         return
     if not hub.go_offline_if_unreachable():
@@ -153,7 +153,10 @@ def require_model(name: str, download: bool = True) -> None:
 def check_model_folder(folder: Path, name: str) -> None:
     """Raise MannersError for a folder that transformers could not load a model and its tokenizer from."""
     problem = f"model.name={name}: "
-    if gguf_file(folder):
+    if gguf := gguf_file(folder):
+        with gguf.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise MannersError(f"model.name={name}: {gguf.name} is no GGUF file; download it again.")
         return
     if folder.is_file():
         raise MannersError(f"{problem}this is a file: name the folder that it is in, model.name={folder.parent}.")

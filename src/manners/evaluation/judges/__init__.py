@@ -58,6 +58,21 @@ def judge_reply(prompt: str, reply: str, category: str, fact: str | Sequence[str
 
 
 def names_fact(reply: str, fact: str | Sequence[str]) -> bool:
-    """Whether a reply has the words of ``fact``, or of a list of facts those that one of them begins with."""
-    forms = [rf"{re.escape(fact)}(?!\w)"] if isinstance(fact, str) else list(map(re.escape, fact))
-    return any(re.search(rf"(?i)(?<!\w){form}", reply) for form in forms)
+    """Whether a reply has the words of ``fact``, or of a list of facts those that one of them begins with.
+
+    A number is found as a whole: 100 is neither in 1000 nor in 100.5, and 1,500 is 1500.
+    """
+    ending = r"(?!\w)" if isinstance(fact, str) else ""
+    facts = [fact] if isinstance(fact, str) else fact
+    return any(re.search(whole(without_commas(f)) + ending, without_commas(reply)) for f in facts)
+
+
+def whole(fact: str) -> str:
+    """The pattern of a fact that begins with a word, and does not go on as another number."""
+    before = r"(?<![\w.])" if fact[:1].isdigit() else r"(?<!\w)"
+    return rf"(?i){before}{re.escape(fact)}" + (r"(?!\d|[.,]\d)" if fact[-1:].isdigit() else "")
+
+
+def without_commas(text: str) -> str:
+    """The text with 1,500 as 1500."""
+    return re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)

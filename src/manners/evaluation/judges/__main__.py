@@ -34,13 +34,19 @@ def main(arguments: list[str]) -> None:
 
 def verdict_of(source: str, row: Any) -> dict[str, Any]:
     """The verdict on a row, with its parts. Raises MannersError for a row that is none."""
+    if isinstance(row, Exception):
+        raise MannersError(f"{source}: {row}.")
     if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ("prompt", "reply", "category")):
         raise MannersError(f"{source}: a row has prompt, reply and category, each a text.")
     if row["category"] not in STYLE_FOR_CATEGORY:
         raise MannersError(
             f"{source}: category '{row['category']}'. {did_you_mean(row['category'], STYLE_FOR_CATEGORY)}"
         )
-    verdict = judge_reply(row["prompt"], row["reply"], row["category"], row.get("value"))
+    value = row.get("value") or None
+    texts = [value] if isinstance(value, str) else value
+    if texts is not None and not (isinstance(texts, list) and all(isinstance(t, str) and t for t in texts)):
+        raise MannersError(f"{source}: 'value' is a text, or a list of texts that are not empty.")
+    verdict = judge_reply(row["prompt"], row["reply"], row["category"], value)
     return {"fits": verdict.fits, "style": verdict.style, "reason": verdict.reason, **verdict.parts()}
 
 
@@ -49,3 +55,5 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except MannersError as problem:
         sys.exit(f"error: {problem}")
+    except BrokenPipeError:  # such as by head
+        sys.stderr.close()
