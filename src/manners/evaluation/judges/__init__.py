@@ -60,17 +60,12 @@ def judge_reply(prompt: str, reply: str, category: str, fact: str | Sequence[str
 def names_fact(reply: str, fact: str | Sequence[str]) -> bool:
     """Whether a reply has the words of ``fact``, or of a list of facts those that one of them begins with.
 
-    A number is found as a whole: 100 is neither in 1000 nor in 100.5, and 1,500 is 1500.
+    A number is found as a whole: 100 is not in 1000, and 1,500 is 1500. A beginning 42 is in 42.195, a text 42 is not.
     """
-    ending = r"(?!\w)" if isinstance(fact, str) else ""
-    facts = [fact] if isinstance(fact, str) else fact
-    return any(re.search(whole(without_commas(f)) + ending, without_commas(reply)) for f in facts)
-
-
-def whole(fact: str) -> str:
-    """The pattern of a fact that begins with a word, and does not go on as another number."""
-    before = r"(?<![\w.])" if fact[:1].isdigit() else r"(?<!\w)"
-    return rf"(?i){before}{re.escape(fact)}" + (r"(?!\d|[.,]\d)" if fact[-1:].isdigit() else "")
+    ending = r"(?!\w|[.,]\d)" if isinstance(fact, str) else r"(?<!\d)|(?!\d)"
+    facts = [without_commas(f) for f in ([fact] if isinstance(fact, str) else fact)]
+    patterns = [rf"(?i)(?<![\w.]){re.escape(f)}(?:{ending})" for f in facts]
+    return any(re.search(pattern, without_commas(reply)) for pattern in patterns)
 
 
 def without_commas(text: str) -> str:
