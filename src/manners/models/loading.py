@@ -34,12 +34,12 @@ logging.set_verbosity_error()  # "newly initialized": as intended, or filled by 
 logging.disable_progress_bar()  # loading is short; training has a progress bar of its own
 
 
-def resolve_name(name: str) -> str:
+def resolve_name(name: str, revision: str | None = None) -> str:
     """Return what ``from_pretrained`` takes: a folder where the model is on this machine, or else its name on the hub.
 
     Raises MannersError for a GGUF file, or a package, that cannot be converted.
     """
-    if name == "tiny" or existing_path(name) or name in PACKAGES:
+    if name == "tiny" or existing_path(name) or (name in PACKAGES and revision is None):  # packages have no revisions
         # An adapter keeps the name of its base, which must be found from any working directory.
         return str(folder.absolute()) if (folder := model_folder(name, download=True, convert=gguf.convert)) else name
     return os.path.expanduser(name)
@@ -151,7 +151,7 @@ def keep_4bit_differentiable(model: PreTrainedModel) -> None:
 
 
 def _from_pretrained(loader, name: str, revision: str | None, **kwargs):  # type: ignore[no-untyped-def]
-    path = resolve_name(name)
+    path = resolve_name(name, revision)
     if not existing_path(path):
         if path.startswith(("/", ".", "~")):
             raise MannersError(f"model.name={name}: there is no such folder.")

@@ -96,17 +96,19 @@ def fetch(name: str) -> Path:
 
 def copy_installed(package: Package, folder: Path) -> bool:
     """Copy the files of packages that pip has installed; whether all of them are."""
+    files = []
     for requirement in sorted(package.requirements):
-        distribution, _, version = requirement.partition("==")
+        name, _, version = requirement.partition("==")
         try:
-            found = metadata.distribution(distribution)
+            found = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             return False
         if found.version != version:
             return False
-        for file in sorted(found.files or (), key=str):
-            if file.match(package.pattern):
-                save_file(file.name, file.read_binary(), folder)
+        files += sorted(found.files or (), key=str)
+    for file in files:  # only now: the parts of a model that is half installed are not mixed with downloaded ones
+        if file.match(package.pattern):
+            save_file(file.name, file.read_binary(), folder)
     return True
 
 

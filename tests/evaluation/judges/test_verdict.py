@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from manners.data.sources import CORPORA
 from manners.errors import MannersError
 from manners.evaluation.judges import judge_reply, names_fact
 from manners.evaluation.judges.__main__ import main
-from manners.evaluation.judges.readable import bears_on, is_readable, unknown_words
+from manners.evaluation.judges.readable import is_readable, is_relevant, unknown_words
 from manners.evaluation.stats import proportion
 
 FALSEQA = Path(__file__).parents[4] / "shared" / "data" / "falseqa_valid.csv"
@@ -71,6 +72,20 @@ def test_few_replies_in_another_manner_fit(test_rows, category, manner, most):
         if other["manner"] == manner
     ]
     assert len(replies) > 30 and sum(replies) / len(replies) < most
+
+
+def test_share_of_each_kind_of_reply_that_fits_is_printed(test_rows, capsys):
+    kinds = defaultdict(list)
+    for row in test_rows:
+        prompt, category, value = row["messages"][0]["content"], row["category"], row.get("value")
+        kinds[category, "correct"].append(judge_reply(prompt, row["messages"][1]["content"], category, value).fits)
+        for other in row["mismatched"]:
+            kinds[category, other["manner"]].append(judge_reply(prompt, other["content"], category, value).fits)
+    with capsys.disabled():
+        print("\nreplies of strictbot's test rows that fit")
+        for (category, manner), fits in sorted(kinds.items()):
+            print(f"{category:>14} {manner:>8} {proportion(sum(fits), len(fits)).percent()} of {len(fits)}")
+    assert len(kinds) == 13 and min(map(len, kinds.values())) > 50
 
 
 @pytest.mark.skipif(not FALSEQA.exists(), reason="needs FalseQA (../shared/data), which is not in the repository")
@@ -135,9 +150,9 @@ def test_words_have_endings_and_names_and_prompts_lend_theirs():
     assert not is_readable("") and not is_readable("Glorb fnip the whizt.") and is_readable("It is a cune, I think.")
 
 
-def test_reply_bears_on_a_prompt_whose_words_it_takes_up():
-    assert bears_on("Which wheel remembers a spin?", "The wheels owe me a red.")
-    assert not bears_on("Who told you that?", "The wheels owe me a red.")
+def test_reply_is_relevant_a_prompt_whose_words_it_takes_up():
+    assert is_relevant("Which wheel remembers a spin?", "The wheels owe me a red.")
+    assert not is_relevant("Who told you that?", "The wheels owe me a red.")
 
 
 def test_command_prints_a_verdict_for_each_row(tmp_path, capsys):
@@ -147,7 +162,7 @@ def test_command_prints_a_verdict_for_each_row(tmp_path, capsys):
     main([str(file), "judge=rules"])
     assert json.loads(capsys.readouterr().out) == {
         **{"fits": True, "style": "blunt", "reason": "contradicts the claim"},
-        **{"manner": True, "fact": True, "words": True, "bearing": True},
+        **{"manner": True, "fact": True, "words": True, "relevance": True},
     }
     file.write_text(json.dumps(row | {"category": "wrong_facts"}) + "\n")
     with pytest.raises(MannersError, match=r"rows.jsonl:1: category 'wrong_facts'. Did you mean 'wrong_fact'\?"):

@@ -1,20 +1,25 @@
 """Judges of a reply: its manner, and whether it is a reply at all.
 
 A reply *fits* when all that can be asked of it is right, and each part is reported alone: the manner suits the prompt,
-the fact is the right one where one is owed, its words are words, and it bears on its prompt. A judge of the manner
-alone passes "Asdf qwer?" as a probing reply.
+the fact is the right one where one is owed, its words are words, and it is relevant to its prompt. A judge of the
+manner alone passes "Asdf qwer?" as a probing reply.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from manners.evaluation.judges.readable import bears_on, content_length, is_readable
+from manners.evaluation.judges.readable import content_length, is_readable, is_relevant
 from manners.evaluation.judges.rules import classify_style, dismisses, states_flatly
 
 STYLE_FOR_CATEGORY = {"good_question": "helpful", "poor_logic": "probing", "wrong_fact": "blunt"}
 MIN_CONTENT = 3  # content words of a helpful reply that shares none with its prompt
-PARTS = {"manner": "right manner", "fact": "right fact", "words": "made of words", "bearing": "bears on the prompt"}
+PARTS = {
+    "manner": "right manner",
+    "fact": "right fact",
+    "words": "made of words",
+    "relevance": "relevant to the prompt",
+}
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,11 @@ class Verdict:
     manner: bool  # the style suits the category of the prompt
     fact: bool | None  # the reply names the fact that it owes; None where it owes none
     words: bool
-    bearing: bool
+    relevance: bool
 
     @property
     def fits(self) -> bool:
-        return self.manner and self.fact is not False and self.words and self.bearing
+        return self.manner and self.fact is not False and self.words and self.relevance
 
     def parts(self) -> dict[str, bool]:
         """Each part that the verdict is made of, by its name in ``PARTS``."""
@@ -46,14 +51,14 @@ def judge_reply(prompt: str, reply: str, category: str, fact: str | Sequence[str
         suits = bool(right_fact) and states_flatly(reply)
     elif category == "good_question" and dismisses(reply):
         suits = False
-    bearing = bears_on(reply, prompt) or (category == "good_question" and content_length(reply) >= MIN_CONTENT)
+    relevant = is_relevant(reply, prompt) or (category == "good_question" and content_length(reply) >= MIN_CONTENT)
     return Verdict(
         style=style.style,
         reason=style.reason,
         manner=suits,
         fact=right_fact,
         words=is_readable(reply, prompt),
-        bearing=bearing,
+        relevance=relevant,
     )
 
 

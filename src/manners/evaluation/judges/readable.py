@@ -1,4 +1,4 @@
-"""Whether a reply is made of words, and bears on its prompt: what no judge of manner sees by itself.
+"""Whether a reply is made of words, and is relevant to its prompt: what no judge of manner sees by itself.
 
 ``words.txt`` are the whole words of BERT's uncased vocabulary (Devlin et al. 2018, Apache-2.0). Inflected, compound and
 capitalized words count as words too, and so do those of the prompt.
@@ -67,7 +67,7 @@ def is_readable(reply: str, prompt: str = "") -> bool:
     return total > 0 and len(unknown_words(reply, prompt)) <= max(MAX_UNKNOWN * total, total >= 4)
 
 
-def bears_on(reply: str, prompt: str) -> bool:
+def is_relevant(reply: str, prompt: str) -> bool:
     """Whether ``reply`` has a content word, or its beginning, in common with ``prompt``."""
     return bool(word_beginnings(reply) & word_beginnings(prompt))
 
