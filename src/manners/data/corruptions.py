@@ -70,7 +70,7 @@ def garbled(reply: str, rng: random.Random, others: Sequence[str], _keywords: Se
 def misplaced(reply: str, rng: random.Random, others: Sequence[str], _keywords: Sequence[str]) -> str:
     """One of ``others``, which are good replies to other prompts, with the same last character: a question, say.
 
-    It assumes that a score is about the prompt, too. Where it is about the reply alone, leave the prompts out of the rows.
+    It assumes that a score is about the prompt, too. Where it is about the reply alone, leave prompts out of the rows.
     """
     return rng.choice(others) if others else reply
 
