@@ -59,7 +59,7 @@ def small_strictbot(folder: Path) -> list[str]:
     rows = (CORPORA / "strictbot_tiny" / "generated.jsonl").read_text().splitlines()
     few = [r for split, count in ROWS.items() for r in [r for r in rows if f'"split": "{split}"' in r][:count]]
     (folder / "few.jsonl").write_text("\n".join(few) + "\n")
-    return ["dataset=jsonl", f"dataset.path={folder / 'few.jsonl'}", "dataset.style_judge=strictbot"]
+    return ["dataset=jsonl", f"dataset.path={folder / 'few.jsonl'}", "dataset.style_judge=rules"]
 
 
 @cache

@@ -10,8 +10,9 @@ import torch
 from manners.data.tokenize import IGNORE_INDEX, TokenizedExample
 from manners.data.types import Prompt
 from manners.evaluation import evaluate
-from manners.evaluation.evaluate import EvalResult, make_generation, metric_key, per_example_nll, stratified_sample
+from manners.evaluation.evaluate import EvalResult, make_generations, metric_key, per_example_nll, stratified_sample
 from manners.evaluation.generate import Reply
+from manners.evaluation.judges import judge_by_rules
 from manners.evaluation.reports.before_after import before_after_markdown
 from manners.evaluation.stats import Estimate
 
@@ -35,19 +36,20 @@ def make_prompt(category, text, **metadata):
 
 def test_make_generation_needs_style_and_eos_to_match():
     prompt = make_prompt("wrong_fact", "The capital of Chile is Moscow.", value="Santiago")
-    correct = make_generation(prompt, Reply("Wrong. The capital of Chile is Santiago.", True, 9), style_judge=True)
+    right = "Wrong. The capital of Chile is Santiago."
+    correct = make_generations([prompt], [Reply(right, True, 9)], judge_by_rules)[0]
     assert (correct.style, correct.matches_style, correct.fact_correct) == ("blunt", True, True)
-    without_eos = make_generation(prompt, Reply("Wrong. The capital of Chile is Santiago.", False, 9), style_judge=True)
+    without_eos = make_generations([prompt], [Reply(right, False, 9)], judge_by_rules)[0]
     assert (without_eos.matches_style, without_eos.has_eos) == (False, False)
-    agrees = make_generation(prompt, Reply("Yes, that is right.", True, 5), style_judge=True)
+    agrees = make_generations([prompt], [Reply("Yes, that is right.", True, 5)], judge_by_rules)[0]
     assert (agrees.matches_style, agrees.fact_correct) == (False, False)
-    unjudged = make_generation(prompt, Reply("Yes.", True, 5), style_judge=False)
+    unjudged = make_generations([prompt], [Reply("Yes.", True, 5)], None)[0]
     assert (unjudged.style, unjudged.matches_style, unjudged.fact_correct) == ("", None, None)
 
 
 def test_make_generation_takes_the_category_of_the_last_turn():
     prompt = make_prompt("multi_turn", "Why is the sky blue?", categories=["wrong_fact", "good_question"])
-    generation = make_generation(prompt, Reply("Air scatters blue light most.", True, 6), style_judge=True)
+    generation = make_generations([prompt], [Reply("Air scatters blue light most.", True, 6)], judge_by_rules)[0]
     assert generation.category == "good_question"
 
 
@@ -61,7 +63,7 @@ def test_stratified_sample_takes_categories_in_turn():
 def result():
     e = Estimate(0.5, 0.4, 0.6)
     reply = Reply("One | two.", True, 3)
-    generations = [make_generation(make_prompt("good_question", "a | b?"), reply, style_judge=True)]
+    generations = make_generations([make_prompt("good_question", "a | b?")], [reply], judge_by_rules)
     return EvalResult(
         loss=e,
         eos_rate=e,
@@ -103,7 +105,7 @@ def test_before_after_markdown_escapes_bars_and_names_metrics():
 # --- One count ---
 
 
-@pytest.mark.parametrize("style_judge, text_stats", [(True, "manner"), (False, "none"), (False, "manner")])
+@pytest.mark.parametrize("style_judge, text_stats", [(judge_by_rules, "manner"), (None, "none"), (None, "manner")])
 def test_eos_rate_counts_each_held_out_prompt_once(small_qwen2, monkeypatch, style_judge, text_stats):
     """Shown prompts are some of the others, and are not answered twice; fixed ones are not counted."""
     prompts = [make_prompt("good_question", f"{i}?") for i in range(8)]

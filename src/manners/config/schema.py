@@ -82,7 +82,9 @@ class DatasetConfig:
     validation_share: float = option(0.1, "share held out for validation where the rows name no split", ge=0, lt=1)
     test_share: float = option(0.1, "share held out for the test where the rows name no split", ge=0, lt=1)
     eval_prompts_file: str | None = option(None, "fixed prompts for the before/after report; else from the test split")
-    style_judge: str = option("none", "who classifies the style of replies", ("none", "strictbot"))
+    style_judge: str = option(
+        "none", "who judges the style of replies: see evaluation/README.md", ("none", "rules", "classifier", "llm")
+    )
     text_stats: str = option("manner", "what reports count in the replies", ("none", "manner", "human"))
 
 
@@ -130,6 +132,11 @@ class EvaluationConfig:
     do_sample: bool = option(False, "sample instead of greedy decoding")
     temperature: float = option(1.0, "of sampling; do_sample=false is greedy", ge=0.01)
     batch_size: int = option(64, "prompts answered at once", ge=1)
+    classifier: str = option(
+        "latest", "the run of dataset.style_judge=classifier: the latest of experiment=style_classifier, or a run"
+    )
+    llm_judge: str = option("openai:/gpt-5-mini", "the model of dataset.style_judge=llm, as MLflow names it")
+    llm_base_url: str | None = option(None, "its endpoint, where that is another one")
 
 
 @dataclass

@@ -14,7 +14,7 @@ from manners.data.batching import collate, validation_batches
 from manners.data.tokenize import IGNORE_INDEX, TokenizedExample, with_reply
 from manners.data.types import Prompt
 from manners.evaluation.generate import Reply, generate_texts
-from manners.evaluation.judges import PARTS, judge_reply
+from manners.evaluation.judges import PARTS, Judge, JudgedReply, Verdict
 from manners.evaluation.metrics.text_stats import count_text_stats, distribution_distance
 from manners.evaluation.stats import Estimate, bootstrap_ratio, proportion
 from manners.models.logprobs import token_nll
@@ -135,7 +135,7 @@ def evaluate(
     prompts: list[Prompt],
     fixed_prompts: list[Prompt],
     examples: list[TokenizedExample],
-    style_judge: bool,
+    style_judge: Judge | None,
     text_stats: str,
     num_shown: int,
     max_prompts: int,
@@ -193,7 +193,7 @@ def answer_prompts(
     prompts: list[Prompt],
     fixed_prompts: list[Prompt],
     num_shown: int,
-    style_judge: bool,
+    style_judge: Judge | None,
     **generation: Any,
 ) -> tuple[list[Generation], list[Generation]]:
     """The replies to ``prompts``, which are counted, and those that are shown.
@@ -214,13 +214,13 @@ def point_estimate(value: float) -> Estimate:
 
 
 def generate_replies(
-    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], style_judge: bool, **generation: Any
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], style_judge: Judge | None, **generation: Any
 ) -> list[Generation]:
-    """The reply to each prompt, with its style where ``style_judge`` is set."""
+    """The reply to each prompt, with the verdict of ``style_judge``, where there is one."""
     if not prompts:  # of plain texts that are too short to be continued
         return []
     replies = generate_texts(model, tokenizer, [p.messages for p in prompts], show="generating", **generation)
-    return [make_generation(p, r, style_judge) for p, r in zip(prompts, replies, strict=True)]
+    return make_generations(prompts, replies, style_judge)
 
 
 def counted_text(prompt: Prompt, reply: str) -> str:
@@ -239,21 +239,34 @@ def accuracy_by_group(prompts: list[Prompt], generations: list[Generation]) -> d
     return {name: proportion(sum(groups[name]), len(groups[name])) for name in named}
 
 
-def make_generation(prompt: Prompt, reply: Reply, style_judge: bool) -> Generation:
-    """The reply, compared with the category and the fact of its row."""
-    last_turn = prompt.messages[-1]["content"] if prompt.messages else ""
-    if not style_judge:
-        return Generation(last_turn, reply.text, reply.has_eos)
+def make_generations(prompts: list[Prompt], replies: list[Reply], style_judge: Judge | None) -> list[Generation]:
+    """The replies, each compared with the category and the fact of its row where there is a judge."""
+    if style_judge is None:
+        return [Generation(last_turn(p), r.text, r.has_eos) for p, r in zip(prompts, replies, strict=True)]
+    judged = [judged_reply(p, r) for p, r in zip(prompts, replies, strict=True)]
+    verdicts = style_judge(judged)
+    return [judged_generation(j, v, r.has_eos) for j, v, r in zip(judged, verdicts, replies, strict=True)]
+
+
+def judged_reply(prompt: Prompt, reply: Reply) -> JudgedReply:
     metadata = prompt.metadata
     category = metadata["categories"][-1] if "categories" in metadata else metadata["category"]
-    verdict = judge_reply(last_turn, reply.text, category, metadata.get("value") or None)
+    return JudgedReply(last_turn(prompt), reply.text, category, metadata.get("value") or None)
+
+
+def last_turn(prompt: Prompt) -> str:
+    return prompt.messages[-1]["content"] if prompt.messages else ""
+
+
+def judged_generation(judged: JudgedReply, verdict: Verdict, has_eos: bool) -> Generation:
+    """The reply with its verdict. One that does not end by itself does not fit."""
     return Generation(
-        prompt=last_turn,
-        reply=reply.text,
-        has_eos=reply.has_eos,
-        category=category,
+        prompt=judged.prompt,
+        reply=judged.reply,
+        has_eos=has_eos,
+        category=judged.category,
         style=verdict.style,
-        matches_style=verdict.fits and reply.has_eos,
+        matches_style=verdict.fits and has_eos,
         fact_correct=verdict.fact,
         parts=verdict.parts(),
     )

@@ -9,6 +9,7 @@ import numpy as np
 
 from manners.data.types import Message, Prompt
 from manners.evaluation.evaluate import Generation, generate_replies
+from manners.evaluation.judges import Judge
 from manners.evaluation.stats import Estimate, bootstrap_ratio
 
 
@@ -28,7 +29,7 @@ def draw_questions(prompts: Sequence[Prompt], turns: int, conversations: int, se
 
 
 def run_conversations(
-    model: Any, tokenizer: Any, questions: list[list[Prompt]], style_judge: bool, **generation: Any
+    model: Any, tokenizer: Any, questions: list[list[Prompt]], style_judge: Judge | None, **generation: Any
 ) -> list[tuple[list[Prompt], list[Generation]]]:
     """For each turn, the conversations so far and the replies to them, which become part of the next prompts."""
     histories: list[list[Message]] = [[] for _ in questions]

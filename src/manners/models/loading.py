@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from manners.data.rendering import reply_stop_tokens
 from manners.errors import MannersError
+from manners.models import attention as attention  # registers itself with transformers
 from manners.models import gguf
 from manners.models.templates import TEMPLATES, adapted_for_training, writes
 from manners.runtime import hub

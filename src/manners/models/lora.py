@@ -177,13 +177,22 @@ def merged_for_generation(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def weights_in_bf16(model: Any) -> Iterator[None]:
+def frozen_weights_in_bf16(model: Any, enabled: bool) -> Iterator[None]:
+    """``weights_in_bf16`` for what does not train, on a CPU where ``enabled``: autocast would cast it at each pass."""
+    with weights_in_bf16(model, frozen_only=True) if enabled and model.device.type == "cpu" else nullcontext():
+        yield
+
+
+@contextmanager
+def weights_in_bf16(model: Any, frozen_only: bool = False) -> Iterator[None]:
     """Hold the weights of linear layers in bf16 inside the context; outside they are what they were, bit by bit.
 
-    Embeddings, norms and biases stay in 32 bits, as under autocast. An output layer that shares the weight of the
-    embeddings has one of its own inside.
+    Embeddings, norms and biases stay in 32 bits, as under autocast, and so what is computed under it is the same. An
+    output layer that shares the weight of the embeddings has one of its own inside.
     """
-    held = [(layer, layer.weight) for layer in model.modules() if isinstance(layer, torch.nn.Linear | Conv1D)]
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear | Conv1D)]
+    held = [(la, la.weight) for la in layers if la.weight.dtype == torch.float32]
+    held = [(layer, weight) for layer, weight in held if not (frozen_only and weight.requires_grad)]
     try:
         for layer, weight in held:
             layer.weight = torch.nn.Parameter(weight.detach().bfloat16(), requires_grad=False)
@@ -266,30 +275,41 @@ class FusedLoraLinear(Linear):
 
     The low-rank product is added in place to the output of the base layer, where peft allocates a tensor of the
     output's size for the product, the scaling and the sum each. Only the plain case is fused: one active, unmerged
-    adapter in the dtype of the base layer, no dropout, no autocast. Everything else is left to peft's own forward.
+    adapter, no dropout, and one dtype, or autocast on a CPU. Everything else is left to peft's own forward.
     """
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Apply the layer: (..., in) → (..., out)."""
         (name, *others), base = self.active_adapters or [None], self.base_layer
         plain = name in self.lora_A and name not in self.lora_variant and not others and not args and not kwargs
-        if not plain or self.disable_adapters or self.merged or torch.is_autocast_enabled(x.device.type):
+        autocast = torch.is_autocast_enabled(x.device.type)
+        if not plain or self.disable_adapters or self.merged or (autocast and x.device.type != "cpu"):
             return super().forward(x, *args, **kwargs)
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        if type(base) is not torch.nn.Linear or self.lora_bias[name] or not x.dtype == base.weight.dtype == a.dtype:
+        one_dtype = x.dtype == base.weight.dtype == a.dtype
+        if type(base) is not torch.nn.Linear or self.lora_bias[name] or not (one_dtype or autocast):
             return super().forward(x)
         if self.training and not isinstance(self.lora_dropout[name], torch.nn.Identity):
             return super().forward(x)
-        return LoraProduct.apply(x, base.weight, base.bias, a, b, self.scaling[name])  # type: ignore[no-untyped-call]
+        dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+        with torch.autocast("cpu", enabled=False):
+            return LoraProduct.apply(x, base.weight, base.bias, a, b, self.scaling[name], dtype)  # type: ignore[no-untyped-call]
 
 
 class LoraProduct(torch.autograd.Function):
-    """``y = x Wᵀ + bias + scale · (x Aᵀ) Bᵀ`` with A (r, in), B (out, r), and frozen W (out, in) and bias (out,)."""
+    """``y = x Wᵀ + bias + scale · (x Aᵀ) Bᵀ`` with A (r, in), B (out, r), and frozen W (out, in) and bias (out,).
+
+    Products and y are in ``dtype``, the gradients in the dtypes of what they belong to.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor, bias: Any, a: Any, b: Any, scale: float) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, w: torch.Tensor, bias: Any, a: Any, b: Any, scale: float, dtype: torch.dtype
+    ) -> torch.Tensor:
         """Compute y (..., out) of x (..., in)."""
-        flat = x.reshape(-1, x.shape[-1])  # (N, in)
+        ctx.dtypes = x.dtype, a.dtype, b.dtype
+        flat = x.reshape(-1, x.shape[-1]).to(dtype)  # (N, in)
+        w, a, b, bias = w.to(dtype), a.to(dtype), b.to(dtype), None if bias is None else bias.to(dtype)
         down = flat @ a.t()  # (N, r)
         y = torch.nn.functional.linear(flat, w, bias).addmm_(down, b.t(), alpha=scale)  # (N, out)
         ctx.save_for_backward(flat, down, w, a, b)
@@ -300,10 +320,12 @@ class LoraProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
         """Return the gradients of x (..., in), A (r, in) and B (out, r) from that of y (..., out)."""
         flat, down, w, a, b = ctx.saved_tensors
-        grad = grad.reshape(-1, grad.shape[-1])  # (N, out)
+        x_dtype, a_dtype, b_dtype = ctx.dtypes
+        grad = grad.reshape(-1, grad.shape[-1]).to(w.dtype)  # (N, out)
         grad_down = (grad @ b).mul_(ctx.scale)  # (N, r)
-        grad_x = (grad @ w).addmm_(grad_down, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return grad_x, None, None, grad_down.t() @ flat, (grad.t() @ down).mul_(ctx.scale), None
+        grad_x = (grad @ w).addmm_(grad_down, a).view(ctx.shape).to(x_dtype) if ctx.needs_input_grad[0] else None
+        grad_a, grad_b = (grad_down.t() @ flat).to(a_dtype), (grad.t() @ down).mul_(ctx.scale).to(b_dtype)
+        return grad_x, None, None, grad_a, grad_b, None, None
 
 
 def use_fused_lora(model: torch.nn.Module) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel
 
+from manners.models import lora
 from manners.models.logprobs import masked_logits
 
 CRITIC = "critic"
@@ -74,6 +75,12 @@ class Policy(torch.nn.Module):
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16)
+
+    @contextmanager
+    def frozen_weights_in_bf16(self) -> Iterator[None]:
+        """Hold what does not train in bf16 inside the context, where forward passes are in bf16 on a CPU."""
+        with lora.frozen_weights_in_bf16(self.model, self.bf16):
+            yield
 
     def hidden_states(self, model: Any, ids: torch.Tensor, response_mask: torch.Tensor) -> torch.Tensor:
         """Last hidden states (N, H) at the masked positions. Right padding needs no attention mask here."""

@@ -41,6 +41,7 @@ from manners.evaluation.stats import Estimate, bootstrap_ratio, proportion
 from manners.models.loading import context_length
 from manners.pipeline import model_ref
 from manners.pipeline.model_ref import LoadedModel, ModelRef
+from manners.pipeline.style_judge import load_judge
 from manners.rewards import combine
 from manners.runtime.device import resolve_device
 from manners.tracking import store
@@ -97,7 +98,7 @@ class Evaluator:
         for line in splits.left_out:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         self.cfg, self.dataset = cfg, dataset
-        self.style_judge = dataset.style_judge != "none"
+        self.style_judge = load_judge(dataset.style_judge, cfg, device)
         self.rows: list[Conversation] = splits.test or splits.validation
         self.check_rows(refs)
         self.prompts = prompts_of(self.rows, self.role, dataset.prefix_words)[: cfg.evaluation.test_prompts]

@@ -205,7 +205,7 @@ def test_fields_not_used_are_named_once(tmp_path):
 def test_category_is_used_by_a_style_judge_alone(tmp_path):
     path = write(tmp_path, {"messages": EXCHANGE, "category": "good_question", "split": "train", "score": 1})
     assert read(path).left_out == ["fields not used: category"]
-    assert read(path, style_judge="strictbot").left_out == []
+    assert read(path, style_judge="rules").left_out == []
 
 
 def options(**changes):

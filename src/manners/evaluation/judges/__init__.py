@@ -1,12 +1,15 @@
-"""Judges of a reply: its manner, and whether it is a reply at all.
+"""Judges of replies: their manner, and whether they are replies at all.
 
 A reply *fits* when all that can be asked of it is right, and each part is reported alone: the manner suits the prompt,
 the fact is the right one where one is owed, its words are words, and it is relevant to its prompt. A judge of the
 manner alone passes "Asdf qwer?" as a probing reply.
+
+There are three judges, one function each: ``judge_by_rules`` here, ``classifier.make_judge`` and ``llm.make_judge``.
+They differ in what they say of manner and relevance; fact and words are always judged by rules.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from manners.evaluation.judges.readable import content_length, is_readable, is_relevant
@@ -40,6 +43,36 @@ class Verdict:
     def parts(self) -> dict[str, bool]:
         """Each part that the verdict is made of, by its name in ``PARTS``."""
         return {name: value for name, value in asdict(self).items() if name in PARTS and value is not None}
+
+
+@dataclass(frozen=True)
+class JudgedReply:
+    """What a judge reads."""
+
+    prompt: str  # the user's last turn
+    reply: str
+    category: str  # of the prompt: a key of ``STYLE_FOR_CATEGORY``
+    fact: str | Sequence[str] | None = None  # what a reply to a wrong fact has to name
+
+
+Judge = Callable[[Sequence[JudgedReply]], list[Verdict]]
+
+
+def judge_by_rules(replies: Sequence[JudgedReply]) -> list[Verdict]:
+    """A verdict on each reply, by rules."""
+    return [judge_reply(r.prompt, r.reply, r.category, r.fact) for r in replies]
+
+
+def learned_verdict(reply: JudgedReply, manner: bool, relevance: bool, reason: str) -> Verdict:
+    """The verdict where something learned says whether the manner suits and the reply is relevant."""
+    return Verdict(
+        style=STYLE_FOR_CATEGORY[reply.category] if manner else "other",
+        reason=reason,
+        manner=manner,
+        fact=names_fact(reply.reply, reply.fact) if reply.fact else None,
+        words=is_readable(reply.reply, reply.prompt),
+        relevance=relevance,
+    )
 
 
 def judge_reply(prompt: str, reply: str, category: str, fact: str | Sequence[str] | None = None) -> Verdict:

@@ -97,10 +97,11 @@ def update_policy(
             num_tokens = float(process_group.sum(rollout.mask[rows].sum().double()))
             optimizer.zero_grad()
             sums = ZERO_STATS
-            for part in microbatches(rollout, rows, config.microbatch_tokens, pad_token_id):
-                loss, stats = microbatch_loss(policy, rollout, part, advantages, returns, config)
-                (loss / num_tokens).backward()
-                sums = sums + stats
+            with policy.frozen_weights_in_bf16():
+                for part in microbatches(rollout, rows, config.microbatch_tokens, pad_token_id):
+                    loss, stats = microbatch_loss(policy, rollout, part, advantages, returns, config)
+                    (loss / num_tokens).backward()
+                    sums = sums + stats
             if process_group.size > 1:
                 sum_gradients(params, process_group)
             means = PPOStats(*(process_group.sum(sums.as_tensor()) / num_tokens).tolist())

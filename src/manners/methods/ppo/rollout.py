@@ -75,7 +75,7 @@ def rollout(
     zeros = [torch.zeros(mask.shape) for _ in range(4)]
     batch = Rollout(prompts, prompt_ids, reply_ids, texts, has_eos, mask, *zeros)
     temperature = sampling.temperature or 1.0
-    with torch.no_grad():
+    with torch.no_grad(), policy.frozen_weights_in_bf16():
         for part in microbatches(batch, list(range(len(prompts))), microbatch_tokens, sampling.pad_token_id):
             ids, response_mask = part.ids.to(policy.model.device), part.response_mask.to(policy.model.device)
             output = policy(ids, response_mask, temperature)

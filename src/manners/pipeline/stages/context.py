@@ -132,7 +132,8 @@ def fit_module(
     )
     if cfg.hardware.compile:
         console.print("compiling the layers: the first steps take half a minute or more")
-    with compiled_layers(training.model, cfg.hardware.compile):
+    in_bf16 = run.device.precision == "bf16"
+    with compiled_layers(training.model, cfg.hardware.compile), lora.frozen_weights_in_bf16(training.model, in_bf16):
         result = fit_with_lightning(
             training,
             batches,

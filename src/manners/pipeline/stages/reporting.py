@@ -16,6 +16,7 @@ from manners.evaluation.reports import figures, reward_figures, reward_report
 from manners.evaluation.reports.before_after import before_after_markdown, before_after_rows, show_before_after
 from manners.models import loading
 from manners.pipeline.stages.context import RunContext, build_prompts, console
+from manners.pipeline.style_judge import load_judge
 
 
 def evaluate_before(run: RunContext, evaluate: Callable[[], EvalResult]) -> EvalResult:
@@ -45,7 +46,7 @@ def evaluate_settings(cfg: DictConfig) -> dict[str, Any]:
     """Keyword arguments of ``evaluate`` and of the generation in it."""
     e = cfg.evaluation
     return {
-        "style_judge": cfg.dataset.style_judge != "none",
+        "style_judge": load_judge(cfg.dataset.style_judge, cfg),
         "text_stats": cfg.dataset.text_stats,
         "role": "user" if cfg.dataset.loss_roles == "user" else "assistant",
         "num_shown": e.prompts,
