@@ -85,6 +85,9 @@ class DatasetConfig:
     style_judge: str = option(
         "none", "who judges the style of replies: see evaluation/README.md", ("none", "rules", "classifier", "llm")
     )
+    judge_labels: str | None = option(
+        None, "labeled replies by which style accuracy is corrected for the judge's errors"
+    )
     text_stats: str = option("manner", "what reports count in the replies", ("none", "manner", "human"))
 
 

@@ -89,6 +89,7 @@ def garbled_word(reply: str, rng: random.Random, others: Sequence[str], _keyword
 CORRUPTIONS: dict[str, Callable[[str, random.Random, Sequence[str], Sequence[str]], str]] = {
     f.__name__: f for f in (shuffled, empty, truncated, stuffed, repeated, overlong, garbled, garbled_word, misplaced)
 }
+MISPLACED = misplaced.__name__
 
 
 def high_score_words(rows: Sequence[ScoredReply], count: int = 40) -> list[str]:

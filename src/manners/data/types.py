@@ -106,6 +106,17 @@ def scored_replies(conversations: Iterable[Conversation]) -> list[ScoredReply]:
     return samples
 
 
+def reply_manners(conversations: Iterable[Conversation]) -> list[str]:
+    """The ``manner`` that the rows name for each of their ``scored_replies``, in order; "" where they name none.
+
+    "policy" is that of a reply which a policy wrote.
+    """
+    scored = [c for c in conversations if "score" in c.metadata]
+    return [
+        name for c in scored for name in ("", *(str(o.get("manner", "")) for o in c.metadata.get("mismatched", [])))
+    ]
+
+
 def preference_pairs(conversations: Iterable[Conversation]) -> list[PreferencePair]:
     """The last reply of each row over its ``rejected`` one, and over each ``mismatched`` reply of a lower score."""
     pairs = []

@@ -2,6 +2,8 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -15,15 +17,18 @@ from manners.data.tokenize import IGNORE_INDEX, TokenizedExample, with_reply
 from manners.data.types import Prompt
 from manners.evaluation.generate import Reply, generate_texts
 from manners.evaluation.judges import PARTS, Judge, JudgedReply, Verdict
+from manners.evaluation.judges.errors import JudgeErrors
 from manners.evaluation.metrics.text_stats import count_text_stats, distribution_distance
 from manners.evaluation.stats import Estimate, bootstrap_ratio, proportion
 from manners.models.logprobs import token_nll
+from manners.models.lora import merged_for_generation
 
 # Names in reports; ``metric_key`` has those of the metrics.
 REWARD_NAME, SAMPLED_REWARD_NAME = "reward", "reward of sampled replies"  # the first is that of the greedy replies
 LOSS_NAME, EOS_NAME = "held-out loss, nats per token", "replies with EOS"
 PART_NAMES = {part: f"replies: {name}" for part, name in PARTS.items() if part != "fact"}  # that has a line of its own
-RATES = (EOS_NAME, "style accuracy", "fact accuracy", *PART_NAMES.values())  # shown as percentages
+CORRECTED_NAME = "style accuracy, corrected for the judge's errors"
+RATES = (EOS_NAME, "style accuracy", "fact accuracy", CORRECTED_NAME, *PART_NAMES.values())  # shown as percentages
 NLL_NAME, REPETITION_NAME = "NLL under the base model, nats per token", "repeated 4grams"
 RISE_OF_NLL, RISE_OF_REPETITION = 1.0, 0.2  # above what any change of manner brings
 
@@ -140,12 +145,14 @@ def evaluate(
     num_shown: int,
     max_prompts: int,
     loss_batch_size: int = LOSS_BATCH_SIZE,
+    judge_errors: JudgeErrors | None = None,
     **generation: Any,
 ) -> EvalResult:
     """The loss on the held-out ``examples``, and metrics of the replies to up to ``max_prompts`` of ``prompts``.
 
     ``fixed_prompts`` are shown in the report; where there are none, ``num_shown`` of the others. ``text_stats`` names
-    what is counted in the replies. ``generation`` are keyword arguments of ``generate_texts``.
+    what is counted in the replies; ``judge_errors`` correct the rate of the judge. ``generation`` are keyword arguments
+    of ``generate_texts``.
     """
     prompts = prompts[:max_prompts]
     generations, shown = answer_prompts(model, tokenizer, prompts, fixed_prompts, num_shown, style_judge, **generation)
@@ -166,10 +173,20 @@ def evaluate(
         style_accuracy_by_group=accuracy_by_group(prompts, classified),
         fact_accuracy=proportion(sum(facts), len(facts)) if facts else None,
         generations=classified,
-        extra_metrics=rates_of_parts(classified) | {name: point_estimate(value) for name, value in extra.items()},
+        extra_metrics=corrected_rate(classified, judge_errors)
+        | rates_of_parts(classified)
+        | {name: point_estimate(value) for name, value in extra.items()},
         text_stats=count_text_stats(text_stats, texts),
         reference_text_stats=count_text_stats(text_stats, references),
     )
+
+
+def corrected_rate(generations: Sequence[Generation], errors: JudgeErrors | None) -> dict[str, Estimate]:
+    """Style accuracy corrected for the judge's errors on labeled replies, by its name; empty where it cannot be."""
+    if errors is None or not generations:
+        return {}
+    rate = errors.corrected(sum(bool(g.matches_style) for g in generations), len(generations))
+    return {CORRECTED_NAME: rate} if rate else {}
 
 
 def rates_of_parts(generations: list[Generation]) -> dict[str, Estimate]:
@@ -289,12 +306,14 @@ def per_example_nll(
     was_training = model.training
     model.eval()
     sums, counts = [], []
-    for batch in validation_batches(examples, batch_size, partial(collate, pad=0)):
-        ids, labels = batch["input_ids"].to(model.device), batch["labels"].to(model.device)
-        loss_mask = labels[:, 1:] != IGNORE_INDEX  # (B, T-1)
-        nll = torch.zeros(loss_mask.shape, device=model.device)
-        nll[loss_mask] = token_nll(model, ids, loss_mask)[0]
-        sums.append(nll.sum(1).cpu().double().numpy())
-        counts.append(loss_mask.sum(1).cpu().numpy())
+    # In bf16 on a CPU, one merged weight in bf16 is a third of the work of a LoRA whose base is cast at each pass.
+    with merged_for_generation(model) if torch.is_autocast_enabled("cpu") else nullcontext():
+        for batch in validation_batches(examples, batch_size, partial(collate, pad=0)):
+            ids, labels = batch["input_ids"].to(model.device), batch["labels"].to(model.device)
+            loss_mask = labels[:, 1:] != IGNORE_INDEX  # (B, T-1)
+            nll = torch.zeros(loss_mask.shape, device=model.device)
+            nll[loss_mask] = token_nll(model, ids, loss_mask)[0]
+            sums.append(nll.sum(1).cpu().double().numpy())
+            counts.append(loss_mask.sum(1).cpu().numpy())
     model.train(was_training)
     return np.concatenate(sums), np.concatenate(counts)

@@ -26,6 +26,7 @@ from manners.evaluation.evaluate import (
     MAX_LOSS_LENGTH,
     Generation,
     answer_prompts,
+    corrected_rate,
     counted_text,
     metric_key,
     per_example_nll,
@@ -41,7 +42,7 @@ from manners.evaluation.stats import Estimate, bootstrap_ratio, proportion
 from manners.models.loading import context_length
 from manners.pipeline import model_ref
 from manners.pipeline.model_ref import LoadedModel, ModelRef
-from manners.pipeline.style_judge import load_judge
+from manners.pipeline.style_judge import load_errors, load_judge
 from manners.rewards import combine
 from manners.runtime.device import resolve_device
 from manners.tracking import store
@@ -99,6 +100,7 @@ class Evaluator:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         self.cfg, self.dataset = cfg, dataset
         self.style_judge = load_judge(dataset.style_judge, cfg, device)
+        self.judge_errors = load_errors(dataset, self.style_judge)
         self.rows: list[Conversation] = splits.test or splits.validation
         self.check_rows(refs)
         self.prompts = prompts_of(self.rows, self.role, dataset.prefix_words)[: cfg.evaluation.test_prompts]
@@ -177,6 +179,7 @@ class Evaluator:
         if self.style_judge:
             matches = [bool(g.matches_style) for g in generations]
             metrics["style accuracy"] = proportion(sum(matches), len(matches))
+            metrics |= corrected_rate(generations, self.judge_errors)
         facts = [g.fact_correct for g in generations if g.fact_correct is not None]
         if facts:
             metrics["fact accuracy"] = proportion(sum(facts), len(facts))

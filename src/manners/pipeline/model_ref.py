@@ -14,6 +14,7 @@ from manners.errors import MannersError, did_you_mean
 from manners.models import adapter_config
 from manners.runtime import run_dir
 from manners.runtime.model_files import model_digest
+from manners.runtime.paths import existing_path
 from manners.runtime.run_dir import RunArtifact
 from manners.tracking import store
 
@@ -186,11 +187,13 @@ def resolve_model(
         raise MannersError(f"{key}={name} is a run of method={method}; one of {', '.join(methods)} is needed.", key)
     if found:
         return run_ref(found, f"{key}={name}")
+    if name.lower().endswith(".gguf") and (file := existing_path(name)):
+        return ModelRef(file.stem, str(file.absolute()))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return ModelRef(name, name)
     names = [p.name for p in (Path(cfg.output_dir) / "runs").glob("*")]
     raise MannersError(
-        f"{key}={name} is neither a finished run, nor a folder with a model, nor a name on the hub. "
+        f"{key}={name} is neither a finished run, nor a folder with a model, nor a GGUF file, nor a name on the hub. "
         + (did_you_mean(name, names) if names else "There are no runs here yet: python train.py"),
         key,
     )

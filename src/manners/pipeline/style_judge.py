@@ -4,8 +4,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from manners.data.sources import local_path
 from manners.errors import MannersError
 from manners.evaluation.judges import Judge, classifier, judge_by_rules, llm
+from manners.evaluation.judges.errors import JudgeErrors, measure_errors, read_labels
 from manners.pipeline import model_ref
 from manners.pipeline.model_ref import ModelRef
 from manners.runtime import run_dir
@@ -22,6 +24,16 @@ def load_judge(style_judge: str, cfg: DictConfig, device: str = "cpu") -> Judge 
     if style_judge == "llm":
         return llm.make_judge(cfg.evaluation.llm_judge, cfg.evaluation.llm_base_url)
     return judge_by_rules
+
+
+def load_errors(dataset: DictConfig, judge: Judge | None) -> JudgeErrors | None:
+    """The errors of a judge on the labeled replies that the dataset names, or None. Raises MannersError."""
+    if judge is None or dataset.judge_labels is None:
+        return None
+    file = local_path(dataset.judge_labels, "dataset.judge_labels")
+    if file is None or not file.is_file():
+        raise MannersError(f"dataset.judge_labels={dataset.judge_labels} is not a file.", "dataset.judge_labels")
+    return measure_errors(judge, read_labels(file))
 
 
 def judge_name(style_judge: str, cfg: DictConfig) -> str:

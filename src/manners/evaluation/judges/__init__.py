@@ -5,7 +5,8 @@ the fact is the right one where one is owed, its words are words, and it is rele
 manner alone passes "Asdf qwer?" as a probing reply.
 
 There are three judges, one function each: ``judge_by_rules`` here, ``classifier.make_judge`` and ``llm.make_judge``.
-They differ in what they say of manner and relevance; fact and words are always judged by rules.
+They differ in what they say of manner and relevance; fact and words are always judged by rules. Whether a reply makes
+sense is beyond rules.
 """
 
 import re
@@ -20,8 +21,9 @@ MIN_CONTENT = 3  # content words of a helpful reply that shares none with its pr
 PARTS = {
     "manner": "right manner",
     "fact": "right fact",
-    "words": "made of words",
+    "words": "made of words, none said twice",
     "relevance": "relevant to the prompt",
+    "sense": "making sense",
 }
 
 
@@ -35,10 +37,11 @@ class Verdict:
     fact: bool | None  # the reply names the fact that it owes; None where it owes none
     words: bool
     relevance: bool
+    sense: bool | None = None  # a careful reader understands it; None where the judge cannot tell
 
     @property
     def fits(self) -> bool:
-        return self.manner and self.fact is not False and self.words and self.relevance
+        return self.manner and self.fact is not False and self.words and self.relevance and self.sense is not False
 
     def parts(self) -> dict[str, bool]:
         """Each part that the verdict is made of, by its name in ``PARTS``."""
@@ -63,8 +66,8 @@ def judge_by_rules(replies: Sequence[JudgedReply]) -> list[Verdict]:
     return [judge_reply(r.prompt, r.reply, r.category, r.fact) for r in replies]
 
 
-def learned_verdict(reply: JudgedReply, manner: bool, relevance: bool, reason: str) -> Verdict:
-    """The verdict where something learned says whether the manner suits and the reply is relevant."""
+def learned_verdict(reply: JudgedReply, manner: bool, relevance: bool, sense: bool, reason: str) -> Verdict:
+    """The verdict where something learned says whether the manner suits, and the reply is relevant and makes sense."""
     return Verdict(
         style=STYLE_FOR_CATEGORY[reply.category] if manner else "other",
         reason=reason,
@@ -72,6 +75,7 @@ def learned_verdict(reply: JudgedReply, manner: bool, relevance: bool, reason: s
         fact=names_fact(reply.reply, reply.fact) if reply.fact else None,
         words=is_readable(reply.reply, reply.prompt),
         relevance=relevance,
+        sense=sense,
     )
 
 

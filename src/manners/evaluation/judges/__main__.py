@@ -39,10 +39,11 @@ def main(arguments: list[str]) -> None:
         raise MannersError(f"{given.file}: there is no such file.")
     replies = [judged_reply(s, row) for s, row in file_rows(given.file, given.file.name, "auto", "none")]
 
-    from manners.config.compose import compose
+    from manners.config import compose  # below, for --help and mistakes in the file to be answered at once
     from manners.pipeline.style_judge import load_judge
 
-    judge = load_judge(name, compose("evaluate", others))
+    compose.register()
+    judge = load_judge(name, compose.compose("evaluate", others))
     assert judge is not None
     verdicts = judge(replies)
     for verdict in verdicts:

@@ -15,6 +15,7 @@ MANNER_QUESTIONS = {
     "wrong_fact": "Does the reply flatly correct the user?",
 }
 RELEVANCE_QUESTION = "Is the reply about what the user says?"
+SENSE_QUESTION = "Does the reply make sense?"
 
 Score = Callable[[Sequence[tuple[list[Message], str]]], list[float]]
 
@@ -23,14 +24,21 @@ def make_judge(score: Score) -> Judge:
     """A judge by ``score``, which maps (messages, reply) pairs to numbers from about 0, no, to 1, yes."""
 
     def judge(replies: Sequence[JudgedReply]) -> list[Verdict]:
-        scores = score([(question_about(r, MANNER_QUESTIONS[r.category]), r.reply) for r in replies])
-        relevances = score([(question_about(r, RELEVANCE_QUESTION), r.reply) for r in replies])
-        return [
-            learned_verdict(reply, manner > 0.5, relevance > 0.5, f"manner {manner:.2f}, relevance {relevance:.2f}")
-            for reply, manner, relevance in zip(replies, scores, relevances, strict=True)
+        asked = [
+            (question_about(r, question), r.reply)
+            for r in replies
+            for question in (MANNER_QUESTIONS[r.category], RELEVANCE_QUESTION, SENSE_QUESTION)
         ]
+        scores = score(asked)
+        answers = zip(scores[::3], scores[1::3], scores[2::3], strict=True)
+        return [verdict_of(reply, *answer) for reply, answer in zip(replies, answers, strict=True)]
 
     return judge
+
+
+def verdict_of(reply: JudgedReply, manner: float, relevance: float, sense: float) -> Verdict:
+    reason = f"manner {manner:.2f}, relevance {relevance:.2f}, sense {sense:.2f}"
+    return learned_verdict(reply, manner > 0.5, relevance > 0.5, sense > 0.5, reason)
 
 
 def question_about(reply: JudgedReply, question: str) -> list[Message]:

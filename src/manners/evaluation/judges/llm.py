@@ -31,7 +31,8 @@ MANNER_INSTRUCTIONS = {
         "blunt: does it reject or correct that flatly, without softening, and does not go along with it or only ask?"
     ),
 }
-RELEVANCE_INSTRUCTION = "Is the reply about what the user said, and understandable?"
+RELEVANCE_INSTRUCTION = "Is the reply about what the user said?"
+SENSE_INSTRUCTION = "Does the reply make sense to a careful reader: is it coherent English that can be understood?"
 SHOWN = "\n\nThe user: {{ inputs }}\n\nThe reply: {{ outputs }}"
 NUM_THREADS = 4  # requests under way at once
 
@@ -47,17 +48,17 @@ def make_judge(model: str, base_url: str | None = None) -> Judge:
 
     def judge(replies: Sequence[JudgedReply]) -> list[Verdict]:
         asked = [
-            (i, q) for i, r in enumerate(replies) for q in (MANNER_INSTRUCTIONS[r.category], RELEVANCE_INSTRUCTION)
+            (reply, instructions)
+            for reply in replies
+            for instructions in (MANNER_INSTRUCTIONS[reply.category], RELEVANCE_INSTRUCTION, SENSE_INSTRUCTION)
         ]
         answers = []
         with ThreadPoolExecutor(NUM_THREADS) as pool, progress(len(asked), f"asking {model}") as bar:
-            for answer in pool.map(lambda a: ask(a[1], replies[a[0]].prompt, replies[a[0]].reply), asked):
+            for answer in pool.map(lambda a: ask(a[1], a[0].prompt, a[0].reply), asked):
                 answers.append(answer)
                 bar.update(len(answers))
-        pairs = zip(answers[::2], answers[1::2], strict=True)
-        return [
-            learned_verdict(r, manner, relevance, model) for r, (manner, relevance) in zip(replies, pairs, strict=True)
-        ]
+        parts = zip(answers[::3], answers[1::3], answers[2::3], strict=True)
+        return [learned_verdict(reply, *answer, reason=model) for reply, answer in zip(replies, parts, strict=True)]
 
     return judge
 

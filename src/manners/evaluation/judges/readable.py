@@ -16,6 +16,7 @@ PREFIXES = (
     *("un", "re", "non", "over", "under", "out", "mis", "dis", "in", "pre", "sub", "super", "anti", "micro", "up"),
     *("down", "photo", "auto", "bio", "electro", "hydro", "inter", "multi"),
 )
+SENTENCE = re.compile(r"\w[^.!?]*")
 LETTERS = re.compile(r"[A-Za-z]+(?:['’][a-z]+)?")
 MAX_UNKNOWN = 0.1  # of a reply's words; one in a short sentence may be rare, and garbles are several
 FUNCTION_WORD_LIST = """
@@ -62,9 +63,16 @@ def unknown_words(reply: str, prompt: str = "") -> list[str]:
 
 
 def is_readable(reply: str, prompt: str = "") -> bool:
-    """Whether nearly all of ``reply`` are words: at most one in ten is not, or one of four and more."""
-    total = len(LETTERS.findall(reply))
-    return total > 0 and len(unknown_words(reply, prompt)) <= max(MAX_UNKNOWN * total, total >= 4)
+    """Whether nearly all of ``reply`` are words, and no sentence is said twice.
+
+    At most one word in ten is none, or one of four and more.
+    """
+    total, sentences = len(LETTERS.findall(reply)), [" ".join(s.lower().split()) for s in SENTENCE.findall(reply)]
+    return (
+        total > 0
+        and len(set(sentences)) == len(sentences)
+        and len(unknown_words(reply, prompt)) <= max(MAX_UNKNOWN * total, total >= 4)
+    )
 
 
 def is_relevant(reply: str, prompt: str) -> bool:

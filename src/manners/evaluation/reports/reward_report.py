@@ -21,6 +21,7 @@ METRIC_NAMES = {  # in the order of the table
     "r2": "R²",
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
+    "policy_spearman": "Spearman correlation, replies of a policy",
     "pair_accuracy": "pair accuracy",
     "error_length": "Spearman correlation of error and length",
 }
@@ -79,7 +80,7 @@ def reward_numbers(quality: RegressionQuality | PairwiseQuality) -> list[tuple[s
     lines = []
     for name, title in METRIC_NAMES.items():
         estimate: Estimate | None = getattr(quality, name)
-        if name in ("pair_accuracy", "error_length") and not estimate:
+        if name in ("policy_spearman", "pair_accuracy", "error_length") and not estimate:
             continue
         if name == "pair_accuracy" and estimate:
             lines.append((title, "50.0 %", estimate.percent()))

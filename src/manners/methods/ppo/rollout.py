@@ -62,9 +62,24 @@ def rollout(
 ) -> Rollout:
     """Sample a reply to each prompt, then run them through policy, reference and critic once more.
 
-    ``uniforms`` (B, R) decide what is sampled; at temperature 0 they are None, and log-probabilities are taken at 1.
-    Log-probabilities come from the forward pass that training uses, not from sampling, so that the ratio of the first
-    epoch is exactly 1.
+    At temperature 0 log-probabilities are taken at 1.
+    """
+    batch = sample_replies(policy, tokenizer, prompts, prompt_ids, sampling, uniforms)
+    run_networks(policy, batch, sampling.temperature or 1.0, microbatch_tokens, sampling.pad_token_id)
+    return batch
+
+
+def sample_replies(
+    policy: Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Prompt],
+    prompt_ids: list[list[int]],
+    sampling: Sampling,
+    uniforms: torch.Tensor | None,
+) -> Rollout:
+    """Sample a reply to each prompt. What ``run_networks`` gives each token is still zero.
+
+    ``uniforms`` (B, R) decide what is sampled; at temperature 0 they are None.
     """
     with policy.autocast(), merged_for_generation(policy.model):
         reply_ids = generate_ids(policy.model, prompt_ids, sampling, uniforms)
@@ -73,10 +88,18 @@ def rollout(
     mask = torch.tensor([[i < len(ids) for i in range(width)] for ids in reply_ids])
     texts = [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in reply_ids]
     zeros = [torch.zeros(mask.shape) for _ in range(4)]
-    batch = Rollout(prompts, prompt_ids, reply_ids, texts, has_eos, mask, *zeros)
-    temperature = sampling.temperature or 1.0
+    return Rollout(prompts, prompt_ids, reply_ids, texts, has_eos, mask, *zeros)
+
+
+def run_networks(policy: Policy, batch: Rollout, temperature: float, microbatch_tokens: int, pad_token_id: int) -> None:
+    """Run the replies through policy, reference and critic once more, and write what they give into ``batch``.
+
+    Log-probabilities come from the forward pass that training uses, not from sampling, so that the ratio of the first
+    epoch is exactly 1.
+    """
+    mask = batch.mask
     with torch.no_grad(), policy.frozen_weights_in_bf16():
-        for part in microbatches(batch, list(range(len(prompts))), microbatch_tokens, sampling.pad_token_id):
+        for part in microbatches(batch, list(range(len(batch.prompts))), microbatch_tokens, pad_token_id):
             ids, response_mask = part.ids.to(policy.model.device), part.response_mask.to(policy.model.device)
             output = policy(ids, response_mask, temperature)
             scatter_tokens(batch.logprobs, output.logprobs, part.rows, mask)
@@ -84,7 +107,6 @@ def rollout(
             scatter_tokens(batch.entropy, output.entropy, part.rows, mask)
             reference = policy.reference_logprobs(ids, response_mask, temperature)
             scatter_tokens(batch.ref_logprobs, reference, part.rows, mask)
-    return batch
 
 
 def scatter_tokens(table: torch.Tensor, flat: torch.Tensor, rows: list[int], mask: torch.Tensor) -> None:

@@ -16,7 +16,7 @@ from manners.evaluation.reports import figures, reward_figures, reward_report
 from manners.evaluation.reports.before_after import before_after_markdown, before_after_rows, show_before_after
 from manners.models import loading
 from manners.pipeline.stages.context import RunContext, build_prompts, console
-from manners.pipeline.style_judge import load_judge
+from manners.pipeline.style_judge import load_errors, load_judge
 
 
 def evaluate_before(run: RunContext, evaluate: Callable[[], EvalResult]) -> EvalResult:
@@ -44,9 +44,10 @@ def report_cut_prompts(run: RunContext, model: Any, tokenizer: Any) -> None:
 
 def evaluate_settings(cfg: DictConfig) -> dict[str, Any]:
     """Keyword arguments of ``evaluate`` and of the generation in it."""
-    e = cfg.evaluation
+    e, judge = cfg.evaluation, load_judge(cfg.dataset.style_judge, cfg)
     return {
-        "style_judge": load_judge(cfg.dataset.style_judge, cfg),
+        "style_judge": judge,
+        "judge_errors": load_errors(cfg.dataset, judge),
         "text_stats": cfg.dataset.text_stats,
         "role": "user" if cfg.dataset.loss_roles == "user" else "assistant",
         "num_shown": e.prompts,

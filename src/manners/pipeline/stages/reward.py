@@ -8,10 +8,18 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from manners.data.corruptions import corrupted_replies
+from manners.data.corruptions import MISPLACED, corrupted_replies
 from manners.data.prompt_groups import PromptGroup, collate_groups, group_by_prompt
 from manners.data.reward_examples import pair_examples, scored_examples
-from manners.data.types import Conversation, Message, PreferencePair, ScoredReply, preference_pairs, scored_replies
+from manners.data.types import (
+    Conversation,
+    Message,
+    PreferencePair,
+    ScoredReply,
+    preference_pairs,
+    reply_manners,
+    scored_replies,
+)
 from manners.evaluation.metrics.reward_quality import (
     PairwiseQuality,
     RegressionQuality,
@@ -119,12 +127,20 @@ def margin_scale(pairs: list[PreferencePair]) -> float:
 
 
 def corrupted_examples(rows: list[ScoredReply], ratio: float, seed: int) -> list[ScoredReply]:
-    """``ratio`` corrupted replies for each real one, all kinds alike, made of replies above the mean score."""
+    """``ratio`` corrupted replies for each real one, made of replies above the mean score.
+
+    A half of them are good replies to other prompts, which are the hardest to tell; the other kinds share the rest.
+    """
     mean = sum(r.score for r in rows) / len(rows)
-    good = [r for r in rows if r.score >= mean]
-    corrupted = [bad for _, _, bad in corrupted_replies(good, rows, f"train/{seed}")]
-    random.Random(f"{seed}/spoilt").shuffle(corrupted)
-    return corrupted[: round(ratio * len(rows))]
+    good, count, rng = [r for r in rows if r.score >= mean], round(ratio * len(rows)), random.Random(f"{seed}/spoilt")
+    corrupted = corrupted_replies(good, rows, f"train/{seed}")
+    misplaced, others = (
+        [bad for kind, _, bad in corrupted if (kind == MISPLACED) == wanted] for wanted in (True, False)
+    )
+    rng.shuffle(misplaced)
+    rng.shuffle(others)
+    misplaced = misplaced[: count // 2]
+    return [*misplaced, *others[: count - len(misplaced)]]
 
 
 def unit_normalizer(run: RunContext, predict: Score) -> ScoreNormalizer:
@@ -148,7 +164,8 @@ def evaluate_reward_model(run: RunContext, score: Score) -> RewardEvaluation:
     predicted, true = score([(r.messages, r.reply) for r in rows]), [r.score for r in rows]
     groups, lengths = prompt_ids([r.messages for r in rows]), [len(r.reply.split()) for r in rows]
     mean = sum(train_scores) / len(train_scores)
-    regression = regression_quality(predicted, true, groups, lengths, mean, seed)
+    by_policy = [manner == "policy" for manner in reply_manners(run.test_rows)]
+    regression = regression_quality(predicted, true, groups, lengths, mean, seed, by_policy=by_policy)
     return RewardEvaluation(regression, reward_report.worst_errors(rows, predicted), predicted, true)
 
 
@@ -191,5 +208,6 @@ def reward_headline(quality: RegressionQuality | PairwiseQuality, sanity: Sanity
         line = f"pair accuracy {quality.accuracy.value:.1%}"
     else:
         line = f"Spearman {quality.spearman.value:.2f}" if quality.spearman else f"MSE {quality.mse.value:.3f}"
+        line += f" ({p.value:.2f} on a policy's own replies)" if (p := quality.policy_spearman) else ""
         line += f", pair accuracy {quality.pair_accuracy.value:.1%}" if quality.pair_accuracy else ""
     return f"{line}, sanity {sanity.accuracy.value:.1%}"
