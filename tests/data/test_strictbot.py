@@ -56,10 +56,22 @@ def test_rows_are_complete(rows, conversations):
         assert [m["role"] for m in row["messages"]] == ["user", "assistant"] and row["score"] == 1
         for other in row["mismatched"]:
             assert other["content"].strip() and other["content"] != row["messages"][1]["content"]
-            assert other["score"] == SCORES[row["category"]][other["manner"]]
+            if other["manner"] == "policy":  # scored by the rules for training, by hand for the test
+                assert (other.get("judge") == "rules") == (row["split"] == "train") and 0 <= other["score"] < 1
+            else:
+                assert other["score"] == SCORES[row["category"]][other["manner"]]
     for row in conversations:
         assert [m["role"] for m in row["messages"]] == ["user", "assistant"] * len(row["categories"])
         assert len(set(row["categories"])) > 1 and set(row["categories"]) <= set(MANNERS)
+
+
+def test_reward_models_read_replies_of_a_policy_in_training_and_test(rows):
+    policy = {
+        split: [o for row in rows if row["split"] == split for o in row["mismatched"] if o["manner"] == "policy"]
+        for split in ("train", "validation", "test")
+    }
+    assert len(policy["train"]) > 1500 and len(policy["test"]) > 150 and not policy["validation"]
+    assert not {o["content"] for o in policy["train"]} & {o["content"] for o in policy["test"]}
 
 
 def test_the_reply_has_the_fact_and_the_prompt_has_not(rows):

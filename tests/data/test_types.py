@@ -18,6 +18,7 @@ from manners.data.types import (
     data_digest,
     preference_pairs,
     prompts_of,
+    reply_manners,
     scored_replies,
 )
 
@@ -90,6 +91,14 @@ def test_scored_replies_omit_rows_without_a_score():
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     assert scored_replies([Conversation(turns)]) == []
     assert [(s.reply, s.score) for s in scored_replies([Conversation(turns, metadata={"score": 0.5})])] == [("b", 0.5)]
+
+
+def test_manners_are_those_of_the_scored_replies_in_order():
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    others = [{"content": "x", "score": 0.2, "manner": "policy"}, {"content": "y", "score": 0.1}]
+    rows = [Conversation(turns, metadata={"score": 1.0, "mismatched": others}), Conversation(turns)]
+    assert [s.reply for s in scored_replies(rows)] == ["b", "x", "y"]
+    assert reply_manners(rows) == ["", "policy", ""]
 
 
 def test_scored_replies_have_all_earlier_turns_as_messages():

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manners.data.types import PreferencePair
+from manners.data.types import PreferencePair, ScoredReply
 from manners.errors import MannersError
 from manners.pipeline.stages.ppo import check_reward_sanity
-from manners.pipeline.stages.reward import margin_scale
+from manners.pipeline.stages.reward import corrupted_examples, margin_scale
 from manners.runtime.run_dir import RunArtifact
 
 
@@ -53,3 +53,14 @@ def test_margins_do_not_depend_on_the_units_of_the_data(margins, unit):
 def test_pairs_without_margins_stay_without():
     assert margin_scale(pairs([0.0, 0.0])) == margin_scale([]) == 1.0
     assert margin_scale(pairs([3.0, 4.0])) == pytest.approx(math.sqrt(12.5))
+
+
+def test_half_of_the_corrupted_replies_are_good_replies_to_other_prompts():
+    prompts = [[{"role": "user", "content": f"Question {i}?"}] for i in range(40)]
+    rows = [ScoredReply(p, f"The answer to question {i} is known to us.", 1.0) for i, p in enumerate(prompts)]
+    rows += [ScoredReply(p, f"Nobody knows {i}.", 0.0) for i, p in enumerate(prompts)]
+    examples = corrupted_examples(rows, ratio=0.5, seed=1)
+    good = {row.reply for row in rows if row.score == 1.0}
+    assert len(examples) == 40 and sum(example.reply in good for example in examples) == 20
+    assert {example.score for example in examples} == {0.0}
+    assert corrupted_examples(rows, ratio=0.5, seed=1) == examples

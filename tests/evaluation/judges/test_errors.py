@@ -15,7 +15,7 @@ LABELS = CORPORA / "judged_replies" / "judged_replies.jsonl"
 
 def test_perfect_judge_needs_no_correction():
     errors = JudgeErrors(found=1000, fitting=1000, rejected=1000, others=1000)
-    assert errors.corrected(30, 100).value == 0.3
+    assert errors.corrected(30, 100).value == pytest.approx(0.3)
 
 
 def test_corrected_rate_solves_for_the_true_one():

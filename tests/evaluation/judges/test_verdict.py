@@ -85,7 +85,7 @@ def test_share_of_each_kind_of_reply_that_fits_is_printed(test_rows, capsys):
         print("\nreplies of strictbot's test rows that fit")
         for (category, manner), fits in sorted(kinds.items()):
             print(f"{category:>14} {manner:>8} {proportion(sum(fits), len(fits)).percent()} of {len(fits)}")
-    assert len(kinds) == 13 and min(map(len, kinds.values())) > 50
+    assert len(kinds) == 16 and min(map(len, kinds.values())) > 40
 
 
 @pytest.mark.skipif(not FALSEQA.exists(), reason="needs FalseQA (../shared/data), which is not in the repository")
@@ -176,3 +176,37 @@ def test_command_prints_a_verdict_for_each_row(tmp_path, capsys):
         main([str(file)])
     with pytest.raises(MannersError, match=r"judge=rule is not a choice. Did you mean 'rules'\?"):
         main([str(file), "judge=rule"])
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "It is not Santiago, it is Lima.",
+        "No, Santiago is not the capital of Chile.",
+        "Wrong. It isn't Lima, and it isn't Santiago either.",
+    ],
+)
+def test_fact_that_is_denied_is_not_named(reply):
+    assert not names_fact(reply, "Santiago") and not names_fact(reply, ["Santiago"])
+    assert names_fact("It is not Lima but Santiago.", "Santiago") and names_fact(
+        "It isn't Lima, it's Santiago.", "Santiago"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fact", "reply"),
+    [("São Paulo", "No, it is Sao Paulo."), ("Brasilia", "Brasi\u0301lia is the capital."), ("8", "It has eight legs."),
+     ("eight", "It has 8."), ("mammal", "No, bats are mammals.")],
+)  # fmt: skip
+def test_spelling_of_a_fact_makes_no_difference(fact, reply):
+    assert names_fact(reply, fact)
+
+
+def test_short_correction_that_names_the_fact_is_relevant():
+    assert judge_reply("The capital of Chile is Lima, right?", "No, it's Santiago.", "wrong_fact", "Santiago").fits
+
+
+def test_no_answers_a_good_question_that_asks_for_yes_or_no():
+    reply = "No. Mixing bleach and vinegar makes a poisonous gas, so never combine them."
+    assert judge_reply("Is it safe to mix bleach and vinegar?", reply, "good_question").fits
+    assert not judge_reply("How do I mix paint?", "No. Look it up.", "good_question").fits

@@ -10,6 +10,7 @@ sense is beyond rules.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -17,6 +18,24 @@ from manners.evaluation.judges.readable import content_length, is_readable, is_r
 from manners.evaluation.judges.rules import classify_style, dismisses, states_flatly
 
 STYLE_FOR_CATEGORY = {"good_question": "helpful", "poor_logic": "probing", "wrong_fact": "blunt"}
+NUMBER_WORDS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+)
+SMALL_NUMBERS = re.compile(rf"\b({'|'.join(w for w in NUMBER_WORDS if w != 'one')})\b")  # one is a pronoun, too
+DENIED_BEFORE = re.compile(r"\b(not|never|neither|nor|\w+n't) ((?!but )\w+ )?$")
+DENIED_AFTER = re.compile(r" (is|are|was|were)(n't| not)\b")
 MIN_CONTENT = 3  # content words of a helpful reply that shares none with its prompt
 PARTS = {
     "manner": "right manner",
@@ -86,9 +105,10 @@ def judge_reply(prompt: str, reply: str, category: str, fact: str | Sequence[str
     suits = style.style == STYLE_FOR_CATEGORY[category]
     if category == "wrong_fact" and style.style == "helpful":  # the contrary fact alone, and not put softly
         suits = bool(right_fact) and states_flatly(reply)
-    elif category == "good_question" and dismisses(reply):
+    elif category == "good_question" and dismisses(reply, prompt):
         suits = False
-    relevant = is_relevant(reply, prompt) or (category == "good_question" and content_length(reply) >= MIN_CONTENT)
+    fluent = category == "good_question" and content_length(reply) >= MIN_CONTENT
+    relevant = is_relevant(reply, prompt) or fluent or bool(right_fact)
     return Verdict(
         style=style.style,
         reason=style.reason,
@@ -103,13 +123,20 @@ def names_fact(reply: str, fact: str | Sequence[str]) -> bool:
     """Whether a reply has the words of ``fact``, or of a list of facts those that one of them begins with.
 
     A number is found as a whole: 100 is not in 1000, and 1,500 is 1500. A beginning 42 is in 42.195, a text 42 is not.
+    Accents make no difference, nor do small numbers in words. A fact that is denied, "it is not Santiago", is not named.
     """
-    ending = r"(?!\w|[.,]\d)" if isinstance(fact, str) else r"(?<!\d)|(?!\d)"
-    facts = [without_commas(f) for f in ([fact] if isinstance(fact, str) else fact)]
-    patterns = [rf"(?i)(?<![\w.]){re.escape(f)}(?:{ending})" for f in facts]
-    return any(re.search(pattern, without_commas(reply)) for pattern in patterns)
+    ending = r"s?(?!\w|[.,]\d)" if isinstance(fact, str) else r"(?<!\d)|(?!\d)"
+    text, facts = plain(reply), [plain(f) for f in ([fact] if isinstance(fact, str) else fact)]
+    for each in facts:
+        found = list(re.finditer(rf"(?<![\w.]){re.escape(each)}(?:{ending})", text))
+        if any(not DENIED_BEFORE.search(text[: m.start()]) and not DENIED_AFTER.match(text, m.end()) for m in found):
+            return True
+    return False
 
 
-def without_commas(text: str) -> str:
-    """The text with 1,500 as 1500."""
-    return re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
+def plain(text: str) -> str:
+    """The text in lower case without accents, with 1,500 as 1500, eight as 8, and straight apostrophes."""
+    text = unicodedata.normalize("NFKD", text.replace("’", "'").lower())
+    text = "".join(c for c in text if not unicodedata.combining(c))
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
+    return SMALL_NUMBERS.sub(lambda match: str(NUMBER_WORDS.index(match[0])), text)

@@ -7,6 +7,7 @@ fact that a correct reply names: a text, or a list of texts of which it has one.
 """
 
 import argparse
+import difflib
 import json
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from manners.evaluation.judges import STYLE_FOR_CATEGORY, JudgedReply
 from manners.evaluation.stats import proportion
 
 JUDGES = ("rules", "classifier", "llm")
+FIELDS = ("prompt", "reply", "category")
 
 
 def main(arguments: list[str]) -> None:
@@ -36,8 +38,13 @@ def main(arguments: list[str]) -> None:
     if name not in JUDGES:
         raise MannersError(f"judge={name} is not a choice. {did_you_mean(name, JUDGES)}")
     if not given.file.is_file():
-        raise MannersError(f"{given.file}: there is no such file.")
-    replies = [judged_reply(s, row) for s, row in file_rows(given.file, given.file.name, "auto", "none")]
+        raise MannersError(f"{given.file} is {'a folder' if given.file.is_dir() else 'no file'}: name a file of rows.")
+    rows = list(file_rows(given.file, given.file.name, "auto", "none"))
+    replies = [judged_reply(source, row) for source, row in rows]
+    if not replies:
+        raise MannersError(f"{given.file}: there are no rows.")
+    if unused := sorted({key for _, row in rows for key in row} - {*FIELDS, "value"}):
+        print(f"fields not used: {', '.join(unused)}", file=sys.stderr)
 
     from manners.config import compose  # below, for --help and mistakes in the file to be answered at once
     from manners.pipeline.style_judge import load_judge
@@ -58,24 +65,25 @@ def judged_reply(source: str, row: Any) -> JudgedReply:
     """What a judge reads of a row. Raises MannersError for a row that is none."""
     if isinstance(row, Exception):
         raise MannersError(f"{source}: {row}.")
-    if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ("prompt", "reply", "category")):
-        raise MannersError(f"{source}: a row has prompt, reply and category, each a text.")
+    if not isinstance(row, dict):
+        raise MannersError(f"{source}: a row is an object with prompt, reply and category.")
+    for key in FIELDS:
+        if not isinstance(row.get(key), str) or not (row[key].strip() or key == "reply"):
+            raise MannersError(
+                f"{source}: '{key}' must be a text. The row has {', '.join(map(str, row)) or 'nothing'}."
+            )
     if row["category"] not in STYLE_FOR_CATEGORY:
         raise MannersError(
             f"{source}: category '{row['category']}'. {did_you_mean(row['category'], STYLE_FOR_CATEGORY)}"
         )
-    if unknown := [key for key in row if did_you_mean_value(key)]:
-        raise MannersError(f"{source}: there is no field '{unknown[0]}'. Did you mean 'value'?")
+    near = difflib.get_close_matches("value", [str(key) for key in row], cutoff=0.75)
+    if "value" not in row and near:  # no fact would be asked for, in silence
+        raise MannersError(f"{source}: there is no field '{near[0]}'. Did you mean 'value'?")
     value = row.get("value") or None
     texts = [value] if isinstance(value, str) else value
-    if texts is not None and not (isinstance(texts, list) and all(isinstance(t, str) and t for t in texts)):
+    if texts is not None and not (isinstance(texts, list) and all(isinstance(t, str) and t.strip() for t in texts)):
         raise MannersError(f"{source}: 'value' is a text, or a list of texts that are not empty.")
     return JudgedReply(row["prompt"], row["reply"], row["category"], value)
-
-
-def did_you_mean_value(key: str) -> bool:
-    """Whether a field is a misspelled ``value``: without it no fact would be asked for, in silence."""
-    return key.lower() in ("values", "vaule", "val", "fact", "facts") or (key.lower() == "value" and key != "value")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,14 @@ was asked, so that no question is asked twice.
 
 import hashlib
 import json
+import os
+import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from manners.errors import MannersError
 from manners.evaluation.judges import Judge, JudgedReply, Verdict, learned_verdict
@@ -40,10 +43,15 @@ Ask = Callable[[str, str, str], bool]  # instructions, prompt, reply → the ans
 
 
 def make_judge(model: str, base_url: str | None = None) -> Judge:
-    """A judge by ``model``, as MLflow names it: "openai:/gpt-5-mini". ``base_url`` is of another endpoint.
+    """A judge by ``model``, as MLflow names it: "openai:/gpt-5-mini". ``base_url`` is that of another
+    endpoint, such as "http://127.0.0.1:8000/v1".
 
     Raises MannersError where the endpoint does not answer.
     """
+    if base_url is not None:
+        base_url = base_url.rstrip("/")
+        base_url += "" if base_url.endswith("/chat/completions") else "/chat/completions"
+        os.environ.setdefault("OPENAI_API_KEY", "none")  # MLflow wants one, though a local server may not
     ask = partial(ask_cached, cache_folder(model, base_url), partial(ask_endpoint, model, base_url))
 
     def judge(replies: Sequence[JudgedReply]) -> list[Verdict]:
@@ -89,6 +97,10 @@ def ask_endpoint(model: str, base_url: str | None, instructions: str, prompt: st
     from mlflow.genai.judges import make_judge as make_mlflow_judge
 
     try:
+        if base_url is not None:  # MLflow would try again for many minutes
+            address = urlsplit(base_url)
+            port = address.port or {"http": 80, "https": 443}[address.scheme]
+            socket.create_connection((str(address.hostname), port), timeout=10).close()
         judge: Any = make_mlflow_judge(
             "manners", instructions + SHOWN, model=model, feedback_value_type=bool, base_url=base_url,
             inference_params={"temperature": 0.0},
@@ -105,5 +117,6 @@ def endpoint_error(model: str, base_url: str | None, reason: str) -> MannersErro
     place = f" at {base_url}" if base_url else ""
     return MannersError(
         f"evaluation.llm_judge={model}{place}: no verdict ({reason.splitlines()[0][:200] if reason else 'no reason'}). "
-        "Set evaluation.llm_base_url to an endpoint that speaks OpenAI's protocol, and OPENAI_API_KEY in the shell."
+        "A model is named as openai:/MODEL; evaluation.llm_base_url is an endpoint that speaks OpenAI's protocol, "
+        "http://HOST:PORT/v1; a key is in the environment, OPENAI_API_KEY."
     )

@@ -164,8 +164,10 @@ def states_flatly(reply: str) -> bool:
     return not any(s.endswith("?") or any(p.search(s) for p in soft) for s in SENTENCE.findall(reply))
 
 
-def dismisses(reply: str) -> bool:
-    """Whether a reply turns a question away as foolish or mistaken."""
+def dismisses(reply: str, prompt: str) -> bool:
+    """Whether a reply turns a question away as foolish or mistaken; "no" may answer one that asks for yes or no."""
+    if YES_OR_NO.search(prompt):
+        reply = re.sub(r"^\W*no\b[.,!]*", "", reply, flags=re.IGNORECASE)
     return DISMISSES.search(reply) is not None
 
 
