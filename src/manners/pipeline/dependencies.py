@@ -23,6 +23,7 @@ from manners.errors import MannersError, did_you_mean
 from manners.models import adapter_config
 from manners.models.templates import TEMPLATES
 from manners.pipeline import model_ref
+from manners.pipeline.style_judge import check_style_judge
 from manners.redact import redact_secrets
 from manners.rewards.source import source_digest
 from manners.runtime import run_dir
@@ -45,6 +46,7 @@ def check_rows(spec: RunSpec) -> None:
     try:
         validate.check_rows(spec.cfg, splits_of(spec.cfg))
         eval_prompts(spec.cfg.dataset)
+        check_style_judge(spec.cfg)
     except MannersError as error:
         if not spec.role:
             raise

@@ -42,7 +42,7 @@ from manners.evaluation.stats import Estimate, bootstrap_ratio, proportion
 from manners.models.loading import context_length
 from manners.pipeline import model_ref
 from manners.pipeline.model_ref import LoadedModel, ModelRef
-from manners.pipeline.style_judge import load_errors, load_judge
+from manners.pipeline.style_judge import judge_line, load_errors, load_judge
 from manners.rewards import combine
 from manners.runtime.device import resolve_device
 from manners.tracking import store
@@ -235,6 +235,7 @@ def write_report(cfg: DictConfig, results: list[ModelResult], evaluator: Evaluat
     folder = new_evaluation_dir(cfg, results)
     side_by_side.show_comparison(console, results, reference)
     comparison = side_by_side.comparison_markdown(title, results, reference)
+    comparison += judge_line(evaluator.dataset.style_judge, cfg)
     (folder / "comparison.md").write_text(comparison)
     (folder / "replies.md").write_text(markdown_report(title, [side_by_side.replies_table(results)]))
     with (folder / "replies.jsonl").open("w") as file:

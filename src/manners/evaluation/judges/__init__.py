@@ -123,7 +123,7 @@ def names_fact(reply: str, fact: str | Sequence[str]) -> bool:
     """Whether a reply has the words of ``fact``, or of a list of facts those that one of them begins with.
 
     A number is found as a whole: 100 is not in 1000, and 1,500 is 1500. A beginning 42 is in 42.195, a text 42 is not.
-    Accents make no difference, nor do small numbers in words. A fact that is denied, "it is not Santiago", is not named.
+    Accents and small numbers in words make no difference. A fact that is denied, "it is not Santiago", is not named.
     """
     ending = r"s?(?!\w|[.,]\d)" if isinstance(fact, str) else r"(?<!\d)|(?!\d)"
     text, facts = plain(reply), [plain(f) for f in ([fact] if isinstance(fact, str) else fact)]

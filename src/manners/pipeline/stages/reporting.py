@@ -16,7 +16,7 @@ from manners.evaluation.reports import figures, reward_figures, reward_report
 from manners.evaluation.reports.before_after import before_after_markdown, before_after_rows, show_before_after
 from manners.models import loading
 from manners.pipeline.stages.context import RunContext, build_prompts, console
-from manners.pipeline.style_judge import load_errors, load_judge
+from manners.pipeline.style_judge import judge_line, load_errors, load_judge
 
 
 def evaluate_before(run: RunContext, evaluate: Callable[[], EvalResult]) -> EvalResult:
@@ -68,6 +68,7 @@ def report_before_after(
     if not run.cfg.sweep.parent:  # a sweep prints a table of its own
         show_before_after(console, before, after, summary)
     text = before_after_markdown(run.path.name, before, after, summary)
+    text += judge_line(run.cfg.dataset.style_judge, run.cfg)
     if before.style_accuracy:
         pictures = [*pictures, figures.accuracy_figure(before, after, run.path / "style_accuracy.png")]
     run.logger.table(before_after_rows(before, after), "before_after.json")
