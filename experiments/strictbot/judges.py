@@ -1,4 +1,4 @@
-"""How often the style judges err: python experiments/strictbot/judges.py [FALSEQA.csv] [judge=classifier] [OPTION=VALUE]
+"""How often the style judges err: python experiments/strictbot/judges.py [FALSEQA.csv] [judge=classifier] [KEY=VALUE]
 
 By part of the verdict, on the labeled replies of policies (judged_replies; rows on which both labels agree), and on
 files of FalseQA, such as its valid part: rebuttals of questions with a false premise (label 1), and answers (0).
