@@ -65,7 +65,7 @@ def test_rows_are_complete(rows, conversations):
         assert len(set(row["categories"])) > 1 and set(row["categories"]) <= set(MANNERS)
 
 
-def test_reward_models_read_replies_of_a_policy_in_training_and_test(rows):
+def test_replies_of_a_policy_are_in_training_and_test_rows(rows):
     policy = {
         split: [o for row in rows if row["split"] == split for o in row["mismatched"] if o["manner"] == "policy"]
         for split in ("train", "validation", "test")

@@ -86,7 +86,7 @@ def test_fused_layer_falls_back_to_peft(case):
     torch.testing.assert_close(logits[0], logits[1], atol=0, rtol=0)
 
 
-def test_fused_layer_under_autocast_is_as_near_to_32_bits_as_pefts():
+def test_fused_layer_under_autocast_errs_no_more_than_pefts():
     model, runs = lora_model(), {}
     runs["32"] = logits_and_gradients(with_peft_layers(model))
     for name, each in {"fused": model, "peft": with_peft_layers(model)}.items():

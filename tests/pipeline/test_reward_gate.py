@@ -55,7 +55,7 @@ def test_pairs_without_margins_stay_without():
     assert margin_scale(pairs([3.0, 4.0])) == pytest.approx(math.sqrt(12.5))
 
 
-def test_half_of_the_corrupted_replies_are_good_replies_to_other_prompts():
+def test_half_of_the_corrupted_replies_answer_other_prompts():
     prompts = [[{"role": "user", "content": f"Question {i}?"}] for i in range(40)]
     rows = [ScoredReply(p, f"The answer to question {i} is known to us.", 1.0) for i, p in enumerate(prompts)]
     rows += [ScoredReply(p, f"Nobody knows {i}.", 0.0) for i, p in enumerate(prompts)]

@@ -22,14 +22,14 @@ def test_none_and_rules(tmp_path):
     assert judge_line("none", config(tmp_path)) == "" and "judged by: rules." in judge_line("rules", config(tmp_path))
 
 
-def test_classifier_that_is_not_there_is_reported_before_training(tmp_path):
+def test_missing_classifier_is_reported_before_training(tmp_path):
     cfg = config(tmp_path, "classifier")
     for check in (check_style_judge, lambda cfg: dependencies.check_rows(RunSpec(cfg, []))):
         with pytest.raises(MannersError, match=r"python train\.py experiment=style_classifier"):
             check(cfg)
 
 
-def test_labels_that_are_not_there_are_reported_before_training(tmp_path):
+def test_missing_labels_are_reported_before_training(tmp_path):
     with pytest.raises(MannersError, match=r"dataset\.judge_labels"):
         check_style_judge(config(tmp_path, labels="nowhere.jsonl"))
 

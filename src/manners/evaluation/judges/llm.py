@@ -6,19 +6,15 @@ was asked, so that no question is asked twice.
 
 import hashlib
 import json
-import os
-import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
-from manners.errors import MannersError
 from manners.evaluation.judges import Judge, JudgedReply, Verdict, learned_verdict
 from manners.runtime.paths import user_cache
 from manners.runtime.progress import progress
+from manners.tracking import llm_endpoint
 
 MANNER_INSTRUCTIONS = {
     "good_question": (
@@ -36,7 +32,6 @@ MANNER_INSTRUCTIONS = {
 }
 RELEVANCE_INSTRUCTION = "Is the reply about what the user said?"
 SENSE_INSTRUCTION = "Does the reply make sense to a careful reader: is it coherent English that can be understood?"
-SHOWN = "\n\nThe user: {{ inputs }}\n\nThe reply: {{ outputs }}"
 NUM_THREADS = 4  # requests under way at once
 
 Ask = Callable[[str, str, str], bool]  # instructions, prompt, reply → the answer
@@ -48,11 +43,7 @@ def make_judge(model: str, base_url: str | None = None) -> Judge:
 
     Raises MannersError where the endpoint does not answer.
     """
-    if base_url is not None:
-        base_url = base_url.rstrip("/")
-        base_url += "" if base_url.endswith("/chat/completions") else "/chat/completions"
-        os.environ.setdefault("OPENAI_API_KEY", "none")  # MLflow wants one, though a local server may not
-    ask = partial(ask_cached, cache_folder(model, base_url), partial(ask_endpoint, model, base_url))
+    ask = partial(ask_cached, cache_folder(model, base_url), partial(llm_endpoint.ask, model, base_url))
 
     def judge(replies: Sequence[JudgedReply]) -> list[Verdict]:
         asked = [
@@ -90,33 +81,3 @@ def ask_cached(folder: Path, ask: Ask, instructions: str, prompt: str, reply: st
     with atomic_write(file) as out:
         out.write(json.dumps({"asked": json.loads(content), "answer": answer}, ensure_ascii=False).encode())
     return answer
-
-
-def ask_endpoint(model: str, base_url: str | None, instructions: str, prompt: str, reply: str) -> bool:
-    """The endpoint's yes or no. Raises MannersError where there is none."""
-    from mlflow.genai.judges import make_judge as make_mlflow_judge
-
-    try:
-        if base_url is not None:  # MLflow would try again for many minutes
-            address = urlsplit(base_url)
-            port = address.port or {"http": 80, "https": 443}[address.scheme]
-            socket.create_connection((str(address.hostname), port), timeout=10).close()
-        judge: Any = make_mlflow_judge(
-            "manners", instructions + SHOWN, model=model, feedback_value_type=bool, base_url=base_url,
-            inference_params={"temperature": 0.0},
-        )  # fmt: skip
-        feedback = judge(inputs={"text": prompt}, outputs={"text": reply})
-    except Exception as error:  # noqa: BLE001  MLflow passes on whatever the network or the provider raised
-        raise endpoint_error(model, base_url, str(error)) from None
-    if feedback.error or not isinstance(feedback.value, bool):
-        raise endpoint_error(model, base_url, str(feedback.error or f"it answered {feedback.value!r}"))
-    return feedback.value
-
-
-def endpoint_error(model: str, base_url: str | None, reason: str) -> MannersError:
-    place = f" at {base_url}" if base_url else ""
-    return MannersError(
-        f"evaluation.llm_judge={model}{place}: no verdict ({reason.splitlines()[0][:200] if reason else 'no reason'}). "
-        "A model is named as openai:/MODEL; evaluation.llm_base_url is an endpoint that speaks OpenAI's protocol, "
-        "http://HOST:PORT/v1; a key is in the environment, OPENAI_API_KEY."
-    )
