@@ -156,8 +156,8 @@ def test_encoder_is_refused_for_generating_methods(model):
 
 def test_missing_sample_type_names_the_datasets_that_have_it():
     cfg = compose("dataset=oasst1", "method=reward")
-    message = r"needs 'scored' samples.*that have them: requests, stanford_politeness, strictbot, strictbot_tiny\.$"
-    with pytest.raises(MannersError, match=message):
+    message = r"needs 'scored' samples.*that have them: requests, stanford_politeness, strictbot, strictbot_tiny, "
+    with pytest.raises(MannersError, match=message + r"style_labels\.$"):
         validate.validate_config(cfg)
 
 
@@ -273,7 +273,8 @@ def test_every_decoder_passes(model):
 
 @pytest.mark.parametrize("dataset", choices("dataset"))
 def test_every_dataset_passes(dataset, twelve_rows):
-    more = {"jsonl": [twelve_rows, *batch(4)], "stanford_politeness": [twelve_rows, "method=reward", *batch(4)]}
+    more = {"style_labels": ["method=reward"], "jsonl": [twelve_rows, *batch(4)]}
+    more |= {"stanford_politeness": [twelve_rows, "method=reward", *batch(4)]}
     validate.validate_config(compose(f"dataset={dataset}", *more.get(dataset, [])))
 
 

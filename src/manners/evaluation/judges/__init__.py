@@ -122,13 +122,13 @@ def judge_reply(prompt: str, reply: str, category: str, fact: str | Sequence[str
 def names_fact(reply: str, fact: str | Sequence[str]) -> bool:
     """Whether a reply has the words of ``fact``, or of a list of facts those that one of them begins with.
 
-    A number is found as a whole: 100 is not in 1000, and 1,500 is 1500. A beginning 42 is in 42.195, a text 42 is not.
-    Accents and small numbers in words make no difference. A fact that is denied, "it is not Santiago", is not named.
+    A number is found as a whole: 100 is not in 1000 or -100, and 1,500 is 1500. A beginning 42 is in 42.195, a text is
+    not. Accents and small numbers in words make no difference. A fact that is denied ("not Santiago") is not named.
     """
     ending = r"s?(?!\w|[.,]\d)" if isinstance(fact, str) else r"(?<!\d)|(?!\d)"
     text, facts = plain(reply), [plain(f) for f in ([fact] if isinstance(fact, str) else fact)]
     for each in facts:
-        found = list(re.finditer(rf"(?<![\w.]){re.escape(each)}(?:{ending})", text))
+        found = list(re.finditer(rf"(?<![\w.])(?<!(?<!\w)-){re.escape(each)}(?:{ending})", text))
         if any(not DENIED_BEFORE.search(text[: m.start()]) and not DENIED_AFTER.match(text, m.end()) for m in found):
             return True
     return False
