@@ -17,7 +17,7 @@ from manners.config.schema import PPOConfig
 from manners.data.types import Prompt
 from manners.methods.distributed import ProcessGroup
 from manners.methods.ppo.checkpoint import TrainerState
-from manners.methods.ppo.rollout import Rollout, rollout
+from manners.methods.ppo.rollout import Rollout, run_networks, sample_replies
 from manners.methods.ppo.trainer import PPOTrainer, make_optimizer, training_step
 from manners.models import loading, lora
 from manners.models.generation import Sampling
@@ -56,7 +56,9 @@ class TokenizedPrompts(PPOTrainer):
         c, pad = self.config, self.tokenizer.pad_token_id
         sampling = Sampling(c.response_length, tuple(self.stop_token_ids), pad, c.temperature, c.generation_backend)
         ids = [p.metadata["ids"] for p in prompts]
-        return rollout(self.policy, self.tokenizer, prompts, ids, sampling, uniforms, c.microbatch_tokens)
+        batch = sample_replies(self.policy, self.tokenizer, prompts, ids, sampling, uniforms)
+        run_networks(self.policy, batch, c.temperature, c.microbatch_tokens, pad)
+        return batch
 
 
 class Reward:

@@ -39,6 +39,11 @@ def test_judge_that_knows_nothing_corrects_nothing():
     assert JudgeErrors(found=50, fitting=100, rejected=50, others=100).corrected(30, 100) is None
 
 
+def test_fewer_passed_than_by_mistake_alone_is_no_rate_of_zero():
+    errors = JudgeErrors(found=90, fitting=100, rejected=60, others=100)
+    assert errors.corrected(3, 100) is None and errors.corrected(41, 100).low == 0 < errors.corrected(41, 100).high
+
+
 def test_errors_count_what_the_judge_passed_and_rejected():
     def judge(replies):
         return [learned_verdict(r, manner="fine" in r.reply, relevance=True, sense=True, reason="") for r in replies]

@@ -7,7 +7,7 @@ import torch
 
 from manners.config.schema import OnlineRLConfig, PPOConfig, RLOOConfig
 from manners.data.types import Prompt
-from manners.methods.ppo.rollout import Rollout, encode_prompts, rollout
+from manners.methods.ppo.rollout import Rollout, encode_prompts, run_networks, sample_replies
 from manners.models.generation import Sampling
 from manners.models.lora import prepare_for_training
 from manners.models.policy import Policy
@@ -54,7 +54,10 @@ def sample_rollout(policy: Policy, tokenizer: Any, count: int = 8, temperature: 
     prompts = make_prompts(count)
     uniforms = torch.rand(count, 8, generator=torch.Generator().manual_seed(0))
     sampling = Sampling(8, tuple(frequent_stop_ids(tokenizer)), tokenizer.pad_token_id, temperature)
-    return rollout(policy, tokenizer, prompts, encode_prompts(prompts, tokenizer, 64), sampling, uniforms, 256)
+    ids = encode_prompts(prompts, tokenizer, 64)
+    batch = sample_replies(policy, tokenizer, prompts, ids, sampling, uniforms)
+    run_networks(policy, batch, temperature or 1.0, 256, tokenizer.pad_token_id)
+    return batch
 
 
 def rewarded_tokens(model: Any) -> torch.Tensor:

@@ -46,13 +46,14 @@ class JudgeErrors:
 
         (rate + specificity - 1) / (sensitivity + specificity - 1), cut to [0, 1]. The interval has the 2.5 and 97.5
         percentiles over draws of all three rates from their posteriors under Jeffreys' prior, so that it holds the
-        uncertainty of few labels, too. It assumes that the judge errs on these replies as on the labeled ones.
+        uncertainty of few labels, too. It assumes that the judge errs on these replies as on the labeled ones: where it
+        passes fewer than it would pass by mistake, that is not so, and there is no corrected rate.
         """
         rng = np.random.default_rng(seed)
         counts = ((passed, total), (self.found, self.fitting), (self.rejected, self.others))
         draws = [rng.beta(k + 0.5, n - k + 0.5, RESAMPLES) for k, n in counts]
         rate, sensitivity, specificity = (k / n for k, n in counts)
-        if sensitivity + specificity - 1 < LEAST_INFORMATIVE:
+        if sensitivity + specificity - 1 < LEAST_INFORMATIVE or rate < 1 - specificity:
             return None
         informative = draws[1] + draws[2] - 1 > LEAST_INFORMATIVE
         values = np.clip((draws[0] + draws[2] - 1) / np.where(informative, draws[1] + draws[2] - 1, np.nan), 0, 1)

@@ -51,24 +51,6 @@ def encode_prompts(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase, ma
     return [prompt_ids(p.messages, tokenizer, max_length=max_length) for p in prompts]
 
 
-def rollout(
-    policy: Policy,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[Prompt],
-    prompt_ids: list[list[int]],
-    sampling: Sampling,
-    uniforms: torch.Tensor | None,
-    microbatch_tokens: int,
-) -> Rollout:
-    """Sample a reply to each prompt, then run them through policy, reference and critic once more.
-
-    At temperature 0 log-probabilities are taken at 1.
-    """
-    batch = sample_replies(policy, tokenizer, prompts, prompt_ids, sampling, uniforms)
-    run_networks(policy, batch, sampling.temperature or 1.0, microbatch_tokens, sampling.pad_token_id)
-    return batch
-
-
 def sample_replies(
     policy: Policy,
     tokenizer: PreTrainedTokenizerBase,

@@ -58,7 +58,7 @@ from manners.methods.ppo.checkpoint import (
     stop_if_requested,
 )
 from manners.methods.ppo.loss import update_policy
-from manners.methods.ppo.rollout import Rollout, encode_prompts, rollout, sample_replies, sample_table
+from manners.methods.ppo.rollout import Rollout, encode_prompts, run_networks, sample_replies, sample_table
 from manners.models.generation import Backend, Sampling
 from manners.models.policy import Policy
 from manners.rewards.combine import END, RewardComponent, RewardLog, combine_rewards
@@ -83,25 +83,27 @@ class PPOTrainer:
     vllm: Backend | None = None  # samples where config.generation_backend is vllm
 
     def sample(self, prompts: list[Prompt], uniforms: torch.Tensor | None) -> Rollout:
-        """Replies to the prompts, sampled by ``uniforms`` (B, R) or greedy, with what the networks give each token."""
-        config, ids = self.config, encode_prompts(prompts, self.tokenizer, self.config.max_prompt_length)
-        sampling = self.sampling(greedy=uniforms is None)
-        return rollout(self.policy, self.tokenizer, prompts, ids, sampling, uniforms, config.microbatch_tokens)
+        """The replies of ``reply``, with what policy, reference and critic give each token.
 
-    def reply(self, prompts: list[Prompt]) -> Rollout:
-        """Greedy replies to the prompts, which no network has read again."""
-        ids = encode_prompts(prompts, self.tokenizer, self.config.max_prompt_length)
-        return sample_replies(self.policy, self.tokenizer, prompts, ids, self.sampling(greedy=True), None)
+        Log-probabilities are taken at the sampling temperature, those of greedy replies at 1.
+        """
+        config, batch = self.config, self.reply(prompts, uniforms)
+        temperature = 1.0 if uniforms is None else config.temperature
+        run_networks(self.policy, batch, temperature, config.microbatch_tokens, self.tokenizer.pad_token_id)
+        return batch
 
-    def sampling(self, greedy: bool) -> Sampling:
+    def reply(self, prompts: list[Prompt], uniforms: torch.Tensor | None) -> Rollout:
+        """Replies to the prompts, sampled by ``uniforms`` (B, R), or greedy where they are None."""
         config = self.config
-        return Sampling(
+        sampling = Sampling(
             config.response_length,
             tuple(self.stop_token_ids),
             self.tokenizer.pad_token_id,
-            0.0 if greedy else config.temperature,
+            0.0 if uniforms is None else config.temperature,
             self.vllm or config.generation_backend,
         )
+        prompt_ids = encode_prompts(prompts, self.tokenizer, config.max_prompt_length)
+        return sample_replies(self.policy, self.tokenizer, prompts, prompt_ids, sampling, uniforms)
 
 
 @dataclass

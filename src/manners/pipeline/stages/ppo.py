@@ -176,7 +176,7 @@ def evaluate_policy_on_test(run: RunContext, trainer: PPOTrainer) -> EvalResult:
     prompts = prompts[: min(KL_SAMPLE_PROMPTS, cfg.evaluation.test_prompts or KL_SAMPLE_PROMPTS)]
     generator = torch.Generator().manual_seed(cfg.seed)
     sampled = trainer.sample(prompts, torch.rand(len(prompts), config.response_length, generator=generator))
-    greedy = trainer.reply(prompts)
+    greedy = trainer.reply(prompts, None)
     kl = (kl_estimate(sampled.logprobs, sampled.ref_logprobs, "k1") * sampled.mask).sum(1)  # (B,)
     base = load_base(cfg, run.device).to(run.device.kind)
     with run.device.autocast():
