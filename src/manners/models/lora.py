@@ -191,8 +191,8 @@ def weights_in_bf16(model: Any, frozen_only: bool = False) -> Iterator[None]:
     output layer that shares the weight of the embeddings has one of its own inside.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear | Conv1D)]
-    held = [(la, la.weight) for la in layers if la.weight.dtype == torch.float32]
-    held = [(layer, weight) for layer, weight in held if not (frozen_only and weight.requires_grad)]
+    layers = [layer for layer in layers if layer.weight.dtype == torch.float32]
+    held = [(layer, layer.weight) for layer in layers if not (frozen_only and layer.weight.requires_grad)]
     try:
         for layer, weight in held:
             layer.weight = torch.nn.Parameter(weight.detach().bfloat16(), requires_grad=False)

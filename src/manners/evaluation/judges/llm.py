@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from manners.evaluation.judges import Judge, JudgedReply, Verdict, learned_verdict
+from manners.runtime.atomic_io import atomic_write
 from manners.runtime.paths import user_cache
 from manners.runtime.progress import progress
 from manners.tracking import llm_endpoint
@@ -70,8 +71,6 @@ def cache_folder(model: str, base_url: str | None) -> Path:
 
 def ask_cached(folder: Path, ask: Ask, instructions: str, prompt: str, reply: str) -> bool:
     """The answer that is kept for this question, or else asked for now, and kept."""
-    from manners.runtime.atomic_io import atomic_write
-
     content = json.dumps([instructions, prompt, reply], ensure_ascii=False)
     file = folder / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
     if file.is_file():
