@@ -6,7 +6,9 @@ from manners.config.compose import RunSpec
 
 def evaluate(spec: RunSpec) -> None:
     from manners.pipeline import model_ref
+    from manners.tracking import store
 
+    store.check_reachable(spec.cfg.tracking.uri)
     for name in [spec.cfg.run] if isinstance(spec.cfg.run, str) else spec.cfg.run:
         model_ref.resolve_model(name, spec.cfg)  # a mistake in a name is answered before torch is imported
     print("loading torch and the models (some seconds)", flush=True)

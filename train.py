@@ -9,7 +9,9 @@ from manners.config.compose import RunSpec
 def train(spec: RunSpec) -> float | None:
     from manners.pipeline import dependencies
     from manners.runtime import atomic_io, model_files
+    from manners.tracking import store
 
+    store.check_reachable(spec.cfg.tracking.uri)
     given = [one for one in spec.dependencies if one.explicit_source]
     trained = [one for one in (spec, *spec.dependencies) if not one.explicit_source]
     for one in given:  # mistakes in names and data are answered before torch is imported
@@ -18,6 +20,7 @@ def train(spec: RunSpec) -> float | None:
         model_files.require_model(one.cfg.model.name, download=not spec.cfg.plan)
         dependencies.check_target_modules(one.cfg)
         dependencies.check_rows(one)
+        dependencies.check_rewards(one.cfg)
     if spec.cfg.plan:
         return dependencies.print_plan(spec)
     atomic_io.check_writable(str(spec.cfg.output_dir))

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
 from manners.config import compose
 from manners.estimate import answer, profile
 from manners.estimate.memory import estimate_peak_memory, reward_config
-from manners.models.loading import load_tokenizer
 from manners.models.memory import FRAGMENTATION, LOADED_BY_TRAINING, RUNTIME
+from manners.models.tokenizer import load_tokenizer
 from manners.pipeline import dependencies
 from manners.runtime.device import Device
 

@@ -192,10 +192,10 @@ def read_records(file: Path) -> list[dict]:
 
 def train_in_process(*overrides: str) -> float | None:
     """Run ``python train.py`` with ``overrides`` in this process; returns the metric that a sweep optimizes."""
-    from manners.pipeline import run as pipeline
+    from train import train
 
     register()
-    return pipeline.run(plan_run(tiny(overrides)))
+    return train(plan_run(tiny(overrides)))
 
 
 def find_run(out: Path, pattern: str) -> Path:

@@ -48,7 +48,7 @@ def stores_are_copied(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from manners.models.loading import load_tokenizer
+    from manners.models.tokenizer import load_tokenizer
 
     return load_tokenizer("tiny")
 

@@ -6,8 +6,8 @@ import torch
 from omegaconf import OmegaConf
 
 from manners.chat.model import ChatModel, load_chat_model
-from manners.models.loading import load_tokenizer
 from manners.models.lora import prepare_for_training
+from manners.models.tokenizer import load_tokenizer
 from manners.pipeline.model_ref import ModelRef
 from manners.runtime.run_dir import CONFIG_FILE, RunArtifact
 from tests.families import language_model

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from manners.chat.model import load_chat_model
 from manners.errors import MannersError
 from manners.models import lora
-from manners.models.loading import load_tokenizer
+from manners.models.tokenizer import load_tokenizer
 from manners.pipeline.model_ref import ModelRef
 from tests.chat import checkpoints
 

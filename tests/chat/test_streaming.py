@@ -8,7 +8,8 @@ from manners.chat.streaming import SamplingState, decode_stream, prompt_ids, str
 from manners.errors import MannersError
 from manners.evaluation.generate import generate_texts
 from manners.models.generation import Sampling, generate_ids, stream_tokens
-from manners.models.loading import load_tokenizer, stop_token_ids
+from manners.models.loading import stop_token_ids
+from manners.models.tokenizer import load_tokenizer
 from tests.chat import checkpoints
 from tests.families import DECODERS, language_model
 

@@ -102,7 +102,7 @@ def test_mistyped_key_ends_the_program_with_one_line():
 def test_mistakes_and_help_import_nothing_heavy():
     code = """
 import runpy, sys
-for args in (["method.learning_rte=1"], ["dataset.view=x"], ["--help"], ["--cfg", "job"]):
+for args in (["method.learning_rte=1"], ["dataset.view=x"], ["--help"], ["--cfg", "job"], ["tracking.uri=http://[::1]:9"]):
     sys.argv = ["train.py", *args]
     try:
         runpy.run_path("train.py", run_name="__main__")
@@ -111,7 +111,22 @@ for args in (["method.learning_rte=1"], ["dataset.view=x"], ["--help"], ["--cfg"
     print("LOADED", sorted({"torch", "transformers", "mlflow", "lightning", "numpy"} & set(sys.modules)))
 """
     done = python("-c", code)
-    assert [line for line in done.stdout.splitlines() if line.startswith("LOADED")] == ["LOADED []"] * 4, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("LOADED")] == ["LOADED []"] * 5, done.stderr
+
+
+def test_bad_reward_function_ends_before_lightning_is_imported():
+    code = """
+import runpy, sys
+sys.argv = ["train.py", "method=ppo", "model=tiny", "method.rewards={x: {_target_: builtins.len}}"]
+try:
+    runpy.run_path("train.py", run_name="__main__")
+except SystemExit:
+    pass
+print("LOADED", sorted({"mlflow", "lightning"} & set(sys.modules)))
+"""
+    done = python("-c", code)
+    assert "error: method.rewards.x failed: TypeError: len()" in done.stderr
+    assert done.stdout.endswith("LOADED []\n")
 
 
 def test_ppo_command_composes_at_most_three_configs():

@@ -6,7 +6,7 @@ from manners.data.rendering import prompt_text, text_before_reply
 from manners.data.reward_examples import reward_examples
 from manners.data.tokenize import IGNORE_INDEX, tokenize, with_reply
 from manners.data.types import Conversation, data_digest, prompts_of
-from manners.models.loading import load_tokenizer
+from manners.models.tokenizer import load_tokenizer
 from tests.data.files import read, write
 
 TURNS = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]

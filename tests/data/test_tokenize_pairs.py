@@ -4,7 +4,7 @@ import pytest
 
 from manners.data.tokenize import IGNORE_INDEX, prompt_ids, tokenize, tokenize_pairs, truncate_pair
 from manners.data.types import Conversation, PreferencePair
-from manners.models.loading import load_tokenizer
+from manners.models.tokenizer import load_tokenizer
 
 TURNS = [
     {"role": "user", "content": "What is a fox?"},

@@ -14,6 +14,7 @@ from manners.evaluation.generate import generate_texts
 from manners.export import __main__ as command
 from manners.export import folder
 from manners.models import loading, lora
+from manners.models.tokenizer import load_tokenizer
 from manners.pipeline.stages.saving import save_language_model, save_policy
 from tests.exports import (
     PROMPTS,
@@ -139,7 +140,7 @@ def test_qlora_adapter_is_merged_into_the_unquantized_base(tmp_path, tokenizer):
 
 def test_export_keeps_embeddings_of_added_tokens(tmp_path, tokenizer):
     name = saved_base(tmp_path, tokenizer, tie_word_embeddings=True)
-    cfg, larger_tokenizer = config(tmp_path, name), loading.load_tokenizer(name)
+    cfg, larger_tokenizer = config(tmp_path, name), load_tokenizer(name)
     larger_tokenizer.add_special_tokens({"extra_special_tokens": ["<|user|>"]})
     base = loading.load_model(name)
     lora.resize_embeddings(base, larger_tokenizer)

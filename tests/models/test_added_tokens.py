@@ -3,7 +3,8 @@
 import torch
 
 from manners.models import lora
-from manners.models.loading import load_model, load_tokenizer
+from manners.models.loading import load_model
+from manners.models.tokenizer import load_tokenizer
 
 MARKERS = ["<|user|>", "<|assistant|>"]
 

@@ -6,7 +6,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from manners.errors import MannersError
 from manners.models.gguf import LLAMA3, QWEN2, convert, pre_tokenizer
-from manners.models.loading import load_model, load_tokenizer
+from manners.models.loading import load_model
+from manners.models.tokenizer import load_tokenizer
 from manners.runtime.model_files import model_digest, model_folder, require_model, source_line
 from tests.gguf_files import small_llama, write_gguf
 

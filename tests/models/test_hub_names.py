@@ -16,6 +16,7 @@ from manners.data.types import Conversation
 from manners.errors import MannersError
 from manners.evaluation.generate import generate_texts
 from manners.models import loading, lora, reward_model
+from manners.models.tokenizer import load_tokenizer
 from manners.runtime.paths import CONF
 from tests import hub_cache, hub_models, hub_rows
 from tests.configs import compose
@@ -54,9 +55,9 @@ def test_hub_cache_covers_every_hub_name_in_conf():
 # --- Models ---
 
 
-def load_tokenizer(name):
+def tokenizer_of(name):
     config = MODELS[name]
-    return loading.load_tokenizer(
+    return load_tokenizer(
         config["name"], None, config.get("chat_template", "auto"), require_template=config.get("decoder", True)
     )
 
@@ -147,7 +148,7 @@ def class_prefix(name):
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_load_model_picks_the_checkpoints_class(name):
-    model, tokenizer = loading.load_model(MODELS[name]["name"]), load_tokenizer(name)
+    model, tokenizer = loading.load_model(MODELS[name]["name"]), tokenizer_of(name)
     assert type(model).__name__ in (f"{class_prefix(name)}ForCausalLM", f"{class_prefix(name)}LMHeadModel")
     rows = model.get_input_embeddings().num_embeddings
     lora.resize_embeddings(model, tokenizer)  # no change, though Qwen and Pythia have more embeddings than tokens
@@ -158,7 +159,7 @@ def test_load_model_picks_the_checkpoints_class(name):
 def test_replies_and_their_stop_tokens_carry_loss(name):
     prompt, reply, _, _ = EXPECTED[name]
     prompt = prompt.replace("{today}", f"{date.today():%d %b %Y}")  # Llama 3.2's template has it
-    tokenizer = load_tokenizer(name)
+    tokenizer = tokenizer_of(name)
     assert prompt_text(CONVERSATION.messages[:3], tokenizer) == prompt
     [example] = tokenize([CONVERSATION], tokenizer, "assistant", 512)
     after = "" if name.startswith("llama3") else "\n"
@@ -172,7 +173,7 @@ def test_replies_and_their_stop_tokens_carry_loss(name):
 def test_generation_stops_at_the_token_that_training_teaches(name):
     """A reply of the stop token alone is empty, and has ended."""
     _, trained_reply, stop_tokens, pad_token = EXPECTED[name]
-    model, tokenizer = loading.load_model(MODELS[name]["name"]), load_tokenizer(name)
+    model, tokenizer = loading.load_model(MODELS[name]["name"]), tokenizer_of(name)
     assert set(tokenizer.convert_ids_to_tokens(loading.stop_token_ids(model, tokenizer))) == stop_tokens
     assert tokenizer.pad_token == pad_token
     [stop] = [token for token in stop_tokens if trained_reply.endswith(token)]
@@ -185,7 +186,7 @@ def test_generation_stops_at_the_token_that_training_teaches(name):
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_encoder_gets_prompt_and_reply_as_a_pair(name):
-    tokenizer = load_tokenizer(name)
+    tokenizer = tokenizer_of(name)
     model = reward_model.load_reward_base(MODELS[name]["name"], tokenizer)
     assert type(model).__name__ == f"{class_prefix(name)}ForSequenceClassification"
     long_prompt = "why " * 200  # MiniLM's tokenizer was saved with truncation and padding to 128 tokens
@@ -303,7 +304,8 @@ def test_uncached_dataset_error_names_the_download_command():
 def test_new_process_finds_the_cache_by_hf_home_alone():
     """The hub's libraries read where their cache is when they are imported."""
     code = """
-from manners.models.loading import load_model, load_tokenizer
+from manners.models.loading import load_model
+from manners.models.tokenizer import load_tokenizer
 from manners.runtime import hub
 name = "Qwen/Qwen2.5-0.5B-Instruct"
 print(*hub.load_dataset("OpenAssistant/oasst1", None), type(load_model(name)).__name__, load_tokenizer(name).eos_token)

@@ -11,6 +11,8 @@ from transformers import BertConfig, RobertaConfig
 from manners.errors import MannersError
 from manners.models import loading
 from manners.models.lora import prepare_for_training, trainable_parameters
+from manners.models.pretrained import resolve_name
+from manners.models.tokenizer import load_tokenizer
 from manners.runtime import hub
 
 
@@ -22,7 +24,7 @@ def model_dir(small_qwen2, tokenizer, tmp_path):
 
 
 def test_tiny_is_at_most_10_mb_and_without_code():
-    files = list(Path(loading.resolve_name("tiny")).iterdir())
+    files = list(Path(resolve_name("tiny")).iterdir())
     assert sum(f.stat().st_size for f in files) <= 10_000_000
     assert {f.suffix for f in files} <= {".json", ".safetensors", ".jinja", ".md"}
 
@@ -54,11 +56,11 @@ def test_unreachable_hub_is_tried_once_with_a_timeout(monkeypatch):
 
 def test_load_tokenizer_names_missing_folder_and_template(model_dir):
     with pytest.raises(MannersError, match="no such folder"):
-        loading.load_tokenizer("./nowhere")
+        load_tokenizer("./nowhere")
     (model_dir / "chat_template.jinja").unlink()
     with pytest.raises(MannersError, match=r"model\.chat_template=plain"):
-        loading.load_tokenizer(str(model_dir))
-    assert loading.load_tokenizer(str(model_dir), chat_template="plain").chat_template
+        load_tokenizer(str(model_dir))
+    assert load_tokenizer(str(model_dir), chat_template="plain").chat_template
 
 
 def test_load_model_refuses_pickled_weights(model_dir, small_qwen2):

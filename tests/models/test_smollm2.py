@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from manners.evaluation.generate import generate_texts
-from manners.models.loading import load_model, load_tokenizer
+from manners.models.loading import load_model
+from manners.models.tokenizer import load_tokenizer
 from manners.runtime.model_files import hub_snapshot
 from manners.runtime.packages import cached_files
 

@@ -10,8 +10,9 @@ from manners.data.reward_examples import reward_examples
 from manners.data.tokenize import IGNORE_INDEX, UNLIMITED, prompt_ids, tokenize, tokenize_pairs
 from manners.data.types import Conversation, PreferencePair
 from manners.errors import MannersError
-from manners.models.loading import load_tokenizer, stop_token_ids
+from manners.models.loading import stop_token_ids
 from manners.models.templates import TEMPLATES, adapted_for_training
+from manners.models.tokenizer import load_tokenizer
 from tests import hub_models
 from tests.families import language_model
 from tests.template_tokenizers import TRL_TEMPLATES, template_tokenizer

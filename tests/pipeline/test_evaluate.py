@@ -9,7 +9,8 @@ import pytest
 
 from manners.config.compose import compose, register
 from manners.evaluation.generate import generate_texts
-from manners.models.loading import load_model, load_tokenizer
+from manners.models.loading import load_model
+from manners.models.tokenizer import load_tokenizer
 from manners.pipeline import evaluate
 from tests.commands import ROOT, SMALL_RL, artifact_paths, find_run, mlflow_runs, small_strictbot, train_in_process
 

@@ -11,7 +11,7 @@ from bitsandbytes.nn import Linear4bit
 from peft import AutoPeftModelForCausalLM
 
 from manners.data.tokenize import IGNORE_INDEX
-from manners.models import loading
+from manners.models.tokenizer import load_tokenizer
 from manners.pipeline.stages import sft
 from tests import hub_cache
 from tests.commands import find_run, train_in_process
@@ -163,7 +163,7 @@ def test_human_user_recipe_trains_user_turns_in_4_bits(out, monkeypatch):
     assert len(layers) == 2 * len(LINEAR_LAYERS)
     assert {layer.weight.dtype for layer in layers} == {torch.uint8}  # two weights in a byte
     # The user's turns carry loss, and the marker at the end; the assistant's turns do not.
-    tokenizer = loading.load_tokenizer(QWEN_7B)
+    tokenizer = load_tokenizer(QWEN_7B)
     spans = groupby(seen["examples"][0].labels, key=lambda label: label != IGNORE_INDEX)
     assert [tokenizer.decode(list(span)) for has_loss, span in spans if has_loss] == [
         "How long does bread keep on shelf 0?<|im_end|>",

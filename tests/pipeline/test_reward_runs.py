@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from manners.methods.reward import predict_scores
-from manners.models import loading, reward_model
+from manners.models import reward_model
 from manners.models.reward_model import ScoreNormalizer
+from manners.models.tokenizer import load_tokenizer
 from tests.commands import (
     SMALL,
     SMALL_RL,
@@ -58,7 +59,7 @@ def plain_scores(folder, auto_class=AutoModelForSequenceClassification):
 
 
 def our_scores(folder):
-    tokenizer = loading.load_tokenizer(str(folder), require_template=False)
+    tokenizer = load_tokenizer(str(folder), require_template=False)
     model = reward_model.load_reward_model(folder)
     return predict_scores(model, tokenizer, 512, [(MESSAGES, reply) for reply in REPLIES])
 

@@ -19,11 +19,11 @@ from manners.data.types import Prompt
 from manners.errors import MannersError
 from manners.rewards import functions
 from manners.rewards.combine import (
-    END,
     RewardComponent,
     RewardLog,
     build_components,
     combine_rewards,
+    end_of_training,
     named_columns,
     try_components,
 )
@@ -78,7 +78,7 @@ def test_combine_rewards_passes_trls_arguments_and_the_columns():
             "has_eos": HAS_EOS,
             "category": ["greeting", None],
             "number": [3, 5],
-            "trainer_state": END,
+            "trainer_state": end_of_training(),
             "log_metric": ANY,
             "log_extra": ANY,
         }

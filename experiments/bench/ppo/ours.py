@@ -22,6 +22,7 @@ from manners.methods.ppo.trainer import PPOTrainer, make_optimizer, training_ste
 from manners.models import loading, lora
 from manners.models.generation import Sampling
 from manners.models.policy import Policy
+from manners.models.tokenizer import load_tokenizer
 from manners.rewards.combine import RewardComponent
 
 
@@ -102,7 +103,7 @@ def make_config() -> PPOConfig:
 def make_trainer(reward: Reward) -> TokenizedPrompts:
     """Model, adapter, tokenizer and reward of the arguments."""
     torch.manual_seed(args.seed)  # of the adapter
-    tokenizer = loading.load_tokenizer(str(args.model))
+    tokenizer = load_tokenizer(str(args.model))
     kind = "none" if args.full else "lora"
     model = lora.prepare_for_training(loading.load_model(str(args.model)), kind, 16, 32, 0.0, "all-linear")
     stop_token_ids = [] if args.no_stop else [tokenizer.eos_token_id]

@@ -19,7 +19,7 @@ from manners.data.reward_examples import RewardExample
 from manners.methods.callbacks import discard_checkpoints
 from manners.methods.lightning import fit_with_lightning
 from manners.methods.reward import RewardModule
-from manners.models import loading
+from manners.models.tokenizer import load_tokenizer
 from manners.runtime.device import Device
 from manners.tracking.logger import NullLogger
 
@@ -84,7 +84,7 @@ def train(network: Any, pad: int, train_rows: list[Row], args: Any, folder: Path
 def main() -> None:
     args = arguments("Our reward model.", "--microbatches --apart")
     warmup_rows, train_rows, held_out = rows(args)
-    tokenizer = loading.load_tokenizer(str(args.model), require_template=False)
+    tokenizer = load_tokenizer(str(args.model), require_template=False)
     # Not load_reward_base, which would initialize a new head.
     network = AutoModelForSequenceClassification.from_pretrained(args.model)
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:

@@ -16,6 +16,7 @@ from manners.methods.ppo.trainer import PPOTrainer, make_optimizer, training_ste
 from manners.models import loading, lora
 from manners.models.generation import Sampling
 from manners.models.policy import Policy
+from manners.models.tokenizer import load_tokenizer
 from manners.rewards.combine import RewardComponent
 
 
@@ -58,7 +59,7 @@ def main() -> None:
         return [score(ids) for ids in completion_ids]
 
     folder = str(rloo_task.model_folder(args.vocabulary))
-    tokenizer = loading.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     model = lora.prepare_for_training(
         loading.load_model(folder), "lora" if args.lora else "none", 16, 32, 0.0, "all-linear"
     )

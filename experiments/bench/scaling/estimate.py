@@ -18,7 +18,7 @@ from transformers import Qwen2Config
 from manners.config import compose
 from manners.estimate import answer
 from manners.estimate.memory import estimate_peak_memory
-from manners.models.loading import load_tokenizer
+from manners.models.tokenizer import load_tokenizer
 
 HERE = Path(__file__).resolve().parent
 GPU_MEMORY = (8e9, 24e9)  # bytes

@@ -19,6 +19,7 @@ from manners.methods.lightning import fit_with_lightning
 from manners.methods.sft import SFTModule
 from manners.models import loading, lora
 from manners.models.compile import compiled_layers
+from manners.models.tokenizer import load_tokenizer
 from manners.runtime.device import Device
 from manners.tracking.logger import NullLogger
 
@@ -71,7 +72,7 @@ def main() -> None:
     warmup_rows, train_rows, held_out = rows(args)
     warmup_rows = train_rows if args.compile else warmup_rows  # all shapes are compiled before the clock starts
     rows_at_once = args.batch // 4 if args.microbatches else args.batch
-    model, tokenizer = loading.load_model(str(args.model)), loading.load_tokenizer(str(args.model))
+    model, tokenizer = loading.load_model(str(args.model)), load_tokenizer(str(args.model))
     model = lora.prepare_for_training(model, "lora" if args.lora else "none", 16, 32, 0.0, "all-linear")
     no_stdout, scratch = contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory()
     with no_stdout, scratch as folder, compiled_layers(model, args.compile):

@@ -17,7 +17,7 @@ from manners.config.schema import DatasetConfig
 from manners.data.loading import load_splits
 from manners.data.tokenize import UNLIMITED, tokenize
 from manners.data.types import Conversation
-from manners.models.loading import load_tokenizer
+from manners.models.tokenizer import load_tokenizer
 
 MAX_LENGTH = 512  # the context of the tiny model
 

@@ -20,6 +20,8 @@ from transformers.utils import logging
 from manners.errors import MannersError
 from manners.models import loading
 from manners.models.adapter_config import CONFIG, WEIGHTS, alpha_of_layer, read_adapter_config, special_settings
+from manners.models.pretrained import resolve_name
+from manners.models.tokenizer import load_tokenizer
 from manners.pipeline.model_ref import ModelRef
 
 TOKEN_ROWS = "trainable_tokens_delta"  # trained embedding rows; despite peft's name they are values, not differences
@@ -46,7 +48,7 @@ def load_chat_model(ref: ModelRef, device: str, key: str = "run") -> ChatModel:
     Raises MannersError, in terms of the option ``key``, if the model cannot be loaded or has no chat template.
     """
     logging.set_verbosity_error()  # silences the warning about newly added embeddings
-    train_cfg, folder = ref.config, Path(loading.resolve_name(ref.path))
+    train_cfg, folder = ref.config, Path(resolve_name(ref.path))
     adapter_config = read_adapter_config(folder)
     base_name = train_cfg.model.name if train_cfg else adapter_config.get("base_model_name_or_path", "")
     revision = train_cfg.model.revision if train_cfg else adapter_config.get("revision")
@@ -61,7 +63,7 @@ def load_chat_model(ref: ModelRef, device: str, key: str = "run") -> ChatModel:
 
     has_tokenizer = not adapter_config or (folder / "tokenizer_config.json").exists()
     try:
-        tokenizer = loading.load_tokenizer(ref.path if has_tokenizer else base_name, None, require_template=False)
+        tokenizer = load_tokenizer(ref.path if has_tokenizer else base_name, None, require_template=False)
         model = load_base() if adapter_config else load_weights(ref.path, None, False, device)
     except MannersError as error:  # which names the option of train.py
         raise MannersError(str(error).replace("model.name=", f"{key}=")) from None

@@ -20,7 +20,7 @@ from manners.data.formats.fields import InvalidRow, Row
 from manners.data.formats.rows import LABEL_FIELDS, parse_row, rename_columns, with_system_message
 from manners.data.formats.turns import misread_texts, parse_turns, text_format
 from manners.data.splits import SPLITS, assign_splits, split_named, split_of_row, splits_of_files
-from manners.data.types import Conversation, Prompt, has_loss, preference_pairs
+from manners.data.types import Conversation, Prompt, has_loss, preference_pairs, prompts_of
 from manners.errors import MannersError, did_you_mean, printable
 
 
@@ -215,6 +215,11 @@ def check_sample_types(splits: Splits, sample_types: Collection[str], cfg: DictC
             f"its 'mismatched' replies. {known}.",
             "dataset.path",
         )
+
+
+def build_prompts(cfg: DictConfig, rows: list[Conversation]) -> list[Prompt]:
+    """The prompts in ``rows`` of a dataset: for a reply by the assistant or the user, or a text to continue."""
+    return prompts_of(rows, "user" if cfg.loss_roles == "user" else "assistant", cfg.prefix_words)
 
 
 def eval_prompts(cfg: DictConfig) -> list[Prompt]:

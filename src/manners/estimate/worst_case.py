@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from manners.data.batching import collate, pack
+from manners.data.loading import build_prompts
 from manners.data.prompt_groups import collate_groups
 from manners.data.tokenize import tokenize
 from manners.data.types import Message, preference_pairs, scored_replies
@@ -13,7 +14,7 @@ from manners.evaluation.evaluate import stratified_sample
 from manners.methods.ppo.rollout import encode_prompts
 from manners.models.reward_model import ScoreNormalizer
 from manners.pipeline.stages import ppo, reward
-from manners.pipeline.stages.context import RunContext, build_prompts
+from manners.pipeline.stages.context import RunContext
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,12 @@ def _longest_examples(method: Any, train: list[Any], evaluation: list[Any], coll
 
 
 def _longest_prompts(run: RunContext, tokenizer: Any) -> WorstCaseBatch:
-    m, prompts = run.cfg.method, build_prompts(run.cfg, run.splits.train)
+    m, prompts = run.cfg.method, build_prompts(run.cfg.dataset, run.splits.train)
     lengths = [len(ids) for ids in encode_prompts(prompts, tokenizer, m.max_prompt_length)]
     copies = m.get("num_generations", 1)
     order = _longest(range(len(prompts)), m.batch_size // copies, lambda i: lengths[i])
     chosen = [order[i % len(order)] for i in range(m.batch_size // copies)]
-    eval_prompts = stratified_sample(build_prompts(run.cfg, run.eval_rows), m.num_eval_prompts)
+    eval_prompts = stratified_sample(build_prompts(run.cfg.dataset, run.eval_rows), m.num_eval_prompts)
     train = [prompts[i] for i in chosen for _ in range(copies)]
     length, mean = max(lengths) + m.response_length, sum(lengths) / len(lengths) + m.response_length
     return WorstCaseBatch(train, eval_prompts, length, m.response_length, len(prompts), mean / length)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from manners.data import sources
 from manners.export import snippets
-from manners.models import loading
+from manners.models.pretrained import resolve_name
 from manners.pipeline.model_ref import ModelRef
 from manners.redact import redact_secrets
 from manners.tracking import store
@@ -67,7 +67,7 @@ def on_hub(name: str) -> bool:
 
 def base_license(cfg: DictConfig) -> str | None:
     """The license in the base model's own card, if the card is on this machine."""
-    name = loading.resolve_name(cfg.model.name)
+    name = resolve_name(cfg.model.name)
     card = huggingface_hub.try_to_load_from_cache(name, "README.md") if on_hub(name) else Path(name) / "README.md"
     available = isinstance(card, str | Path) and Path(card).exists()  # the cache also records missing files
     return (huggingface_hub.metadata_load(card) or {}).get("license") if available else None  # type: ignore[arg-type]

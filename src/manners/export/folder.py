@@ -14,6 +14,7 @@ from manners.export import card
 from manners.models import loading, lora
 from manners.models.adapter_config import CONFIG
 from manners.models.reward_model import NORMALIZER_FILE, load_reward_model
+from manners.models.tokenizer import load_tokenizer
 from manners.pipeline.model_ref import ModelRef
 from manners.pipeline.stages.saving import measured_decoding
 
@@ -34,7 +35,7 @@ def write_export(ref: ModelRef, out: Path, dtype: str) -> None:
         raise MannersError(
             f"{out} already exists and is not an export of {ref.name}: choose another folder by --out FOLDER."
         )
-    tokenizer = loading.load_tokenizer(ref.path, require_template=ref.config.model.decoder)
+    tokenizer = load_tokenizer(ref.path, require_template=ref.config.model.decoder)
     is_reward = ref.config.method.name == "reward"
     dtype = base_dtype(ref.config) if dtype == "auto" else dtype
     model = merged_reward_model(ref, tokenizer) if is_reward else merged_language_model(ref, tokenizer, dtype)

@@ -1,17 +1,14 @@
-"""Load a model and its tokenizer by name: the packaged ``tiny`` base, a local folder, or a name on the hub.
+"""Load a model by name: the packaged ``tiny`` base, a local folder, or a name on the hub.
 
 Weights are read from safetensors only, and no code that comes with a model is run.
 """
 
-import os
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -21,59 +18,14 @@ from transformers.utils import logging
 from manners.data.rendering import reply_stop_tokens
 from manners.errors import MannersError
 from manners.models import attention as attention  # registers itself with transformers
-from manners.models import gguf
-from manners.models.templates import TEMPLATES, adapted_for_training, writes
-from manners.runtime import hub
-from manners.runtime.model_files import model_folder
+from manners.models.pretrained import from_pretrained
 from manners.runtime.packages import PACKAGES
-from manners.runtime.paths import existing_path
 
 # Their first positions stand for padding: a row begins at the position after pad_token_id.
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "longformer")
 
 logging.set_verbosity_error()  # "newly initialized": as intended, or filled by the adapter that is loaded next
 logging.disable_progress_bar()  # loading is short; training has a progress bar of its own
-
-
-def resolve_name(name: str, revision: str | None = None) -> str:
-    """Return what ``from_pretrained`` takes: a folder where the model is on this machine, or else its name on the hub.
-
-    Raises MannersError for a GGUF file, or a package, that cannot be converted.
-    """
-    if name == "tiny" or existing_path(name) or (name in PACKAGES and revision is None):  # packages have no revisions
-        # An adapter keeps the name of its base, which must be found from any working directory.
-        return str(folder.absolute()) if (folder := model_folder(name, download=True, convert=gguf.convert)) else name
-    return os.path.expanduser(name)
-
-
-def load_tokenizer(
-    name: str,
-    revision: str | None = None,
-    chat_template: str = "auto",
-    require_template: bool = True,
-    added_tokens: Sequence[str] = (),
-) -> PreTrainedTokenizerBase:
-    """Load a tokenizer with a padding token, right padding and, if ``require_template``, a chat template.
-
-    A base model without one gets that of ``TEMPLATES`` which ``chat_template`` names; "auto" keeps the model's own.
-    ``added_tokens`` become special tokens where the template writes them, and else tokens of the text; the model's
-    embeddings must grow with them (``lora.resize_embeddings``).
-    Raises MannersError if the tokenizer cannot be loaded or a required template is missing.
-    """
-    tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, name, revision)
-    tokenizer.add_tokens(list(added_tokens))
-    if chat_template != "auto":
-        tokenizer.chat_template = TEMPLATES[chat_template]
-    if require_template and tokenizer.chat_template is None:
-        raise MannersError(f"model.name={name} has no chat template. Choose one: model.chat_template=plain.")
-    if tokenizer.pad_token is None:  # safe, since labels and attention masks never depend on the padding token
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.chat_template is not None:
-        markers = [token for token in added_tokens if writes(tokenizer, token)]  # of roles, which are no text
-        tokenizer.add_special_tokens({"additional_special_tokens": markers})
-        tokenizer.chat_template = adapted_for_training(tokenizer)
-    tokenizer.padding_side = "right"
-    return tokenizer
 
 
 def load_model(
@@ -108,7 +60,7 @@ def load_model(
             bnb_4bit_compute_dtype=dtype,
         )
         kwargs["device_map"] = {"": "cuda" if torch.cuda.is_available() else "cpu"}
-    model, loading_info = _from_pretrained(
+    model, loading_info = from_pretrained(
         auto_class.from_pretrained, name, revision, output_loading_info=True, **kwargs
     )
     drawn = sorted({*loading_info["missing_keys"], *(key for key, *_ in loading_info["mismatched_keys"])})
@@ -151,30 +103,6 @@ def keep_4bit_differentiable(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _from_pretrained(loader, name: str, revision: str | None, **kwargs):  # type: ignore[no-untyped-def]
-    path = resolve_name(name, revision)
-    if not existing_path(path):
-        if path.startswith(("/", ".", "~")):
-            raise MannersError(f"model.name={name}: there is no such folder.")
-        hub.go_offline_if_unreachable()
-    try:
-        return loader(path, revision=revision, trust_remote_code=False, **kwargs)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        attention = kwargs.get("attn_implementation")
-        if attention and "does not support an attention implementation" in str(error):
-            raise MannersError(
-                f"model.attn_implementation={attention} is not implemented for the model {name}: set "
-                "model.attn_implementation=eager.",
-                "model.attn_implementation",
-            ) from error
-        if existing_path(path):  # a damaged folder makes many libraries fail, each with errors of its own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise MannersError(f"model.name={name} cannot be loaded: {reason}") from error
-        raise hub.not_found_error("model", name, "model.name", error) from error
-
-
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids that end a reply: the tokenizer's EOS, the checkpoint's, and the template's own."""
     listed = model.generation_config.eos_token_id
@@ -186,7 +114,7 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
 def load_config(name: str, revision: str | None = None) -> Any:
     """Load a model's config, without its weights."""
-    return _from_pretrained(AutoConfig.from_pretrained, name, revision)
+    return from_pretrained(AutoConfig.from_pretrained, name, revision)
 
 
 def context_length(name: str, revision: str | None = None) -> int:

@@ -17,7 +17,7 @@ from manners.config import validate
 from manners.config.compose import RunSpec, UserConfigDir
 from manners.config.overrides import override_key
 from manners.data import sources
-from manners.data.loading import Splits, eval_prompts, load_splits
+from manners.data.loading import Splits, build_prompts, eval_prompts, load_splits
 from manners.data.types import Conversation, data_digest
 from manners.errors import MannersError, did_you_mean
 from manners.models import adapter_config
@@ -78,6 +78,15 @@ def usable_splits_of(cfg: DictConfig) -> Splits:
     return splits
 
 
+def check_rewards(cfg: DictConfig) -> None:
+    """Try each reward function on two prompts of the data before anything is trained. Raises MannersError."""
+    functions = {name: entry for name, entry in cfg.method.get("rewards", {}).items() if "_target_" in entry}
+    if functions:
+        from manners.rewards.combine import build_components, try_components
+
+        try_components(build_components(functions, None), build_prompts(cfg.dataset, splits_of(cfg).train))
+
+
 def digest_of(cfg: DictConfig) -> str:
     """A hash of all that a run reads of its data: the rows of every split, and the prompts of its reports."""
     return read_digest(*data_key(cfg))
@@ -102,7 +111,7 @@ def read_renderable_splits(
     tokens: tuple[str, ...],
 ) -> Splits:  # fmt: skip
     from manners.data.template_check import check_eval_prompts, renderable_splits
-    from manners.models.loading import load_tokenizer
+    from manners.models.tokenizer import load_tokenizer
 
     cfg, tokenizer = json.loads(dataset), load_tokenizer(name, revision, template, added_tokens=tokens)
     splits = read_splits(dataset, sample_type, written)

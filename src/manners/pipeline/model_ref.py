@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from manners.data.types import Message
 from manners.errors import MannersError, did_you_mean
 from manners.models import adapter_config
+from manners.models.pretrained import resolve_name
 from manners.runtime import run_dir
 from manners.runtime.model_files import model_digest
 from manners.runtime.paths import existing_path
@@ -98,18 +99,19 @@ def base_of(ref: ModelRef) -> tuple[str, str | None]:
 
 def tokenizer_of(ref: ModelRef) -> Any:
     """The tokenizer beside the weights; that of the base model for an adapter without one."""
-    from manners.models import loading, lora
+    from manners.models import lora
+    from manners.models.tokenizer import load_tokenizer
 
-    folder = Path(loading.resolve_name(ref.path))
+    folder = Path(resolve_name(ref.path))
     is_own = (folder / "tokenizer_config.json").exists() or not (folder / adapter_config.CONFIG).exists()
-    return loading.load_tokenizer(ref.path if is_own else lora.base_model_name(folder))
+    return load_tokenizer(ref.path if is_own else lora.base_model_name(folder))
 
 
 def load_model_ref(ref: ModelRef, device: str) -> LoadedModel:
     """The model in 32 bits (in 4 bits where it was trained so), on ``device``."""
     from manners.models import loading, lora
 
-    made_by, folder = ref.config, Path(loading.resolve_name(ref.path))
+    made_by, folder = ref.config, Path(resolve_name(ref.path))
     is_adapter, tokenizer = (folder / adapter_config.CONFIG).exists(), tokenizer_of(ref)
     attention = made_by.model.attn_implementation if made_by else None
     if not is_adapter:
@@ -125,14 +127,13 @@ def load_model_ref(ref: ModelRef, device: str) -> LoadedModel:
 def load_scorer(ref: ModelRef, device: str) -> Callable[[Sequence[tuple[list[Message], str]]], list[float]]:
     """A reward model with its own tokenizer: (conversation, reply) pairs → scores in the units of its data."""
     from manners.methods.reward import predict_scores
-    from manners.models import loading, reward_model
+    from manners.models import reward_model
+    from manners.models.tokenizer import load_tokenizer
 
     made_by, folder = ref.config, Path(ref.path)
     network = load_reward_network(folder, made_by, device)
-    tokenizer, normalizer = (
-        loading.load_tokenizer(str(folder), require_template=False),
-        reward_model.ScoreNormalizer.load(folder),
-    )
+    tokenizer = load_tokenizer(str(folder), require_template=False)
+    normalizer = reward_model.ScoreNormalizer.load(folder)
     max_length = made_by.method.max_length if made_by else 512
     return lambda replies: [
         normalizer.to_score(output) for output in predict_scores(network, tokenizer, max_length, replies)

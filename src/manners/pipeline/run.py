@@ -68,8 +68,6 @@ def train(spec: RunSpec) -> RunArtifact:
     if launcher.needs_launch(cfg.hardware.devices):
         return launch(spec)
     splits, contents = dependencies.usable_splits_of(cfg), dependencies.contents_of(cfg)
-    if cfg.method.sample_type == "prompt":
-        ppo.check_rewards(cfg, splits.train)
 
     # 2. Dependencies: PPO's SFT policy and reward model are found, or trained first.
     inputs = {need.role: dependencies.find_or_train(need, train, console) for need in spec.dependencies}

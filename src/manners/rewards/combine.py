@@ -21,21 +21,21 @@ from contextlib import chdir, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
 from hydra.utils import get_object, instantiate
-from transformers import TrainerState
 
 from manners.config.validate import TABLE_COLUMNS, is_metric_name
 from manners.data.types import Prompt
 from manners.errors import MannersError, did_you_mean
 
+if TYPE_CHECKING:
+    from transformers import TrainerState
+
 RewardFunc = Callable[..., Any]
-PASSED_ON = (MannersError, FloatingPointError, MemoryError, torch.OutOfMemoryError)  # each has an answer of its own
+PASSED_ON = (MannersError, FloatingPointError, MemoryError)  # each has an answer of its own
 FAILURES = (Exception, SystemExit, asyncio.CancelledError)  # one that exits would end the run as if it were done
 MAX_SCORES = 100_000  # of one call: a generator may never end
-END = TrainerState(global_step=1, max_steps=1)  # of training: whatever is evaluated is scored as at the end
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def combine_rewards(
     replies: Sequence[str],
     completion_ids: Sequence[Sequence[int]],
     has_eos: Sequence[bool],
-    trainer_state: TrainerState = END,
+    trainer_state: "TrainerState | None" = None,
     log: RewardLog | None = None,
 ) -> tuple[list[float], dict[str, list[float]]]:
     """The weighted sum for each reply, and the scores of each component; NaN where a component abstains.
@@ -155,7 +155,7 @@ def combine_rewards(
             "completions": [[{"role": "assistant", "content": reply}] for reply in replies],
             "completion_ids": [list(ids) for ids in completion_ids],
             "has_eos": list(has_eos),
-            "trainer_state": trainer_state,
+            "trainer_state": trainer_state or end_of_training(),
         }
         | log_functions(log or RewardLog(), [*components, *TABLE_COLUMNS], len(replies))
     )
@@ -168,6 +168,14 @@ def combine_rewards(
         given = [components[name].weight * values[i] for name, values in scores.items() if not math.isnan(values[i])]
         sums.append(sum(given) if given else math.nan)
     return sums, scores
+
+
+@cache
+def end_of_training() -> "TrainerState":
+    """The state that evaluations pass on: whatever is evaluated is scored as at the end of training."""
+    from transformers import TrainerState  # imports torch
+
+    return TrainerState(global_step=1, max_steps=1)
 
 
 def log_functions(log: RewardLog, taken: Sequence[str], count: int) -> dict[str, Callable[..., None]]:
@@ -198,10 +206,8 @@ def call(name: str, function: RewardFunc, columns: dict[str, Any]) -> Any:
     try:
         with chdir("."):  # where a function that changes the directory must not take the run along
             return function(**columns)
-    except PASSED_ON:
-        raise
     except FAILURES as error:
-        raise failure(name, error) from error
+        raise_failure(name, error)
 
 
 async def await_all(awaitables: Mapping[str, Awaitable[Any]]) -> dict[str, Any]:
@@ -210,10 +216,8 @@ async def await_all(awaitables: Mapping[str, Awaitable[Any]]) -> dict[str, Any]:
     async def result(name: str, awaitable: Awaitable[Any]) -> Any:
         try:
             return await awaitable
-        except PASSED_ON:
-            raise
         except FAILURES as error:
-            raise failure(name, error) from error
+            raise_failure(name, error)
 
     values = await asyncio.gather(*(result(*item) for item in awaitables.items()))
     return dict(zip(awaitables, values, strict=True))
@@ -225,15 +229,17 @@ def event_loop() -> asyncio.Runner:
     return asyncio.Runner()
 
 
-def failure(name: str, error: BaseException) -> MannersError:
-    """The error of a reward function in one sentence, with the line that raised it."""
+def raise_failure(name: str, error: BaseException) -> NoReturn:
+    """Raise MannersError, one sentence with the line that failed, or ``error`` itself where it has an answer."""
+    if isinstance(error, PASSED_ON) or type(error).__name__ == "OutOfMemoryError":  # torch's, perhaps not imported
+        raise error
     frames = traceback.extract_tb(error.__traceback__)
     frame = next((f for f in reversed(frames) if f"{os.sep}hydra{os.sep}" not in f.filename), frames[-1])
     hint = " A reward function takes **kwargs, as in TRL." if "unexpected keyword argument" in str(error) else ""
     reason = " ".join(str(error).split())
-    return MannersError(
+    raise MannersError(
         f"method.rewards.{name} failed: {type(error).__name__}: {reason} ({frame.filename}:{frame.lineno}).{hint}"
-    )
+    ) from error
 
 
 def check_scores(name: str, values: Any, replies: Sequence[str]) -> list[float]:

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from manners.evaluation.generate import generate_texts
 from manners.evaluation.metrics.reference_nll import reference_nll
-from manners.models.loading import load_model, load_tokenizer
+from manners.models.loading import load_model
+from manners.models.tokenizer import load_tokenizer
 from manners.tiny_world import compare
 from manners.tiny_world.corpus import documents, yes_no_question
 from manners.tiny_world.facts import facts, is_correct_answer

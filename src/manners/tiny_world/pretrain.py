@@ -27,6 +27,7 @@ from transformers import (
 
 from manners.models import loading
 from manners.models.templates import CHATML
+from manners.models.tokenizer import load_tokenizer
 from manners.tiny_world.compare import comparison_documents, verdict_documents
 from manners.tiny_world.corpus import Document, documents
 
@@ -159,7 +160,7 @@ if __name__ == "__main__":
     for stage, rounds, learning_rate in zip(stages, args.rounds, args.learning_rate, strict=True):
         folder, done = work / stage.__name__, work / f"{stage.__name__}.done"
         if not done.exists():
-            tokenizer = loading.load_tokenizer(str(previous)) if previous else train_tokenizer()
+            tokenizer = load_tokenizer(str(previous)) if previous else train_tokenizer()
             model = loading.load_model(str(previous)) if previous else build_model(tokenizer)
             texts, state_file = stage(SEED, rounds), folder.with_suffix(".pt")
             pretrain(model, tokenizer, texts, args.batch_size, args.sequence_length, learning_rate, state_file)

@@ -12,7 +12,7 @@ from transformers import Qwen2ForCausalLM
 from manners.methods.distributed import ProcessGroup, init_distributed
 from manners.methods.ppo.checkpoint import trainable_weights
 from manners.methods.ppo.trainer import PPOTrainer, train_ppo
-from manners.models.loading import load_tokenizer
+from manners.models.tokenizer import load_tokenizer
 from tests.methods.ppo.cases import (
     frequent_stop_ids,
     is_rloo,

@@ -61,7 +61,7 @@ from manners.methods.ppo.loss import update_policy
 from manners.methods.ppo.rollout import Rollout, encode_prompts, run_networks, sample_replies, sample_table
 from manners.models.generation import Backend, Sampling
 from manners.models.policy import Policy
-from manners.rewards.combine import END, RewardComponent, RewardLog, combine_rewards
+from manners.rewards.combine import RewardComponent, RewardLog, combine_rewards
 from manners.runtime import signals
 from manners.runtime.progress import progress
 
@@ -253,7 +253,7 @@ def score_replies(
     batch: Rollout,
     rewards: dict[str, RewardComponent],
     config: OnlineRLConfig,
-    trainer_state: transformers.TrainerState = END,
+    trainer_state: transformers.TrainerState | None = None,
     log: RewardLog | None = None,
 ) -> tuple[torch.Tensor, dict[str, list[float]]]:
     """The score (B,) of each reply, and what each reward gave it; NaN where all rewards, or this one, abstain."""

@@ -12,13 +12,14 @@ from rich.console import Console
 
 from manners.data.batching import Batch, ResumableBatches, validation_batches
 from manners.data.loading import Splits
-from manners.data.types import Conversation, Prompt, prompts_of
+from manners.data.types import Conversation
 from manners.methods.callbacks import load_best_weights
 from manners.methods.distributed import ProcessGroup
 from manners.methods.lightning import TrainingModule, TrainResult, fit_with_lightning
 from manners.models import loading, lora
 from manners.models.adapter_config import CONFIG
 from manners.models.compile import compiled_layers
+from manners.models.tokenizer import load_tokenizer
 from manners.runtime.device import Device, resolve_device
 from manners.runtime.run_dir import RunArtifact, RunDir
 from manners.tracking.logger import MLflowLogger, NullLogger
@@ -58,12 +59,6 @@ class StageResult:
     metric: float | None  # what a sweep optimizes
     best_step: int  # whose weights were kept
     summary: str = ""  # one line
-
-
-def build_prompts(cfg: DictConfig, rows: list[Conversation]) -> list[Prompt]:
-    """The prompts in ``rows``: for a reply by the assistant or the user, or a text to continue."""
-    d = cfg.dataset
-    return prompts_of(rows, "user" if d.loss_roles == "user" else "assistant", d.prefix_words)
 
 
 def total_steps(cfg: DictConfig, examples: int) -> int:
@@ -197,7 +192,7 @@ def prepare_model(cfg: DictConfig, model: Any, device: Device, **options: Any) -
 
 def configured_tokenizer(cfg: DictConfig) -> Any:
     m = cfg.model
-    return loading.load_tokenizer(m.name, m.revision, m.chat_template, m.decoder, m.added_tokens)
+    return load_tokenizer(m.name, m.revision, m.chat_template, m.decoder, m.added_tokens)
 
 
 def load_base(cfg: DictConfig, device: Device) -> Any:

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from manners.config.schema import OnlineRLConfig
-from manners.data.loading import eval_prompts
+from manners.data.loading import build_prompts, eval_prompts
 from manners.data.tokenize import tokenize
-from manners.data.types import Conversation
 from manners.errors import MannersError
 from manners.evaluation.evaluate import (
     MAX_LOSS_LENGTH,
@@ -35,13 +34,13 @@ from manners.methods.reward import make_reward_func
 from manners.models import loading
 from manners.models.policy import Policy
 from manners.models.reward_model import ScoreNormalizer
+from manners.models.tokenizer import load_tokenizer
 from manners.models.vllm import VLLMBackend
 from manners.pipeline import model_ref
 from manners.pipeline.stages import reporting
 from manners.pipeline.stages.context import (
     RunContext,
     StageResult,
-    build_prompts,
     configured_tokenizer,
     console,
     load_base,
@@ -49,7 +48,7 @@ from manners.pipeline.stages.context import (
     starting_policy,
 )
 from manners.pipeline.stages.saving import save_policy
-from manners.rewards.combine import RewardFunc, build_components, try_components
+from manners.rewards.combine import RewardFunc, build_components
 from manners.runtime.run_dir import RunArtifact
 
 RISE_OF_LOSS = 1.0  # nats per token on replies of the data, which the policy may move away from
@@ -67,8 +66,8 @@ def train_online(run: RunContext) -> StageResult:
 
     result = train_ppo(
         trainer,
-        prompts=build_prompts(run.cfg, run.splits.train),
-        eval_prompts=stratified_sample(build_prompts(run.cfg, run.eval_rows), config.num_eval_prompts),
+        prompts=build_prompts(run.cfg.dataset, run.splits.train),
+        eval_prompts=stratified_sample(build_prompts(run.cfg.dataset, run.eval_rows), config.num_eval_prompts),
         folder=run.path,
         log=run.logger.log,
         log_table=run.logger.table,
@@ -97,13 +96,6 @@ def improvement(result: PPOResult) -> str:
         change = f"{result.start_reward:.2f} → {result.kept_reward:.2f}"
         return f"no improvement of the reward on held-out prompts beyond chance ({change}{kept}): "
     return f"{kept.removeprefix(', ')}: " if kept else ""
-
-
-def check_rewards(cfg: DictConfig, rows: list[Conversation]) -> None:
-    """Try each reward function on two prompts of the data before anything is trained. Raises MannersError."""
-    functions = {name: entry for name, entry in cfg.method.rewards.items() if "_target_" in entry}
-    if functions and rows:
-        try_components(build_components(functions, None), build_prompts(cfg, rows))
 
 
 def make_trainer(run: RunContext) -> PPOTrainer:
@@ -139,7 +131,7 @@ def load_reward_func(run: RunContext) -> RewardFunc | None:
     check_reward_sanity(artifact, run.cfg.method.min_sanity_accuracy)
     made_by = artifact.config
     network = model_ref.load_reward_network(artifact.model_dir, made_by, run.device.kind)
-    tokenizer = loading.load_tokenizer(str(artifact.model_dir), require_template=False)
+    tokenizer = load_tokenizer(str(artifact.model_dir), require_template=False)
     # The outputs of a regression are standardized already; those learned from pairs become so by their normalizer.
     pairwise = made_by is not None and made_by.method.loss == "pairwise"
     normalizer = ScoreNormalizer.load(artifact.model_dir) if pairwise else ScoreNormalizer()
@@ -169,7 +161,7 @@ def evaluate_policy_on_test(run: RunContext, trainer: PPOTrainer) -> EvalResult:
     """The policy on the test rows: what SFT measures, and reward, KL, length and diversity of its replies."""
     cfg, config, model = run.cfg, trainer.config, trainer.policy.model
     examples = tokenize(run.test_rows, trainer.tokenizer, cfg.dataset.loss_roles, MAX_LOSS_LENGTH)
-    prompts, fixed = build_prompts(cfg, run.test_rows), eval_prompts(cfg.dataset)
+    prompts, fixed = build_prompts(cfg.dataset, run.test_rows), eval_prompts(cfg.dataset)
     with run.device.autocast():
         result = evaluate(model, trainer.tokenizer, prompts, fixed, examples, **reporting.evaluate_settings(cfg))
 

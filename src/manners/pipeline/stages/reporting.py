@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from manners.data.loading import build_prompts
 from manners.evaluation.evaluate import LOSS_BATCH_SIZE, EvalResult
 from manners.evaluation.generate import cut_prompts_line
 from manners.evaluation.metrics.reward_quality import PairwiseQuality, RegressionQuality
@@ -15,7 +16,7 @@ from manners.evaluation.metrics.reward_sanity import SanityResult
 from manners.evaluation.reports import figures, reward_figures, reward_report
 from manners.evaluation.reports.before_after import before_after_markdown, before_after_rows, show_before_after
 from manners.models import loading
-from manners.pipeline.stages.context import RunContext, build_prompts, console
+from manners.pipeline.stages.context import RunContext, console
 from manners.pipeline.style_judge import judge_line, load_errors, load_judge
 
 
@@ -37,7 +38,7 @@ def report_cut_prompts(run: RunContext, model: Any, tokenizer: Any) -> None:
         checks.append((run.splits.train, m.max_prompt_length, f"method.max_prompt_length={m.max_prompt_length}"))
     role = "user" if cfg.dataset.loss_roles == "user" else "assistant"
     for rows, length, option in checks:
-        prompts = [p.messages for p in build_prompts(cfg, rows)]
+        prompts = [p.messages for p in build_prompts(cfg.dataset, rows)]
         if line := cut_prompts_line(prompts, tokenizer, role, length, option):
             console.print(line, style="yellow", highlight=False)
 

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from manners.data.batching import collate, pack
-from manners.data.loading import eval_prompts
+from manners.data.loading import build_prompts, eval_prompts
 from manners.data.tokenize import tokenize
 from manners.errors import MannersError
 from manners.evaluation.evaluate import MAX_LOSS_LENGTH, EvalResult, evaluate
@@ -15,7 +15,6 @@ from manners.pipeline.stages import reporting
 from manners.pipeline.stages.context import (
     RunContext,
     StageResult,
-    build_prompts,
     configured_tokenizer,
     fit_module,
     gather_full_model,
@@ -81,6 +80,6 @@ def evaluate_on_test(run: RunContext, model: Any, tokenizer: Any) -> EvalResult:
         model.to(run.device.kind)
     examples = tokenize(run.test_rows, tokenizer, cfg.dataset.loss_roles, cfg.method.get("max_length", MAX_LOSS_LENGTH))
     fixed = eval_prompts(cfg.dataset)
-    prompts = build_prompts(cfg, run.test_rows)
+    prompts = build_prompts(cfg.dataset, run.test_rows)
     with run.device.autocast():
         return evaluate(model, tokenizer, prompts, fixed, examples, **reporting.evaluate_settings(cfg))
