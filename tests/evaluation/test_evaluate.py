@@ -168,7 +168,7 @@ GOOD = replace(
 def test_headline_begins_with_what_became_worse(change, worse):
     headline = replace(GOOD, **change).headline(GOOD)
     assert headline.startswith(f"WORSE than before training: {worse}")
-    assert "; style accuracy 50.0% → " in headline
+    assert headline.count("style accuracy 50.0% → ") == 1  # not named twice where it is what became worse
     text = before_after_markdown("title", GOOD, replace(GOOD, **change), headline)
     assert text.splitlines()[2] == f"{headline}."  # the first line below the title
 
@@ -200,4 +200,4 @@ def test_headline_names_the_reward_where_no_style_is_judged():
     )
     assert after.headline(before) == "reward 1.00 → 2.50; reward of sampled replies 0.00 → 1.50"
     loss = [replace(e, extra_metrics={}) for e in (before, after)]
-    assert loss[1].headline(loss[0]) == "held-out loss 2.500 → 2.500"
+    assert loss[1].headline(loss[0]) == "held-out loss, nats per token 2.500 → 2.500"

@@ -195,6 +195,14 @@ def test_main_exports_the_latest_run_by_default(tmp_path, tokenizer, monkeypatch
     assert (tmp_path / "outputs" / "exports" / run.name / "model.safetensors").exists()
 
 
+def test_main_finds_the_run_and_exports_it_in_output_dir(tmp_path, tokenizer, monkeypatch, capsys):
+    run, _ = sft_run(tmp_path / "mine", tokenizer)
+    monkeypatch.chdir(tmp_path)
+    command.main(["latest", "--output-dir", "mine"])
+    assert (tmp_path / "mine" / "exports" / run.name / "model.safetensors").exists()
+    assert "chat.py run=mine/exports/run-1234" in capsys.readouterr().out
+
+
 def test_interrupted_export_keeps_the_previous_one(tmp_path, tokenizer, monkeypatch):
     run, _ = sft_run(tmp_path, tokenizer)
 

@@ -135,7 +135,7 @@ def test_full_fine_tuning_leaves_the_reference_unchanged(small_qwen2, tokenizer,
 
 
 def test_fit_dpo_raises_on_a_metric_that_is_not_finite(small_qwen2, tokenizer, tmp_path):
-    with pytest.raises(MannersError, match=r"not finite at step \d: try a lower method.learning_rate"):
+    with pytest.raises(MannersError, match=r"not finite at step \d: try a lower method.learning_rate\. The run"):
         run(small_qwen2, tmp_path, tokenizer, learning_rate=float("inf"), max_grad_norm=0.0)
 
 

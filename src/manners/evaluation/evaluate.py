@@ -67,33 +67,34 @@ class EvalResult:
 
     def headline(self, before: "EvalResult", rise_of_loss: float = 0.0) -> str:
         """The change in one line, which begins with what became worse: see ``worse_than``."""
-        worse = "; ".join(self.worse_than(before, rise_of_loss))
-        return (f"WORSE than before training: {worse}; " if worse else "") + self.main_change(before)
+        worse = self.worse_than(before, rise_of_loss)
+        changes = [f"{name} {change}" for name, change in self.main_change(before).items() if name not in worse]
+        warning = "; ".join(f"{name} {change}" for name, change in worse.items())
+        return "; ".join([f"WORSE than before training: {warning}", *changes] if worse else changes)
 
-    def main_change(self, before: "EvalResult") -> str:
+    def main_change(self, before: "EvalResult") -> dict[str, str]:
         """Style accuracy where it was judged, else the reward, else the loss."""
         if self.style_accuracy and before.style_accuracy:
-            return f"style accuracy {before.style_accuracy.value:.1%} → {self.style_accuracy.value:.1%}"
+            return {RATES[1]: f"{before.style_accuracy.value:.1%} → {self.style_accuracy.value:.1%}"}
         rewards = [name for name in self.extra_metrics if name.startswith(REWARD_NAME) and name in before.extra_metrics]
-        changes = [f"{before.extra_metrics[n].value:.2f} → {self.extra_metrics[n].value:.2f}" for n in rewards]
-        if changes:
-            return "; ".join(f"{name} {change}" for name, change in zip(rewards, changes, strict=True))
-        return f"held-out loss {before.loss.value:.3f} → {self.loss.value:.3f}"
+        if rewards:
+            return {n: f"{before.extra_metrics[n].value:.2f} → {self.extra_metrics[n].value:.2f}" for n in rewards}
+        return {LOSS_NAME: f"{before.loss.value:.3f} → {self.loss.value:.3f}"}
 
-    def worse_than(self, before: "EvalResult", rise_of_loss: float = 0.0) -> list[str]:
+    def worse_than(self, before: "EvalResult", rise_of_loss: float = 0.0) -> dict[str, str]:
         """What became worse beyond its interval: rates that fell; loss, NLL and repetition that rose, by so much."""
         rates = [(EOS_NAME, before.eos_rate, self.eos_rate), (RATES[1], before.style_accuracy, self.style_accuracy)]
-        worse = [
-            f"{name} {old.value:.1%} → {new.value:.1%}"
+        worse = {
+            name: f"{old.value:.1%} → {new.value:.1%}"
             for name, old, new in [*rates, (RATES[2], before.fact_accuracy, self.fact_accuracy)]
             if old and new and new.high < old.low
-        ]
+        }
         found, were = (e.extra_metrics | e.text_stats | {LOSS_NAME: e.loss} for e in (self, before))
         limits = {LOSS_NAME: rise_of_loss, NLL_NAME: RISE_OF_NLL, REPETITION_NAME: RISE_OF_REPETITION}
         for name, rise in limits.items():
             old, new = were.get(name), found.get(name)
             if old and new and new.low > old.high and new.value - old.value > rise:
-                worse.append(f"{name} {old.value:.2f} → {new.value:.2f}")
+                worse[name] = f"{old.value:.2f} → {new.value:.2f}"
         return worse
 
     def metrics(self, prefix: str) -> dict[str, float]:

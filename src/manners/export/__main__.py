@@ -21,12 +21,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Export the run that the command line names, and print how to use the folder."""
     parser = argparse.ArgumentParser(prog="python -m manners.export", description=__doc__)
     parser.add_argument("run", nargs="?", default="latest", help="latest, a run's id or name, or its folder")
-    parser.add_argument("--out", type=Path, help="output folder; default: outputs/exports/RUN")
+    parser.add_argument("--out", type=Path, help="output folder; default: OUTPUT_DIR/exports/RUN")
+    parser.add_argument("--output-dir", help="folder whose runs are looked through, as output_dir of train.py")
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="dtype of the weights; auto: the base's")
     args = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", category=FutureWarning)  # addressed to library authors
     try:
-        cfg = OmegaConf.structured(TrainConfig)  # for the default output_dir and tracking store
+        cfg = OmegaConf.structured(TrainConfig)  # for the defaults
+        cfg.output_dir = args.output_dir or cfg.output_dir
         ref = resolve_finished_run(args.run, cfg)
         out = args.out or Path(cfg.output_dir) / "exports" / ref.name
         from manners.export import folder  # imports torch, which takes seconds: only for a run that can be exported

@@ -128,9 +128,10 @@ class DPOCallback(TrainerCallback):
         if "train_runtime" in logs:  # a summary of the run, which in a resumed one covers the last part only
             return
         if not all(math.isfinite(value) for value in logs.values()):
+            wider = ", or hardware.precision=32" if args.bf16 or args.fp16 else ""
             raise MannersError(
-                f"a metric is not finite at step {state.global_step}: try a lower method.learning_rate, or "
-                "hardware.precision=32. The run resumes from its last checkpoint."
+                f"a metric is not finite at step {state.global_step}: try a lower method.learning_rate{wider}. The run "
+                "resumes from its last checkpoint."
             )
         metrics = {name: value for name, value in logs.items() if not name.endswith(NOT_RESUMABLE)}
         self.log(rewrite_logs(metrics), state.global_step)  # type: ignore[no-untyped-call]
