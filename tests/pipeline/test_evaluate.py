@@ -20,6 +20,7 @@ def out(tmp_path_factory):
     """The output directory of PPO, its SFT policy and its reward model."""
     out = tmp_path_factory.mktemp("out")
     overrides = ["policy_run_overrides=['method.max_steps=20']", "method.total_episodes=8", f"output_dir={out}"]
+    overrides += ["dataset.prompted_baseline='Be blunt.'"]
     train_in_process("method=ppo", *SMALL_RL, *small_strictbot(out), *overrides)
     return out
 
@@ -38,11 +39,23 @@ def report(out):
 def test_comparison_has_the_base_once_and_every_metric(report):
     folder, sft, ppo = report
     comparison = (folder / "comparison.md").read_text()
-    assert f"| metric | tiny (before) | {sft} | {ppo} | in the data |" in comparison
+    assert f"| metric | tiny (before) | tiny (prompted) | {sft} | {ppo} | in the data |" in comparison
     for name in ("style accuracy", "fact accuracy", "replies with EOS"):
-        assert re.search(rf"^\| {name} \|( \d+\.\d % \[[^|]+\|){{3}}", comparison, re.MULTILINE), name
-    for name in ("reward model", "brevity", "held-out loss", "words"):
-        assert re.search(rf"^\| {name}[^|]*\|( -?\d+\.\d+ \[[^|]+\|){{3}}", comparison, re.MULTILINE), name
+        assert re.search(rf"^\| {name} \|( \d+\.\d % \[[^|]+\|){{4}}", comparison, re.MULTILINE), name
+    for name in ("reward model", "brevity", "words"):
+        assert re.search(rf"^\| {name}[^|]*\|( -?\d+\.\d+ \[[^|]+\|){{4}}", comparison, re.MULTILINE), name
+    assert re.search(r"^\| held-out loss[^|]*\| \d[^|]+\| *\|( \d[^|]+\|){2}", comparison, re.MULTILINE)  # not prompted
+
+
+def test_prompted_baseline_is_the_base_with_the_system_message(report):
+    folder, *_ = report
+    records = [json.loads(line) for line in (folder / "replies.jsonl").read_text().splitlines()]
+    prompted = [r for r in records if r["model"] == "tiny (prompted)"]
+    assert len(prompted) == sum(r["model"] == "tiny (before)" for r in records)
+    system = {"role": "system", "content": "Be blunt."}
+    prompts = [[system, *r["messages"]] for r in prompted]
+    expected = generate_texts(load_model("tiny"), load_tokenizer("tiny"), prompts, max_new_tokens=12)
+    assert [r["reply"] for r in prompted] == [reply.text for reply in expected]
 
 
 def test_metrics_have_the_names_and_values_of_the_run(report, out):

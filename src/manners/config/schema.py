@@ -88,6 +88,9 @@ class DatasetConfig:
     judge_labels: str | None = option(
         None, "labeled replies by which style accuracy is corrected for the judge's errors"
     )
+    prompted_baseline: str | None = option(
+        None, "system message that asks for the manner: evaluate.py compares with the base that has it"
+    )
     text_stats: str = option("manner", "what reports count in the replies", ("none", "manner", "human"))
 
 

@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from rich.console import Console
 
 from manners.config import schema, validate
 from manners.data import loading
+from manners.data.rendering import TemplateRefusal
 from manners.data.template_check import renderable_rows
-from manners.data.tokenize import tokenize
-from manners.data.types import Conversation, Prompt, prompts_of
+from manners.data.tokenize import prompt_ids, tokenize
+from manners.data.types import Conversation, Message, Prompt, prompts_of
 from manners.errors import MannersError
 from manners.evaluation import multi_turn
 from manners.evaluation.evaluate import (
@@ -48,7 +49,6 @@ from manners.runtime.device import resolve_device
 from manners.tracking import store
 
 console = Console()
-MAX_MODELS = 5  # side by side
 
 
 def evaluate_models(cfg: DictConfig) -> Path:
@@ -62,17 +62,23 @@ def evaluate_models(cfg: DictConfig) -> Path:
     names = [cfg.run] if isinstance(cfg.run, str) else list(cfg.run)
     refs = [model_ref.resolve_model(name, cfg) for name in names]
     model_ref.use_experiment_of(refs, cfg)
-    if len(names) + cfg.base * len({base_name(ref) for ref in refs}) > MAX_MODELS:
+    dataset = dataset_of(cfg, refs)
+    columns = len(names) + cfg.base * len({base_name(ref) for ref in refs}) * (2 if dataset.prompted_baseline else 1)
+    if columns > len(side_by_side.COLORS):
         raise MannersError(
-            f"run={names}: with their bases more than {MAX_MODELS} models, too many for a figure.", "run"
+            f"run={names}: with their bases {columns} columns, and a figure has room for {len(side_by_side.COLORS)}.",
+            "run",
         )
-    evaluator = Evaluator(cfg, dataset_of(cfg, refs), refs, device)
+    evaluator = Evaluator(cfg, dataset, refs, device)
     results: list[ModelResult] = []
     for ref in refs:
         loaded = model_ref.load_model_ref(ref, device)
         base = f"{base_name(ref)} (before)"
         if cfg.base and loaded.has_base and base not in [result.name for result in results]:
             results.append(evaluator.evaluate(base, loaded, before_training=True))
+            if evaluator.can_prompt_baseline(loaded):
+                name, system = f"{base_name(ref)} (prompted)", evaluator.dataset.prompted_baseline
+                results.append(evaluator.evaluate(name, loaded, before_training=True, system=system))
         results.append(evaluator.evaluate(loaded.name, loaded, before_training=False))
     return write_report(cfg, results, evaluator)
 
@@ -151,27 +157,41 @@ class Evaluator:
         """The replies in the data."""
         return [counted_text(p, p.reference) for p in self.prompts if p.reference]
 
-    def evaluate(self, name: str, loaded: LoadedModel, before_training: bool) -> ModelResult:
-        """The result of one model, as it was before its training or as it is now."""
+    def evaluate(self, name: str, loaded: LoadedModel, before_training: bool, system: str | None = None) -> ModelResult:
+        """The result of one model, as it was before its training or as it is now.
+
+        ``system`` is a system message before each prompt: then the replies alone are measured.
+        """
         tokenizer, text_stats = loaded.tokenizer, self.dataset.text_stats
+        prompts, fixed = (with_system(part, system) for part in (self.prompts, self.fixed_prompts))
         with loaded.base_model() if before_training else nullcontext(loaded.model) as model:
-            fixed, count = self.fixed_prompts, self.cfg.evaluation.prompts
-            tested, shown = answer_prompts(
-                model, tokenizer, self.prompts, fixed, count, self.style_judge, **self.generation
-            )
-            turn_trends = self.turn_trends(model, tokenizer)
-            loss, benchmarks = self.loss(model, tokenizer), self.benchmarks(model, tokenizer)
+            count = self.cfg.evaluation.prompts
+            tested, shown = answer_prompts(model, tokenizer, prompts, fixed, count, self.style_judge, **self.generation)
+            turn_trends = {} if system else self.turn_trends(model, tokenizer)
+            loss = {} if system else {LOSS_NAME: self.loss(model, tokenizer)}
+            benchmarks = {} if system else self.benchmarks(model, tokenizer)
         texts = [counted_text(p, g.reply) for p, g in zip(self.prompts, tested, strict=True)]
         return ModelResult(
             name,
             tested,
             shown,
-            metrics=self.metrics(self.prompts, tested) | {LOSS_NAME: loss},
+            metrics=self.metrics(self.prompts, tested) | loss,
             text_stats=count_text_stats(text_stats, texts, complete=True),
             distances=distribution_distance(text_stats, texts, self.references, self.cfg.seed),
             turn_trends=turn_trends,
             benchmarks=benchmarks,
         )
+
+    def can_prompt_baseline(self, loaded: LoadedModel) -> bool:
+        """Whether the dataset has a system message that asks for the manner, and the chat template takes one."""
+        system = self.dataset.prompted_baseline
+        try:
+            return bool(system) and bool(
+                prompt_ids(with_system(self.prompts[:1], system)[0].messages, loaded.tokenizer)
+            )
+        except TemplateRefusal:
+            console.print(f"{loaded.name}: no prompted baseline, since the chat template takes no system message")
+            return False
 
     def metrics(self, prompts: Sequence[Prompt], generations: Sequence[Generation]) -> dict[str, Estimate]:
         """EOS rate, style and fact accuracy, and the mean of each reward."""
@@ -226,6 +246,14 @@ class Evaluator:
         from manners.evaluation.metrics.lm_eval import run_lm_eval
 
         return run_lm_eval(model, tokenizer, list(self.cfg.lm_eval), self.cfg.evaluation.batch_size, None)
+
+
+def with_system(prompts: Sequence[Prompt], system: str | None) -> list[Prompt]:
+    """The prompts, each with this system message in place of its own."""
+    if system is None:
+        return list(prompts)
+    message: Message = {"role": "system", "content": system}
+    return [replace(p, messages=[message, *(m for m in p.messages if m["role"] != "system")]) for p in prompts]
 
 
 def write_report(cfg: DictConfig, results: list[ModelResult], evaluator: Evaluator) -> Path:

@@ -31,6 +31,7 @@ NOT_HASHED = {  # how the same batch is computed, what is logged, and how often 
     "hardware": {"microbatch_size"},
     "method": {"microbatch_tokens", "save_steps", "logging_steps", "log_samples", "log_samples_steps"},
 }
+REPORT_KEYS = {"dataset": {"style_judge", "judge_labels", "prompted_baseline", "text_stats"}}  # shape no weights
 MODEL_DIR = "model"  # of a finished run
 CONFIG_FILE = "manners.yaml"  # in the model directory: the config that made it
 STATE_FILE = "run.json"
@@ -47,14 +48,17 @@ def run_fingerprint(cfg: DictConfig, contents: dict[str, str], dependencies: dic
 
 def weights_fingerprint(cfg: DictConfig, contents: dict[str, str], dependencies: dict[str, str] | None = None) -> str:
     """The same over what shapes the weights: runs that differ in name or evaluation only have the same weights."""
-    return hash_config(cfg, WEIGHTS_KEYS, {"contents": contents, "dependencies": dependencies or {}})
+    more = {"contents": contents, "dependencies": dependencies or {}}
+    return hash_config(cfg, WEIGHTS_KEYS, more, NOT_HASHED | REPORT_KEYS)
 
 
-def hash_config(cfg: DictConfig, keys: tuple[str, ...], more: dict[str, Any]) -> str:
-    """Twelve hex digits over ``keys`` of the resolved config and ``more``."""
+def hash_config(
+    cfg: DictConfig, keys: tuple[str, ...], more: dict[str, Any], left_out: dict[str, set[str]] = NOT_HASHED
+) -> str:
+    """Twelve hex digits over ``keys`` of the resolved config, less the options ``left_out`` of groups, and ``more``."""
     resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
-    for group, names in NOT_HASHED.items():
+    for group, names in left_out.items():
         resolved[group] = {k: v for k, v in resolved[group].items() if k not in names}
     shaping = {key: resolved[key] for key in keys} | more
     return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:12]
