@@ -280,5 +280,7 @@ def silence_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()  # "score.weight is newly initialized": as intended
     warnings.filterwarnings("ignore", module="lightning|transformers")
     warnings.filterwarnings("ignore", message=".*lightning.*|.*dataloader.*|.*`tags`.*")
+    # peft looks for the base's config on the hub, whether it was resized; offline it saves the adapter all the same
+    warnings.filterwarnings("ignore", message="Unable to fetch remote file|Could not find a config file")
     warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")  # they need no pages there
     warnings.filterwarnings("ignore", category=FutureWarning)
