@@ -149,4 +149,4 @@ def test_command_in_two_processes_trains_no_dependency(tmp_path, monkeypatch):
     with pytest.raises(MannersError) as error:
         train_in_process(*COMMAND, *small_strictbot(tmp_path), f"output_dir={tmp_path / 'out'}")
     assert str(error.value).startswith("there is no policy run yet. Train it first, in one process: python train.py")
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "runs").exists()
