@@ -18,7 +18,6 @@ from manners.data.types import (
     data_digest,
     preference_pairs,
     prompts_of,
-    reply_manners,
     scored_replies,
 )
 
@@ -93,12 +92,11 @@ def test_scored_replies_omit_rows_without_a_score():
     assert [(s.reply, s.score) for s in scored_replies([Conversation(turns, metadata={"score": 0.5})])] == [("b", 0.5)]
 
 
-def test_manners_are_those_of_the_scored_replies_in_order():
+def test_scored_replies_say_which_a_policy_wrote():
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     others = [{"content": "x", "score": 0.2, "manner": "policy"}, {"content": "y", "score": 0.1}]
     rows = [Conversation(turns, metadata={"score": 1.0, "mismatched": others}), Conversation(turns)]
-    assert [s.reply for s in scored_replies(rows)] == ["b", "x", "y"]
-    assert reply_manners(rows) == ["", "policy", ""]
+    assert [(s.reply, s.by_policy) for s in scored_replies(rows)] == [("b", False), ("x", True), ("y", False)]
 
 
 def test_scored_replies_have_all_earlier_turns_as_messages():

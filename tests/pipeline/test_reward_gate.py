@@ -2,16 +2,21 @@
 
 import json
 import math
+import statistics
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manners.data.types import PreferencePair, ScoredReply
+from manners.data.types import Conversation, PreferencePair, ScoredReply, scored_replies
 from manners.errors import MannersError
+from manners.pipeline.stages import reward
 from manners.pipeline.stages.ppo import check_reward_sanity
-from manners.pipeline.stages.reward import corrupted_examples, margin_scale
+from manners.pipeline.stages.reward import corrupted_examples, evaluate_reward_model, margin_scale, rescaled_replies
 from manners.runtime.run_dir import RunArtifact
+from tests.configs import compose
 
 
 def reward_model(folder, accuracy):
@@ -53,6 +58,60 @@ def test_margins_do_not_depend_on_the_units_of_the_data(margins, unit):
 def test_pairs_without_margins_stay_without():
     assert margin_scale(pairs([0.0, 0.0])) == margin_scale([]) == 1.0
     assert margin_scale(pairs([3.0, 4.0])) == pytest.approx(math.sqrt(12.5))
+
+
+@pytest.mark.parametrize("disable, p", [(True, 0.0), (False, 0.3)])
+def test_reward_model_is_trained_without_dropout(monkeypatch, disable, p):
+    network = torch.nn.Sequential(torch.nn.Dropout(0.3), torch.nn.Linear(2, 1))
+    monkeypatch.setattr(reward, "load_reward_base", lambda *_, **__: network)
+    monkeypatch.setattr(reward, "prepare_model", lambda cfg, model, device, **_: model)
+    monkeypatch.setattr(reward, "head_modules", lambda model: [])
+    cfg = compose("method=reward", f"method.disable_dropout={disable}")
+    run = SimpleNamespace(cfg=cfg, device=SimpleNamespace(precision="32"))
+    assert reward.load_reward_network(run, None)[0].p == p
+
+
+def rows_with_replies_of_a_policy(count=6):
+    """Written replies of 1.0 and 0.2, and two of a policy, 0.0 to 0.3."""
+    rows = []
+    for i in range(count):
+        turns = [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": f"Right {i}."}]
+        others = [{"content": f"Wrong {i}.", "score": 0.2, "manner": "blunt"}]
+        others += [{"content": f"P {k} {i}.", "score": 0.02 * i + 0.1 * k, "manner": "policy"} for k in (0, 1)]
+        rows.append(Conversation(turns, metadata={"score": 1.0, "mismatched": others}, source=f"a:{i}"))
+    return rows
+
+
+def test_replies_of_a_policy_are_rescaled_to_the_written_ones():
+    before, after = scored_replies(rows_with_replies_of_a_policy()), rescaled_replies(rows_with_replies_of_a_policy())
+    written = [r.score for r in before if not r.by_policy]
+    own = [r.score for r in after if r.by_policy]
+    assert [r for r in after if not r.by_policy] == [r for r in before if not r.by_policy]
+    assert statistics.mean(own) == pytest.approx(statistics.mean(written))
+    assert statistics.stdev(own) == pytest.approx(statistics.stdev(written))
+    raw = [r.score for r in before if r.by_policy]
+    assert sorted(range(len(own)), key=own.__getitem__) == sorted(range(len(raw)), key=raw.__getitem__)
+
+
+def test_replies_are_not_rescaled_where_a_policy_has_one_score():
+    rows = rows_with_replies_of_a_policy(1)
+    del rows[0].metadata["mismatched"][2:]
+    assert rescaled_replies(rows) == scored_replies(rows)
+
+
+def test_replies_of_a_policy_have_a_correlation_of_their_own():
+    """A reward model that is right on written replies, and orders those of the policy backwards."""
+    rows = rows_with_replies_of_a_policy()
+    scores = {r.reply: -r.score if r.by_policy else r.score for r in scored_replies(rows)}
+    run = SimpleNamespace(
+        cfg=SimpleNamespace(seed=1, method=SimpleNamespace(loss="mse")),
+        splits=SimpleNamespace(train=rows), test_rows=rows,
+    )  # fmt: skip
+    quality = evaluate_reward_model(run, lambda replies: [scores[reply] for _, reply in replies]).quality
+    assert (quality.rows, quality.policy_replies) == (12, 12)
+    assert quality.mse.value == 0 and quality.pair_accuracy.value == 1
+    assert quality.policy_spearman.value == pytest.approx(-1)
+    assert quality.metrics("after")["after/policy_spearman"] == pytest.approx(-1)
 
 
 def test_half_of_the_corrupted_replies_answer_other_prompts():

@@ -249,6 +249,9 @@ class RewardConfig(SupervisedConfig):
     sample_type: str = option("scored", "the kind of sample that it trains on; preference for the pairwise loss")
     loss: str = option("mse", "regression of the score, or Bradley-Terry on pairs", ("mse", "huber", "pairwise"))
     ranking_coef: float = option(0.0, "weight of a ranking loss over the replies to a prompt; decoders only", ge=0)
+    disable_dropout: bool = option(
+        True, "train without the model's own dropout, as TRL does; on a CPU it takes a fifth of a step"
+    )
     corruption_ratio: float = option(0.0, "corrupted replies, trained at the lowest score, per real reply", ge=0)
 
 

@@ -38,6 +38,7 @@ class ScoredReply:
     reply: str
     score: float  # in the dataset's own units
     source: str = ""
+    by_policy: bool = False  # sampled from a policy rather than written: a mismatched reply with the manner "policy"
 
 
 @dataclass(frozen=True)
@@ -102,19 +103,9 @@ def scored_replies(conversations: Iterable[Conversation]) -> list[ScoredReply]:
         context, reply = split_last_reply(conversation)
         samples.append(ScoredReply(context, reply, conversation.metadata["score"], conversation.source))
         for other in conversation.metadata.get("mismatched", []):
-            samples.append(ScoredReply(context, other["content"], other["score"], conversation.source))
+            by_policy = other.get("manner") == "policy"
+            samples.append(ScoredReply(context, other["content"], other["score"], conversation.source, by_policy))
     return samples
-
-
-def reply_manners(conversations: Iterable[Conversation]) -> list[str]:
-    """The ``manner`` that the rows name for each of their ``scored_replies``, in order; "" where they name none.
-
-    "policy" is that of a reply which a policy wrote.
-    """
-    scored = [c for c in conversations if "score" in c.metadata]
-    return [
-        name for c in scored for name in ("", *(str(o.get("manner", "")) for o in c.metadata.get("mismatched", [])))
-    ]
 
 
 def preference_pairs(conversations: Iterable[Conversation]) -> list[PreferencePair]:

@@ -197,14 +197,3 @@ def test_quality_metrics_and_those_of_the_baseline(noisy):
 def test_regression_quality_is_deterministic_by_seed(noisy):
     assert regression_quality(*noisy, seed=1) == regression_quality(*noisy, seed=1)
     assert regression_quality(*noisy, seed=1).mse != regression_quality(*noisy, seed=2).mse
-
-
-def test_replies_of_a_policy_have_a_correlation_of_their_own():
-    true = [1.0, 0.0, 0.1, 0.2, 0.3, 0.4]
-    predicted = [1.0, 0.0, 0.4, 0.3, 0.2, 0.1]  # right on what people wrote, wrong on what the policy did
-    by_policy = [False, False, True, True, True, True]
-    quality = regression_quality(predicted, true, by_policy=by_policy)
-    assert quality.policy_spearman.value == pytest.approx(-1)
-    assert quality.spearman.value > 0
-    assert quality.metrics("after")["after/policy_spearman"] == pytest.approx(-1)
-    assert regression_quality(predicted, true).policy_spearman is None

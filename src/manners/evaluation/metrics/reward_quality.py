@@ -43,7 +43,8 @@ class RegressionQuality:
     r2: Estimate | None  # 1 - mse / variance of the held-out true scores
     pearson: Estimate | None
     spearman: Estimate | None
-    policy_spearman: Estimate | None = None  # over the replies that a policy wrote: what PPO will ask about
+    policy_replies: int = 0  # a policy's own replies, which count for the next line alone
+    policy_spearman: Estimate | None = None  # over a policy's own replies: what PPO will ask about
     pair_accuracy: Estimate | None = None  # over pairs of replies to one prompt; ties count half
     pairs: int = 0
     error_length: Estimate | None = (
@@ -87,13 +88,12 @@ def regression_quality(
     mean: float | None = None,
     seed: int = 0,
     bins: int = 10,
-    by_policy: Sequence[bool] | np.ndarray | None = None,
 ) -> RegressionQuality:
     """Compare ``predicted`` with ``true`` scores (N,), both in the units of the dataset.
 
     ``groups`` (N,) are ids of the prompts (see ``prompt_ids``); without them every row has its own prompt, and there
     are no pairs. ``lengths`` (N,) are those of the replies, in tokens or words. ``mean`` is the mean training
-    score, which the baseline predicts. ``by_policy`` (N,) says which replies a policy wrote.
+    score, which the baseline predicts.
     """
     predicted, true = np.asarray(predicted, float), np.asarray(true, float)
     group = group_ids(groups, len(true))
@@ -110,10 +110,7 @@ def regression_quality(
         mae=errors["mae"],
         r2=errors.get("r2"),
         pearson=bootstrap_estimate(correlation(predicted, true, weights)),
-        spearman=spearman(predicted, true, weights),
-        policy_spearman=None
-        if by_policy is None or not np.any(own := np.asarray(by_policy, bool))
-        else spearman(predicted[own], true[own], weights[:, own]),
+        spearman=bootstrap_estimate(correlation(ranks(predicted, weights), ranks(true, weights), weights)),
         pair_accuracy=clustered_proportion(correct[has_pairs], pairs[has_pairs], seed) if has_pairs.any() else None,
         pairs=int(pairs.sum()),
         error_length=None
@@ -141,11 +138,6 @@ def pairwise_quality(
         accuracy=clustered_proportion(correct, counts, seed),
         margin=bootstrap_ratio(np.bincount(group, margins), counts, seed),
     )
-
-
-def spearman(predicted: np.ndarray, true: np.ndarray, weights: np.ndarray) -> Estimate | None:
-    """The rank correlation of (N,) and (N,), by the bootstrap ``weights`` (1 + R, N); None where it is not defined."""
-    return bootstrap_estimate(correlation(ranks(predicted, weights), ranks(true, weights), weights))
 
 
 def group_ids(groups: Sequence[int] | np.ndarray | None, rows: int) -> np.ndarray:

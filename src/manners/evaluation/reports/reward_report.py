@@ -98,9 +98,10 @@ def reward_note(quality: RegressionQuality | PairwiseQuality) -> str:
     if isinstance(quality, PairwiseQuality):
         return f"{quality.pairs} held-out pairs for {quality.prompts} prompts. {intervals}"
     pairs = f", {quality.pairs} pairs of them," if quality.pairs else ""
+    own = f" {quality.policy_replies} replies of a policy count for their own correlation alone."
     return (
-        f"{quality.rows} held-out replies{pairs} for {quality.prompts} prompts. {intervals} "
-        "The baseline predicts the mean score of the training rows for every reply."
+        f"{quality.rows} held-out replies{pairs} for {quality.prompts} prompts.{own * bool(quality.policy_replies)} "
+        f"{intervals} The baseline predicts the mean score of the training rows for every reply."
     )
 
 

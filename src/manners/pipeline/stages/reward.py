@@ -17,7 +17,6 @@ from manners.data.types import (
     PreferencePair,
     ScoredReply,
     preference_pairs,
-    reply_manners,
     scored_replies,
 )
 from manners.evaluation.metrics.reward_quality import (
@@ -30,6 +29,7 @@ from manners.evaluation.metrics.reward_quality import (
 from manners.evaluation.metrics.reward_sanity import SanityResult, check_sanity, good_replies
 from manners.evaluation.reports import reward_report
 from manners.methods.reward import RewardModule, predict_scores
+from manners.models.policy import disable_dropout
 from manners.models.reward_model import (
     ScoreNormalizer,
     head_modules,
@@ -66,7 +66,7 @@ def train_reward_model(run: RunContext) -> StageResult:
     if pairwise:
         normalizer = ScoreNormalizer(scale=margin_scale(preference_pairs(run.splits.train)))
     else:
-        normalizer = ScoreNormalizer.from_scores([r.score for r in scored_replies(run.splits.train)])
+        normalizer = ScoreNormalizer.from_scores([r.score for r in rescaled_replies(run.splits.train)])
     share = supports_shared_prompts(network)
     examples = build_examples(run, run.splits.train, tokenizer, normalizer, share)
     eval_examples = build_examples(run, run.eval_rows, tokenizer, normalizer, share)
@@ -100,6 +100,8 @@ def load_reward_network(run: RunContext, tokenizer: Any) -> Any:
     network: Any = load_reward_base(
         m.name, tokenizer, m.revision, m.attn_implementation, **loading_kwargs(run.cfg, run.device)
     )
+    if run.cfg.method.disable_dropout:
+        disable_dropout(network)
     return prepare_model(run.cfg, network, run.device, task_type="SEQ_CLS", modules_to_save=head_modules(network))
 
 
@@ -112,11 +114,25 @@ def build_examples(
         pairs = [replace(pair, margin=pair.margin / normalizer.scale) for pair in preference_pairs(rows)]
         examples = pair_examples(pairs, tokenizer, m.max_length, decoder)
     else:
-        scored = scored_replies(rows)
+        scored = rescaled_replies(rows)
         if rows is run.splits.train and m.corruption_ratio:
             scored = scored + corrupted_examples(scored, m.corruption_ratio, run.cfg.seed)
         examples = scored_examples(scored, tokenizer, m.max_length, decoder, normalizer.to_target)
     return [PromptGroup([examples[i] for i in group], share) for group in group_by_prompt(examples, share)]
+
+
+def rescaled_replies(rows: list[Conversation]) -> list[ScoredReply]:
+    """The scored replies of ``rows``, those of policies with the mean and deviation that the written ones have.
+
+    Most replies of a small policy are poor. On one scale with written replies, what a reward model learns first is who
+    wrote a reply, which says nothing about which of the policy's replies is the better one.
+    """
+    scored = scored_replies(rows)
+    own, written = ([r.score for r in scored if r.by_policy == wanted] for wanted in (True, False))
+    if len({*own}) < 2 or len({*written}) < 2:
+        return scored
+    of_policy, of_writers = ScoreNormalizer.from_scores(own), ScoreNormalizer.from_scores(written)
+    return [replace(r, score=of_writers.to_score(of_policy.to_target(r.score))) if r.by_policy else r for r in scored]
 
 
 def margin_scale(pairs: list[PreferencePair]) -> float:
@@ -160,12 +176,16 @@ def evaluate_reward_model(run: RunContext, score: Score) -> RewardEvaluation:
         rejected = score([(p.messages, p.rejected) for p in pairs])
         quality = pairwise_quality(chosen, rejected, prompt_ids([p.messages for p in pairs]), seed)
         return RewardEvaluation(quality, reward_report.worst_pairs(pairs, chosen, rejected))
-    rows, train_scores = scored_replies(run.test_rows), [r.score for r in scored_replies(run.splits.train)]
+    train_scores = [r.score for r in scored_replies(run.splits.train) if not r.by_policy]
+    mean, scored = sum(train_scores) / len(train_scores), scored_replies(run.test_rows)
+    own, rows = ([r for r in scored if r.by_policy == wanted] for wanted in (True, False))
     predicted, true = score([(r.messages, r.reply) for r in rows]), [r.score for r in rows]
     groups, lengths = prompt_ids([r.messages for r in rows]), [len(r.reply.split()) for r in rows]
-    mean = sum(train_scores) / len(train_scores)
-    by_policy = [manner == "policy" for manner in reply_manners(run.test_rows)]
-    regression = regression_quality(predicted, true, groups, lengths, mean, seed, by_policy=by_policy)
+    regression = regression_quality(predicted, true, groups, lengths, mean, seed)
+    if own:  # on a scale of their own, of which the order alone counts
+        scores, by_prompt = score([(r.messages, r.reply) for r in own]), prompt_ids([r.messages for r in own])
+        on_policy = regression_quality(scores, [r.score for r in own], by_prompt, seed=seed)
+        regression = replace(regression, policy_replies=len(own), policy_spearman=on_policy.spearman)
     return RewardEvaluation(regression, reward_report.worst_errors(rows, predicted), predicted, true)
 
 
