@@ -96,9 +96,13 @@ class DatasetConfig:
 
 @dataclass
 class AdapterConfig:
-    """LoRA, QLoRA or full fine-tuning."""
+    """LoRA, QLoRA, full fine-tuning, or a head alone."""
 
-    kind: str = option(MISSING, "none is full fine-tuning", ("none", "lora", "qlora"))
+    kind: str = option(
+        MISSING,
+        "none is full fine-tuning; frozen trains a reward model's head alone",
+        ("none", "lora", "qlora", "frozen"),
+    )
     r: int = option(16, "rank of the update", ge=1)
     lora_alpha: int = option(32, "scale of the update: it is multiplied by alpha / r", ge=1)
     lora_dropout: float = option(0.0, "dropout on the input of the adapter", ge=0, lt=1)

@@ -243,6 +243,8 @@ def check_adapter(cfg: DictConfig) -> None:
     if not (isinstance(names, list | ListConfig) and names and all(isinstance(n, str) and n for n in names)):
         key = "adapter.target_modules"
         raise MannersError(f"{key}={targets} must be all-linear, or a list of names: {key}=[q_proj,v_proj].", key)
+    if kind == "frozen":
+        check_frozen(cfg)
     if quantization != "none" and kind == "none":
         raise MannersError(
             f"weights in {quantization} cannot be trained themselves: use adapter=qlora, or "
@@ -256,6 +258,21 @@ def check_adapter(cfg: DictConfig) -> None:
         raise MannersError("bitsandbytes has no 8-bit optimizer for Apple's GPU: method.optim=adamw_torch_fused.")
     if quantization != "none" and cfg.hardware.accelerator == "mps":
         raise MannersError("bitsandbytes has no 4-bit kernels for Apple's GPU: use adapter=lora with hardware=mps.")
+
+
+def check_frozen(cfg: DictConfig) -> None:
+    """What ``adapter=frozen`` is for: the head of a reward model on one device. Raises MannersError."""
+    if cfg.method.name != "reward" or not cfg.model.decoder:
+        raise MannersError(
+            "adapter=frozen trains a head alone: for method=reward on a decoder. Elsewhere use adapter=lora.",
+            "adapter.kind",
+        )
+    if cfg.adapter.quantization != "none" or cfg.hardware.devices > 1 or cfg.method.ranking_coef:
+        raise MannersError(
+            "adapter=frozen takes one device, no quantization and no ranking loss: hardware.devices=1, "
+            "adapter.quantization=none, method.ranking_coef=0.",
+            "adapter.kind",
+        )
 
 
 def check_compile(cfg: DictConfig) -> None:

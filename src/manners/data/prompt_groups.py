@@ -65,8 +65,9 @@ def collate_groups(groups: list[PromptGroup], pad: int, share_prompt: bool) -> B
     """A right-padded row for each group, with N replies in all.
 
     ``input_ids`` and ``position_ids`` (B, T); ``attention_mask_4d`` (B, 1, T, T), True where attention is allowed;
-    ``reply_ends`` (N, 2), the row and last token of each reply, in the order of ``collate_examples``; and ``targets``
-    (N,) or ``margins`` (N/2,). Without ``share_prompt``, or if no group has a second reply, as ``collate_examples``.
+    ``reply_ends`` (N, 2), the row and last token of each reply, and ``reply_spans`` (N, 4), in the order of
+    ``collate_examples``; and ``targets`` (N,) or ``margins`` (N/2,). Without ``share_prompt``, or if no group has a
+    second reply, as ``collate_examples``.
     """
     examples = [e for group in groups for e in group.examples]
     rows = [group.replies for group in groups]
@@ -76,7 +77,7 @@ def collate_groups(groups: list[PromptGroup], pad: int, share_prompt: bool) -> B
     input_ids = torch.full((len(rows), length), pad)
     position_ids = torch.zeros((len(rows), length), dtype=torch.long)
     segment = torch.full((len(rows), length), -1)  # 0 is the prompt, 1, 2, ... the replies, -1 the padding
-    reply_ends = []
+    spans = []
     for r, row in enumerate(rows):
         start = prompt_length = row[0].prompt_length
         input_ids[r, :start] = torch.tensor(row[0].input_ids[:start])
@@ -86,17 +87,19 @@ def collate_groups(groups: list[PromptGroup], pad: int, share_prompt: bool) -> B
             end = start + len(reply)
             input_ids[r, start:end], segment[r, start:end] = reply, k
             position_ids[r, start:end] = torch.arange(prompt_length, prompt_length + len(reply))
-            reply_ends.append((r, end - 1))
+            spans.append((r, prompt_length, start, end))
             start = end
     same_segment = segment[:, :, None] == segment[:, None, :]  # (B, T, T)
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     attention_mask = (same_segment | (segment[:, None, :] == 0)) & causal
     paired = examples[0].rejected is not None
+    reply_spans = torch.tensor([*spans[0::2], *spans[1::2]] if paired else spans)
     batch = {
         "input_ids": input_ids,
         "position_ids": position_ids,
         "attention_mask_4d": attention_mask[:, None],
-        "reply_ends": torch.tensor([*reply_ends[0::2], *reply_ends[1::2]] if paired else reply_ends),
+        "reply_ends": torch.stack([reply_spans[:, 0], reply_spans[:, 3] - 1], 1),
+        "reply_spans": reply_spans,
         "tokens": (segment >= 0).sum(),
     }
     if paired:

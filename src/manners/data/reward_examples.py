@@ -128,6 +128,7 @@ def encoder_examples(
 def collate_examples(examples: list[RewardExample], pad: int) -> Batch:
     """``input_ids``, ``attention_mask`` and for encoders ``token_type_ids``: (B, T), right-padded; ``targets`` (B,).
 
+    ``reply_spans`` (B, 4): the row of each reply, the tokens of its prompt, its first token, the one behind its last.
     For pairs, the rejected replies follow the chosen ones, (2B, T), with ``margins`` (B,) instead of ``targets``.
     """
     rejected = [e.rejected for e in examples if e.rejected]
@@ -140,7 +141,9 @@ def collate_examples(examples: list[RewardExample], pad: int) -> Batch:
         input_ids[i, :n], attention_mask[i, :n] = torch.tensor(row.input_ids), 1
         if row.token_type_ids:
             token_type_ids[i, :n] = torch.tensor(row.token_type_ids)
+    spans = [(i, row.prompt_length, row.prompt_length, len(row.input_ids)) for i, row in enumerate(rows)]
     batch = {"input_ids": input_ids, "attention_mask": attention_mask, "tokens": attention_mask.sum()}
+    batch["reply_spans"] = torch.tensor(spans)
     batch |= {"token_type_ids": token_type_ids} if rows[0].token_type_ids else {}
     if rejected:
         return batch | {"margins": torch.tensor([e.margin for e in examples])}

@@ -35,6 +35,11 @@ def write_export(ref: ModelRef, out: Path, dtype: str) -> None:
         raise MannersError(
             f"{out} already exists and is not an export of {ref.name}: choose another folder by --out FOLDER."
         )
+    if ref.config.adapter.kind == "frozen":
+        raise MannersError(
+            f"{ref.name} is a head on the hidden states of {ref.config.model.name}: transformers has no "
+            "class for it. A reward model to export is trained with adapter=lora or adapter=none."
+        )
     tokenizer = load_tokenizer(ref.path, require_template=ref.config.model.decoder)
     is_reward = ref.config.method.name == "reward"
     dtype = base_dtype(ref.config) if dtype == "auto" else dtype

@@ -218,7 +218,8 @@ class MetricAccumulator:
         self.num_correct += num_correct
         self.num_targets += num_targets
         self.num_tokens += int(batch["tokens"])
-        self.num_padded_tokens += batch["input_ids"].numel()
+        # The head of a frozen base gets features, which have no padding.
+        self.num_padded_tokens += batch["input_ids"].numel() if "input_ids" in batch else int(batch["tokens"])
 
     def reduce(self, process_group: ProcessGroup) -> "MetricAccumulator":
         """The sums over all processes. A collective operation: every process has to call it."""

@@ -32,8 +32,8 @@ def resolve_microbatch_size(cfg: Any, device: Device, splits: Splits) -> int:
     batch_size = rows_per_device(cfg)
     if cfg.hardware.microbatch_size != "auto":
         return min(int(cfg.hardware.microbatch_size), batch_size)
-    if cfg.method.sample_type == "prompt":
-        return batch_size  # PPO and RLOO split by method.microbatch_tokens
+    if cfg.method.sample_type == "prompt" or cfg.adapter.kind == "frozen":
+        return batch_size  # PPO and RLOO split by method.microbatch_tokens, and a head needs next to nothing
     try:
         total, free = memory.device_memory(device)
         available = free if device.kind == "cuda" else total
@@ -118,7 +118,7 @@ def training_setup(cfg: Any, device: Device) -> TrainingSetup:
     return TrainingSetup(
         ModelShape.from_config(config, has_lm_head=m.name != "reward"),
         device,
-        lora_rank=0 if a.kind == "none" else a.r,
+        lora_rank=a.r if a.kind in ("lora", "qlora") else 0,
         quantized=a.quantization != "none",
         gradient_checkpointing=m.gradient_checkpointing,
         optim=m.optim,

@@ -1,6 +1,7 @@
 """Training of reward models: regression of a score, or Bradley-Terry on pairs; and the trained model's scores."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,10 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from manners.data.batching import Batch, length_batches
 from manners.data.prompt_groups import PromptGroup, collate_groups, group_by_prompt
-from manners.data.reward_examples import reward_examples
+from manners.data.reward_examples import RewardExample, reward_examples
 from manners.data.types import Message
 from manners.methods.lightning import MetricAccumulator, TrainingModule
+from manners.models.frozen_reward import FrozenRewardModel
 from manners.models.reward_model import ScoreNormalizer, is_encoder, normalized_scores, supports_shared_prompts
+from manners.runtime.progress import progress
 
 MAX_TOKENS = 8192  # padded tokens scored at once: little memory, since no gradients are kept
 
@@ -74,6 +77,47 @@ def bradley_terry_loss(chosen: torch.Tensor, rejected: torch.Tensor, margins: to
     scale to 25 would ask for odds of e²⁰.
     """
     return -F.logsigmoid(chosen - rejected - margins).sum()
+
+
+@dataclass(frozen=True)
+class FeatureExample:
+    """What a frozen base says of a reply, or of a chosen and a rejected one, with the target: an item for its head."""
+
+    features: torch.Tensor  # (1, D), or (2, D) of a pair
+    example: RewardExample
+
+    length = num_targets = 1
+
+    @property
+    def tokens(self) -> int:
+        return self.example.length
+
+
+@torch.no_grad()
+def read_features(
+    model: FrozenRewardModel, groups: Sequence[PromptGroup], pad: int, share: bool
+) -> list[FeatureExample]:
+    """Read every group once by the frozen base: the items that its head is trained on, in order."""
+    features: dict[int, torch.Tensor] = {}  # by id of the example
+    batches = length_batches([group.length for group in groups], MAX_TOKENS)
+    with progress(len(batches), "reading") as bar:
+        for done, rows in enumerate(batches, 1):
+            batch = collate_groups([groups[r] for r in rows], pad, share)
+            means = model.features({k: v.to(model.device) for k, v in batch.items()})
+            examples = [e for r in rows for e in groups[r].examples]
+            for i, example in enumerate(examples):
+                features[id(example)] = means[i :: len(examples)]  # a rejected reply follows all the chosen ones
+            bar.update(done)
+    return [FeatureExample(features[id(e)], e) for group in groups for e in group.examples]
+
+
+def collate_features(items: list[FeatureExample]) -> Batch:
+    """``features`` (N, D), of pairs first those of all chosen replies; and ``targets`` (N,) or ``margins`` (N/2,)."""
+    features = torch.cat([*(item.features[:1] for item in items), *(item.features[1:] for item in items)])
+    batch = {"features": features, "tokens": torch.tensor(sum(item.tokens for item in items))}
+    if items[0].example.rejected:
+        return batch | {"margins": torch.tensor([item.example.margin for item in items])}
+    return batch | {"targets": torch.tensor([item.example.target for item in items])}
 
 
 @torch.no_grad()

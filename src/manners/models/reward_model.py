@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from manners.errors import MannersError
 from manners.models import loading, lora
 from manners.models.adapter_config import CONFIG
+from manners.models.frozen_reward import HEAD_FILE, FrozenRewardModel, load_frozen_reward_model
 
 NORMALIZER_FILE = "normalizer.json"
 
@@ -98,6 +99,8 @@ def load_reward_model(
 
     Raises MannersError where the folder lacks the weights of a head: scores would be random.
     """
+    if (folder / HEAD_FILE).exists():
+        return load_frozen_reward_model(folder, attn_implementation)
     is_adapter = (folder / CONFIG).exists()
     model: Any = loading.load_model(
         lora.base_model_name(folder) if is_adapter else str(folder),
@@ -161,7 +164,11 @@ def normalized_scores(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tenso
     real token then has seen all of the text and no padding, so it needs neither mask nor position ids, and a padding
     token that is also the stop token does no harm.
     """
+    if "features" in batch:  # of a frozen base, for its head
+        return model(batch["features"])
     base = unwrapped(model)
+    if isinstance(base, FrozenRewardModel):
+        return base.head(base.features(batch).to(base.device))
     if "reply_ends" in batch:
         output = base.base_model(
             batch["input_ids"],

@@ -56,7 +56,7 @@ def check_rows(spec: RunSpec) -> None:
 
 def check_target_modules(cfg: DictConfig) -> None:
     """The layers that a LoRA is for are layers of the model, as far as its files tell. Raises MannersError."""
-    if cfg.adapter.kind != "none":
+    if cfg.adapter.kind in ("lora", "qlora"):
         folder = model_folder(cfg.model.name, cfg.model.revision)
         adapter_config.check_target_modules(cfg.adapter.target_modules, folder)
 

@@ -208,8 +208,8 @@ def use_experiment_of(refs: Sequence[ModelRef], cfg: DictConfig) -> None:
 
 
 def run_ref(found: RunArtifact, named: str) -> ModelRef:
-    """The model of a run. Raises MannersError for an adapter whose base is no longer the one it was trained on."""
-    if (found.model_dir / "adapter_config.json").exists():
+    """The model of a run. Raises MannersError for an adapter or a head whose base is not the one it was trained on."""
+    if not (found.model_dir / "config.json").exists():
         check_base(found, named)
     return ModelRef(found.name, str(found.model_dir), found)
 

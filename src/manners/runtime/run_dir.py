@@ -33,6 +33,8 @@ NOT_HASHED = {  # how the same batch is computed, what is logged, and how often 
 }
 REPORT_KEYS = {"dataset": {"style_judge", "judge_labels", "prompted_baseline", "text_stats"}}  # shape no weights
 MODEL_DIR = "model"  # of a finished run
+# One of them says what a model directory holds: whole weights, an adapter, or a head on a frozen base.
+MODEL_CONFIGS = ("config.json", "adapter_config.json", "score_head_config.json")
 CONFIG_FILE = "manners.yaml"  # in the model directory: the config that made it
 STATE_FILE = "run.json"
 REQUIRED_CONFIG = (
@@ -182,7 +184,7 @@ def find_by_name(name: str, output_dir: str) -> RunArtifact | None:
             continue
         path = path.resolve()
         model_dir = path / MODEL_DIR if (path / MODEL_DIR).is_dir() else path
-        if (model_dir / "config.json").exists() or (model_dir / "adapter_config.json").exists():
+        if any((model_dir / name).exists() for name in MODEL_CONFIGS):
             state = load_state(model_dir.parent) if model_dir.name == MODEL_DIR else None
             if state is None:  # no run of ours: it has the name of its folder
                 return RunArtifact(model_dir, folder_digest(model_dir), path.name)

@@ -8,6 +8,8 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from manners.data.corruptions import MISPLACED, corrupted_replies
 from manners.data.prompt_groups import PromptGroup, collate_groups, group_by_prompt
 from manners.data.reward_examples import pair_examples, scored_examples
@@ -28,7 +30,9 @@ from manners.evaluation.metrics.reward_quality import (
 )
 from manners.evaluation.metrics.reward_sanity import SanityResult, check_sanity, good_replies
 from manners.evaluation.reports import reward_report
-from manners.methods.reward import RewardModule, predict_scores
+from manners.methods.lightning import TrainResult
+from manners.methods.reward import RewardModule, collate_features, predict_scores, read_features
+from manners.models.frozen_reward import FrozenRewardModel, load_frozen_base
 from manners.models.policy import disable_dropout
 from manners.models.reward_model import (
     ScoreNormalizer,
@@ -72,8 +76,12 @@ def train_reward_model(run: RunContext) -> StageResult:
     eval_examples = build_examples(run, run.eval_rows, tokenizer, normalizer, share)
     num_truncated = [e.num_truncated for group in examples for e in group.examples]
     report_truncation(num_truncated, f"method.max_length={m.max_length}")
-    collate = partial(collate_groups, pad=tokenizer.pad_token_id, share_prompt=share)
-    result = fit_module(run, partial(RewardModule, network, m.loss, m.ranking_coef), examples, eval_examples, collate)
+    if isinstance(network, FrozenRewardModel):
+        result = fit_head(run, network, examples, eval_examples, tokenizer.pad_token_id)
+    else:
+        module = partial(RewardModule, network, m.loss, m.ranking_coef)
+        collate = partial(collate_groups, pad=tokenizer.pad_token_id, share_prompt=share)
+        result = fit_module(run, module, examples, eval_examples, collate)
 
     if run.process_group.rank:
         return StageResult(result.best_loss, result.best_step)
@@ -97,12 +105,26 @@ def train_reward_model(run: RunContext) -> StageResult:
 def load_reward_network(run: RunContext, tokenizer: Any) -> Any:
     """The base model with a fresh score head and adapter, as training starts from it."""
     m = run.cfg.model
+    if run.cfg.adapter.kind == "frozen":
+        return load_frozen_base(m.name, m.revision, m.attn_implementation).to(run.device.kind)
     network: Any = load_reward_base(
         m.name, tokenizer, m.revision, m.attn_implementation, **loading_kwargs(run.cfg, run.device)
     )
     if run.cfg.method.disable_dropout:
         disable_dropout(network)
     return prepare_model(run.cfg, network, run.device, task_type="SEQ_CLS", modules_to_save=head_modules(network))
+
+
+def fit_head(
+    run: RunContext, network: FrozenRewardModel, groups: list[PromptGroup], eval_groups: list[PromptGroup], pad: int
+) -> TrainResult:
+    """Train the head of a frozen base on what the base says of each reply, which is computed once."""
+    share = supports_shared_prompts(network)
+    items, eval_items = (read_features(network, part, pad, share) for part in (groups, eval_groups))
+    network.head.standardize_by(torch.cat([item.features for item in items]))
+    return fit_module(
+        run, partial(RewardModule, network.head, run.cfg.method.loss), items, eval_items, collate_features
+    )
 
 
 def build_examples(
