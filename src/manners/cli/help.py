@@ -11,6 +11,7 @@ from manners.config.schema import is_schema, options
 from manners.runtime.paths import CONF
 
 WIDE = 130  # columns of a terminal that has room for a table of the options
+MAX_VALUE = 60  # letters of a value: a longer one would leave the meaning no room
 EXAMPLES = {
     "train": {
         "": "SFT of SmolLM2-135M on strictbot",
@@ -84,6 +85,7 @@ def option_rows(node: DictConfig, path: str = "") -> Iterator[tuple[str, str, st
         choices = field.metadata.get("choices", ())
         meaning = field.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
         written = "null" if value != "???" and node[name] is None else str(value)
-        yield f"{path}[cyan]{name}[/]", escape(written), escape(meaning)
+        shown = written if len(written) <= MAX_VALUE else written[: MAX_VALUE - 1] + "…"
+        yield f"{path}[cyan]{name}[/]", escape(shown), escape(meaning)
     for name, value in groups:
         yield from option_rows(value, f"{path}{name}.")

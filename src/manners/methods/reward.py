@@ -87,10 +87,7 @@ class FeatureExample:
     example: RewardExample
 
     length = num_targets = 1
-
-    @property
-    def tokens(self) -> int:
-        return self.example.length
+    tokens = 0  # the base has read them, once for all epochs
 
 
 @torch.no_grad()
@@ -114,7 +111,7 @@ def read_features(
 def collate_features(items: list[FeatureExample]) -> Batch:
     """``features`` (N, D), of pairs first those of all chosen replies; and ``targets`` (N,) or ``margins`` (N/2,)."""
     features = torch.cat([*(item.features[:1] for item in items), *(item.features[1:] for item in items)])
-    batch = {"features": features, "tokens": torch.tensor(sum(item.tokens for item in items))}
+    batch = {"features": features, "tokens": torch.tensor(0)}
     if items[0].example.rejected:
         return batch | {"margins": torch.tensor([item.example.margin for item in items])}
     return batch | {"targets": torch.tensor([item.example.target for item in items])}
