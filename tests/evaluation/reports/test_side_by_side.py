@@ -21,3 +21,16 @@ def test_comparison_table_has_a_column_for_each_model():
     table = side_by_side.comparison_table(results(), {})
     assert table.header == ["metric", "one", "two", "in the data"]
     assert table.rows == [["x", "0.500 [0.400, 0.600]", "0.500 [0.400, 0.600]", ""]]
+
+
+def test_change_of_style_is_paired_over_prompts():
+    """Of four prompts one is gained and none lost: 25 points, whatever the others are."""
+    columns = {"one": [True, False, False, True], "two": [True, True, False, True], "three": [True, False, False, True]}
+    models = [
+        ModelResult(name, [Generation("p", "r", has_eos=True, matches_style=fit) for fit in fits], [])
+        for name, fits in columns.items()
+    ]
+    assert side_by_side.paired_changes(models) == ["+25.0 [+0.0, +75.0]", "+0.0 [+0.0, +0.0]"]
+    row = side_by_side.comparison_table(models, {}).rows[-1]
+    assert row == ["style accuracy, change from one, paired", "", "+25.0 [+0.0, +75.0]", "+0.0 [+0.0, +0.0]", ""]
+    assert side_by_side.paired_changes(models[:1]) == side_by_side.paired_changes(results()) == []

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 from rich.console import Console
 
 from manners.evaluation.evaluate import RATES, Generation
@@ -11,7 +12,7 @@ from manners.evaluation.multi_turn import TurnTrend
 from manners.evaluation.reports.before_after import format_reply
 from manners.evaluation.reports.figures import AFTER, BEFORE, save_figure
 from manners.evaluation.reports.table import Table, markdown_report
-from manners.evaluation.stats import Estimate
+from manners.evaluation.stats import Estimate, bootstrap_ratio
 
 COLORS = (BEFORE, AFTER, "#e8590c", "#5f3dc4", "#2b8a3e", "#c2255c")
 
@@ -43,9 +44,21 @@ def comparison_table(results: list[ModelResult], reference: dict[str, Estimate])
             in_data = reference.get(name) if kind == "text_stats" else None
             values = [("" if e is None else e.percent() if name in RATES else e.plain()) for e in estimates]
             rows.append([name, *values, in_data.plain() if in_data else ""])
+    if changes := paired_changes(results):
+        rows.append([f"style accuracy, change from {results[0].name}, paired", "", *changes, ""])
     for name in dict.fromkeys(name for result in results for name in result.distances):
         rows.append([f"distance: {name}", *(f"{result.distances[name]:.3f}" for result in results), "0"])
     return Table(["metric", *(result.name for result in results), "in the data"], rows)
+
+
+def paired_changes(results: list[ModelResult]) -> list[str]:
+    """The style accuracy of each model but the first minus that of the first, on the same prompts, in points."""
+    fits = [np.array([g.matches_style for g in result.generations], dtype=object) for result in results]
+    if len(fits) < 2 or any(value is None for column in fits for value in column):
+        return []
+    ones, first = np.ones(len(fits[0])), fits[0].astype(float)
+    changes = [bootstrap_ratio(100 * (column.astype(float) - first), ones) for column in fits[1:]]
+    return [f"{e.value:+.1f} [{e.low:+.1f}, {e.high:+.1f}]" for e in changes]
 
 
 def trend_tables(results: list[ModelResult]) -> list[Table]:
