@@ -14,7 +14,7 @@ $(if $(UNKNOWN),$(error $(UNKNOWN): no variable of this Makefile. There are PYTH
 
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint conf/constraints.txt
 READY = .venv/ready
-MODELS = HuggingFaceTB/SmolLM2-135M-Instruct sentence-transformers/all-MiniLM-L6-v2
+MODELS = HuggingFaceTB/SmolLM2-135M-Instruct
 XDIST = --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Some containers disable bytecode caches: every start would compile all libraries and take more than twice as long.

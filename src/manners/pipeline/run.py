@@ -189,7 +189,8 @@ def settings_line(cfg: DictConfig, overrides: Sequence[str]) -> str:
     names += ["per_device_train_batch_size", "batch_size"]
     models: dict[str, Any] = {file.stem: OmegaConf.load(file) for file in (CONF / "model").glob("*.yaml")}
     group = next((group for group, model in models.items() if model.name == cfg.model.name), "")
-    tuned = CONF / "tuned" / group / f"{m.name}.yaml"
+    choice = next((o.partition("=")[2] for o in overrides if override_key(o) == "tuned"), f"{group}/{m.name}")
+    tuned = CONF / "tuned" / f"{choice}.yaml"
     values = OmegaConf.load(tuned).method if tuned.exists() else {}
     schema: Any = OmegaConf.get_type(m)
     chosen = " ".join(o for o in overrides if override_key(o) in ("experiment", "debug"))
