@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from manners.evaluation.stats import Estimate, bootstrap_ratio, proportion
+from manners.evaluation.stats import Estimate, bootstrap_ratio, paired_difference, proportion
 
 
 def test_proportion_has_wilsons_interval():
@@ -51,3 +51,16 @@ def test_bootstrap_ratio_of_one_pair_has_no_width():
 def test_estimate_formats_with_interval():
     assert Estimate(0.8, 0.49, 0.943).percent() == "80.0 % [49.0, 94.3]"
     assert Estimate(1.5, 1.25, 1.75).plain() == "1.500 [1.250, 1.750]"
+
+
+@pytest.mark.parametrize("gained, lost, total", [(0, 0, 20), (11, 6, 96), (4, 0, 4), (2, 30, 60)])
+def test_paired_difference_is_the_normal_interval_of_agresti_and_min(gained, lost, total):
+    """Of the items' changes, 1, -1 or 0, with half an item more in each of the four cells of the table."""
+    changes = np.array([1.0, -1.0, 0.0])
+    weights = np.array([gained + 0.5, lost + 0.5, total - gained - lost + 1.0])
+    mean = np.average(changes, weights=weights)
+    error = 1.96 * np.sqrt(np.average((changes - mean) ** 2, weights=weights) / weights.sum())
+    estimate = paired_difference(gained, lost, total)
+    assert estimate.value == pytest.approx((gained - lost) / total)
+    assert (estimate.low, estimate.high) == pytest.approx((mean - error, min(mean + error, 1.0)))
+    assert estimate.low < estimate.value <= estimate.high

@@ -74,8 +74,10 @@ def test_export_of_a_head_is_refused(out):
     [
         (["method=sft"], "adapter=frozen trains a head alone: for method=reward on a decoder"),
         (["method=reward", "model=bert"], "adapter=frozen trains a head alone: for method=reward on a decoder"),
-        (["method=reward", "method.ranking_coef=0.1"], "adapter=frozen takes one device"),
-        (["method=reward", "adapter.quantization=nf4"], "adapter=frozen takes one device"),
+        (["method=reward", "method.ranking_coef=0.1"], r"method.ranking_coef=0.1 is not for adapter=frozen: .*=0\."),
+        (["method=reward", "method.ranking_coef=0", "adapter.quantization=nf4"], "adapter.quantization=none"),
+        (["method=reward", "method.ranking_coef=0", "hardware.devices=2"], r"hardware.devices=1\."),
+        (["method=reward", "method.ranking_coef=0", "estimate=true"], r"estimate=false\."),
     ],
 )
 def test_frozen_base_is_for_the_head_of_a_reward_model(command, message):

@@ -267,12 +267,14 @@ def check_frozen(cfg: DictConfig) -> None:
             "adapter=frozen trains a head alone: for method=reward on a decoder. Elsewhere use adapter=lora.",
             "adapter.kind",
         )
-    if cfg.adapter.quantization != "none" or cfg.hardware.devices > 1 or cfg.method.ranking_coef:
-        raise MannersError(
-            "adapter=frozen takes one device, no quantization and no ranking loss: hardware.devices=1, "
-            "adapter.quantization=none, method.ranking_coef=0.",
-            "adapter.kind",
-        )
+    for key, value, needed in (
+        ("hardware.devices", cfg.hardware.devices, 1),
+        ("adapter.quantization", cfg.adapter.quantization, "none"),
+        ("method.ranking_coef", 0 if cfg.method.loss == "pairwise" else cfg.method.ranking_coef, 0),
+        ("estimate", cfg.estimate, False),
+    ):
+        if value != needed:
+            raise MannersError(f"{key}={value} is not for adapter=frozen: {key}={str(needed).lower()}.", key)
 
 
 def check_compile(cfg: DictConfig) -> None:

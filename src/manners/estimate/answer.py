@@ -38,8 +38,6 @@ def report(spec: RunSpec, console: Console = context.console) -> None:
     cfg = spec.cfg
     if cfg.method.name not in METHODS:
         raise MannersError(f"estimate=true works for method={', '.join(METHODS)}, not for {cfg.method.name}.")
-    if cfg.adapter.kind == "frozen":
-        raise MannersError("estimate=true is not for adapter=frozen, whose head needs next to nothing.")
     splits, reward_cfg = dependencies.usable_splits_of(cfg), reward_config(spec)
     device, is_here = requested_device(cfg)
     total, free = memory.device_memory(device) if is_here else (sys.maxsize, 0)

@@ -1,5 +1,6 @@
 """Estimates with 95 % confidence intervals."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,18 @@ def proportion(successes: int, total: int) -> Estimate:
     """A proportion with Wilson's score interval (1927), which behaves near 0 and 1 and for small samples."""
     ci = stats.binomtest(successes, total).proportion_ci(0.95, method="wilson")
     return Estimate(successes / total, float(ci.low), float(ci.high))
+
+
+def paired_difference(gained: int, lost: int, total: int) -> Estimate:
+    """The change of a proportion on the same ``total`` items, of which so many were gained and lost.
+
+    Agresti and Min 2005: the normal interval of the paired difference with half an item more in each of the four cells,
+    so that it has a width even where no item changed.
+    """
+    n, changed = total + 2, gained + lost + 1
+    error = 1.96 * math.sqrt(changed - (gained - lost) ** 2 / n) / n
+    centre = (gained - lost) / n
+    return Estimate((gained - lost) / total, max(centre - error, -1.0), min(centre + error, 1.0))
 
 
 def bootstrap_ratio(sums: np.ndarray, weights: np.ndarray, seed: int = 0) -> Estimate:

@@ -87,10 +87,17 @@ def dataset_of(cfg: DictConfig, refs: Sequence[ModelRef]) -> DictConfig:
     """The dataset of the command, or that of the first run. Raises MannersError where there is neither."""
     if cfg.dataset is not None:
         return cfg.dataset
-    for ref in refs:
-        if ref.config is not None:
-            return OmegaConf.merge(OmegaConf.structured(schema.DatasetConfig), ref.config.dataset)  # type: ignore[return-value]
-    raise MannersError("none of these models is a run of ours: name the prompts, dataset=strictbot.", "dataset")
+    own = {ref.name: ref.config.dataset for ref in refs if ref.config is not None}
+    if not own:
+        raise MannersError("none of these models is a run of ours: name the prompts, dataset=strictbot.", "dataset")
+    name, dataset = next(iter(own.items()))
+    measured_by = ("path", "eval_prompts_file", "style_judge", "judge_labels", "prompted_baseline")
+    if differing := [key for key in measured_by if any(d.get(key) != dataset.get(key) for d in own.values())]:
+        keys = ", ".join(f"dataset.{key}" for key in differing)
+        console.print(
+            f"the runs differ in {keys}: all are measured by those of {name}", style="yellow", highlight=False
+        )
+    return OmegaConf.merge(OmegaConf.structured(schema.DatasetConfig), dataset)  # type: ignore[return-value]
 
 
 def base_name(ref: ModelRef) -> str:

@@ -219,8 +219,11 @@ def check_base(found: RunArtifact, named: str) -> None:
     made_by = found.config
     if made_by is None or not made_by.get("base_digest"):
         return
+    base = str(made_by.model.name)
+    if base.startswith(("/", ".", "~")) and existing_path(base) is None:
+        raise MannersError(f"{named}: the model that it was trained on, {base}, is gone. Restore that folder.")
     now = model_digest(made_by.model.name, made_by.model.revision)
-    if now and now != made_by.base_digest:  # a base that is missing is reported when it is loaded
+    if now and now != made_by.base_digest:  # a base of the hub that is missing is reported when it is loaded
         raise MannersError(
             f"{named} was trained on another model than {made_by.model.name} holds now (weights, config, tokenizer or "
             "template have changed): restore that model, or train the run again."

@@ -30,7 +30,8 @@ def test_change_of_style_is_paired_over_prompts():
         ModelResult(name, [Generation("p", "r", has_eos=True, matches_style=fit) for fit in fits], [])
         for name, fits in columns.items()
     ]
-    assert side_by_side.paired_changes(models) == ["+25.0 [+0.0, +75.0]", "+0.0 [+0.0, +0.0]"]
+    gained, same = "+25.0 points [-27.6, +60.9]", "+0.0 points [-32.7, +32.7]"  # none changed, and still an interval
+    assert side_by_side.paired_changes(models) == [gained, same]
     row = side_by_side.comparison_table(models, {}).rows[-1]
-    assert row == ["style accuracy, change from one, paired", "", "+25.0 [+0.0, +75.0]", "+0.0 [+0.0, +0.0]", ""]
+    assert row == ["style accuracy, change from one, paired", "", gained, same, ""]
     assert side_by_side.paired_changes(models[:1]) == side_by_side.paired_changes(results()) == []

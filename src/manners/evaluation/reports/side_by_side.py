@@ -12,7 +12,7 @@ from manners.evaluation.multi_turn import TurnTrend
 from manners.evaluation.reports.before_after import format_reply
 from manners.evaluation.reports.figures import AFTER, BEFORE, save_figure
 from manners.evaluation.reports.table import Table, markdown_report
-from manners.evaluation.stats import Estimate, bootstrap_ratio
+from manners.evaluation.stats import Estimate, paired_difference
 
 COLORS = (BEFORE, AFTER, "#e8590c", "#5f3dc4", "#2b8a3e", "#c2255c")
 
@@ -56,9 +56,12 @@ def paired_changes(results: list[ModelResult]) -> list[str]:
     fits = [np.array([g.matches_style for g in result.generations], dtype=object) for result in results]
     if len(fits) < 2 or any(value is None for column in fits for value in column):
         return []
-    ones, first = np.ones(len(fits[0])), fits[0].astype(float)
-    changes = [bootstrap_ratio(100 * (column.astype(float) - first), ones) for column in fits[1:]]
-    return [f"{e.value:+.1f} [{e.low:+.1f}, {e.high:+.1f}]" for e in changes]
+    first = fits[0]
+    changes = [
+        paired_difference(sum(new & ~old), sum(old & ~new), len(first))
+        for old, new in ((first.astype(bool), column.astype(bool)) for column in fits[1:])
+    ]
+    return [f"{100 * e.value:+.1f} points [{100 * e.low:+.1f}, {100 * e.high:+.1f}]" for e in changes]
 
 
 def trend_tables(results: list[ModelResult]) -> list[Table]:
