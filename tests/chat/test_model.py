@@ -75,7 +75,8 @@ def test_set_scale_multiplies_the_lora_update(tmp_path, family, scale):
 def test_scale_lora_reads_rslora_and_rank_pattern_like_peft(tmp_path, settings):
     base_folder = checkpoints.base(tmp_path)
     folder = checkpoints.adapter(base_folder, tmp_path / "run", **settings)
-    assert torch.equal(logits(checkpoints.load(folder).model), logits(with_peft(base_folder, folder)))
+    ours, peft = logits(checkpoints.load(folder).model), logits(with_peft(base_folder, folder))
+    assert torch.allclose(ours, peft, atol=1e-5)  # sums may be in another order, by where the weights lie in memory
 
 
 @pytest.mark.parametrize("family, tied", [("qwen2", True), ("qwen2", False), ("gpt2", True)])

@@ -1,0 +1,67 @@
+"""What readers say of PPO: python experiments/strictbot/readers.py
+
+readers.jsonl has the greedy replies to 96 held-out prompts of the SFT policy and of PPO's, for each seed, mixed, and
+scored from 0 to 1 by language models that read each reply beside a correct one and did not know where it came from
+(manner, truth and sense together, as in strictbot's CARD). Printed are the mean scores, and PPO's minus SFT's on the
+same prompts, for each seed and over all, with bootstrap intervals over prompts. Last come variants of PPO at seed 1,
+which were read beside the SFT policy's replies once more.
+"""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from manners.evaluation.stats import Estimate, bootstrap_ratio
+
+LABELS = Path(__file__).with_name("readers.jsonl")
+VARIANTS, AGAIN = ("ppo, MiniLM", "ppo, small steps"), "sft, second reading"
+GOOD = 0.5  # right manner and on the subject, with a smaller flaw in sense or truth at most
+
+
+def main() -> None:
+    scores: dict[tuple[int, str], dict[str, float]] = defaultdict(dict)
+    categories = {}
+    for line in LABELS.read_text("utf-8").splitlines():
+        row = json.loads(line)
+        scores[row["seed"], row["model"]][row["prompt"]] = row["score"]
+        categories[row["prompt"]] = row["category"]
+    seeds = sorted({seed for seed, _ in scores})
+    print("| seed | SFT | PPO | change, paired | good replies, SFT → PPO |\n| --- | --- | --- | --- | --- |")
+    for seed in seeds:
+        sft, ppo = scores[seed, "sft"], scores[seed, "ppo"]
+        counts = " → ".join(str(sum(s >= GOOD for s in model.values())) for model in (sft, ppo))
+        print(f"| {seed} | {mean(sft)} | {mean(ppo)} | {plain(change([sft], [ppo]))} | {counts} of {len(sft)} |")
+    sfts, ppos = ([scores[seed, model] for seed in seeds] for model in ("sft", "ppo"))
+    print(f"| all | {average(sfts)} | {average(ppos)} | {plain(change(sfts, ppos))} | |")
+    for category in sorted(set(categories.values())):
+        part = [[{p: s for p, s in d.items() if categories[p] == category} for d in model] for model in (sfts, ppos)]
+        print(f"| all, {category} | {average(part[0])} | {average(part[1])} | {plain(change(*part))} | |")
+    for name in VARIANTS:
+        again, variant = [scores[1, AGAIN]], [scores[1, name]]
+        print(f"| 1, {name} | {average(again)} | {average(variant)} | {plain(change(again, variant))} | |")
+
+
+def mean(scores: dict[str, float]) -> str:
+    return average([scores])
+
+
+def average(models: list[dict[str, float]]) -> str:
+    return f"{np.mean([s for scores in models for s in scores.values()]):.3f}"
+
+
+def change(before: list[dict[str, float]], after: list[dict[str, float]]) -> Estimate:
+    """The mean over prompts of the mean over seeds of the difference."""
+    prompts = sorted(set.intersection(*(set(scores) for scores in (*before, *after))))
+    pairs = zip(before, after, strict=True)
+    differences = np.mean([[new[p] - old[p] for p in prompts] for old, new in pairs], axis=0)
+    return bootstrap_ratio(differences, np.ones(len(prompts)))
+
+
+def plain(e: Estimate) -> str:
+    return f"{e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]"
+
+
+if __name__ == "__main__":
+    main()
