@@ -348,8 +348,8 @@ def evaluate_policy(trainer: PPOTrainer, prompts: list[Prompt], folder: Path, st
     kl = (kl_estimate(batch.logprobs, batch.ref_logprobs, "k1") * batch.mask).sum(1)
     if scores.isnan().all():
         raise MannersError(
-            f"all rewards abstain (None or NaN) on the replies to all {len(prompts)} held-out prompts, so that nothing can be "
-            "measured: see what each function of method.rewards returns."
+            f"all rewards abstain (None or NaN) on the replies to all {len(prompts)} held-out prompts, so that nothing "
+            "can be measured: see what each function of method.rewards returns."
         )
     state.last_scores = scores.tolist()
     state.num_evaluations += 1
