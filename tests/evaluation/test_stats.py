@@ -54,7 +54,7 @@ def test_estimate_formats_with_interval():
 
 
 @pytest.mark.parametrize("gained, lost, total", [(0, 0, 20), (11, 6, 96), (4, 0, 4), (2, 30, 60)])
-def test_paired_difference_is_the_normal_interval_of_agresti_and_min(gained, lost, total):
+def test_paired_difference_has_the_interval_of_agresti_and_min(gained, lost, total):
     """Of the items' changes, 1, -1 or 0, with half an item more in each of the four cells of the table."""
     changes = np.array([1.0, -1.0, 0.0])
     weights = np.array([gained + 0.5, lost + 0.5, total - gained - lost + 1.0])
