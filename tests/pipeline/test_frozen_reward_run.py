@@ -48,7 +48,9 @@ def test_ppo_is_scored_by_the_head(out):
 
 
 def test_head_learns_from_pairs(tmp_path, data):
-    train_in_process(*FROZEN, *data, "method.loss=pairwise", "run_name=pairs", f"output_dir={tmp_path}")
+    """In batches of more replies than there are rows."""
+    batch = "method.per_device_train_batch_size=64"
+    train_in_process(*FROZEN, *data, batch, "method.loss=pairwise", "run_name=pairs", f"output_dir={tmp_path}")
     assert "pair accuracy" in (find_run(tmp_path, "pairs*") / "reward_report.md").read_text()
 
 

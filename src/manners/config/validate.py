@@ -328,7 +328,7 @@ def check_rows(cfg: DictConfig, splits: Splits) -> None:
         return
     if not splits.validation and not splits.test:
         raise MannersError("no rows are held out: set dataset.validation_share above 0, or add rows.")
-    if "per_device_train_batch_size" not in cfg.method:
+    if "per_device_train_batch_size" not in cfg.method or cfg.adapter.kind == "frozen":  # a head's batch is of replies
         return
     steps = cfg.method.gradient_accumulation_steps * cfg.hardware.devices
     batch = cfg.method.per_device_train_batch_size * steps
