@@ -3,8 +3,9 @@
 readers.jsonl has the greedy replies to 96 held-out prompts of the SFT policy and of PPO's, for each seed, mixed, and
 scored from 0 to 1 by language models that read each reply beside a correct one and did not know where it came from
 (manner, truth and sense together, as in strictbot's CARD). Printed are the mean scores, and PPO's minus SFT's on the
-same prompts, for each seed and over all, with bootstrap intervals over prompts. Last come variants of PPO at seed 1,
-which were read beside the SFT policy's replies once more.
+same prompts, for each seed and over all, with bootstrap intervals over prompts; variants of PPO at seed 1, which were
+read beside the SFT policy's replies once more; and the means of the base's replies of 64 tokens, as it is and asked for
+the manners (``dataset.prompted_baseline``).
 """
 
 import json
@@ -28,6 +29,7 @@ def main() -> None:
         scores[row["seed"], row["model"]][row["prompt"]] = row["score"]
         categories[row["prompt"]] = row["category"]
     seeds = sorted({seed for seed, _ in scores})
+    kinds = sorted(set(categories.values()))
     print("| seed | SFT | PPO | change, paired | good replies, SFT → PPO |\n| --- | --- | --- | --- | --- |")
     for seed in seeds:
         sft, ppo = scores[seed, "sft"], scores[seed, "ppo"]
@@ -35,12 +37,21 @@ def main() -> None:
         print(f"| {seed} | {mean(sft)} | {mean(ppo)} | {plain(change([sft], [ppo]))} | {counts} of {len(sft)} |")
     sfts, ppos = ([scores[seed, model] for seed in seeds] for model in ("sft", "ppo"))
     print(f"| all | {average(sfts)} | {average(ppos)} | {plain(change(sfts, ppos))} | |")
-    for category in sorted(set(categories.values())):
+    for category in kinds:
         part = [[{p: s for p, s in d.items() if categories[p] == category} for d in model] for model in (sfts, ppos)]
         print(f"| all, {category} | {average(part[0])} | {average(part[1])} | {plain(change(*part))} | |")
-    for name in VARIANTS:
+    for name in VARIANTS:  # of PPO, at seed 1
         again, variant = [scores[1, AGAIN]], [scores[1, name]]
         print(f"| 1, {name} | {average(again)} | {average(variant)} | {plain(change(again, variant))} | |")
+    print(f"\n| replies of | all | {' | '.join(kinds)} |\n|{' --- |' * (2 + len(kinds))}")
+    for name in ("base", "base, prompted", "sft", "ppo"):
+        models = [scores[seed, name] for seed in seeds if (seed, name) in scores]
+        print(f"| {name} | {by_category(models, categories, kinds)} |")
+
+
+def by_category(models: list[dict[str, float]], categories: dict[str, str], kinds: list[str]) -> str:
+    parts = ([{p: s for p, s in scores.items() if categories[p] == kind} for scores in models] for kind in kinds)
+    return " | ".join([average(models), *map(average, parts)])
 
 
 def mean(scores: dict[str, float]) -> str:
