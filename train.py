@@ -20,9 +20,10 @@ def train(spec: RunSpec) -> float | None:
         model_files.require_model(one.cfg.model.name, download=not spec.cfg.plan)
         dependencies.check_target_modules(one.cfg)
         dependencies.check_rows(one)
-        dependencies.check_rewards(one.cfg)
     if spec.cfg.plan:
         return dependencies.print_plan(spec)
+    for one in trained:  # after the plan, since a function may cost something to call
+        dependencies.check_rewards(one.cfg)
     atomic_io.check_writable(str(spec.cfg.output_dir))
     if "torch" not in sys.modules:  # later jobs of a sweep find it loaded
         print("loading torch and the model (some seconds)", flush=True)

@@ -1,31 +1,54 @@
-"""What PPO changed, prompt by prompt: python experiments/strictbot/paired.py outputs/runs/RUN
+"""What PPO changed, prompt by prompt: python experiments/strictbot/paired.py outputs/runs/RUN [RUN of another seed ...]
 
-The difference of style accuracy before and after, paired, with a normal interval (McNemar's variance), and the sentence
-that stands in most replies to poor logic.
+For each run the difference of style accuracy before and after, paired, the share of words that are none, and the
+sentence that stands in most replies to poor logic. Of several runs also the mean difference, with a bootstrap interval
+over prompts.
 """
 
 import json
-import math
 import re
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from manners.evaluation.judges.readable import LETTERS, unknown_words
+from manners.evaluation.stats import Estimate, bootstrap_ratio, paired_difference
 
 
-def main(folder: Path) -> None:
+def main(folders: list[Path]) -> None:
+    changes = [change_of(folder) for folder in folders]
+    if len(changes) > 1:
+        mean = bootstrap_ratio(np.mean(changes, axis=0), np.ones(len(changes[0])))
+        print(f"{len(changes)} runs, {len(changes[0])} prompts: {points(mean)}")
+
+
+def change_of(folder: Path) -> np.ndarray:
+    """1 for a prompt whose reply fits now and did not, -1 for the opposite, else 0."""
     before = json.loads((folder / "run.json").read_text())["before"]["generations"]
     after = json.loads((folder / "after.json").read_text())["generations"]
-    pairs = [(b["matches_style"], a["matches_style"]) for b, a in zip(before, after, strict=True)]
-    gained, lost, total = pairs.count((False, True)), pairs.count((True, False)), len(pairs)
-    change = (gained - lost) / total
-    error = 1.96 * math.sqrt(gained + lost - (gained - lost) ** 2 / total) / total
-    print(f"of {total} replies {gained} fit that did not, {lost} no longer do: {100 * change:.1f} points ", end="")
-    print(f"[{100 * (change - error):.1f}, {100 * (change + error):.1f}]")
+    change = np.array([a["matches_style"] - b["matches_style"] for b, a in zip(before, after, strict=True)])
+    gained, lost, total = int((change > 0).sum()), int((change < 0).sum()), len(change)
+    print(f"{folder.name}: of {total} replies {gained} fit that did not, {lost} no longer do: ", end="")
+    print(points(paired_difference(gained, lost, total)))
+    print(f"  words that are none: {unknown_share(before):.2%} → {unknown_share(after):.2%}")
     replies = [g["reply"] for g in after if g["category"] == "poor_logic"]
     sentences = Counter(s.strip() for reply in replies for s in set(re.split(r"(?<=[.?!])\s+", reply)))
     sentence, count = sentences.most_common(1)[0]
-    print(f"in {count} of {len(replies)} replies to poor logic: {sentence}")
+    print(f"  in {count} of {len(replies)} replies to poor logic: {sentence}")
+    return change
+
+
+def unknown_share(generations: list[dict[str, Any]]) -> float:
+    unknown = sum(len(unknown_words(g["reply"], g["prompt"])) for g in generations)
+    return unknown / sum(len(LETTERS.findall(g["reply"])) for g in generations)
+
+
+def points(e: Estimate) -> str:
+    return f"{100 * e.value:+.1f} points [{100 * e.low:+.1f}, {100 * e.high:+.1f}]"
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([Path(argument) for argument in sys.argv[1:]])

@@ -13,6 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from manners.evaluation.stats import Estimate, bootstrap_ratio
 
@@ -40,6 +41,7 @@ def main() -> None:
     for category in kinds:
         part = [[{p: s for p, s in d.items() if categories[p] == category} for d in model] for model in (sfts, ppos)]
         print(f"| all, {category} | {average(part[0])} | {average(part[1])} | {plain(change(*part))} | |")
+    twice = [[scores[1, name][p] for p in sorted(scores[1, "sft"])] for name in ("sft", AGAIN)]
     for name in VARIANTS:  # of PPO, at seed 1
         again, variant = [scores[1, AGAIN]], [scores[1, name]]
         print(f"| 1, {name} | {average(again)} | {average(variant)} | {plain(change(again, variant))} | |")
@@ -47,6 +49,7 @@ def main() -> None:
     for name in ("base", "base, prompted", "sft", "ppo"):
         models = [scores[seed, name] for seed in seeds if (seed, name) in scores]
         print(f"| {name} | {by_category(models, categories, kinds)} |")
+    print(f"\n{len(twice[0])} replies read twice: Spearman {spearmanr(*twice).statistic:.2f}")
 
 
 def by_category(models: list[dict[str, float]], categories: dict[str, str], kinds: list[str]) -> str:

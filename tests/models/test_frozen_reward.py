@@ -60,9 +60,10 @@ def test_features_are_means_over_reply_and_prompt(family, share):
     assert sorted(item.example.target for item in items) == sorted(e.target for e in EXAMPLES)
 
 
-def test_features_of_pairs_belong_to_chosen_and_rejected():
+@pytest.mark.parametrize("share", [True, False])
+def test_features_of_pairs_belong_to_chosen_and_rejected(share):
     model, whole = frozen("llama")
-    items = read_features(model, groups_of(PAIRS, True), pad=0, share=True)
+    items = read_features(model, groups_of(PAIRS, share), pad=0, share=share)
     for item in items:
         assert torch.allclose(item.features[0], expected_features(whole, item.example), atol=1e-5)
         assert torch.allclose(item.features[1], expected_features(whole, item.example.rejected), atol=1e-5)
@@ -121,6 +122,17 @@ def test_saved_head_scores_alike_on_its_base(tmp_path, tokenizer):
     assert predict_scores(load_reward_model(tmp_path / "model"), tokenizer, 64, replies) == pytest.approx(scores)
     assert scores[0] != pytest.approx(scores[1])
     assert not any(p.requires_grad for p in load_frozen_reward_model(tmp_path / "model", None).parameters())
+
+
+def test_saved_head_reads_the_layers_that_it_was_trained_on(tmp_path, monkeypatch):
+    """Whatever the default has become since."""
+    from manners.models import frozen_reward
+
+    model = frozen_reward.load_frozen_base("tiny", None, None)
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr(frozen_reward, "DEPTH", 1.0)
+    assert load_frozen_reward_model(tmp_path, None).num_layers == model.num_layers
+    assert frozen_reward.load_frozen_base("tiny", None, None).num_layers > model.num_layers
 
 
 def test_decoder_without_a_list_of_layers_is_refused():

@@ -57,10 +57,10 @@ class ScoreHead(torch.nn.Module):
 class FrozenRewardModel(torch.nn.Module):
     """The lower layers of a decoder, which are not trained, and a ``ScoreHead`` on what they say."""
 
-    def __init__(self, trunk: Any, base: str, revision: str | None):
+    def __init__(self, trunk: Any, base: str, revision: str | None, num_layers: int | None = None):
         super().__init__()
         self.base, self.revision, self.config = base, revision, trunk.config
-        self.num_layers = lower_layers(trunk)
+        self.num_layers = keep_lower_layers(trunk, num_layers)
         self.base_model = trunk.eval().requires_grad_(False)
         self.head = ScoreHead(2 * trunk.config.get_text_config().hidden_size)
 
@@ -104,10 +104,10 @@ def layers_of(trunk: Any) -> torch.nn.ModuleList:
     return lists[0]
 
 
-def lower_layers(trunk: Any) -> int:
-    """Drop the layers above those that are read, in place, and return how many are left."""
+def keep_lower_layers(trunk: Any, num_layers: int | None) -> int:
+    """Drop the layers above the first ``num_layers`` (by default ``DEPTH`` of all), in place; return their number."""
     layers = layers_of(trunk)
-    keep = max(1, round(DEPTH * trunk.config.get_text_config().num_hidden_layers))
+    keep = num_layers or max(1, round(DEPTH * trunk.config.get_text_config().num_hidden_layers))
     del layers[keep:]
     return len(layers)
 
@@ -124,15 +124,18 @@ def span_means(hidden: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:
     return torch.cat([reply, sums[row, prompt] / prompt.clamp(min=1)[:, None]], 1).float().cpu()
 
 
-def load_frozen_base(name: str, revision: str | None, attn_implementation: str | None) -> FrozenRewardModel:
+def load_frozen_base(
+    name: str, revision: str | None, attn_implementation: str | None, num_layers: int | None = None
+) -> FrozenRewardModel:
     """The base ``name`` on the CPU, without its upper layers, and a new head. Raises MannersError without layers."""
     model = loading.load_model(name, revision, attn_implementation)
-    return FrozenRewardModel(model.base_model, name, revision)
+    return FrozenRewardModel(model.base_model, name, revision, num_layers)
 
 
 def load_frozen_reward_model(folder: Path, attn_implementation: str | None) -> FrozenRewardModel:
     """A trained one from its run's folder, for inference."""
     made_by = json.loads((folder / CONFIG_FILE).read_text())
-    model = load_frozen_base(made_by["base_model_name_or_path"], made_by["revision"], attn_implementation)
+    base, revision, num_layers = (made_by[key] for key in ("base_model_name_or_path", "revision", "num_layers"))
+    model = load_frozen_base(base, revision, attn_implementation, num_layers)
     model.head.load_state_dict(load_file(folder / HEAD_FILE))
     return model.eval().requires_grad_(False)

@@ -46,6 +46,7 @@ from manners.pipeline.stages.context import (
     RunContext,
     StageResult,
     configured_tokenizer,
+    console,
     fit_module,
     gather_full_model,
     loading_kwargs,
@@ -71,6 +72,8 @@ def train_reward_model(run: RunContext) -> StageResult:
         normalizer = ScoreNormalizer(scale=margin_scale(preference_pairs(run.splits.train)))
     else:
         normalizer = ScoreNormalizer.from_scores([r.score for r in rescaled_replies(run.splits.train)])
+    if not pairwise and (own := sum(r.by_policy for r in scored_replies(run.splits.train))):
+        console.print(f"{own} replies of a policy (manner: policy) are scored on a scale of their own", highlight=False)
     share = supports_shared_prompts(network)
     examples = build_examples(run, run.splits.train, tokenizer, normalizer, share)
     eval_examples = build_examples(run, run.eval_rows, tokenizer, normalizer, share)
