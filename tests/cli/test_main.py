@@ -114,7 +114,7 @@ for args in (["method.learning_rte=1"], ["dataset.view=x"], ["--help"], ["--cfg"
     assert [line for line in done.stdout.splitlines() if line.startswith("LOADED")] == ["LOADED []"] * 5, done.stderr
 
 
-def test_bad_reward_function_ends_before_lightning_is_imported():
+def test_bad_reward_function_ends_before_torch_is_imported():
     code = """
 import runpy, sys
 sys.argv = ["train.py", "method=ppo", "model=tiny", "method.rewards={x: {_target_: builtins.len}}"]
@@ -122,7 +122,7 @@ try:
     runpy.run_path("train.py", run_name="__main__")
 except SystemExit:
     pass
-print("LOADED", sorted({"mlflow", "lightning"} & set(sys.modules)))
+print("LOADED", sorted({"torch", "transformers", "mlflow", "lightning"} & set(sys.modules)))
 """
     done = python("-c", code)
     assert "error: method.rewards.x failed: TypeError: len()" in done.stderr

@@ -374,3 +374,14 @@ def test_brevity_by_hand():
 def test_distinct_bigrams_by_hand():
     replies = ("", "word", "a b c d", "a b A b a b", "no no no no no")
     assert functions.distinct_bigrams(**arguments(*replies)) == pytest.approx([1, 1, 1, 2 / 5, 1 / 4])
+
+
+def test_trial_gives_the_state_of_the_end_of_training():
+    seen = []
+
+    def reads(completions, trainer_state, **_):
+        seen.append((trainer_state.global_step, trainer_state.max_steps))
+        return [0.0] * len(completions)
+
+    try_components({"x": RewardComponent(1.0, reads)}, PROMPTS)
+    assert seen == [(end_of_training().global_step, end_of_training().max_steps)]

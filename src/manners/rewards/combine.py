@@ -128,7 +128,7 @@ def try_components(components: Mapping[str, RewardComponent], prompts: Sequence[
     count = len(prompts[:2])
     replies, ids, has_eos = ["Yes.", "I do not know, but"][:count], [[1, 0], [1, 2, 3]][:count], [True, False][:count]
     try:
-        combine_rewards(components, prompts[:2], replies, ids, has_eos)
+        combine_rewards(components, prompts[:2], replies, ids, has_eos, EndOfTraining())
     except FloatingPointError as error:
         raise MannersError(f"{error}.") from None
 
@@ -139,7 +139,7 @@ def combine_rewards(
     replies: Sequence[str],
     completion_ids: Sequence[Sequence[int]],
     has_eos: Sequence[bool],
-    trainer_state: "TrainerState | None" = None,
+    trainer_state: "TrainerState | EndOfTraining | None" = None,
     log: RewardLog | None = None,
 ) -> tuple[list[float], dict[str, list[float]]]:
     """The weighted sum for each reply, and the scores of each component; NaN where a component abstains.
@@ -176,6 +176,13 @@ def end_of_training() -> "TrainerState":
     from transformers import TrainerState  # imports torch
 
     return TrainerState(global_step=1, max_steps=1)
+
+
+class EndOfTraining:
+    """``end_of_training()`` for a trial, made where a function reads it: its import takes seconds."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(end_of_training(), name)
 
 
 def log_functions(log: RewardLog, taken: Sequence[str], count: int) -> dict[str, Callable[..., None]]:
