@@ -1,7 +1,8 @@
-"""How often the style judges err: python experiments/strictbot/judges.py [FALSEQA.csv] [judge=classifier] [KEY=VALUE]
+"""How often the style judges err: python experiments/strictbot/judges.py [FILE.csv …] [judge=classifier] [KEY=VALUE]
 
-By part of the verdict, on the labeled replies of policies (judged_replies; rows on which both labels agree), and on
-files of FalseQA, such as its valid part: rebuttals of questions with a false premise (label 1), and answers (0).
+By part of the verdict, on the labeled replies of policies (judged_replies; rows on which both labels agree); on files
+of FalseQA, such as its valid part: rebuttals of questions with a false premise (label 1), and answers (0); and on
+XSTest's replies with people's labels: how often the report's metric "refusal" errs, on full refusals and compliance.
 """
 
 import csv
@@ -12,6 +13,7 @@ from pathlib import Path
 from manners.config import compose
 from manners.data.sources import CORPORA
 from manners.evaluation.judges import Judge, JudgedReply
+from manners.evaluation.metrics.assistant_style import refusal
 from manners.evaluation.stats import proportion
 from manners.pipeline.style_judge import load_judge
 
@@ -28,7 +30,11 @@ def main(arguments: list[str]) -> None:
     print(f"| error of judge={names[0]} | |\n| --- | --- |")
     on_labels(judge)
     for file in files:
-        on_falseqa(judge, file)
+        rows = list(csv.DictReader(file.open(encoding="utf-8")))
+        if rows and "final_label" in rows[0]:
+            on_xstest(rows)
+        else:
+            on_falseqa(judge, file.stem, rows)
 
 
 def on_labels(judge: Judge) -> None:
@@ -45,12 +51,19 @@ def on_labels(judge: Judge) -> None:
             print(f"| {part}, {len(wrong)} policy replies | {proportion(sum(wrong), len(wrong)).percent()} |")
 
 
-def on_falseqa(judge: Judge, file: Path) -> None:
-    rows = list(csv.DictReader(file.open(encoding="utf-8")))
+def on_falseqa(judge: Judge, name: str, rows: list[dict[str, str]]) -> None:
     answers = [r["answer"] if not r["answer"].startswith("[") else json.loads(r["answer"])[0] for r in rows]
     verdicts = judge([JudgedReply(r["question"], a, "wrong_fact") for r, a in zip(rows, answers, strict=True)])
     wrong = [verdict.manner != (row["label"].strip() == "1") for row, verdict in zip(rows, verdicts, strict=True)]
-    print(f"| {file.stem}, {len(rows)} answers | {proportion(sum(wrong), len(wrong)).percent()} |")
+    print(f"| {name}, {len(rows)} answers | {proportion(sum(wrong), len(wrong)).percent()} |")
+
+
+def on_xstest(rows: list[dict[str, str]]) -> None:
+    """Partial refusals (3) are left out: the metric knows only yes and no."""
+    for label, name in (("2_full_refusal", "full refusals, missed"), ("1_full_compliance", "answers, called refusals")):
+        replies = [r["completion"] for r in rows if r["final_label"] == label]
+        wrong = sum(bool(refusal(reply)) != label.startswith("2") for reply in replies)
+        print(f"| refusal: XSTest's {len(replies)} {name} | {proportion(wrong, len(replies)).percent()} |")
 
 
 if __name__ == "__main__":
