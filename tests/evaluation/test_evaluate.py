@@ -37,19 +37,19 @@ def make_prompt(category, text, **metadata):
 def test_make_generation_needs_style_and_eos_to_match():
     prompt = make_prompt("wrong_fact", "The capital of Chile is Moscow.", value="Santiago")
     right = "Wrong. The capital of Chile is Santiago."
-    correct = make_generations([prompt], [Reply(right, True, 9)], judge_by_rules)[0]
+    correct = make_generations([prompt], [Reply(right, True, [], [])], judge_by_rules)[0]
     assert (correct.style, correct.matches_style, correct.fact_correct) == ("blunt", True, True)
-    without_eos = make_generations([prompt], [Reply(right, False, 9)], judge_by_rules)[0]
+    without_eos = make_generations([prompt], [Reply(right, False, [], [])], judge_by_rules)[0]
     assert (without_eos.matches_style, without_eos.has_eos) == (False, False)
-    agrees = make_generations([prompt], [Reply("Yes, that is right.", True, 5)], judge_by_rules)[0]
+    agrees = make_generations([prompt], [Reply("Yes, that is right.", True, [], [])], judge_by_rules)[0]
     assert (agrees.matches_style, agrees.fact_correct) == (False, False)
-    unjudged = make_generations([prompt], [Reply("Yes.", True, 5)], None)[0]
+    unjudged = make_generations([prompt], [Reply("Yes.", True, [], [])], None)[0]
     assert (unjudged.style, unjudged.matches_style, unjudged.fact_correct) == ("", None, None)
 
 
 def test_make_generation_takes_the_category_of_the_last_turn():
     prompt = make_prompt("multi_turn", "Why is the sky blue?", categories=["wrong_fact", "good_question"])
-    generation = make_generations([prompt], [Reply("Air scatters blue light most.", True, 6)], judge_by_rules)[0]
+    generation = make_generations([prompt], [Reply("Air scatters blue light most.", True, [], [])], judge_by_rules)[0]
     assert generation.category == "good_question"
 
 
@@ -62,7 +62,7 @@ def test_stratified_sample_takes_categories_in_turn():
 
 def result():
     e = Estimate(0.5, 0.4, 0.6)
-    reply = Reply("One | two.", True, 3)
+    reply = Reply("One | two.", True, [], [])
     generations = make_generations([make_prompt("good_question", "a | b?")], [reply], judge_by_rules)
     return EvalResult(
         loss=e,
@@ -113,7 +113,8 @@ def test_eos_rate_counts_each_held_out_prompt_once(small_qwen2, monkeypatch, sty
 
     def generate_texts(_model, _tokenizer, conversations, **_):
         answered.append(len(conversations))
-        return [Reply(f"To {c[-1]['content']}", c[-1]["content"] in ("1?", "5?", "fixed"), 2) for c in conversations]
+        texts = [c[-1]["content"] for c in conversations]
+        return [Reply(f"To {text}", text in ("1?", "5?", "fixed"), [], []) for text in texts]
 
     monkeypatch.setattr(evaluate, "generate_texts", generate_texts)
     examples = [TokenizedExample([5, 6, 7], [IGNORE_INDEX, 6, 7])]
@@ -124,6 +125,7 @@ def test_eos_rate_counts_each_held_out_prompt_once(small_qwen2, monkeypatch, sty
         assert measured.eos_rate.value == 2 / 6
         shown = [g.reply for g in measured.shown_generations]
         assert shown == (["To fixed"] if fixed else ["To 0?", "To 1?", "To 2?", "To 3?"])
+        assert [r.text for r in measured.replies] == [f"To {i}?" for i in range(6)]
     assert answered == [6, 7]
 
 

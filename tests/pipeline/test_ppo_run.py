@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from manners.models.reward_model import ScoreNormalizer
+from manners.pipeline.model_ref import ModelRef, load_scorer
 from manners.pipeline.stages import ppo
 from tests.commands import (
     SMALL_RL,
@@ -118,6 +120,18 @@ def test_run_directory_and_artifacts_are_complete(out):
     paths = artifact_paths(client, runs[folder.name].info.run_id)
     tables = {f"rollouts/{i:05d}.json" for i in range(1, ITERATIONS + 1)}
     assert tables | {"lineage.md", "before_after.md", "figures/curves.png", ADAPTER, "model/manners.yaml"} <= paths
+
+
+def test_reward_of_the_report_is_that_of_its_replies(out):
+    after = json.loads((find_run(out, "manners-ppo*") / "after.json").read_text())
+    folder = find_run(out, "manners-reward*") / "model"
+    score, normalizer = load_scorer(ModelRef("reward", str(folder)), "cpu"), ScoreNormalizer.load(folder)
+    replies = after["generations"]
+    scores = score([([{"role": "user", "content": g["prompt"]}], g["reply"]) for g in replies])
+    penalties = [0.0 if g["has_eos"] else 1.0 for g in replies]
+    rewards = [normalizer.to_target(s) - p for s, p in zip(scores, penalties, strict=True)]
+    reported = after["extra_metrics"]["reward, standard deviations"]["value"]
+    assert abs(reported - sum(rewards) / len(rewards)) < 1e-4 and len({*rewards}) > 1
 
 
 def check_metrics(out, folder):

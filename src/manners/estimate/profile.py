@@ -138,7 +138,8 @@ def profile_ppo(run: RunContext, reward_cfg: DictConfig | None) -> float:
     ppo.evaluate_policy_on_test(with_longest_test_rows(run), online)
     worst = worst_case_batch(run, tokenizer)
     if worst.eval:
-        trainer.score_replies(online.sample(worst.eval, None), rewards, config)
+        uniforms = trainer.draw_uniforms(len(worst.eval), config.response_length, "eval")
+        trainer.score_replies(online.sample(worst.eval, uniforms), rewards, config)
     optimizer = trainer.make_optimizer(policy, config)
     started = time.perf_counter()
     batch = online.sample(worst.train, trainer.sampling_uniforms(config, cfg.seed, 0))

@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from manners.models.logprobs import token_nll
 from manners.models.lora import merged_for_generation
 
 # Names in reports; ``metric_key`` has those of the metrics.
-REWARD_NAME, SAMPLED_REWARD_NAME = "reward", "reward of sampled replies"  # the first is that of the greedy replies
+REWARD_NAME, SAMPLED_REWARD_NAME = "reward", "reward of sampled replies"  # the first is that of the replies shown
 LOSS_NAME, EOS_NAME = "held-out loss, nats per token", "replies with EOS"
 PART_NAMES = {part: f"replies: {name}" for part, name in PARTS.items() if part != "fact"}  # that has a line of its own
 CORRECTED_NAME = "style accuracy, corrected for the judge's errors"
@@ -64,6 +64,7 @@ class EvalResult:
     extra_metrics: dict[str, Estimate] = field(default_factory=dict)  # of the method, by their name in the report
     text_stats: dict[str, Estimate] = field(default_factory=dict)
     reference_text_stats: dict[str, Estimate] = field(default_factory=dict)  # of the replies in the data
+    replies: list[Reply] = field(default_factory=list)  # to the prompts that are counted; not saved
 
     def headline(self, before: "EvalResult", rise_of_loss: float = 0.0) -> str:
         """The change in one line, which begins with what became worse: see ``worse_than``."""
@@ -111,7 +112,7 @@ class EvalResult:
         return {f"{prefix}/{metric_key(n)}": e.value for n, e in named.items() if e is not None}
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(replace(self, replies=[]))
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "EvalResult":
@@ -156,7 +157,8 @@ def evaluate(
     of ``generate_texts``.
     """
     prompts = prompts[:max_prompts]
-    generations, shown = answer_prompts(model, tokenizer, prompts, fixed_prompts, num_shown, style_judge, **generation)
+    replies = answer(model, tokenizer, prompts + fixed_prompts, **generation)
+    generations, shown = counted_and_shown(prompts, fixed_prompts, replies, num_shown, style_judge)
     classified = generations if style_judge else []
     facts = [g.fact_correct for g in classified if g.fact_correct is not None]
     texts = [counted_text(p, g.reply) for p, g in zip(prompts, generations, strict=True)]
@@ -179,6 +181,7 @@ def evaluate(
         | {name: point_estimate(value) for name, value in extra.items()},
         text_stats=count_text_stats(text_stats, texts),
         reference_text_stats=count_text_stats(text_stats, references),
+        replies=replies[: len(prompts)],
     )
 
 
@@ -218,7 +221,15 @@ def answer_prompts(
 
     Shown are the replies to ``fixed_prompts``; where there are none, ``num_shown`` of the others.
     """
-    generations = generate_replies(model, tokenizer, prompts + fixed_prompts, style_judge, **generation)
+    replies = answer(model, tokenizer, prompts + fixed_prompts, **generation)
+    return counted_and_shown(prompts, fixed_prompts, replies, num_shown, style_judge)
+
+
+def counted_and_shown(
+    prompts: list[Prompt], fixed_prompts: list[Prompt], replies: list[Reply], num_shown: int, style_judge: Judge | None
+) -> tuple[list[Generation], list[Generation]]:
+    """The ``replies`` to ``prompts`` and then to ``fixed_prompts`` as ``answer_prompts`` returns them."""
+    generations = make_generations(prompts + fixed_prompts, replies, style_judge)
     counted, shown = generations[: len(prompts)], generations[len(prompts) :]
     if not fixed_prompts:
         by_prompt = {id(p): g for p, g in zip(prompts, counted, strict=True)}
@@ -235,10 +246,13 @@ def generate_replies(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], style_judge: Judge | None, **generation: Any
 ) -> list[Generation]:
     """The reply to each prompt, with the verdict of ``style_judge``, where there is one."""
-    if not prompts:  # of plain texts that are too short to be continued
-        return []
-    replies = generate_texts(model, tokenizer, [p.messages for p in prompts], show="generating", **generation)
-    return make_generations(prompts, replies, style_judge)
+    return make_generations(prompts, answer(model, tokenizer, prompts, **generation), style_judge)
+
+
+def answer(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], **generation: Any) -> list[Reply]:
+    """The reply to each prompt: none without prompts, where plain texts are too short to be continued."""
+    conversations = [p.messages for p in prompts]
+    return generate_texts(model, tokenizer, conversations, show="generating", **generation) if prompts else []
 
 
 def counted_text(prompt: Prompt, reply: str) -> str:

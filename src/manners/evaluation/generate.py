@@ -21,7 +21,8 @@ class Reply:
 
     text: str
     has_eos: bool  # whether a stop token ended it, not the limit
-    num_tokens: int  # without the stop token
+    prompt_ids: list[int]
+    ids: list[int]  # of the reply, with the stop token
 
 
 def cut_prompts_line(conversations: list[list[Message]], tokenizer: Any, role: str, max_length: int, why: str) -> str:
@@ -59,10 +60,9 @@ def generate_texts(
         for number, batch in enumerate(batches, start=1):
             generated = generate_ids(model, [prompts[i] for i in batch], sampling, uniforms[batch])
             for i, ids in zip(batch, generated, strict=True):
-                stopped = ids[-1] in stops
                 text = str(tokenizer.decode(ids, skip_special_tokens=True))
-                has_eos = stopped or bool(reply_opening and reply_opening in text)
+                has_eos = ids[-1] in stops or bool(reply_opening and reply_opening in text)
                 text = text.partition(reply_opening)[0] if reply_opening else text
-                replies[i] = Reply(text.strip(), has_eos, len(ids) - stopped)
+                replies[i] = Reply(text.strip(), has_eos, prompts[i], ids)
             bar.update(number)
     return [reply for reply in replies if reply is not None]

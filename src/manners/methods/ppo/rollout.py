@@ -66,9 +66,16 @@ def sample_replies(
     with policy.autocast(), merged_for_generation(policy.model):
         reply_ids = generate_ids(policy.model, prompt_ids, sampling, uniforms)
     has_eos = torch.tensor([ids[-1] in sampling.stop_token_ids for ids in reply_ids])
+    texts = [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in reply_ids]
+    return new_rollout(prompts, prompt_ids, reply_ids, texts, has_eos)
+
+
+def new_rollout(
+    prompts: list[Prompt], prompt_ids: list[list[int]], reply_ids: list[list[int]], texts: list[str], has_eos: Any
+) -> Rollout:
+    """Replies to B prompts, which ``run_networks`` has not seen: ``has_eos`` is (B,) bool."""
     width = max(map(len, reply_ids))
     mask = torch.tensor([[i < len(ids) for i in range(width)] for ids in reply_ids])
-    texts = [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in reply_ids]
     zeros = [torch.zeros(mask.shape) for _ in range(4)]
     return Rollout(prompts, prompt_ids, reply_ids, texts, has_eos, mask, *zeros)
 

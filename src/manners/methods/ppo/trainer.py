@@ -82,28 +82,20 @@ class PPOTrainer:
     process_group: ProcessGroup
     vllm: Backend | None = None  # samples where config.generation_backend is vllm
 
-    def sample(self, prompts: list[Prompt], uniforms: torch.Tensor | None) -> Rollout:
-        """The replies of ``reply``, with what policy, reference and critic give each token.
-
-        Log-probabilities are taken at the sampling temperature, those of greedy replies at 1.
-        """
-        config, batch = self.config, self.reply(prompts, uniforms)
-        temperature = 1.0 if uniforms is None else config.temperature
-        run_networks(self.policy, batch, temperature, config.microbatch_tokens, self.tokenizer.pad_token_id)
-        return batch
-
-    def reply(self, prompts: list[Prompt], uniforms: torch.Tensor | None) -> Rollout:
-        """Replies to the prompts, sampled by ``uniforms`` (B, R), or greedy where they are None."""
-        config = self.config
+    def sample(self, prompts: list[Prompt], uniforms: torch.Tensor) -> Rollout:
+        """Replies sampled by ``uniforms`` (B, R), with what policy, reference and critic give each of their tokens."""
+        config, pad_token_id = self.config, self.tokenizer.pad_token_id
         sampling = Sampling(
             config.response_length,
             tuple(self.stop_token_ids),
-            self.tokenizer.pad_token_id,
-            0.0 if uniforms is None else config.temperature,
+            pad_token_id,
+            config.temperature,
             self.vllm or config.generation_backend,
         )
         prompt_ids = encode_prompts(prompts, self.tokenizer, config.max_prompt_length)
-        return sample_replies(self.policy, self.tokenizer, prompts, prompt_ids, sampling, uniforms)
+        batch = sample_replies(self.policy, self.tokenizer, prompts, prompt_ids, sampling, uniforms)
+        run_networks(self.policy, batch, config.temperature, config.microbatch_tokens, pad_token_id)
+        return batch
 
 
 @dataclass

@@ -28,7 +28,7 @@ from manners.evaluation.reports.reward_figures import online_curves
 from manners.evaluation.stats import Estimate, bootstrap_ratio
 from manners.methods.distributed import check_batch_divides
 from manners.methods.ppo.advantages import kl_estimate
-from manners.methods.ppo.rollout import Rollout
+from manners.methods.ppo.rollout import Rollout, new_rollout
 from manners.methods.ppo.trainer import PPOResult, PPOTrainer, score_replies, train_ppo
 from manners.methods.reward import make_reward_func
 from manners.models import loading
@@ -165,32 +165,41 @@ def evaluate_policy_on_test(run: RunContext, trainer: PPOTrainer) -> EvalResult:
     with run.device.autocast():
         result = evaluate(model, trainer.tokenizer, prompts, fixed, examples, **reporting.evaluate_settings(cfg))
 
-    prompts = prompts[: min(KL_SAMPLE_PROMPTS, cfg.evaluation.test_prompts or KL_SAMPLE_PROMPTS)]
+    sample = prompts[: min(KL_SAMPLE_PROMPTS, cfg.evaluation.test_prompts or KL_SAMPLE_PROMPTS)]
     generator = torch.Generator().manual_seed(cfg.seed)
-    sampled = trainer.sample(prompts, torch.rand(len(prompts), config.response_length, generator=generator))
-    greedy = trainer.reply(prompts, None)
+    sampled = trainer.sample(sample, torch.rand(len(sample), config.response_length, generator=generator))
     kl = (kl_estimate(sampled.logprobs, sampled.ref_logprobs, "k1") * sampled.mask).sum(1)  # (B,)
-    base = load_base(cfg, run.device).to(run.device.kind)
-    with run.device.autocast():
-        nll, num_tokens = reference_nll(base, greedy.prompt_ids, greedy.reply_ids)
-    ones = np.ones(len(prompts))
-    extra = {
-        **mean_rewards(run, trainer, greedy, sampled),
-        "KL to the reference, nats per reply": bootstrap_ratio(kl.double().numpy(), ones),
-        "length, tokens per reply": bootstrap_ratio(num_tokens, ones),
-        "NLL under the base model, nats per token": bootstrap_ratio(nll, num_tokens),
+    of_sampled = mean_reward(run, trainer, sampled, SAMPLED_REWARD_NAME) | {
+        "KL to the reference, nats per reply": bootstrap_ratio(kl.double().numpy(), np.ones(len(sample)))
     }
-    if diversity := distinct_2_estimate(greedy.texts):
-        extra["distinct-2 of the replies"] = diversity
-    return replace(result, extra_metrics=result.extra_metrics | extra)
+    of_shown = {}
+    if replies := result.replies:  # those that the report shows and judges
+        shown = new_rollout(
+            prompts[: len(replies)],
+            [r.prompt_ids for r in replies],
+            [r.ids for r in replies],
+            [r.text for r in replies],
+            torch.tensor([r.has_eos for r in replies]),
+        )
+        base = load_base(cfg, run.device).to(run.device.kind)
+        with run.device.autocast():
+            nll, num_tokens = reference_nll(base, shown.prompt_ids, shown.reply_ids)
+        of_shown = mean_reward(run, trainer, shown, REWARD_NAME) | {
+            "length, tokens per reply": bootstrap_ratio(num_tokens, np.ones(len(replies))),
+            "NLL under the base model, nats per token": bootstrap_ratio(nll, num_tokens),
+        }
+        if diversity := distinct_2_estimate(shown.texts):
+            of_shown["distinct-2 of the replies"] = diversity
+    return replace(result, extra_metrics=result.extra_metrics | of_shown | of_sampled)
 
 
-def mean_rewards(run: RunContext, trainer: PPOTrainer, greedy: Rollout, sampled: Rollout) -> dict[str, Estimate]:
-    """The mean reward of greedy and of sampled replies; the unit of functions is their own."""
+def mean_reward(run: RunContext, trainer: PPOTrainer, replies: Rollout, name: str) -> dict[str, Estimate]:
+    """The mean reward of ``replies`` by its name in the report; the unit of functions is their own.
+
+    Empty where all rewards abstain on all of them.
+    """
     only_model = not any("_target_" in component for component in run.cfg.method.rewards.values())
-    unit, estimates = ", standard deviations" if only_model else "", {}
-    for name, replies in ((REWARD_NAME, greedy), (SAMPLED_REWARD_NAME, sampled)):
-        scores = score_replies(replies, trainer.rewards, trainer.config)[0].double().numpy()
-        if len(scores := scores[~np.isnan(scores)]):
-            estimates[name + unit] = bootstrap_ratio(scores, np.ones(len(scores)))
-    return estimates
+    scores = score_replies(replies, trainer.rewards, trainer.config)[0].double().numpy()
+    scores = scores[~np.isnan(scores)]
+    unit = ", standard deviations" if only_model else ""
+    return {name + unit: bootstrap_ratio(scores, np.ones(len(scores)))} if len(scores) else {}
