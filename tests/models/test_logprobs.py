@@ -13,7 +13,8 @@ from transformers import (
     GraniteForCausalLM,
 )
 
-from manners.models.logprobs import masked_logits, token_nll
+from manners.models import logprobs
+from manners.models.logprobs import TokenLogprobs, masked_logits, token_nll
 from manners.models.lora import prepare_for_training
 from manners.models.policy import Policy
 from tests.families import VOCAB
@@ -70,3 +71,33 @@ def test_masked_logits_leaves_the_model_as_it_was():
     with pytest.raises(IndexError):
         masked_logits(model, ids, torch.ones(2, 9, dtype=torch.bool))
     assert torch.equal(model(ids).logits, before)
+
+
+@pytest.mark.parametrize("chunk", [1, 2 * VOCAB, 2**20])
+@pytest.mark.parametrize("of_entropy", [0.0, 0.3])
+def test_token_logprobs_and_gradients_equal_autograds(monkeypatch, chunk, of_entropy):
+    """By one row, by two with a shorter last part, and all at once; against log_softmax in double precision."""
+    monkeypatch.setattr(logprobs, "CHUNK", chunk)
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(5, VOCAB, generator=generator)
+    targets, weights = torch.randint(VOCAB, (5,), generator=generator), torch.randn(5, generator=generator)
+    found, expected = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    log_p, entropy = TokenLogprobs.apply(found, targets, 0.7, True)
+    all_log_p = torch.log_softmax(expected / 0.7, -1)
+    right = all_log_p.gather(1, targets[:, None])[:, 0], -(all_log_p.exp() * all_log_p).sum(-1)
+    for one, other in zip((log_p, entropy), right, strict=True):
+        assert torch.allclose(one.double(), other, atol=1e-5)
+    for values, of_values in ((log_p, entropy), right):
+        ((weights * values).sum() + of_entropy * (weights.flip(0) * of_values).sum()).backward()
+    assert torch.allclose(found.grad.double(), expected.grad, atol=1e-6)
+
+
+def test_token_logprobs_of_bf16_logits_have_a_bf16_gradient():
+    logits = torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found, expected, targets = logits.clone().requires_grad_(), logits.float().requires_grad_(), torch.arange(4)
+    log_p, entropy = TokenLogprobs.apply(found, targets, 1.0, False)
+    assert log_p.dtype == torch.float32 and not entropy.any() and not entropy.requires_grad
+    log_p.sum().backward()
+    torch.log_softmax(expected, -1).gather(1, targets[:, None]).sum().backward()
+    assert found.grad.dtype == torch.bfloat16
+    assert torch.allclose(found.grad.float(), expected.grad, atol=1e-2)

@@ -116,14 +116,6 @@ def test_values_are_zero_without_a_critic():
     assert not forward_no_grad(policy).values.any()
 
 
-def test_entropy_has_a_gradient_only_where_asked_for():
-    policy = Policy(language_model("qwen2"))
-    assert not forward(policy).entropy.requires_grad
-    assert forward(policy, entropy_grad=True).entropy.requires_grad
-    with torch.no_grad():
-        assert not forward(policy, entropy_grad=True).entropy.requires_grad
-
-
 DROPOUTS = {
     "qwen2": {"attention_dropout": 0.5},
     "llama": {"attention_dropout": 0.5},

@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel
 
 from manners.models import lora
-from manners.models.logprobs import masked_logits
+from manners.models.logprobs import TokenLogprobs, masked_logits
 
 CRITIC = "critic"
 
@@ -48,14 +48,12 @@ class Policy(torch.nn.Module):
         torch.nn.init.zeros_(self.value_head.bias)
         self.value_head.to(model.device)
 
-    def forward(
-        self, ids: torch.Tensor, response_mask: torch.Tensor, temperature: float, entropy_grad: bool = False
-    ) -> PolicyOutput:
+    def forward(self, ids: torch.Tensor, response_mask: torch.Tensor, temperature: float) -> PolicyOutput:
         """Log-probabilities, entropies and values of the response tokens: (B, T), (B, T-1) → (N,) each.
 
         ``response_mask[:, t]`` is true where position t predicts a response token, t + 1. Rows are right-padded.
         """
-        logprobs, entropy, hidden = self.token_logprobs(self.model, ids, response_mask, temperature, entropy_grad)
+        logprobs, entropy, hidden = self.token_logprobs(self.model, ids, response_mask, temperature)
         if self.critic == "none":
             return PolicyOutput(logprobs, entropy, torch.zeros_like(logprobs))
         if self.critic == "adapter":
@@ -67,9 +65,9 @@ class Policy(torch.nn.Module):
     def reference_logprobs(self, ids: torch.Tensor, response_mask: torch.Tensor, temperature: float) -> torch.Tensor:
         """Log-probabilities (N,) of the same tokens under the reference."""
         if self.reference is not None:
-            return self.token_logprobs(self.reference, ids, response_mask, temperature)[0]
+            return self.token_logprobs(self.reference, ids, response_mask, temperature, with_entropy=False)[0]
         with self.model.disable_adapter():
-            logprobs = self.token_logprobs(self.model, ids, response_mask, temperature)[0]
+            logprobs = self.token_logprobs(self.model, ids, response_mask, temperature, with_entropy=False)[0]
         unfreeze_adapters(self.model)
         return logprobs
 
@@ -94,16 +92,13 @@ class Policy(torch.nn.Module):
         ids: torch.Tensor,
         response_mask: torch.Tensor,
         temperature: float,
-        entropy_grad: bool = False,
+        with_entropy: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log-probability and entropy of each response token, (N,), and the hidden states (N, H) that predict them."""
         with self.autocast():
             logits, hidden = masked_logits(model, ids, response_mask)
-        logits, targets = logits.float() / temperature, ids[:, 1:][response_mask]  # (N, V), (N,)
-        logprobs = torch.log_softmax(logits, -1)
-        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):  # its graph costs N × V floats
-            entropy = -(logprobs.exp() * logprobs).sum(-1)
-        return logprobs.gather(1, targets[:, None])[:, 0], entropy, hidden
+        logprobs, entropy = TokenLogprobs.apply(logits, ids[:, 1:][response_mask], temperature, with_entropy)
+        return logprobs, entropy, hidden
 
     @contextmanager
     def active_adapter(self, adapter: str) -> Iterator[None]:

@@ -128,14 +128,14 @@ def microbatch_loss(
     old_logprobs, old_values, advantages, returns = (
         table[part.rows][mask].to(device) for table in (rollout.logprobs, rollout.values, advantages, returns)
     )  # (N,) each
-    output = policy(
-        part.ids.to(device), part.response_mask.to(device), config.temperature, entropy_grad=config.entropy_coef > 0
-    )
+    output = policy(part.ids.to(device), part.response_mask.to(device), config.temperature)
     pg_losses = policy_loss(output.logprobs, old_logprobs, advantages, config.cliprange)
     vf_losses = value_loss(output.values, old_values, returns, config.cliprange_value)
     pg_loss, vf_loss = pg_losses.sum(), vf_losses.sum()
     entropy = output.entropy.sum()
-    loss = pg_loss + config.vf_coef * vf_loss - config.entropy_coef * entropy
+    loss = pg_loss + config.vf_coef * vf_loss
+    if config.entropy_coef:  # else its gradient, a pass over the vocabulary, is not computed
+        loss = loss - config.entropy_coef * entropy
     with torch.no_grad():
         log_ratio = output.logprobs - old_logprobs
         sums = (  # in the order of PPOStats
