@@ -419,6 +419,21 @@ def test_mac_falls_back_to_the_cpu_unless_the_user_decides(monkeypatch):
         assert os.environ["PYTORCH_ENABLE_MPS_FALLBACK"] == expected
 
 
+@pytest.mark.parametrize(
+    "given, expected",
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_wait_briefly_unless_the_user_decides(monkeypatch, given, expected):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    main("train", print)
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
 def test_make_names_a_variable_that_it_does_not_have():
     done = subprocess.run(["make", "-n", "export", "TO=folder"], cwd=paths.ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "TO: no variable of this Makefile. There are PYTHON," in done.stderr
