@@ -34,7 +34,7 @@ def main(config_name: str, task: Task) -> None:
     """Compose ``conf/{config_name}.yaml`` with the command line and hand it to ``task``, once or for each job."""
     if sys.platform == "darwin":  # torch reads it when it is imported
         os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
-    # A thread that waits for another holds its core for so many rounds, by default for 30 times as many: as fast on idle
+    # So many rounds does a thread that waits hold its core, by default 30 times as many: as fast on idle
     # cores, and 1.5 to 1.8 times as fast where other processes want them (SmolLM2, two threads of two cores).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
