@@ -45,6 +45,7 @@ def test_ppo_is_scored_by_the_head(out):
     client, runs = mlflow_runs(out)
     [score] = client.get_metric_history(runs[ppo.name].info.run_id, "reward/model")
     assert abs(score.value) < 5
+    assert runs[reward.name].data.metrics["cost/tokens"] > 1000  # those that the base has read
 
 
 def test_head_learns_from_pairs(tmp_path, data):

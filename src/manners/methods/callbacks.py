@@ -95,7 +95,8 @@ class ProgressBar(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         if metrics := module.last_train_metrics:
-            self.numbers = {name: metrics[f"train/{name}"] for name in ("loss", "tokens_per_second")}
+            named = {name: metrics[f"train/{name}"] for name in ("loss", "tokens_per_second")}
+            self.numbers = {name: value for name, value in named.items() if value}  # a head reads no tokens
         self.bar.update(trainer.global_step, **self.numbers)
 
     def on_exception(self, *_: Any) -> None:

@@ -144,9 +144,11 @@ def check_reward_sanity(artifact: RunArtifact, minimum: float) -> None:
     accuracy = OmegaConf.load(file).accuracy.value if file.exists() else 0.0
     if accuracy < minimum:
         result = f"has a sanity accuracy of {accuracy:.1%}" if file.exists() else "has no sanity.json"
+        made_by = artifact.config
+        ratio = max(0.2, 2 * made_by.method.corruption_ratio if made_by else 0.0)
         raise MannersError(
             f"the reward model {artifact.name} {result}, and method.min_sanity_accuracy={minimum}: PPO would exploit "
-            "it. Train it on corrupted replies (method.corruption_ratio=0.2), or accept it: "
+            f"it. Train it on more corrupted replies (method.corruption_ratio={ratio:.2g}), or accept it: "
             f"method.min_sanity_accuracy={math.floor(100 * accuracy) / 100:.2f}"
         )
 

@@ -125,9 +125,10 @@ def fit_head(
     share = supports_shared_prompts(network)
     items, eval_items = (read_features(network, part, pad, share) for part in (groups, eval_groups))
     network.head.standardize_by(torch.cat([item.features for item in items]))
-    return fit_module(
-        run, partial(RewardModule, network.head, run.cfg.method.loss), items, eval_items, collate_features
-    )
+    module = partial(RewardModule, network.head, run.cfg.method.loss)
+    result = fit_module(run, module, items, eval_items, collate_features)
+    run.directory.update_state(tokens=sum(group.length for group in groups))  # which the base has read
+    return result
 
 
 def build_examples(
