@@ -11,6 +11,7 @@ from manners.errors import MannersError
 from manners.models.gguf import LLAMA3, QWEN2, add_runs_of_spaces, convert, pre_tokenizer
 from manners.models.loading import load_model
 from manners.models.tokenizer import load_tokenizer
+from manners.runtime import model_files
 from manners.runtime.model_files import model_digest, model_folder, require_model, source_line
 from tests.gguf_files import small_llama, write_gguf
 
@@ -52,6 +53,15 @@ def test_file_is_a_base_by_name_and_converted_once(file, capsys):
     write_gguf(file, small_llama(model.config.vocab_size), tokenizer, template="{{ messages }}")
     load_tokenizer(str(file))
     assert model_digest(str(file)) != before  # another content is another base
+
+
+def test_file_is_converted_again_by_a_newer_conversion(file, monkeypatch, capsys):
+    """A mended conversion must reach those who have converted the file before."""
+    load_tokenizer(str(file))
+    monkeypatch.setattr(model_files, "CONVERSION", model_files.CONVERSION + 1)
+    assert model_folder(str(file)) is None
+    load_tokenizer(str(file))
+    assert capsys.readouterr().out.count("converting") == 2
 
 
 def test_folder_of_several_gguf_files_is_refused(file):
