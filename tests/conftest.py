@@ -24,6 +24,7 @@ SLOW = (
     *("test_ppo_resume", "test_resume", "test_estimate", "test_many_jobs", "test_command", "test_hub_names"),
     *("test_main", "test_dpo", "test_trainer", "test_card", "test_script", "test_self_chat", "test_plan_run"),
     *("test_vllm", "test_memory", "test_registry", "test_generation", "test_dependencies", "test_folder"),
+    "test_llama_cpp_tokens",
 )
 
 

@@ -1,13 +1,17 @@
 """A GGUF file becomes an ordinary folder: the same logits, the tokens of the rule that it names."""
 
+from copy import deepcopy
+from types import SimpleNamespace
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaTokenizer
 
 from manners.errors import MannersError
-from manners.models.gguf import LLAMA3, QWEN2, convert, pre_tokenizer
+from manners.models.gguf import LLAMA3, QWEN2, add_runs_of_spaces, convert, pre_tokenizer
 from manners.models.loading import load_model
 from manners.models.tokenizer import load_tokenizer
+from manners.runtime import model_files
 from manners.runtime.model_files import model_digest, model_folder, require_model, source_line
 from tests.gguf_files import small_llama, write_gguf
 
@@ -51,6 +55,15 @@ def test_file_is_a_base_by_name_and_converted_once(file, capsys):
     assert model_digest(str(file)) != before  # another content is another base
 
 
+def test_file_is_converted_again_by_a_newer_conversion(file, monkeypatch, capsys):
+    """A mended conversion must reach those who have converted the file before."""
+    load_tokenizer(str(file))
+    monkeypatch.setattr(model_files, "CONVERSION", model_files.CONVERSION + 1)
+    assert model_folder(str(file)) is None
+    load_tokenizer(str(file))
+    assert capsys.readouterr().out.count("converting") == 2
+
+
 def test_folder_of_several_gguf_files_is_refused(file):
     require_model(str(file.parent))
     (file.parent / "other.gguf").write_bytes(file.read_bytes())
@@ -91,6 +104,35 @@ def test_file_that_cannot_be_read_is_refused_in_a_sentence(file, tmp_path, token
 )
 def test_rules_split_as_the_published_tokenizers(name, text, pieces):
     assert [piece for piece, _ in pre_tokenizer(name).pre_tokenize_str(text)] == pieces
+
+
+@pytest.mark.parametrize("rule", ["smollm", "llama-bpe"])
+def test_llama3_takes_a_whole_word_before_it_merges(rule, file, tmp_path, tokenizer):
+    """As its published tokenizer.json says (ignore_merges); a GGUF only names the rule."""
+    tokenizer = deepcopy(tokenizer)
+    tokenizer.add_tokens(["Ġunmergeable"])  # in the file it is a token like others, but one without merges
+    write_gguf(file, small_llama(len(tokenizer)), tokenizer, pre=rule)
+    (tmp_path / "out").mkdir()
+    convert(file, tmp_path / "out")
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "out").tokenize("an unmergeable")
+    assert ("Ġunmergeable" in tokens) == (rule == "llama-bpe")
+
+
+def test_longest_run_of_spaces_is_matched_first(tmp_path):
+    """Gemma's 33 spaces are 31 and 2, as in the published tokenizer; transformers' reading makes them 16 and 17."""
+    runs = {"▁" * n: 4 + n for n in range(1, 4)}
+    vocab = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<mask>": 4, **runs, "a": 8}
+    tokenizer = GemmaTokenizer(vocab=vocab, merges=[("▁", "▁"), ("▁▁", "▁")])
+    stored = {"tokens": [token.replace("▁", " ") for token in vocab], "token_type": [3] * 5 + [1, 4, 4, 1]}
+    fields = {f"tokenizer.ggml.{name}": SimpleNamespace(contents=lambda v=values: v) for name, values in stored.items()}
+    assert tokenizer.tokenize("    a") == ["▁▁", "▁▁", "a"]
+    add_runs_of_spaces(tokenizer, SimpleNamespace(fields=fields))
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(loaded) == len(vocab)
+    for spaces, tokens in {4: ["▁▁▁", "▁"], 5: ["▁▁▁", "▁▁"], 2: ["▁▁"]}.items():
+        assert loaded.tokenize(" " * spaces + "a") == [*tokens, "a"]
+        assert loaded.decode(loaded(" " * spaces + "a", add_special_tokens=False)["input_ids"]) == " " * spaces + "a"
 
 
 def test_rules_differ_only_in_how_they_split_digits():

@@ -1,13 +1,14 @@
 """Make an ordinary model folder of a GGUF file: weights in float32, config, tokenizer and chat template.
 
-transformers reads and dequantizes the file. What it does not keep is mended here: the rule by which text is split
-before byte-pair encoding, which a GGUF names (``tokenizer.ggml.pre``) instead of spelling it out.
+transformers reads and dequantizes the file. What it does not keep is mended here, so that the tokens are llama.cpp's:
+the rule by which text is split before byte-pair encoding, which a GGUF names (``tokenizer.ggml.pre``) instead of
+spelling it out, and tokens of several spaces.
 """
 
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex
+from tokenizers import AddedToken, Regex
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
 
 from manners.errors import MannersError
@@ -16,6 +17,7 @@ QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 LLAMA3 = QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+WHOLE_WORDS_FIRST = {"llama-bpe"}  # rules by which a word that is a token is not made of merges
 
 
 def by_regex(pattern: str) -> PreTokenizer:
@@ -56,6 +58,9 @@ def convert(file: Path, folder: Path) -> str:
         if rule is None:
             raise MannersError(f"{file}: how tokenizer.ggml.pre={rule_name} splits text is not known here.")
         tokenizer.backend_tokenizer.pre_tokenizer = rule
+        tokenizer.backend_tokenizer.model.ignore_merges = rule_name in WHOLE_WORDS_FIRST
+    if kind == "llama":
+        add_runs_of_spaces(tokenizer, reader)
     if broken := next((name for name, p in model.named_parameters() if not p.isfinite().all()), ""):
         raise MannersError(f"{file}: {broken} holds numbers that are not finite; download the file again.")
     model.hf_quantizer = None  # the weights are dequantized; transformers would refuse to save them
@@ -64,6 +69,23 @@ def convert(file: Path, folder: Path) -> str:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return formats
+
+
+def add_runs_of_spaces(tokenizer: Any, reader: Any) -> None:
+    """Have user-defined tokens of several spaces matched before any merge, the longest first, as SentencePiece does.
+
+    Gemma has tokens of up to 31 spaces: 33 are 31 and 2. transformers leaves runs to the merges, which make them 16 and
+    17, since it looks for the tokens as the file spells them, and they are spelled with "▁" in the vocabulary.
+    """
+    from gguf import TokenType
+
+    if "tokenizer.ggml.token_type" not in reader.fields:
+        return
+    tokens, types = (reader.fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type"))
+    defined = [token for token, kind in zip(tokens, types, strict=True) if kind == TokenType.USER_DEFINED]
+    runs = ["▁" * len(token) for token in defined if set(token) == {" "}]
+    known = tokenizer.get_vocab()
+    tokenizer.add_tokens([AddedToken(run, normalized=True) for run in runs if run in known])
 
 
 def field_text(reader: Any, name: str) -> str:

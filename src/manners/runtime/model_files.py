@@ -29,6 +29,7 @@ PATTERNS = (
 Convert = Callable[[Path, Path], str]  # of a GGUF file and a folder to fill: how its weights were stored
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 SOURCE = "source.txt"  # in a converted folder: what it was made of
+CONVERSION = 2  # to be raised when the same GGUF file gets another tokenizer or other weights: all are converted again
 LARGE = 50_000_000  # bytes; smaller files are hashed at each start, in a tenth of a second
 
 
@@ -105,11 +106,11 @@ def gguf_file(path: Path) -> Path | None:
 def converted_folder(gguf: Path, convert: Convert | None) -> Path | None:
     """The ordinary folder of the model in a GGUF file, in the user's cache; None unless it is there or ``convert``.
 
-    A file is converted once for each content; a second process waits.
+    A file is converted once for each content and ``CONVERSION``; a second process waits.
     """
     stat = gguf.stat()
     content = content_digest(str(gguf.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    folder = user_cache("converted") / content[:16]
+    folder = user_cache("converted") / f"{content[:16]}-{CONVERSION}"
     if folder.exists() or convert is None:
         return folder if folder.exists() else None
     check_cache(folder.parent)
