@@ -1,5 +1,6 @@
 """A GGUF file becomes an ordinary folder: the same logits, the tokens of the rule that it names."""
 
+import shutil
 from copy import deepcopy
 from types import SimpleNamespace
 
@@ -53,6 +54,16 @@ def test_file_is_a_base_by_name_and_converted_once(file, capsys):
     write_gguf(file, small_llama(model.config.vocab_size), tokenizer, template="{{ messages }}")
     load_tokenizer(str(file))
     assert model_digest(str(file)) != before  # another content is another base
+
+
+def test_what_a_killed_conversion_left_is_removed(file):
+    load_tokenizer(str(file))
+    part = model_folder(str(file)).with_suffix(".part")
+    shutil.rmtree(model_folder(str(file)))
+    part.mkdir()
+    (part / "half.safetensors").write_text("half")
+    load_tokenizer(str(file))
+    assert not part.exists() and not (model_folder(str(file)) / "half.safetensors").exists()
 
 
 def test_file_is_converted_again_by_a_newer_conversion(file, monkeypatch, capsys):

@@ -6,8 +6,8 @@ once: their digests are kept in the user's cache, under path, size and times of 
 
 import hashlib
 import json
+import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
@@ -117,12 +117,15 @@ def converted_folder(gguf: Path, convert: Convert | None) -> Path | None:
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             print(f"{gguf.name}: converting to safetensors, once (some 30 seconds)", flush=True)
-            with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-                part = Path(temporary) / "model"
-                part.mkdir()
+            part = folder.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)  # of a conversion that was killed
+            part.mkdir()
+            try:
                 formats = convert(gguf, part)
                 (part / SOURCE).write_text(f"dequantized from {formats} ({gguf.name}, SHA-256 {content})\n")
                 part.rename(folder)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
     return folder
 
 
