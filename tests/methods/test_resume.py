@@ -128,7 +128,7 @@ def test_half_written_checkpoint_is_never_resumed_from(small_qwen2, tmp_path, mo
 
 
 def test_early_stopping_counts_on_after_a_restart(small_qwen2, tmp_path, monkeypatch):
-    ruin = {"learning_rate": 100.0, "lr_scheduler_type": "constant", "warmup_steps": 0}
+    ruin = {"learning_rate": 0.3, "lr_scheduler_type": "constant", "warmup_steps": 0}
     ruin |= {"eval_steps": 1, "save_steps": 1, "patience": 3, "dropout": 0.0}
     final, result = train(small_qwen2, tmp_path / "uninterrupted", lambda m, s: None, **ruin)
     assert result.best_step + 3 == result.steps < STEPS
