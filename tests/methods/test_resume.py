@@ -128,15 +128,14 @@ def test_half_written_checkpoint_is_never_resumed_from(small_qwen2, tmp_path, mo
 
 
 def test_early_stopping_counts_on_after_a_restart(small_qwen2, tmp_path, monkeypatch):
-    ruin = {"learning_rate": 0.3, "lr_scheduler_type": "constant", "warmup_steps": 0}
-    ruin |= {"eval_steps": 1, "save_steps": 1, "patience": 3, "dropout": 0.0}
-    final, result = train(small_qwen2, tmp_path / "uninterrupted", lambda m, s: None, **ruin)
+    no_progress = {"learning_rate": 0.0, "eval_steps": 1, "save_steps": 1, "patience": 3, "dropout": 0.0}
+    final, result = train(small_qwen2, tmp_path / "uninterrupted", lambda m, s: None, **no_progress)
     assert result.best_step + 3 == result.steps < STEPS
     with monkeypatch.context() as patch:
         killed_after(patch, result.steps - 1)
         with pytest.raises(Killed):
-            train(small_qwen2, tmp_path / "run", lambda m, s: None, **ruin)
-    resumed, resumed_result = train(small_qwen2, tmp_path / "run", lambda m, s: None, **ruin)
+            train(small_qwen2, tmp_path / "run", lambda m, s: None, **no_progress)
+    resumed, resumed_result = train(small_qwen2, tmp_path / "run", lambda m, s: None, **no_progress)
     assert resumed_result.resumed_from > 0
     assert (resumed_result.steps, resumed_result.best_step) == (result.steps, result.best_step)
     assert equal(final, resumed)
