@@ -4,7 +4,8 @@ readers.jsonl has the greedy replies to 96 held-out prompts of the SFT policy an
 scored from 0 to 1 by language models that read each reply beside a correct one and did not know where it came from
 (manner, truth and sense together, as in strictbot's CARD). Printed are the mean scores, and PPO's minus SFT's on the
 same prompts, for each seed and over all, with bootstrap intervals over prompts; variants of PPO at seed 1, which were
-read beside the SFT policy's replies once more; and the means of the base's replies of 64 tokens, as it is and asked for
+read beside the SFT policy's replies once more; PPO of one epoch on another processor, with SFT policies and readers of
+its own; and the means of the base's replies of 64 tokens, as it is and asked for
 the manners (``dataset.prompted_baseline``).
 """
 
@@ -45,6 +46,10 @@ def main() -> None:
     for name in VARIANTS:  # of PPO, at seed 1
         again, variant = [scores[1, AGAIN]], [scores[1, name]]
         print(f"| 1, {name} | {average(again)} | {average(variant)} | {plain(change(again, variant))} | |")
+    once = [[scores[seed, f"{model}, one epoch"] for seed in seeds] for model in ("sft", "ppo")]
+    for seed, sft, ppo in zip(seeds, *once, strict=True):
+        print(f"| {seed}, one epoch | {mean(sft)} | {mean(ppo)} | {plain(change([sft], [ppo]))} | |")
+    print(f"| all, one epoch | {average(once[0])} | {average(once[1])} | {plain(change(*once))} | |")
     print(f"\n| replies of | all | {' | '.join(kinds)} |\n|{' --- |' * (2 + len(kinds))}")
     for name in ("base", "base, prompted", "sft", "ppo"):
         models = [scores[seed, name] for seed in seeds if (seed, name) in scores]
