@@ -98,7 +98,7 @@ def test_activations_are_the_tensors_that_autograd_saves(name, kind, checkpointi
     tokens, layer = ROWS * LENGTH, setup.layer_activations(LENGTH)
     # What the forward pass saves: the gradients of the layer at work, and one layer computed anew, are not part of it.
     kept = tokens * shape.layers * (shape.hidden * 4 if checkpointing else layer)
-    head = ROWS * TARGETS * 4 * (shape.vocab + shape.hidden) + 2 * tokens * 4 * shape.hidden
+    head = ROWS * TARGETS * (setup.matmul_bytes * shape.vocab + 4 * shape.hidden) + 2 * tokens * 4 * shape.hidden
     head = head if has_lm_head else 3 * tokens * 4 * shape.hidden  # of the embeddings, where there is no head
     head += 2 * shape.hidden * shape.vocab * (precision == "bf16" and checkpointing and has_lm_head)
     casts = 0 if checkpointing else setup.cast_weights()
@@ -107,7 +107,7 @@ def test_activations_are_the_tensors_that_autograd_saves(name, kind, checkpointi
 
 def test_logits_are_counted_at_the_start_of_the_backward_pass():
     setup = TrainingSetup(ModelShape.from_config(CONFIGS["qwen2"]), CPU)
-    assert setup.training_step(2, 10, targets=7)[LOGITS] == 3 * 4 * 7 * 3072
+    assert setup.training_step(2, 10, targets=7)[LOGITS] == 2 * 4 * 7 * 3072
 
 
 def test_quantized_weights_take_what_bitsandbytes_takes(tmp_path):

@@ -58,10 +58,10 @@ def training_phase(cfg: DictConfig, setup: TrainingSetup, worst: WorstCaseBatch,
     m = cfg.method
     if m.sample_type == "prompt":
         rows = max(1, min(rows, m.microbatch_tokens // worst.length))
-        step = setup.training_step(rows, worst.length, rows * worst.targets)
-        step[memory.LOGITS] += 2 * 4 * rows * worst.targets * setup.shape.vocab  # tempered, and in the entropy
-        return step
-    return setup.training_step(rows, worst.length, rows * worst.targets if setup.shape.has_lm_head else 0)
+    step = setup.training_step(rows, worst.length, rows * worst.targets if setup.shape.has_lm_head else 0)
+    if m.name == "dpo":  # TRL's loss keeps tensors of their size in 32 bits: one, beside logits in 16 bits three
+        step[memory.LOGITS] += (4 if setup.matmul_bytes == 4 else 12) * rows * worst.targets * setup.shape.vocab
+    return step
 
 
 def generation_phase(setup: TrainingSetup, rows: int, length: int) -> Counter[str]:

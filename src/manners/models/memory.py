@@ -169,8 +169,8 @@ class TrainingSetup:
         return 2 * (s.linear_weights // s.layers * layers + s.has_lm_head * s.hidden * s.vocab)
 
     def logits(self, targets: int) -> int:
-        """Bytes of the logits of ``targets`` tokens in the loss: log-probabilities, and two gradients of their size."""
-        return targets * self.shape.vocab * (12 + (4 if self.matmul_bytes < 4 else 0))
+        """Bytes of the logits of ``targets`` tokens in the loss, and of their gradient."""
+        return 2 * self.matmul_bytes * targets * self.shape.vocab
 
     def cache(self, rows: int, length: int) -> int:
         """Bytes of keys and values while ``rows`` × ``length`` tokens are generated."""
