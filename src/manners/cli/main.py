@@ -34,8 +34,8 @@ def main(config_name: str, task: Task) -> None:
     """Compose ``conf/{config_name}.yaml`` with the command line and hand it to ``task``, once or for each job."""
     if sys.platform == "darwin":  # torch reads it when it is imported
         os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
-    # So many rounds does a thread that waits hold its core, by default 30 times as many: as fast on idle
-    # cores, and 1.5 to 1.8 times as fast where other processes want them (SmolLM2, two threads of two cores).
+    # So many rounds does a thread that waits hold its core, by default 30 times as many: as fast on idle cores, and
+    # 1.3 times as fast where other processes want them (experiments/bench/README.md, threads).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     args, flags = get_args_parser().parse_known_args()
