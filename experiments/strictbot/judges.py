@@ -49,6 +49,10 @@ def on_labels(judge: Judge) -> None:
                 wrong.append(found != first)
         if wrong:
             print(f"| {part}, {len(wrong)} policy replies | {proportion(sum(wrong), len(wrong)).percent()} |")
+    for fits, name in ((True, "that fit, found"), (False, "others, rejected")):  # by both labels
+        group = [(r, v) for r, v in zip(rows, verdicts, strict=True) if all(x["fits"] == fits for x in r["labels"])]
+        right = sum((verdict.fits and row["ends"]) == fits for row, verdict in group)
+        print(f"| … of the {len(group)} {name} | {proportion(right, len(group)).percent()} |")
 
 
 def on_falseqa(judge: Judge, name: str, rows: list[dict[str, str]]) -> None:

@@ -95,8 +95,9 @@ class ProgressBar(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         if metrics := module.last_train_metrics:
-            named = {name: metrics[f"train/{name}"] for name in ("loss", "tokens_per_second")}
-            self.numbers = {name: value for name, value in named.items() if value}  # a head reads no tokens
+            self.numbers = {name: metrics[f"train/{name}"] for name in ("loss", "tokens_per_second")}
+            if not self.numbers["tokens_per_second"]:  # the head of a frozen base reads no tokens
+                del self.numbers["tokens_per_second"]
         self.bar.update(trainer.global_step, **self.numbers)
 
     def on_exception(self, *_: Any) -> None:
