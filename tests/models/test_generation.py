@@ -78,6 +78,19 @@ def test_sampled_reply_is_independent_of_its_batch(family):
 
 
 @pytest.mark.parametrize("family", DECODERS)
+def test_repeated_prompts_are_run_once_and_sampled_apart(family):
+    model, runs = language_model(family), []
+    prompts = [PROMPTS[i] for i in (0, 3, 0, 0, 3, 7)]
+    sampling, uniforms = Sampling(LIMIT, (3, 4, 5), 0, temperature=0.7), random_uniforms(len(prompts), LIMIT)
+    model.register_forward_pre_hook(lambda _m, _a, kw: runs.append(kw["input_ids"].shape), with_kwargs=True)
+    batched = native_generate(model, prompts, sampling, uniforms)
+    assert sum(rows for rows, length in runs if length > 1) == len({*map(tuple, prompts)})
+    single = [native_generate(model, [p], sampling, uniforms[i : i + 1])[0] for i, p in enumerate(prompts)]
+    assert batched == single
+    assert len({tuple(batched[i]) for i in (0, 2, 3)}) == 3
+
+
+@pytest.mark.parametrize("family", DECODERS)
 def test_uniforms_determine_each_token(family):
     """Each token is where the CDF of the model's probabilities, computed with numpy, passes its uniform number."""
     model, temperature = language_model(family), 1.7

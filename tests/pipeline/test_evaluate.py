@@ -11,7 +11,7 @@ from manners.config.compose import compose, register
 from manners.evaluation.generate import generate_texts
 from manners.models.loading import load_model
 from manners.models.tokenizer import load_tokenizer
-from manners.pipeline import evaluate
+from manners.pipeline import evaluate, model_ref
 from tests.commands import ROOT, SMALL_RL, artifact_paths, find_run, mlflow_runs, small_strictbot, train_in_process
 
 
@@ -45,6 +45,53 @@ def test_comparison_has_the_base_once_and_every_metric(report):
     for name in ("reward model", "brevity", "words"):
         assert re.search(rf"^\| {name}[^|]*\|( -?\d+\.\d+ \[[^|]+\|){{4}}", comparison, re.MULTILINE), name
     assert re.search(r"^\| held-out loss[^|]*\| \d[^|]+\| *\|( \d[^|]+\|){2}", comparison, re.MULTILINE)  # not prompted
+
+
+@pytest.fixture(scope="module")
+def best_of_report(out):
+    ppo = find_run(out, "manners-ppo-*").name
+    register()
+    overrides = [f"run={ppo}", f"output_dir={out}", "base=false", "evaluation.max_new_tokens=12"]
+    cfg = compose("evaluate", [*overrides, "evaluation.test_prompts=6", "reward_from=auto", "best_of=4"])
+    return evaluate.evaluate_models(cfg), ppo
+
+
+def test_best_of_keeps_the_sampled_reply_with_the_highest_score(best_of_report, out):
+    folder, ppo = best_of_report
+    records = [json.loads(line) for line in (folder / "replies.jsonl").read_text().splitlines()]
+    best = [r for r in records if r["model"] == f"{ppo} (best of 4)"]
+    assert len(best) == 6
+    cfg = compose("evaluate", [f"run={ppo}", f"output_dir={out}"])
+    model = model_ref.load_model_ref(model_ref.resolve_model(ppo, cfg), "cpu")
+    conversations = [r["messages"] for r in best for _ in range(4)]
+    sampled = generate_texts(model.model, model.tokenizer, conversations, max_new_tokens=12, do_sample=True, seed=1)
+    score = model_ref.load_scorer(
+        model_ref.resolve_model(str(find_run(out, "manners-reward-*")), cfg, ("reward",)), "cpu"
+    )
+    for i, record in enumerate(best):
+        texts = [r.text for r in sampled[4 * i : 4 * i + 4]]
+        scores = score([(record["messages"], text) for text in texts])
+        assert record["reply"] == texts[scores.index(max(scores))]
+
+
+def test_best_of_prints_what_more_samples_gain(best_of_report):
+    folder, ppo = best_of_report
+    comparison = (folder / "comparison.md").read_text()
+    rows = re.findall(
+        r"^\| (\d+) \| (\d\.\d\d) \| (-?\d\.\d+) \[", comparison.partition(f"{ppo}: best of")[2], re.MULTILINE
+    )
+    assert [(n, kl) for n, kl, _ in rows] == [("1", "0.00"), ("2", "0.19"), ("4", "0.64")]
+    rewards = [float(reward) for *_, reward in rows]
+    assert rewards == sorted(rewards)
+    assert rewards[0] < rewards[-1]
+
+
+def test_best_of_needs_a_reward_model():
+    process = subprocess.run(
+        [sys.executable, "evaluate.py", "best_of=4"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 1
+    assert process.stderr == "error: best_of=4 needs a reward model to choose by: reward_from=auto.\n"
 
 
 def test_prompted_baseline_is_the_base_with_the_system_message(report):

@@ -19,14 +19,15 @@ def run_chat(cfg: DictConfig) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)  # addressed to library authors
     gc.disable()  # imports create no garbage, and collections would take a fifth of their time
     from manners.chat import model, self_chat, terminal
-    from manners.runtime.device import resolve_device
+    from manners.runtime.device import inference_device
 
     gc.freeze()
     gc.enable()
-    device = resolve_device(cfg.hardware.accelerator, cfg.hardware.precision, cfg.hardware.num_threads).kind
+    device = inference_device(cfg.hardware)
     keys = {ref: key for key, ref in refs.items()}  # a model in both roles is loaded once
-    models = {ref: model.load_chat_model(ref, device, key) for ref, key in keys.items()}
-    if cfg.self_chat:
-        self_chat.run_self_chat(cfg, {role: models[ref] for role, ref in refs.items()})
-    else:
-        terminal.run_terminal(cfg, refs["run"], models[refs["run"]])
+    models = {ref: model.load_chat_model(ref, device.kind, key) for ref, key in keys.items()}
+    with device.autocast():
+        if cfg.self_chat:
+            self_chat.run_self_chat(cfg, {role: models[ref] for role, ref in refs.items()})
+        else:
+            terminal.run_terminal(cfg, refs["run"], models[refs["run"]])

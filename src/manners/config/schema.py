@@ -393,6 +393,9 @@ class EvaluateConfig(SavedModelConfig):
     base: bool = option(True, "evaluate the model that a run was trained from, too")
     dataset: DatasetConfig | None = option(None, "whose held-out prompts are answered; by default the run's own")
     rewards: Any = option({}, "functions that score the replies: name: {_target_, arguments}")
+    best_of: int = option(
+        1, "as a further column, the reply that the reward model of reward_from likes best of so many sampled", ge=1
+    )
     turns: int = option(0, "user turns of conversations that show whether the style fades; 0 for none", ge=0)
     chats: int = option(32, "such conversations", ge=1)
     lm_eval: list[str] = option([], "standard benchmarks by lm-eval, an extra: such as arc_easy")

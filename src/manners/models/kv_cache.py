@@ -1,6 +1,6 @@
 """A KV cache that is allocated once for prompt and reply, and the prefill that builds it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -59,48 +59,58 @@ def prefill(
 ) -> tuple[Cache, torch.Tensor, torch.Tensor]:
     """Run the prompts; return their cache, the last logits (B, V) and the left-padded attention mask (B, T).
 
-    The cache has capacity for ``max_new_tokens`` more. Prompts of similar length are batched together, so that one long
-    prompt does not pad all the others. The caches of the batches are then merged into one, left-padded: decoding the
-    batches separately would take one forward pass per batch for every token.
+    The cache has capacity for ``max_new_tokens`` more. A prompt that stands in several rows is run once. Prompts of
+    similar length are batched together, so that one long prompt does not pad all the others. The caches of the batches
+    are then merged into one, left-padded: decoding the batches separately would take one forward pass per batch for
+    every token.
     """
-    batches = length_batches([len(p) for p in prompts], PREFILL_TOKENS)
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        rows_of.setdefault(tuple(prompt), []).append(row)
+    distinct = list(rows_of)
     prefilled = []
-    for rows in batches:
-        ids, mask = left_padded([prompts[r] for r in rows], pad_token_id, device)
+    for numbers in length_batches([len(p) for p in distinct], PREFILL_TOKENS):
+        batch = [distinct[n] for n in numbers]
+        ids, mask = left_padded(batch, pad_token_id, device)
         cache = DynamicCache()  # full attention in every layer: a model with sliding windows masks by itself
         logits = forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
-        prefilled.append((rows, cache, logits))
+        rows = torch.tensor([row for p in batch for row in rows_of[p]], device=device)
+        sources = torch.tensor([i for i, p in enumerate(batch) for _ in rows_of[p]], device=device)
+        prefilled.append((rows, sources, cache, logits[sources]))
     width = max(map(len, prompts))
     layers: list[Any] = []
-    for i in range(len(prefilled[0][1].layers)):
-        sources = [(rows, cache.layers[i]) for rows, cache, _ in prefilled]
+    for i in range(len(prefilled[0][2].layers)):
+        parts = [(rows, sources, cache.layers[i]) for rows, sources, cache, _ in prefilled]
         key_buffer, value_buffer = (
-            merge_batches([(rows, getattr(layer, name)) for rows, layer in sources], width, max_new_tokens)
+            merge_batches([(r, s, getattr(layer, name)) for r, s, layer in parts], width, max_new_tokens)
             for name in ("keys", "values")
         )
         layers.append(PreallocatedLayer(key_buffer, value_buffer, width))
-        for _, layer in sources:
+        for *_, layer in parts:
             layer.reset()  # so that at most one layer is in memory twice
-    prompt_order = torch.tensor([r for rows in batches for r in rows], device=device).argsort()
-    logits = torch.cat([logits for _, _, logits in prefilled])[prompt_order]
+    prompt_order = torch.cat([rows for rows, *_ in prefilled]).argsort()
+    logits = torch.cat([logits for *_, logits in prefilled])[prompt_order]
     return Cache(layers), logits, left_padded(prompts, pad_token_id, device)[1]
 
 
-def merge_batches(parts: list[tuple[list[int], torch.Tensor]], width: int, max_new_tokens: int) -> torch.Tensor:
-    """Merge the states (b, heads, t, d) of batches, each with its row numbers, into one buffer.
+def merge_batches(
+    parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], width: int, max_new_tokens: int
+) -> torch.Tensor:
+    """Merge the states (b, heads, t, d) of batches into one buffer (B, heads, width + max_new_tokens, d).
 
-    The buffer is (B, heads, width + max_new_tokens, d); prompts end at ``width``.
+    Each part has the rows of the buffer that it fills, and for each of them the row of its states. Prompts end at
+    ``width``.
     """
-    _, heads, _, size = parts[0][1].shape
-    buffer = parts[0][1].new_zeros(sum(len(rows) for rows, _ in parts), heads, width + max_new_tokens, size)
-    for rows, states in parts:
-        buffer[rows, :, width - states.shape[2] : width] = states
+    _, heads, _, size = parts[0][2].shape
+    buffer = parts[0][2].new_zeros(sum(len(rows) for rows, *_ in parts), heads, width + max_new_tokens, size)
+    for rows, sources, states in parts:
+        buffer[rows, :, width - states.shape[2] : width] = states[sources]
     return buffer
 
 
-def left_padded(prompts: TokenIds, pad_token_id: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def left_padded(prompts: Sequence[Sequence[int]], pad_token_id: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Left-pad the prompts: token ids (B, T) and attention mask (B, T)."""
     width = max(map(len, prompts))
-    ids = torch.tensor([[pad_token_id] * (width - len(p)) + p for p in prompts], device=device)
+    ids = torch.tensor([[pad_token_id] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     return ids, mask

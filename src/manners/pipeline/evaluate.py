@@ -21,14 +21,18 @@ from manners.data.tokenize import prompt_ids, tokenize
 from manners.data.types import Conversation, Message, Prompt, prompts_of
 from manners.errors import MannersError
 from manners.evaluation import multi_turn
+from manners.evaluation.best_of_n import best_of_n
 from manners.evaluation.evaluate import (
     EOS_NAME,
     LOSS_NAME,
     MAX_LOSS_LENGTH,
     Generation,
+    answer,
     answer_prompts,
     corrected_rate,
+    counted_and_shown,
     counted_text,
+    make_generations,
     metric_key,
     per_example_nll,
 )
@@ -45,7 +49,7 @@ from manners.pipeline import model_ref
 from manners.pipeline.model_ref import LoadedModel, ModelRef
 from manners.pipeline.style_judge import judge_line, load_errors, load_judge
 from manners.rewards import combine
-from manners.runtime.device import resolve_device
+from manners.runtime.device import inference_device
 from manners.tracking import store
 
 console = Console()
@@ -58,28 +62,32 @@ def evaluate_models(cfg: DictConfig) -> Path:
     """
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries about each other
     warnings.filterwarnings("ignore", message="Already unmerged")
-    device = resolve_device(cfg.hardware.accelerator, cfg.hardware.precision, cfg.hardware.num_threads).kind
+    device = inference_device(cfg.hardware)
     names = [cfg.run] if isinstance(cfg.run, str) else list(cfg.run)
     refs = [model_ref.resolve_model(name, cfg) for name in names]
     model_ref.use_experiment_of(refs, cfg)
     dataset = dataset_of(cfg, refs)
-    columns = len(names) + cfg.base * len({base_name(ref) for ref in refs}) * (2 if dataset.prompted_baseline else 1)
+    columns = len(names) * (2 if cfg.best_of > 1 else 1)
+    columns += cfg.base * len({base_name(ref) for ref in refs}) * (2 if dataset.prompted_baseline else 1)
     if columns > len(side_by_side.COLORS):
         raise MannersError(
             f"run={names}: with their bases {columns} columns, and a figure has room for {len(side_by_side.COLORS)}.",
             "run",
         )
-    evaluator = Evaluator(cfg, dataset, refs, device)
+    evaluator = Evaluator(cfg, dataset, refs, device.kind)
     results: list[ModelResult] = []
     for ref in refs:
-        loaded = model_ref.load_model_ref(ref, device)
+        loaded = model_ref.load_model_ref(ref, device.kind)
         base = f"{base_name(ref)} (before)"
-        if cfg.base and loaded.has_base and base not in [result.name for result in results]:
-            results.append(evaluator.evaluate(base, loaded, before_training=True))
-            if evaluator.can_prompt_baseline(loaded):
-                name, system = f"{base_name(ref)} (prompted)", evaluator.dataset.prompted_baseline
-                results.append(evaluator.evaluate(name, loaded, before_training=True, system=system))
-        results.append(evaluator.evaluate(loaded.name, loaded, before_training=False))
+        with device.autocast():
+            if cfg.base and loaded.has_base and base not in [result.name for result in results]:
+                results.append(evaluator.evaluate(base, loaded, before_training=True))
+                if evaluator.can_prompt_baseline(loaded):
+                    name, system = f"{base_name(ref)} (prompted)", evaluator.dataset.prompted_baseline
+                    results.append(evaluator.evaluate(name, loaded, before_training=True, system=system))
+            results.append(evaluator.evaluate(loaded.name, loaded, before_training=False))
+            if cfg.best_of > 1:
+                results.append(evaluator.evaluate_best_of(loaded))
     return write_report(cfg, results, evaluator)
 
 
@@ -169,7 +177,7 @@ class Evaluator:
 
         ``system`` is a system message before each prompt: then the replies alone are measured.
         """
-        tokenizer, text_stats = loaded.tokenizer, self.dataset.text_stats
+        tokenizer = loaded.tokenizer
         prompts, fixed = (with_system(part, system) for part in (self.prompts, self.fixed_prompts))
         with loaded.base_model() if before_training else nullcontext(loaded.model) as model:
             count = self.cfg.evaluation.prompts
@@ -177,16 +185,39 @@ class Evaluator:
             turn_trends = {} if system else self.turn_trends(model, tokenizer)
             loss = {} if system else {LOSS_NAME: self.loss(model, tokenizer)}
             benchmarks = {} if system else self.benchmarks(model, tokenizer)
+        result = self.result_of_replies(name, tested, shown)
+        return replace(result, metrics=result.metrics | loss, turn_trends=turn_trends, benchmarks=benchmarks)
+
+    def evaluate_best_of(self, loaded: LoadedModel) -> ModelResult:
+        """Of ``best_of`` sampled replies to each prompt the one with the highest score of the reward model."""
+        n, prompts = self.cfg.best_of, self.prompts + self.fixed_prompts
+        repeated = [p for p in prompts for _ in range(n)]
+        generation = self.generation | {"do_sample": True}
+        replies = answer(loaded.model, loaded.tokenizer, repeated, **generation)
+        assert self.score, "validate refuses best_of without reward_from"
+        scores = np.array(self.score([(p.messages, r.text) for p, r in zip(repeated, replies, strict=True)]))
+        scores = scores.reshape(len(prompts), n)
+        best = [replies[row * n + int(i)] for row, i in enumerate(scores.argmax(1))]
+        count, tested = self.cfg.evaluation.prompts, len(self.prompts)
+        generations, shown = counted_and_shown(self.prompts, self.fixed_prompts, best, count, self.style_judge)
+        fits = None
+        if self.style_judge:
+            judged = make_generations(repeated[: tested * n], replies[: tested * n], self.style_judge)
+            fits = np.array([bool(g.matches_style) for g in judged]).reshape(tested, n)
+        result = self.result_of_replies(f"{loaded.name} (best of {n})", generations, shown)
+        return replace(result, best_of_n=best_of_n(scores[:tested], fits))
+
+    def result_of_replies(self, name: str, tested: list[Generation], shown: list[Generation]) -> ModelResult:
+        """What is measured of the replies alone."""
+        text_stats = self.dataset.text_stats
         texts = [counted_text(p, g.reply) for p, g in zip(self.prompts, tested, strict=True)]
         return ModelResult(
             name,
             tested,
             shown,
-            metrics=self.metrics(self.prompts, tested) | loss,
+            metrics=self.metrics(self.prompts, tested),
             text_stats=count_text_stats(text_stats, texts, complete=True),
             distances=distribution_distance(text_stats, texts, self.references, self.cfg.seed),
-            turn_trends=turn_trends,
-            benchmarks=benchmarks,
         )
 
     def can_prompt_baseline(self, loaded: LoadedModel) -> bool:

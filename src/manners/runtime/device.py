@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 
 from manners.errors import MannersError
 from manners.runtime.atomic_io import atomic_write
@@ -60,6 +61,15 @@ def resolve_device(accelerator: str, precision: str, num_threads: int | None, wi
         fast["cpu"] = lambda: width >= BF16_WIDTH and bf16_is_faster()
         precision = "bf16" if fast[kind]() else "32"
     return Device(kind, precision)
+
+
+def inference_device(hardware: DictConfig) -> Device:
+    """The device of evaluate.py and chat.py. ``hardware.precision=auto`` is 32 bits there.
+
+    What is measured or shown then does not depend on which number formats the machine is fast in.
+    """
+    precision = "32" if hardware.precision == "auto" else hardware.precision
+    return resolve_device(hardware.accelerator, precision, hardware.num_threads)
 
 
 def bf16_is_faster() -> bool:

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from rich.console import Console
 
+from manners.evaluation.best_of_n import BestOfN
 from manners.evaluation.evaluate import RATES, Generation
 from manners.evaluation.multi_turn import TurnTrend
 from manners.evaluation.reports.before_after import format_reply
@@ -14,7 +15,7 @@ from manners.evaluation.reports.figures import AFTER, BEFORE, save_figure
 from manners.evaluation.reports.table import Table, markdown_report
 from manners.evaluation.stats import Estimate, paired_difference
 
-COLORS = (BEFORE, AFTER, "#e8590c", "#5f3dc4", "#2b8a3e", "#c2255c")
+COLORS = (BEFORE, AFTER, "#e8590c", "#5f3dc4", "#2b8a3e", "#c2255c", "#f08c00", "#364fc7", "#868e96", "#862e9c")
 
 
 @dataclass
@@ -29,6 +30,7 @@ class ModelResult:
     distances: dict[str, float] = field(default_factory=dict)  # from the replies in the data, 0 to 1
     turn_trends: dict[str, TurnTrend] = field(default_factory=dict)
     benchmarks: dict[str, Estimate] = field(default_factory=dict)
+    best_of_n: list[BestOfN] = field(default_factory=list)
 
     def values(self) -> dict[str, float]:
         """The values for MLflow, by name."""
@@ -77,6 +79,21 @@ def trend_tables(results: list[ModelResult]) -> list[Table]:
     return tables
 
 
+def best_of_n_tables(results: list[ModelResult]) -> list[Table]:
+    """For each model whose best replies were chosen, what they are like as more are sampled."""
+    return [
+        Table(
+            [f"{result.name.partition(' (')[0]}: best of", "KL, nats", "reward", "style accuracy"],
+            [
+                [str(b.n), f"{b.kl:.2f}", b.reward.plain(), b.style_accuracy.percent() if b.style_accuracy else ""]
+                for b in result.best_of_n
+            ],
+        )
+        for result in results
+        if result.best_of_n
+    ]
+
+
 def trends_by_metric(results: list[ModelResult]) -> dict[str, dict[str, TurnTrend]]:
     """For each metric, its trend by the name of the model."""
     metrics = dict.fromkeys(metric for result in results for metric in result.turn_trends)
@@ -102,8 +119,8 @@ def show_comparison(console: Console, results: list[ModelResult], reference: dic
     if len(nonzero) < len(table.rows):
         zero = ", ".join(row[0] for row in table.rows if row not in nonzero)
         console.print(f"0 in all replies, and left out here: {zero}")
-    for trends in trend_tables(results):
-        trends.show(console)
+    for more in (*best_of_n_tables(results), *trend_tables(results)):
+        more.show(console)
 
 
 def comparison_markdown(title: str, results: list[ModelResult], reference: dict[str, Estimate]) -> str:
@@ -111,7 +128,8 @@ def comparison_markdown(title: str, results: list[ModelResult], reference: dict[
     note = f"{len(results[0].generations)} held-out prompts; intervals are at 95 %."
     if results[0].distances:
         note += " A distance is the Kolmogorov-Smirnov statistic between the model's turns and people's own."
-    return markdown_report(title, [comparison_table(results, reference), note, *trend_tables(results)])
+    more = [*best_of_n_tables(results), *trend_tables(results)]
+    return markdown_report(title, [comparison_table(results, reference), note, *more])
 
 
 def turn_trend_figure(results: list[ModelResult], out: Path) -> Path:
