@@ -10,7 +10,14 @@ import torch
 from manners.data.tokenize import IGNORE_INDEX, TokenizedExample
 from manners.data.types import Prompt
 from manners.evaluation import evaluate
-from manners.evaluation.evaluate import EvalResult, make_generations, metric_key, per_example_nll, stratified_sample
+from manners.evaluation.evaluate import (
+    KL_NAME,
+    EvalResult,
+    make_generations,
+    metric_key,
+    per_example_nll,
+    stratified_sample,
+)
 from manners.evaluation.generate import Reply
 from manners.evaluation.judges import judge_by_rules
 from manners.evaluation.reports.before_after import before_after_markdown
@@ -71,7 +78,7 @@ def result():
         style_accuracy=e,
         style_accuracy_by_group={"good question": e, "rows: hand": e},
         generations=generations,
-        extra_metrics={"KL to the reference, nats per reply": Estimate(2.0, 1.0, 3.0)},
+        extra_metrics={KL_NAME: Estimate(2.0, 1.0, 3.0)},
         text_stats={"distinct-2": e, "repeated 4grams": e},
         reference_text_stats={"distinct-2": e},
     )
@@ -98,7 +105,11 @@ def test_eval_result_metric_names():
 def test_before_after_markdown_escapes_bars_and_names_metrics():
     text = before_after_markdown("title", result(), result(), "no change")
     assert "| a \\| b? |" in text
-    for name in ("style accuracy", "held-out loss, nats per token", "KL to the reference, nats per reply"):
+    for name in (
+        "style accuracy",
+        "held-out loss, nats per token",
+        KL_NAME,
+    ):
         assert f"| {name} | " in text
 
 

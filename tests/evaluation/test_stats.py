@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from manners.evaluation.stats import Estimate, bootstrap_ratio, paired_difference, proportion
+from manners.evaluation.stats import Estimate, bootstrap_ratio, mean, paired_change, paired_difference, proportion, rate
 
 
 def test_proportion_has_wilsons_interval():
@@ -64,3 +64,57 @@ def test_paired_difference_has_the_interval_of_agresti_and_min(gained, lost, tot
     assert estimate.value == pytest.approx((gained - lost) / total)
     assert (estimate.low, estimate.high) == pytest.approx((mean - error, min(mean + error, 1.0)))
     assert estimate.low < estimate.value <= estimate.high
+
+
+CLUSTERS = np.repeat(np.arange(40), 5)  # forty templates, each with five subjects
+
+
+def test_clusters_of_one_change_nothing():
+    hits = np.arange(30) % 3 == 0
+    alone = np.random.default_rng(0).permutation(30)
+    assert rate(hits, alone) == rate(hits) == proportion(10, 30)
+    assert mean(hits, np.arange(30)) == mean(hits)
+    assert paired_change(hits, ~hits, alone) == paired_difference(20, 10, 30)
+
+
+def test_copies_of_a_prompt_leave_the_interval_as_wide_as_it_was():
+    """Five answers that stand or fall together tell no more than one."""
+    hits = np.random.default_rng(1).random(40) < 0.6
+    once, copied = proportion(int(hits.sum()), 40), rate(np.repeat(hits, 5), CLUSTERS)
+    assert copied.value == once.value
+    assert copied.high - copied.low == pytest.approx(once.high - once.low, rel=0.15)
+    ignored = rate(np.repeat(hits, 5))
+    assert ignored.high - ignored.low < 0.55 * (copied.high - copied.low)
+    values = np.random.default_rng(2).normal(size=40)
+    apart, together = mean(values, seed=3), mean(np.repeat(values, 5), CLUSTERS, seed=3)
+    assert (together.value, together.low, together.high) == pytest.approx((apart.value, apart.low, apart.high))
+
+
+def test_rate_over_clusters_covers_the_true_value():
+    """Each template has a chance of its own; an interval over prompts would cover far less often than 95 %."""
+    rng = np.random.default_rng(4)
+    covered = {"clusters": 0, "prompts": 0}
+    for _ in range(200):
+        chances = rng.beta(0.5, 0.5, 40)  # most templates nearly always fit, or nearly never
+        hits = rng.random(200) < np.repeat(chances, 5)
+        for name, estimate in (("clusters", rate(hits, CLUSTERS)), ("prompts", rate(hits))):
+            covered[name] += estimate.low <= 0.5 <= estimate.high
+    assert 180 <= covered["clusters"] <= 198
+    assert covered["prompts"] < 150
+
+
+def test_one_cluster_tells_nothing():
+    estimate = rate([True, False, True], np.zeros(3))
+    assert (estimate.low, estimate.high) == (0.0, 1.0)
+
+
+def test_all_hits_have_wilsons_interval_over_clusters():
+    assert rate(np.ones(200), CLUSTERS) == proportion(40, 40)
+
+
+def test_paired_change_over_clusters():
+    old, new = np.zeros(200), np.repeat(np.arange(40) % 4 == 0, 5).astype(float)
+    change, ignored = paired_change(old, new, CLUSTERS), paired_change(old, new)
+    assert change.value == ignored.value == 0.25
+    assert change.high - change.low > 1.8 * (ignored.high - ignored.low)
+    assert paired_change(old, old, CLUSTERS) == paired_difference(0, 0, 200)

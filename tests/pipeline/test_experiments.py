@@ -87,7 +87,7 @@ def test_strictbot_recipe_trains_all_three_runs(out):
     check_lineage(*runs)
     rows = report_rows(runs[2])
     assert {"style accuracy", "fact accuracy", "reward, standard deviations"} <= rows.keys()
-    assert "KL to the reference, nats per reply" in rows
+    assert "KL of sampled replies to the reference, nats per reply" in rows
     assert base_and_modules(runs[2]) == (QWEN, LINEAR_LAYERS)
     load_and_generate(runs[2])
 

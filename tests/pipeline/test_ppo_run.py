@@ -115,7 +115,7 @@ def test_run_directory_and_artifacts_are_complete(out):
     }
     assert not list(folder.glob("*.ckpt")) and not list(folder.glob("best*"))
     report = (folder / "before_after.md").read_text()
-    assert "reward, standard deviations" in report and "KL to the reference" in report
+    assert "reward, standard deviations" in report and "KL of sampled replies to the reference" in report
     client, runs = mlflow_runs(out)
     paths = artifact_paths(client, runs[folder.name].info.run_id)
     tables = {f"rollouts/{i:05d}.json" for i in range(1, ITERATIONS + 1)}

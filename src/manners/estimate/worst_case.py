@@ -74,7 +74,7 @@ def _longest_prompts(run: RunContext, tokenizer: Any) -> WorstCaseBatch:
 
 def with_longest_test_rows(run: RunContext) -> RunContext:
     """The run with only the longest of its test rows: as many as are answered at once before training."""
-    count = ppo.KL_SAMPLE_PROMPTS if run.cfg.method.sample_type == "prompt" else run.cfg.evaluation.batch_size
+    count = ppo.SAMPLED_AT_ONCE if run.cfg.method.sample_type == "prompt" else run.cfg.evaluation.batch_size
     rows = _longest(run.test_rows, count, lambda row: sum(len(m["content"]) for m in row.messages))
     return replace(run, splits=replace(run.splits, test=rows))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from manners.evaluation.stats import Estimate, bootstrap_ratio
+from manners.evaluation.stats import Estimate, mean
 
 
 @dataclass(frozen=True)
@@ -22,23 +22,21 @@ class BestOfN:
     style_accuracy: Estimate | None
 
 
-def best_of_n(scores: np.ndarray, fits: np.ndarray | None) -> list[BestOfN]:
+def best_of_n(scores: np.ndarray, fits: np.ndarray | None, clusters: np.ndarray | None = None) -> list[BestOfN]:
     """The best of 1, 2, 4, ... and of all N, from the ``scores`` (P, N) of N replies to each of P prompts.
 
-    ``fits`` (P, N) say which replies fit; None without a style judge. Intervals are over prompts.
+    ``fits`` (P, N) say which replies fit; None without a style judge. Intervals are over prompts, or their
+    ``clusters`` (P,).
     """
     total = scores.shape[1]
     counts = sorted({*(2**i for i in range(total.bit_length()) if 2**i <= total), total})
     curve = []
     for n in counts:
         chances = chances_of_best(scores, n)
-        reward = mean_over_prompts(chances, scores)
-        curve.append(BestOfN(n, best_of_n_kl(n), reward, None if fits is None else mean_over_prompts(chances, fits)))
+        reward = mean((chances * scores).sum(1), clusters)
+        style_accuracy = None if fits is None else mean((chances * fits).sum(1), clusters)
+        curve.append(BestOfN(n, best_of_n_kl(n), reward, style_accuracy))
     return curve
-
-
-def mean_over_prompts(chances: np.ndarray, values: np.ndarray) -> Estimate:
-    return bootstrap_ratio((chances * values).sum(1), np.ones(len(values)))
 
 
 def chances_of_best(scores: np.ndarray, n: int) -> np.ndarray:

@@ -13,18 +13,20 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from manners.data.batching import collate, validation_batches
+from manners.data.clusters import cluster_ids
 from manners.data.tokenize import IGNORE_INDEX, TokenizedExample, with_reply
 from manners.data.types import Prompt
 from manners.evaluation.generate import Reply, generate_texts
 from manners.evaluation.judges import PARTS, Judge, JudgedReply, Verdict
 from manners.evaluation.judges.errors import JudgeErrors
 from manners.evaluation.metrics.text_stats import count_text_stats, distribution_distance
-from manners.evaluation.stats import Estimate, bootstrap_ratio, proportion
+from manners.evaluation.stats import Estimate, bootstrap_ratio, rate
 from manners.models.logprobs import token_nll
 from manners.models.lora import merged_for_generation
 
 # Names in reports; ``metric_key`` has those of the metrics.
 REWARD_NAME, SAMPLED_REWARD_NAME = "reward", "reward of sampled replies"  # the first is that of the replies shown
+KL_NAME = "KL of sampled replies to the reference, nats per reply"
 LOSS_NAME, EOS_NAME = "held-out loss, nats per token", "replies with EOS"
 PART_NAMES = {part: f"replies: {name}" for part, name in PARTS.items() if part != "fact"}  # that has a line of its own
 CORRECTED_NAME = "style accuracy, corrected for the judge's errors"
@@ -65,6 +67,8 @@ class EvalResult:
     text_stats: dict[str, Estimate] = field(default_factory=dict)
     reference_text_stats: dict[str, Estimate] = field(default_factory=dict)  # of the replies in the data
     replies: list[Reply] = field(default_factory=list)  # to the prompts that are counted; not saved
+    num_prompts: int = 0  # that are counted
+    num_clusters: int = 0  # of them, which intervals are over
 
     def headline(self, before: "EvalResult", rise_of_loss: float = 0.0) -> str:
         """The change in one line, which begins with what became worse: see ``worse_than``."""
@@ -133,6 +137,8 @@ class EvalResult:
             extra_metrics=estimates(saved["extra_metrics"]),
             text_stats=estimates(saved["text_stats"]),
             reference_text_stats=estimates(saved["reference_text_stats"]),
+            num_prompts=saved.get("num_prompts", 0),
+            num_clusters=saved.get("num_clusters", 0),
         )
 
 
@@ -147,6 +153,7 @@ def evaluate(
     num_shown: int,
     max_prompts: int,
     loss_batch_size: int = LOSS_BATCH_SIZE,
+    example_clusters: np.ndarray | None = None,
     judge_errors: JudgeErrors | None = None,
     **generation: Any,
 ) -> EvalResult:
@@ -154,58 +161,79 @@ def evaluate(
 
     ``fixed_prompts`` are shown in the report; where there are none, ``num_shown`` of the others. ``text_stats`` names
     what is counted in the replies; ``judge_errors`` correct the rate of the judge. ``generation`` are keyword arguments
-    of ``generate_texts``.
+    of ``generate_texts``. Intervals are over clusters of prompts, and over ``example_clusters`` (N,).
     """
     prompts = prompts[:max_prompts]
+    clusters = cluster_ids(prompts)
     replies = answer(model, tokenizer, prompts + fixed_prompts, **generation)
     generations, shown = counted_and_shown(prompts, fixed_prompts, replies, num_shown, style_judge)
     classified = generations if style_judge else []
-    facts = [g.fact_correct for g in classified if g.fact_correct is not None]
     texts = [counted_text(p, g.reply) for p, g in zip(prompts, generations, strict=True)]
+    text_clusters = clusters if texts else None
     texts = texts or [g.reply for g in shown]
-    references = [counted_text(p, p.reference) for p in prompts if p.reference]
+    with_reference = [p for p in prompts if p.reference]
+    references = [counted_text(p, str(p.reference)) for p in with_reference]
     distances = distribution_distance(text_stats, texts, references, generation.get("seed", 0))
     extra = {"distance from people's turns, 0 to 1": float(np.nanmean(list(distances.values())))} if distances else {}
     return EvalResult(
-        loss=bootstrap_ratio(*per_example_nll(model, examples, loss_batch_size)),
-        eos_rate=proportion(sum(g.has_eos for g in generations), len(generations)) if generations else None,
+        loss=bootstrap_ratio(*per_example_nll(model, examples, loss_batch_size), clusters=example_clusters),
+        eos_rate=rate([g.has_eos for g in generations], clusters) if generations else None,
         shown_generations=shown,
-        style_accuracy=proportion(sum(bool(g.matches_style) for g in classified), len(classified))
-        if classified
-        else None,
+        style_accuracy=style_accuracy(classified, clusters),
         style_accuracy_by_group=accuracy_by_group(prompts, classified),
-        fact_accuracy=proportion(sum(facts), len(facts)) if facts else None,
+        fact_accuracy=fact_accuracy(classified, clusters),
         generations=classified,
-        extra_metrics=corrected_rate(classified, judge_errors)
-        | rates_of_parts(classified)
+        extra_metrics=corrected_rate(classified, clusters, judge_errors)
+        | rates_of_parts(classified, clusters)
         | {name: point_estimate(value) for name, value in extra.items()},
-        text_stats=count_text_stats(text_stats, texts),
-        reference_text_stats=count_text_stats(text_stats, references),
+        text_stats=count_text_stats(text_stats, texts, text_clusters),
+        reference_text_stats=count_text_stats(text_stats, references, cluster_ids(with_reference)),
+        num_prompts=len(prompts),
+        num_clusters=len(set(clusters)),
         replies=replies[: len(prompts)],
     )
 
 
-def corrected_rate(generations: Sequence[Generation], errors: JudgeErrors | None) -> dict[str, Estimate]:
-    """Style accuracy corrected for the judge's errors on labeled replies, by its name; empty where it cannot be."""
+def style_accuracy(generations: Sequence[Generation], clusters: np.ndarray) -> Estimate | None:
+    """The share of the replies that fit, over the ``clusters`` (N,) of their prompts; None without judged replies."""
+    return rate([bool(g.matches_style) for g in generations], clusters) if generations else None
+
+
+def fact_accuracy(generations: Sequence[Generation], clusters: np.ndarray) -> Estimate | None:
+    """The share of the replies that name the fact of their row, of those whose row has one; None without any."""
+    owed = [i for i, g in enumerate(generations) if g.fact_correct is not None]
+    return rate([bool(generations[i].fact_correct) for i in owed], clusters[owed]) if owed else None
+
+
+def corrected_rate(
+    generations: Sequence[Generation], clusters: np.ndarray, errors: JudgeErrors | None
+) -> dict[str, Estimate]:
+    """Style accuracy corrected for the judge's errors on labeled replies, by its name; empty where it cannot be.
+
+    Each of the ``clusters`` (N,) counts as one reply, as if all of its replies would fit or fail together.
+    """
     if errors is None or not generations:
         return {}
-    rate = errors.corrected(sum(bool(g.matches_style) for g in generations), len(generations))
-    return {CORRECTED_NAME: rate} if rate else {}
+    independent = len(set(clusters))
+    fitting = sum(bool(g.matches_style) for g in generations) / len(generations)
+    corrected = errors.corrected(fitting * independent, independent)
+    return {CORRECTED_NAME: corrected} if corrected else {}
 
 
-def rates_of_parts(generations: list[Generation]) -> dict[str, Estimate]:
+def rates_of_parts(generations: list[Generation], clusters: np.ndarray) -> dict[str, Estimate]:
     """How often each part of the judge's verdict was passed, by its name in the report."""
     rates = {}
     for part, name in PART_NAMES.items():
-        passed = [g.parts[part] for g in generations if part in g.parts]
-        if passed:
-            rates[name] = proportion(sum(passed), len(passed))
+        judged = [i for i, g in enumerate(generations) if part in g.parts]
+        if judged:
+            rates[name] = rate([generations[i].parts[part] for i in judged], clusters[judged])
     return rates
 
 
 def metric_key(name: str) -> str:
     """The name under which a run and evaluate.py log what a report calls ``name``."""
-    return {LOSS_NAME: "loss", EOS_NAME: "eos_rate"}.get(name) or re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    named = {LOSS_NAME: "loss", EOS_NAME: "eos_rate", KL_NAME: "kl_to_the_reference_nats_per_reply"}
+    return named.get(name) or re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def answer_prompts(
@@ -262,13 +290,15 @@ def counted_text(prompt: Prompt, reply: str) -> str:
 
 def accuracy_by_group(prompts: list[Prompt], generations: list[Generation]) -> dict[str, Estimate]:
     """Style accuracy by category and by origin of the row: categories first."""
-    groups: dict[str, list[bool]] = defaultdict(list)
-    for prompt, generation in zip(prompts, generations, strict=False):
+    clusters = cluster_ids(prompts)
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i, (prompt, generation) in enumerate(zip(prompts, generations, strict=False)):
         origin = prompt.metadata.get("origin")
         for name in (generation.category.replace("_", " "), f"rows: {origin}" if origin else ""):
-            groups[name].append(bool(generation.matches_style))
+            groups[name].append(i)
     named = sorted((name for name in groups if name), key=lambda name: (name.startswith("rows"), name))
-    return {name: proportion(sum(groups[name]), len(groups[name])) for name in named}
+    fits = np.array([bool(g.matches_style) for g in generations])
+    return {name: rate(fits[groups[name]], clusters[groups[name]]) for name in named}
 
 
 def make_generations(prompts: list[Prompt], replies: list[Reply], style_judge: Judge | None) -> list[Generation]:

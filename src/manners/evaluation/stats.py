@@ -1,6 +1,7 @@
 """Estimates with 95 % confidence intervals."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,25 @@ def proportion(successes: int, total: int) -> Estimate:
     return Estimate(successes / total, float(ci.low), float(ci.high))
 
 
+def rate(hits: Sequence[bool] | np.ndarray, clusters: np.ndarray | None = None) -> Estimate:
+    """The share of ``hits`` (N,): Wilson's interval, or one over ``clusters`` (N,) where some have several hits."""
+    values = np.asarray(hits, float)
+    if clusters is None or len(np.unique(clusters)) == len(values):
+        return proportion(int(values.sum()), len(values))
+    successes, totals = sums_of_clusters(clusters, values, np.ones(len(values)))
+    if len(totals) == 1:
+        return Estimate(float(values.mean()), 0.0, 1.0)
+    return clustered_proportion(successes, totals)
+
+
+def paired_change(old: np.ndarray, new: np.ndarray, clusters: np.ndarray | None = None) -> Estimate:
+    """The change from ``old`` to ``new``, both (N,) of 0 and 1 for the same items, over ``clusters`` as in ``rate``."""
+    change = new.astype(int) - old.astype(int)
+    if clusters is None or len(np.unique(clusters)) == len(change) or not change.any():
+        return paired_difference(int((change > 0).sum()), int((change < 0).sum()), len(change))
+    return bootstrap_ratio(change, np.ones(len(change)), clusters=clusters)
+
+
 def paired_difference(gained: int, lost: int, total: int) -> Estimate:
     """The change of a proportion on the same ``total`` items, of which so many were gained and lost.
 
@@ -42,11 +62,20 @@ def paired_difference(gained: int, lost: int, total: int) -> Estimate:
     return Estimate((gained - lost) / total, max(centre - error, -1.0), min(centre + error, 1.0))
 
 
-def bootstrap_ratio(sums: np.ndarray, weights: np.ndarray, seed: int = 0) -> Estimate:
-    """Σ sums / Σ weights, both (N,), with a percentile bootstrap over the N pairs.
+def mean(values: Sequence[float] | np.ndarray, clusters: np.ndarray | None = None, seed: int = 0) -> Estimate:
+    """The mean of ``values`` (N,), with a percentile bootstrap over them, or over their ``clusters`` (N,)."""
+    return bootstrap_ratio(np.asarray(values, float), np.ones(len(values)), seed, clusters)
+
+
+def bootstrap_ratio(
+    sums: np.ndarray, weights: np.ndarray, seed: int = 0, clusters: np.ndarray | None = None
+) -> Estimate:
+    """Σ sums / Σ weights, both (N,), with a percentile bootstrap over the N pairs, or over their ``clusters`` (N,).
 
     With summed losses and token counts, this is the loss per token, resampled by conversation.
     """
+    if clusters is not None:
+        sums, weights = sums_of_clusters(clusters, sums, weights)
     if len(sums) < 2:
         value = float(sums.sum() / weights.sum())
         return Estimate(value, value, value)
@@ -61,6 +90,12 @@ def bootstrap_ratio(sums: np.ndarray, weights: np.ndarray, seed: int = 0) -> Est
     return Estimate(float(sums.sum() / weights.sum()), float(ci.low), float(ci.high))
 
 
+def sums_of_clusters(clusters: np.ndarray, *values: np.ndarray) -> list[np.ndarray]:
+    """Each of ``values`` (N,), summed by cluster: (G,)."""
+    index = np.unique(clusters, return_inverse=True)[1]
+    return [np.bincount(index, value) for value in values]
+
+
 def clustered_proportion(successes: np.ndarray, totals: np.ndarray, seed: int = 0) -> Estimate:
     """Σ successes / Σ totals, both (G,), of cases in G groups, such as the pairs of a prompt: bootstrap over groups.
 
@@ -70,6 +105,12 @@ def clustered_proportion(successes: np.ndarray, totals: np.ndarray, seed: int = 
     if value in (0.0, 1.0):
         return proportion(round(value * len(totals)), len(totals))
     return bootstrap_ratio(successes, totals, seed)
+
+
+def resamples_of_clusters(clusters: np.ndarray, seed: int = 0) -> np.ndarray:
+    """``resamples`` of clusters, by their members: (1 + R, N) for the cluster of each of N items, (N,)."""
+    ids, index = np.unique(clusters, return_inverse=True)
+    return resamples(len(ids), seed)[:, index]
 
 
 def resamples(groups: int, seed: int = 0, num_resamples: int = 500) -> np.ndarray:

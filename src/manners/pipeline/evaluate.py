@@ -15,6 +15,7 @@ from rich.console import Console
 
 from manners.config import schema, validate
 from manners.data import loading
+from manners.data.clusters import cluster_ids
 from manners.data.rendering import TemplateRefusal
 from manners.data.template_check import renderable_rows
 from manners.data.tokenize import prompt_ids, tokenize
@@ -32,9 +33,11 @@ from manners.evaluation.evaluate import (
     corrected_rate,
     counted_and_shown,
     counted_text,
+    fact_accuracy,
     make_generations,
     metric_key,
     per_example_nll,
+    style_accuracy,
 )
 from manners.evaluation.generate import cut_prompts_line
 from manners.evaluation.metrics.assistant_style import politeness
@@ -43,7 +46,7 @@ from manners.evaluation.reports import side_by_side
 from manners.evaluation.reports.side_by_side import ModelResult
 from manners.evaluation.reports.table import markdown_report
 from manners.evaluation.reports.text_stats_figure import draw_text_stats
-from manners.evaluation.stats import Estimate, bootstrap_ratio, proportion
+from manners.evaluation.stats import Estimate, bootstrap_ratio, mean, rate
 from manners.models.loading import context_length
 from manners.pipeline import model_ref
 from manners.pipeline.model_ref import LoadedModel, ModelRef
@@ -127,6 +130,7 @@ class Evaluator:
         self.prompts = prompts_of(self.rows, self.role, dataset.prefix_words)[: cfg.evaluation.test_prompts]
         if not self.prompts:
             raise MannersError(f"dataset.path={dataset.path} has no held-out rows: set dataset.test_share above 0.")
+        self.clusters = cluster_ids(self.prompts)
         self.fixed_prompts = loading.eval_prompts(dataset)
         e = cfg.evaluation
         self.generation: dict[str, Any] = {
@@ -172,6 +176,11 @@ class Evaluator:
         """The replies in the data."""
         return [counted_text(p, p.reference) for p in self.prompts if p.reference]
 
+    def reference_stats(self) -> dict[str, Estimate]:
+        """The text statistics of the replies in the data."""
+        clusters = self.clusters[[bool(p.reference) for p in self.prompts]]
+        return count_text_stats(self.dataset.text_stats, self.references, clusters, complete=True)
+
     def evaluate(self, name: str, loaded: LoadedModel, before_training: bool, system: str | None = None) -> ModelResult:
         """The result of one model, as it was before its training or as it is now.
 
@@ -205,7 +214,7 @@ class Evaluator:
             judged = make_generations(repeated[: tested * n], replies[: tested * n], self.style_judge)
             fits = np.array([bool(g.matches_style) for g in judged]).reshape(tested, n)
         result = self.result_of_replies(f"{loaded.name} (best of {n})", generations, shown)
-        return replace(result, best_of_n=best_of_n(scores[:tested], fits))
+        return replace(result, best_of_n=best_of_n(scores[:tested], fits, self.clusters))
 
     def result_of_replies(self, name: str, tested: list[Generation], shown: list[Generation]) -> ModelResult:
         """What is measured of the replies alone."""
@@ -215,8 +224,9 @@ class Evaluator:
             name,
             tested,
             shown,
+            self.clusters,
             metrics=self.metrics(self.prompts, tested),
-            text_stats=count_text_stats(text_stats, texts, complete=True),
+            text_stats=count_text_stats(text_stats, texts, self.clusters, complete=True),
             distances=distribution_distance(text_stats, texts, self.references, self.cfg.seed),
         )
 
@@ -233,16 +243,14 @@ class Evaluator:
 
     def metrics(self, prompts: Sequence[Prompt], generations: Sequence[Generation]) -> dict[str, Estimate]:
         """EOS rate, style and fact accuracy, and the mean of each reward."""
-        metrics = {EOS_NAME: proportion(sum(g.has_eos for g in generations), len(generations))}
+        clusters = self.clusters
+        metrics: dict[str, Estimate | None] = {EOS_NAME: rate([g.has_eos for g in generations], clusters)}
         if self.style_judge:
-            matches = [bool(g.matches_style) for g in generations]
-            metrics["style accuracy"] = proportion(sum(matches), len(matches))
-            metrics |= corrected_rate(generations, self.judge_errors)
-        facts = [g.fact_correct for g in generations if g.fact_correct is not None]
-        if facts:
-            metrics["fact accuracy"] = proportion(sum(facts), len(facts))
-        scores = self.reward_scores(prompts, generations)
-        return metrics | {name: bootstrap_ratio(np.array(s), np.ones(len(s))) for name, s in scores.items()}
+            metrics["style accuracy"] = style_accuracy(generations, clusters)
+            metrics |= corrected_rate(generations, clusters, self.judge_errors)
+        metrics["fact accuracy"] = fact_accuracy(generations, clusters)
+        known = {name: estimate for name, estimate in metrics.items() if estimate}
+        return known | {name: mean(s, clusters) for name, s in self.reward_scores(prompts, generations).items()}
 
     def reward_scores(self, prompts: Sequence[Prompt], generations: Sequence[Generation]) -> dict[str, list[float]]:
         """The scores of the replies by the reward model and by each reward function."""
@@ -258,7 +266,7 @@ class Evaluator:
     def loss(self, model: Any, tokenizer: Any) -> Estimate:
         """Nats per token of the held-out rows, in the model's own tokens."""
         examples = tokenize(self.rows, tokenizer, self.dataset.loss_roles, MAX_LOSS_LENGTH)
-        return bootstrap_ratio(*per_example_nll(model, examples))
+        return bootstrap_ratio(*per_example_nll(model, examples), clusters=cluster_ids(self.rows))
 
     def turn_trends(self, model: Any, tokenizer: Any) -> dict[str, multi_turn.TurnTrend]:
         """Style accuracy (or politeness) and rewards by turn of longer conversations; none where ``turns`` is 0."""
@@ -296,7 +304,7 @@ def with_system(prompts: Sequence[Prompt], system: str | None) -> list[Prompt]:
 
 def write_report(cfg: DictConfig, results: list[ModelResult], evaluator: Evaluator) -> Path:
     """Tables and figures, to the terminal, a directory, and an MLflow run of their own."""
-    reference = count_text_stats(evaluator.dataset.text_stats, evaluator.references, complete=True)
+    reference = evaluator.reference_stats()
     title = "evaluation of " + ", ".join(r.name for r in results if not r.name.endswith("(before)"))
     folder = new_evaluation_dir(cfg, results)
     side_by_side.show_comparison(console, results, reference)

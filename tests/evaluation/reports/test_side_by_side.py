@@ -1,5 +1,7 @@
 """Tables of several models."""
 
+import numpy as np
+
 from manners.evaluation.evaluate import Generation
 from manners.evaluation.reports import side_by_side
 from manners.evaluation.reports.side_by_side import ModelResult
@@ -9,7 +11,7 @@ from manners.evaluation.stats import Estimate
 def results():
     generation = Generation("a | b", "[red]no[/red] | yes", has_eos=True)
     estimates = {"x": Estimate(0.5, 0.4, 0.6)}
-    return [ModelResult(name, [generation], [generation], estimates) for name in ("one", "two")]
+    return [ModelResult(name, [generation], [generation], np.zeros(1), estimates) for name in ("one", "two")]
 
 
 def test_replies_table_escapes_bars_and_keeps_brackets():
@@ -27,7 +29,9 @@ def test_change_of_style_is_paired_over_prompts():
     """Of four prompts one is gained and none lost: 25 points, whatever the others are."""
     columns = {"one": [True, False, False, True], "two": [True, True, False, True], "three": [True, False, False, True]}
     models = [
-        ModelResult(name, [Generation("p", "r", has_eos=True, matches_style=fit) for fit in fits], [])
+        ModelResult(
+            name, [Generation("p", "r", has_eos=True, matches_style=fit) for fit in fits], [], np.arange(len(fits))
+        )
         for name, fits in columns.items()
     ]
     gained, same = "+25.0 points [-27.6, +60.9]", "+0.0 points [-32.7, +32.7]"  # none changed, and still an interval

@@ -41,7 +41,7 @@ class JudgeErrors:
     def specificity(self) -> Estimate:
         return proportion(self.rejected, self.others)
 
-    def corrected(self, passed: int, total: int, seed: int = 0) -> Estimate | None:
+    def corrected(self, passed: float, total: int, seed: int = 0) -> Estimate | None:
         """The rate of fitting replies where the judge passed ``passed`` of ``total``; None where it tells too little.
 
         (rate + specificity - 1) / (sensitivity + specificity - 1), cut to [0, 1]. The interval has the 2.5 and 97.5

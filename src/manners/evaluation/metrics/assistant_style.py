@@ -12,7 +12,7 @@ All of it is for English. In other languages only length, questions and n-gram s
 
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from manners.data.ngrams import normalize_spelling, repeated_ngrams, split_words, word_ngrams
 from manners.errors import MannersError
-from manners.evaluation.stats import Estimate, bootstrap_estimate, proportion, resamples
+from manners.evaluation.stats import Estimate, bootstrap_estimate, proportion, resamples_of_clusters
 
 Feature = Callable[[str], float]
 
@@ -201,8 +201,10 @@ def style_features(reply: str) -> dict[str, float]:
     return {name: feature(reply) for name, feature in FEATURES.items()}
 
 
-def style_stats(replies: Sequence[str], seed: int = 0) -> dict[str, Estimate]:
+def style_stats(replies: Sequence[str], seed: int = 0, clusters: np.ndarray | None = None) -> dict[str, Estimate]:
     """Return the mean of each feature over N replies, with a bootstrap over replies, and their joint ``distinct-2``.
+
+    With ``clusters`` (N,), intervals are over these instead.
 
     Replies whose feature is nan are left out; so is a feature that is nan for all. Where a fraction is 0 or 1, the
     interval is Wilson's, since a bootstrap interval would have no width. Raises MannersError without replies.
@@ -211,28 +213,33 @@ def style_stats(replies: Sequence[str], seed: int = 0) -> dict[str, Estimate]:
         raise MannersError("there are no replies for the text statistics: evaluation.test_prompts must be above 0.")
     table = np.array([list(style_features(reply).values()) for reply in replies])  # (N, F)
     is_finite = np.isfinite(table)
-    weights = resamples(len(replies), seed)  # (1 + R, N)
+    clusters = np.arange(len(replies)) if clusters is None else clusters
+    weights = resamples_of_clusters(clusters, seed)  # (1 + R, N)
     counts = weights @ is_finite
     sums = weights @ np.where(is_finite, table, 0)
     means = np.divide(sums, counts, out=np.full_like(counts, np.nan), where=counts > 0)  # (1 + R, F)
     estimates = {}
     for name, column in zip(FEATURES, means.T, strict=True):
         if name not in UNITS and column[0] in (0, 1):
-            estimates[name] = proportion(round(column[0] * len(replies)), len(replies))
+            independent = len(set(clusters))
+            estimates[name] = proportion(round(column[0] * independent), independent)
         elif mean := bootstrap_estimate(column):
             estimates[name] = mean
-    diversity = distinct_2_estimate(replies)
+    diversity = distinct_2_estimate(replies, clusters)
     return estimates | ({"distinct-2": diversity} if diversity else {})
 
 
-def distinct_2_estimate(replies: Sequence[str]) -> Estimate | None:
+def distinct_2_estimate(replies: Sequence[str], clusters: np.ndarray | None = None) -> Estimate | None:
     """Return ``ngrams.distinct_2`` of all replies together, with a jackknife interval; None without any bigram.
 
     The value falls with the number of words: compare sets of similar size. In a bootstrap, duplicate replies would
-    lower it, and the interval would exclude the value itself. The jackknife leaves out one reply at a time, and does
-    not underestimate the variance (Efron and Stein 1981).
+    lower it, and the interval would exclude the value itself. The jackknife leaves out one reply at a time, or all of
+    one of the ``clusters`` (N,), and does not underestimate the variance (Efron and Stein 1981).
     """
-    counters = [Counter(word_ngrams(reply, 2)) for reply in replies]
+    by_cluster: dict[int, Counter[tuple[str, ...]]] = defaultdict(Counter)
+    for cluster, reply in zip(range(len(replies)) if clusters is None else clusters, replies, strict=True):
+        by_cluster[int(cluster)].update(word_ngrams(reply, 2))
+    counters = list(by_cluster.values())
     total: Counter[tuple[str, ...]] = Counter()
     for counter in counters:
         total.update(counter)

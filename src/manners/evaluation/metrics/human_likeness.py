@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from manners.data.ngrams import split_words, word_ngrams
-from manners.evaluation.stats import Estimate, bootstrap_ratio, proportion
+from manners.evaluation.stats import Estimate, mean, rate
 
 NUM_SUBSETS = 200  # random halves for distinct-n
 
@@ -116,11 +116,14 @@ def turn_features(text: str) -> dict[str, float]:
     return {name: float(feature(text)) for name, feature in FEATURES.items()}
 
 
-def mean_estimate(values: np.ndarray, name: str, seed: int) -> Estimate:
-    """The mean (N,) of the feature ``name``: Wilson's interval for a binary one, a bootstrap for the others."""
+def mean_estimate(values: np.ndarray, name: str, seed: int, clusters: np.ndarray | None = None) -> Estimate:
+    """The mean of the feature ``name``, (N,): Wilson's interval for a binary one, a bootstrap for the others.
+
+    Both are over the ``clusters`` (N,) where there are several turns in one.
+    """
     if name in BINARY_FEATURES:
-        return proportion(int(values.sum()), len(values))
-    return bootstrap_ratio(values, np.ones(len(values)), seed)
+        return rate(values, clusters)
+    return mean(values, clusters, seed)
 
 
 def distances_from_people(generated: Sequence[str], human: Sequence[str], seed: int) -> dict[str, float]:

@@ -8,15 +8,22 @@ from manners.evaluation.metrics import assistant_style, human_likeness
 from manners.evaluation.stats import Estimate
 
 
-def count_text_stats(name: str, replies: Sequence[str], complete: bool = False) -> dict[str, Estimate]:
-    """The mean of each feature over the replies, by its name in reports; ``complete`` adds the rarer features."""
+def count_text_stats(
+    name: str, replies: Sequence[str], clusters: np.ndarray | None = None, complete: bool = False
+) -> dict[str, Estimate]:
+    """The mean of each feature over the replies, by its name in reports; ``complete`` adds the rarer features.
+
+    Intervals are over the ``clusters`` (N,) of the replies' prompts.
+    """
     if name == "none" or not replies:
         return {}
     if name == "human":
         rows = [human_likeness.turn_features(reply) for reply in replies]
         columns = {feature: np.array([row[feature] for row in rows]) for feature in human_likeness.FEATURES}  # (N,)
-        return {feature: human_likeness.mean_estimate(values, feature, 0) for feature, values in columns.items()}
-    stats = assistant_style.style_stats(replies)
+        return {
+            feature: human_likeness.mean_estimate(values, feature, 0, clusters) for feature, values in columns.items()
+        }
+    stats = assistant_style.style_stats(replies, clusters=clusters)
     return stats if complete else {feature: stats[feature] for feature in assistant_style.CORE_FEATURES}
 
 

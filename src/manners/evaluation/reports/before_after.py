@@ -10,7 +10,13 @@ from manners.evaluation.metrics.assistant_style import RUNS_ON
 from manners.evaluation.reports.table import Table, markdown_report
 from manners.evaluation.stats import Estimate
 
-INTERVALS = "Intervals are at 95 %."
+
+def intervals_line(num_prompts: int, num_clusters: int) -> str:
+    """How many prompts were counted, and what the intervals are over."""
+    prompts = f"{num_prompts} held-out prompts. " if num_prompts else ""
+    if num_clusters == num_prompts:
+        return f"{prompts}Intervals are at 95 %."
+    return f"{prompts}Intervals are at 95 %, over {num_clusters} clusters of prompts: of one tree, template or opening."
 
 
 def before_after_rows(before: EvalResult, after: EvalResult) -> list[dict[str, str]]:
@@ -73,7 +79,9 @@ def perplexity(loss: Estimate) -> str:
 def before_after_markdown(title: str, before: EvalResult, after: EvalResult, summary: str) -> str:
     """The report as it is written to ``before_after.md``."""
     numbers, replies = before_after_tables(before, after)
-    return markdown_report(title, [f"{summary}.", numbers, INTERVALS, replies])
+    return markdown_report(
+        title, [f"{summary}.", numbers, intervals_line(after.num_prompts, after.num_clusters), replies]
+    )
 
 
 def show_before_after(console: Console, before: EvalResult, after: EvalResult, summary: str) -> None:
@@ -81,7 +89,7 @@ def show_before_after(console: Console, before: EvalResult, after: EvalResult, s
     console.print(Text(summary, style="bold"))
     numbers, replies = before_after_tables(before, after)
     replies.show(console, ruled=True)
-    numbers.show(console, INTERVALS)
+    numbers.show(console, intervals_line(after.num_prompts, after.num_clusters))
 
 
 def before_after_tables(before: EvalResult, after: EvalResult) -> tuple[Table, Table]:

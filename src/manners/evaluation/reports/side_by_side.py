@@ -10,10 +10,10 @@ from rich.console import Console
 from manners.evaluation.best_of_n import BestOfN
 from manners.evaluation.evaluate import RATES, Generation
 from manners.evaluation.multi_turn import TurnTrend
-from manners.evaluation.reports.before_after import format_reply
+from manners.evaluation.reports.before_after import format_reply, intervals_line
 from manners.evaluation.reports.figures import AFTER, BEFORE, save_figure
 from manners.evaluation.reports.table import Table, markdown_report
-from manners.evaluation.stats import Estimate, paired_difference
+from manners.evaluation.stats import Estimate, paired_change
 
 COLORS = (BEFORE, AFTER, "#e8590c", "#5f3dc4", "#2b8a3e", "#c2255c", "#f08c00", "#364fc7", "#868e96", "#862e9c")
 
@@ -25,6 +25,7 @@ class ModelResult:
     name: str
     generations: list[Generation]  # to the held-out prompts
     shown_generations: list[Generation]  # to the prompts of the table
+    clusters: np.ndarray  # (N,): which held-out prompts belong together
     metrics: dict[str, Estimate] = field(default_factory=dict)  # EOS rate, style and fact accuracy, rewards, loss
     text_stats: dict[str, Estimate] = field(default_factory=dict)
     distances: dict[str, float] = field(default_factory=dict)  # from the replies in the data, 0 to 1
@@ -58,11 +59,8 @@ def paired_changes(results: list[ModelResult]) -> list[str]:
     fits = [np.array([g.matches_style for g in result.generations], dtype=object) for result in results]
     if len(fits) < 2 or any(value is None for column in fits for value in column):
         return []
-    first = fits[0]
-    changes = [
-        paired_difference(sum(new & ~old), sum(old & ~new), len(first))
-        for old, new in ((first.astype(bool), column.astype(bool)) for column in fits[1:])
-    ]
+    first, *others = (column.astype(bool) for column in fits)
+    changes = [paired_change(first, other, results[0].clusters) for other in others]
     return [f"{100 * e.value:+.1f} points [{100 * e.low:+.1f}, {100 * e.high:+.1f}]" for e in changes]
 
 
@@ -125,7 +123,7 @@ def show_comparison(console: Console, results: list[ModelResult], reference: dic
 
 def comparison_markdown(title: str, results: list[ModelResult], reference: dict[str, Estimate]) -> str:
     """The comparison as it is written to ``comparison.md``."""
-    note = f"{len(results[0].generations)} held-out prompts; intervals are at 95 %."
+    note = intervals_line(len(results[0].generations), len(set(results[0].clusters)))
     if results[0].distances:
         note += " A distance is the Kolmogorov-Smirnov statistic between the model's turns and people's own."
     more = [*best_of_n_tables(results), *trend_tables(results)]

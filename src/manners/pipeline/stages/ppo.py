@@ -11,10 +11,12 @@ import torch
 from omegaconf import OmegaConf
 
 from manners.config.schema import OnlineRLConfig
+from manners.data.clusters import cluster_ids
 from manners.data.loading import build_prompts, eval_prompts
 from manners.data.tokenize import tokenize
 from manners.errors import MannersError
 from manners.evaluation.evaluate import (
+    KL_NAME,
     MAX_LOSS_LENGTH,
     REWARD_NAME,
     SAMPLED_REWARD_NAME,
@@ -25,7 +27,7 @@ from manners.evaluation.evaluate import (
 from manners.evaluation.metrics.assistant_style import distinct_2_estimate
 from manners.evaluation.metrics.reference_nll import reference_nll
 from manners.evaluation.reports.reward_figures import online_curves
-from manners.evaluation.stats import Estimate, bootstrap_ratio
+from manners.evaluation.stats import Estimate, bootstrap_ratio, mean
 from manners.methods.distributed import check_batch_divides
 from manners.methods.ppo.advantages import kl_estimate
 from manners.methods.ppo.rollout import Rollout, new_rollout
@@ -52,7 +54,7 @@ from manners.rewards.combine import RewardFunc, build_components
 from manners.runtime.run_dir import RunArtifact
 
 RISE_OF_LOSS = 1.0  # nats per token on replies of the data, which the policy may move away from
-KL_SAMPLE_PROMPTS = 256  # test prompts whose sampled replies tell the KL: enough for a tenth of a nat
+SAMPLED_AT_ONCE = 256  # test prompts; so many tell the KL, to a tenth of a nat, where evaluation.test_prompts is 0
 
 
 def train_online(run: RunContext) -> StageResult:
@@ -165,14 +167,18 @@ def evaluate_policy_on_test(run: RunContext, trainer: PPOTrainer) -> EvalResult:
     examples = tokenize(run.test_rows, trainer.tokenizer, cfg.dataset.loss_roles, MAX_LOSS_LENGTH)
     prompts, fixed = build_prompts(cfg.dataset, run.test_rows), eval_prompts(cfg.dataset)
     with run.device.autocast():
-        result = evaluate(model, trainer.tokenizer, prompts, fixed, examples, **reporting.evaluate_settings(cfg))
+        settings = reporting.evaluate_settings(cfg) | {"example_clusters": cluster_ids(run.test_rows)}
+        result = evaluate(model, trainer.tokenizer, prompts, fixed, examples, **settings)
 
-    sample = prompts[: min(KL_SAMPLE_PROMPTS, cfg.evaluation.test_prompts or KL_SAMPLE_PROMPTS)]
+    sample = prompts[: cfg.evaluation.test_prompts or SAMPLED_AT_ONCE]
     generator = torch.Generator().manual_seed(cfg.seed)
-    sampled = trainer.sample(sample, torch.rand(len(sample), config.response_length, generator=generator))
-    kl = (kl_estimate(sampled.logprobs, sampled.ref_logprobs, "k1") * sampled.mask).sum(1)  # (B,)
+    uniforms = torch.rand(len(sample), config.response_length, generator=generator)
+    starts = range(0, len(sample), SAMPLED_AT_ONCE)
+    parts = [slice(start, start + SAMPLED_AT_ONCE) for start in starts]
+    sampled = [trainer.sample(sample[part], uniforms[part]) for part in parts]
+    kl = torch.cat([(kl_estimate(s.logprobs, s.ref_logprobs, "k1") * s.mask).sum(1) for s in sampled])  # (N,)
     of_sampled = mean_reward(run, trainer, sampled, SAMPLED_REWARD_NAME) | {
-        "KL to the reference, nats per reply": bootstrap_ratio(kl.double().numpy(), np.ones(len(sample)))
+        KL_NAME: mean(kl.double().numpy(), cluster_ids(sample))
     }
     of_shown = {}
     if replies := result.replies:  # those that the report shows and judges
@@ -183,25 +189,27 @@ def evaluate_policy_on_test(run: RunContext, trainer: PPOTrainer) -> EvalResult:
             [r.text for r in replies],
             torch.tensor([r.has_eos for r in replies]),
         )
+        clusters = cluster_ids(shown.prompts)
         base = load_base(cfg, run.device).to(run.device.kind)
         with run.device.autocast():
             nll, num_tokens = reference_nll(base, shown.prompt_ids, shown.reply_ids)
-        of_shown = mean_reward(run, trainer, shown, REWARD_NAME) | {
-            "length, tokens per reply": bootstrap_ratio(num_tokens, np.ones(len(replies))),
-            "NLL under the base model, nats per token": bootstrap_ratio(nll, num_tokens),
+        of_shown = mean_reward(run, trainer, [shown], REWARD_NAME) | {
+            "length, tokens per reply": mean(num_tokens, clusters),
+            "NLL under the base model, nats per token": bootstrap_ratio(nll, num_tokens, clusters=clusters),
         }
-        if diversity := distinct_2_estimate(shown.texts):
+        if diversity := distinct_2_estimate(shown.texts, clusters):
             of_shown["distinct-2 of the replies"] = diversity
     return replace(result, extra_metrics=result.extra_metrics | of_shown | of_sampled)
 
 
-def mean_reward(run: RunContext, trainer: PPOTrainer, replies: Rollout, name: str) -> dict[str, Estimate]:
-    """The mean reward of ``replies`` by its name in the report; the unit of functions is their own.
+def mean_reward(run: RunContext, trainer: PPOTrainer, replies: list[Rollout], name: str) -> dict[str, Estimate]:
+    """The mean reward of ``replies``, scored part by part, by its name in the report.
 
-    Empty where all rewards abstain on all of them.
+    The unit of functions is their own. Empty where all rewards abstain on all of them.
     """
     only_model = not any("_target_" in component for component in run.cfg.method.rewards.values())
-    scores = score_replies(replies, trainer.rewards, trainer.config)[0].double().numpy()
-    scores = scores[~np.isnan(scores)]
+    scores = torch.cat([score_replies(part, trainer.rewards, trainer.config)[0] for part in replies]).double().numpy()
+    scored = ~np.isnan(scores)
     unit = ", standard deviations" if only_model else ""
-    return {name + unit: bootstrap_ratio(scores, np.ones(len(scores)))} if len(scores) else {}
+    clusters = cluster_ids([prompt for part in replies for prompt in part.prompts])
+    return {name + unit: mean(scores[scored], clusters[scored])} if scored.any() else {}

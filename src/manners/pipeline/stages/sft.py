@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 from manners.data.batching import collate, pack
+from manners.data.clusters import cluster_ids
 from manners.data.loading import build_prompts, eval_prompts
 from manners.data.tokenize import tokenize
 from manners.errors import MannersError
@@ -82,4 +83,5 @@ def evaluate_on_test(run: RunContext, model: Any, tokenizer: Any) -> EvalResult:
     fixed = eval_prompts(cfg.dataset)
     prompts = build_prompts(cfg.dataset, run.test_rows)
     with run.device.autocast():
-        return evaluate(model, tokenizer, prompts, fixed, examples, **reporting.evaluate_settings(cfg))
+        settings = reporting.evaluate_settings(cfg) | {"example_clusters": cluster_ids(run.test_rows)}
+        return evaluate(model, tokenizer, prompts, fixed, examples, **settings)
