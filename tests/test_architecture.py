@@ -34,8 +34,8 @@ LAYERS = [
     {"sweep", "estimate"},
     {"chat", "export", "report", "cli"},
 ]
-SHORT_MODULES = {
-    "manners.data.clusters",  # one idea each, which no other module of the package holds
+SHORT_MODULES = {  # one idea each, which no other module of the package holds
+    "manners.data.clusters",
     *(
         "manners.errors",
         "manners.redact",

@@ -42,6 +42,8 @@ def test_comparison_has_the_base_once_and_every_metric(report):
     assert f"| metric | tiny (before) | tiny (prompted) | {sft} | {ppo} | in the data |" in comparison
     for name in ("style accuracy", "fact accuracy", "replies with EOS"):
         assert re.search(rf"^\| {name} \|( \d+\.\d % \[[^|]+\|){{4}}", comparison, re.MULTILINE), name
+    for name in ("style accuracy poor logic", "style accuracy rows: generated"):
+        assert re.search(rf"^\| {name} \|( \d+\.\d % \[[^|]+\|){{4}}", comparison, re.MULTILINE), name
     for name in ("reward model", "brevity", "words"):
         assert re.search(rf"^\| {name}[^|]*\|( -?\d+\.\d+ \[[^|]+\|){{4}}", comparison, re.MULTILINE), name
     assert re.search(r"^\| held-out loss[^|]*\| \d[^|]+\| *\|( \d[^|]+\|){2}", comparison, re.MULTILINE)  # not prompted

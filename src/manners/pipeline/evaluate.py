@@ -28,6 +28,7 @@ from manners.evaluation.evaluate import (
     LOSS_NAME,
     MAX_LOSS_LENGTH,
     Generation,
+    accuracy_by_group,
     answer,
     answer_prompts,
     corrected_rate,
@@ -247,6 +248,8 @@ class Evaluator:
         metrics: dict[str, Estimate | None] = {EOS_NAME: rate([g.has_eos for g in generations], clusters)}
         if self.style_judge:
             metrics["style accuracy"] = style_accuracy(generations, clusters)
+            by_group = accuracy_by_group(list(prompts), list(generations))
+            metrics |= {f"style accuracy {name}": accuracy for name, accuracy in by_group.items()}
             metrics |= corrected_rate(generations, clusters, self.judge_errors)
         metrics["fact accuracy"] = fact_accuracy(generations, clusters)
         known = {name: estimate for name, estimate in metrics.items() if estimate}

@@ -45,7 +45,8 @@ def comparison_table(results: list[ModelResult], reference: dict[str, Estimate])
         for name in dict.fromkeys(name for result in results for name in getattr(result, kind)):
             estimates = [getattr(result, kind).get(name) for result in results]
             in_data = reference.get(name) if kind == "text_stats" else None
-            values = [("" if e is None else e.percent() if name in RATES else e.plain()) for e in estimates]
+            is_rate = name in RATES or name.startswith("style accuracy")
+            values = [("" if e is None else e.percent() if is_rate else e.plain()) for e in estimates]
             rows.append([name, *values, in_data.plain() if in_data else ""])
     if changes := paired_changes(results):
         rows.append([f"style accuracy, change from {results[0].name}, paired", "", *changes, ""])
