@@ -4,8 +4,8 @@ DATA is a folder with FalseQA's valid part, LOGIC's dev part, TruthfulQA and XST
 that are missing are left out. OUT gets strictbot.jsonl, whose rows have the category that strictbot asks for (`python
 evaluate.py run=... dataset=jsonl dataset.path=OUT/strictbot.jsonl dataset.style_judge=rules`; the report counts each
 origin by itself), and xstest_safe.jsonl and xstest_unsafe.jsonl. From each set, the same sample is drawn every time.
-LOGIC and XSTest have no replies that could be compared with: for them a placeholder stands in the rows, and the loss and
-the column "in the data" of a report mean nothing.
+LOGIC and XSTest have no replies that could be compared with: a placeholder stands in their rows, and the loss and the
+column "in the data" of a report mean nothing.
 """
 
 import csv
