@@ -152,3 +152,18 @@ def test_folder_that_datasets_saved_is_read_by_split(tmp_path):
     assert (len(splits.train), len(splits.test)) == (3, 2)
     one.save_to_disk(tmp_path / "one")
     assert len(read(tmp_path / "one").train) == 3
+
+
+def test_plain_texts_with_one_opening_stay_in_one_split(tmp_path):
+    """The opening is the prompt: in training and test it would be the same one."""
+    openings = [f"Could you, reader {i}," for i in range(40)]
+    texts = [{"text": f"{opening} {end}"} for end in ("help me?", "stop that now!", "say why?") for opening in openings]
+    splits = read(write(tmp_path, *texts), format="text", prefix_words=4, **SHARES)
+    parts = [
+        {" ".join(c.messages[0]["content"].split()[:4]) for c in getattr(splits, name)}
+        for name in ("train", "validation", "test")
+    ]
+    assert all(parts)
+    assert sum(map(len, parts)) == len(openings)
+    without = read(write(tmp_path, *texts), format="text", prefix_words=0, **SHARES)
+    assert len(without.train) + len(without.validation) + len(without.test) == 120

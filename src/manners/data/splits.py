@@ -1,4 +1,4 @@
-"""Which split a row goes to: the one that it or its file names, else one by a hash of its first turn."""
+"""Which split a row goes to: the one that it or its file names, else one by a hash of its prompt."""
 
 import hashlib
 import re
@@ -57,14 +57,16 @@ def splits_of_files(files: list[Path], folder: Path) -> dict[Path, str]:
     return named if set(named.values()) - {"train"} else {}
 
 
-def hash_fraction(conversation: Conversation) -> float:
-    """A number in [0, 1) that depends on the tree id or the first turn alone.
+def hash_fraction(conversation: Conversation, prefix_words: int) -> float:
+    """A number in [0, 1) that depends on the tree id, the first turn, or the prompt that begins a plain text, alone.
 
     It keeps rows with the same prompt in one split, and a row in its split when others are added or removed.
     """
     messages = conversation.messages
     first = next((m for m in messages if m["role"] != "system"), messages[0])  # all rows may share a system message
     text = str(conversation.metadata.get("message_tree_id", first["content"]))
+    if first["role"] == "text" and prefix_words:
+        text = " ".join(text.split()[:prefix_words])
     return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 2**32
 
 
@@ -77,21 +79,23 @@ def assign_splits(rows: list[tuple[str | None, Conversation]], cfg: DictConfig) 
     test, validation = cfg.test_share, cfg.validation_share
     unnamed = "train" if {split for split, _ in rows} & {"validation", "test"} else None
     for split, conversation in rows:
-        fraction = hash_fraction(conversation)
+        fraction = hash_fraction(conversation, cfg.prefix_words)
         by_hash = "test" if fraction < test else "validation" if fraction < test + validation else "train"
         by_split[split or unnamed or by_hash].append(conversation)
     limit = 0.0
     for name, share in (("test", test), ("validation", validation)):
         if share and not by_split[name]:
             limit += share
-            by_split["train"], by_split[name] = carve(by_split["train"], limit)
+            by_split["train"], by_split[name] = carve(by_split["train"], limit, cfg.prefix_words)
     return by_split
 
 
-def carve(rows: list[Conversation], limit: float) -> tuple[list[Conversation], list[Conversation]]:
+def carve(rows: list[Conversation], limit: float, prefix_words: int) -> tuple[list[Conversation], list[Conversation]]:
     """The rows to keep, and those to hold out: all below ``limit`` by their hash, at least one prompt of several."""
-    fractions = sorted({hash_fraction(row) for row in rows})
-    if len(fractions) < 2:
+    fractions = [hash_fraction(row, prefix_words) for row in rows]
+    distinct = sorted(set(fractions))
+    if len(distinct) < 2:
         return rows, []
-    limit = max(limit, fractions[1])
-    return [r for r in rows if hash_fraction(r) >= limit], [r for r in rows if hash_fraction(r) < limit]
+    limit = max(limit, distinct[1])
+    kept, held_out = ([r for r, f in zip(rows, fractions, strict=True) if (f < limit) == out] for out in (False, True))
+    return kept, held_out
