@@ -15,14 +15,12 @@ from manners.config.schema import DatasetConfig
 def main(file: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with file.open(newline="", encoding="utf-8") as source:
-        reader = csv.DictReader(source)
-        rows, fields = list(reader), reader.fieldnames or []
+        header, *rows = csv.reader(source)
+    column = header.index("Request")
     for number, name in enumerate(("proxy", "gold")):
-        half = [row for row in rows if half_of(row["Request"]) == number]
+        half = [row for row in rows if half_of(row[column]) == number]
         with (out / f"{name}.csv").open("w", newline="", encoding="utf-8") as target:
-            writer = csv.DictWriter(target, fields)
-            writer.writeheader()
-            writer.writerows(half)
+            csv.writer(target).writerows([header, *half])
         print(f"{out / name}.csv: {len(half)} of {len(rows)} requests")
 
 
