@@ -177,3 +177,33 @@ def test_compiled_layers_train_as_eager_ones(tmp_path):
         for kind in ("eager", "compiled")
     )
     assert len(eager) == 3 and compiled == pytest.approx(eager, rel=1e-3)
+
+
+@pytest.mark.parametrize("shares", [("0.3", "0"), ("0", "0.3"), ("0.3", "0.3")])
+def test_no_checkpoint_is_chosen_on_the_rows_that_are_reported(tmp_path, shares):
+    """The loss rises at this learning rate: where validation and test are the same rows, the last step is kept."""
+    rows = [
+        {"messages": [{"role": "user", "content": f"Is {i} big?"}, {"role": "assistant", "content": "Yes."}]}
+        for i in range(40)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    validation, test = (
+        f"dataset.{name}_share={share}" for name, share in zip(("validation", "test"), shares, strict=True)
+    )
+    overrides = [
+        "dataset=jsonl",
+        f"dataset.path={file}",
+        validation,
+        test,
+        "method.learning_rate=1",
+        "method.max_grad_norm=0",
+    ]
+    commands.train_in_process(*SMALL, f"output_dir={tmp_path}", "dataset.style_judge=none", *overrides)
+    folder = find_run(tmp_path, "*")
+    evaluated = [r["step"] for r in read_records(folder / "metrics.jsonl") if "eval/loss" in r]
+    best = json.loads((folder / "run.json").read_text())["best_step"]
+    if "0" in shares:
+        assert (evaluated, best) == ([12], 12)
+    else:
+        assert evaluated == [4, 8, 12]

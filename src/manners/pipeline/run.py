@@ -215,7 +215,7 @@ def print_rows(spec: RunSpec) -> None:
         console.print(line, highlight=False, soft_wrap=True)
     for name in ("validation", "test"):
         if not getattr(splits, name):
-            console.print(f"the best step is chosen on the rows that are reported: dataset.{name}_share=0.1 parts them")
+            console.print(f"the last step is kept, without rows to choose a better one by: dataset.{name}_share=0.1")
 
 
 def unrendered_fields(cfg: DictConfig, splits: Splits) -> list[str]:

@@ -53,6 +53,10 @@ class RunContext:
         """The rows that the best checkpoint is chosen on."""
         return self.splits.validation or self.splits.test
 
+    def eval_steps(self, total_steps: int) -> int:
+        """Steps between evaluations: only the last where the best checkpoint would be chosen on the reported rows."""
+        return self.cfg.method.eval_steps if self.splits.validation and self.splits.test else total_steps
+
 
 @dataclass(frozen=True)
 class StageResult:
@@ -135,7 +139,7 @@ def fit_module(
             eval_batches,
             run.path,
             run.device,
-            eval_steps=m.eval_steps,
+            eval_steps=run.eval_steps(steps),
             save_steps=m.save_steps,
             patience=m.early_stopping_patience,
             process_group=processes,

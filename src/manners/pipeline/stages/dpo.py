@@ -46,10 +46,12 @@ def train_dpo(run: RunContext) -> StageResult:
 
     rows, eval_rows = (tokenize_pairs(pairs, tokenizer, m.max_length) for pairs in (train_pairs, eval_pairs))
     report_truncation([row["num_truncated"] for row in rows], f"method.max_length={m.max_length}")
+    steps = total_steps(cfg, len(rows))
     settings = {name: value for name, value in m.items() if name not in NOT_FOR_TRL}
+    settings["eval_steps"] = run.eval_steps(steps)
     trainer = dpo.make_dpo_trainer(
         model, reference, tokenizer, rows, eval_rows, run.path, run.device, cfg.seed,
-        max_steps=total_steps(cfg, len(rows)), microbatch_size=run.directory.state.microbatch_size, **settings,
+        max_steps=steps, microbatch_size=run.directory.state.microbatch_size, **settings,
     )  # fmt: skip
     result = dpo.fit_dpo(trainer, run.logger.log)
     lengths = [2 * len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in rows]

@@ -31,7 +31,7 @@ from manners.evaluation.stats import Estimate, bootstrap_ratio, mean
 from manners.methods.distributed import check_batch_divides
 from manners.methods.ppo.advantages import kl_estimate
 from manners.methods.ppo.rollout import Rollout, new_rollout
-from manners.methods.ppo.trainer import PPOResult, PPOTrainer, score_replies, train_ppo
+from manners.methods.ppo.trainer import PPOResult, PPOTrainer, num_iterations, score_replies, train_ppo
 from manners.methods.reward import make_reward_func
 from manners.models import loading
 from manners.models.policy import Policy
@@ -103,6 +103,7 @@ def improvement(result: PPOResult) -> str:
 def make_trainer(run: RunContext) -> PPOTrainer:
     """Policy, rewards and sampling as the config has them."""
     config: OnlineRLConfig = OmegaConf.to_object(run.cfg.method)  # type: ignore[assignment]
+    config.eval_steps = run.eval_steps(num_iterations(config))
     check_batch_divides(config, run.process_group)
     tokenizer = configured_tokenizer(run.cfg)
     model = prepare_model(run.cfg, starting_policy(run), run.device)
