@@ -2,7 +2,7 @@
 
 import pytest
 
-from manners.data.ngrams import distinct_2, repeated_ngrams, split_words, word_ngrams
+from manners.data.ngrams import distinct_2, repeated_ngrams, split_words, texts_with_commonest_sentence, word_ngrams
 
 
 def test_split_words_at_spaces_and_punctuation():
@@ -28,3 +28,14 @@ def test_repeated_ngrams_is_the_fraction_seen_before():
     assert repeated_ngrams("a b c a b c", 4) == 0  # three different 4-grams
     assert repeated_ngrams("no no no", 4) == 0
     assert repeated_ngrams("a b A b a", 2) == 0.5
+
+
+def test_commonest_sentence_by_hand():
+    texts = ["Why is that? I ask.", "why is THAT", "I ask. I ask. Who?", "No.", "Why is that, then?", ""]
+    assert texts_with_commonest_sentence(texts) in (
+        [True, True, False, False, False, False],
+        [True, False, True, False, False, False],
+    )
+    assert texts_with_commonest_sentence([*texts, "Why is that!"]) == [True, True, False, False, False, False, True]
+    assert texts_with_commonest_sentence(["", "…"]) == [False, False]
+    assert texts_with_commonest_sentence([]) == []

@@ -11,6 +11,7 @@ from manners.data.tokenize import IGNORE_INDEX, TokenizedExample
 from manners.data.types import Prompt
 from manners.evaluation import evaluate
 from manners.evaluation.evaluate import (
+    COMMONEST_NAME,
     KL_NAME,
     EvalResult,
     make_generations,
@@ -214,3 +215,24 @@ def test_headline_names_the_reward_where_no_style_is_judged():
     assert after.headline(before) == "reward 1.00 → 2.50; reward of sampled replies 0.00 → 1.50"
     loss = [replace(e, extra_metrics={}) for e in (before, after)]
     assert loss[1].headline(loss[0]) == "held-out loss, nats per token 2.500 → 2.500"
+
+
+def test_one_question_for_all_arguments_is_seen_among_other_replies():
+    """A policy that asks one question of a third of the prompts, as PPO on the toy model did, and a varied one."""
+    numbers = [f"a{i}" for i in range(30)]
+    prompts = [
+        Prompt([{"role": "user", "content": f"{category} {n}"}], metadata={"category": category})
+        for category in ("poor_logic", "good_question", "wrong_fact")
+        for n in numbers
+    ]
+    varied = [
+        evaluate.Generation(p.messages[0]["content"], f"What is {i}?", has_eos=True) for i, p in enumerate(prompts)
+    ]
+    same = [replace(g, reply="Did you look? " + g.reply) if "logic" in g.prompt else g for g in varied]
+    clusters = np.arange(90)
+    before, after = (evaluate.commonest_sentence(prompts, g, clusters)[COMMONEST_NAME] for g in (varied, same))
+    assert (before.value, after.value) == (1 / 30, 1.0)
+    old, new = (replace(result(), extra_metrics={COMMONEST_NAME: e}) for e in (before, after))
+    assert new.headline(old).startswith(f"WORSE than before training: {COMMONEST_NAME} 3.3% → 100.0%")
+    assert COMMONEST_NAME not in old.headline(old)
+    assert evaluate.commonest_sentence([], [], clusters[:0]) == {}

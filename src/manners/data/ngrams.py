@@ -1,7 +1,8 @@
-"""Words and word n-grams: the one word splitter, and the two diversity measures that are computed from them."""
+"""Words, word n-grams and sentences: the one word splitter, and measures of diversity that are computed from them."""
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 
 WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
@@ -34,3 +35,11 @@ def repeated_ngrams(text: str, n: int) -> float:
     """Return the fraction of the word n-grams of one text that occurred in it before; 0 for a text without any."""
     ngrams = word_ngrams(text, n)
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+def texts_with_commonest_sentence(texts: Sequence[str]) -> list[bool]:
+    """Which of the texts have the sentence that stands in most of them. Case and punctuation do not count."""
+    sentences = [{tuple(split_words(part)) for part in re.split(r"[.?!]+", text)} - {()} for text in texts]
+    counts = Counter(sentence for of_text in sentences for sentence in of_text)
+    commonest = max(counts, key=counts.__getitem__, default=None)
+    return [commonest in of_text for of_text in sentences]

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from manners.data.batching import collate, validation_batches
 from manners.data.clusters import cluster_ids
+from manners.data.ngrams import texts_with_commonest_sentence
 from manners.data.tokenize import IGNORE_INDEX, TokenizedExample, with_reply
 from manners.data.types import Prompt
 from manners.evaluation.generate import Reply, generate_texts
@@ -29,10 +30,18 @@ REWARD_NAME, SAMPLED_REWARD_NAME = "reward", "reward of sampled replies"  # the 
 KL_NAME = "KL of sampled replies to the reference, nats per reply"
 LOSS_NAME, EOS_NAME = "held-out loss, nats per token", "replies with EOS"
 PART_NAMES = {part: f"replies: {name}" for part, name in PARTS.items() if part != "fact"}  # that has a line of its own
+COMMONEST_NAME = "replies with the commonest sentence"  # of the category where most have one
 CORRECTED_NAME = "style accuracy, corrected for the judge's errors"
-RATES = (EOS_NAME, "style accuracy", "fact accuracy", CORRECTED_NAME, *PART_NAMES.values())  # shown as percentages
+RATES = (
+    EOS_NAME,
+    "style accuracy",
+    "fact accuracy",
+    CORRECTED_NAME,
+    COMMONEST_NAME,
+    *PART_NAMES.values(),
+)  # shown as percentages
 NLL_NAME, REPETITION_NAME = "NLL under the base model, nats per token", "repeated 4grams"
-RISE_OF_NLL, RISE_OF_REPETITION = 1.0, 0.2  # above what any change of manner brings
+RISE_OF_NLL, RISE_OF_REPETITION, RISE_OF_COMMONEST = 1.0, 0.2, 0.1  # above what any change of manner brings
 
 LOSS_BATCH_SIZE = 8  # a larger batch is no faster
 MAX_LOSS_LENGTH = 512  # tokens of a held-out row that count for the loss, unless the method has a length of its own
@@ -96,10 +105,11 @@ class EvalResult:
         }
         found, were = (e.extra_metrics | e.text_stats | {LOSS_NAME: e.loss} for e in (self, before))
         limits = {LOSS_NAME: rise_of_loss, NLL_NAME: RISE_OF_NLL, REPETITION_NAME: RISE_OF_REPETITION}
-        for name, rise in limits.items():
+        for name, rise in (limits | {COMMONEST_NAME: RISE_OF_COMMONEST}).items():
             old, new = were.get(name), found.get(name)
             if old and new and new.low > old.high and new.value - old.value > rise:
-                worse[name] = f"{old.value:.2f} → {new.value:.2f}"
+                shown = [f"{e.value:.1%}" if name in RATES else f"{e.value:.2f}" for e in (old, new)]
+                worse[name] = " → ".join(shown)
         return worse
 
     def metrics(self, prefix: str) -> dict[str, float]:
@@ -185,6 +195,7 @@ def evaluate(
         generations=classified,
         extra_metrics=corrected_rate(classified, clusters, judge_errors)
         | rates_of_parts(classified, clusters)
+        | commonest_sentence(prompts, generations, clusters)
         | {name: point_estimate(value) for name, value in extra.items()},
         text_stats=count_text_stats(text_stats, texts, text_clusters),
         reference_text_stats=count_text_stats(text_stats, references, cluster_ids(with_reference)),
@@ -228,6 +239,23 @@ def rates_of_parts(generations: list[Generation], clusters: np.ndarray) -> dict[
         if judged:
             rates[name] = rate([generations[i].parts[part] for i in judged], clusters[judged])
     return rates
+
+
+def commonest_sentence(
+    prompts: list[Prompt], generations: list[Generation], clusters: np.ndarray
+) -> dict[str, Estimate]:
+    """How many replies of one category have one and the same sentence: the category where most do.
+
+    A policy that answers every argument by one question is caught by this where most prompts are of other categories.
+    """
+    by_category: dict[str, list[int]] = defaultdict(list)
+    for i, prompt in enumerate(prompts):
+        by_category[str(prompt.metadata.get("category"))].append(i)
+    shares = []
+    for members in by_category.values():
+        hits = texts_with_commonest_sentence([generations[i].reply for i in members])
+        shares.append(rate(hits, clusters[members]))
+    return {COMMONEST_NAME: max(shares, key=lambda share: share.low)} if shares else {}
 
 
 def metric_key(name: str) -> str:

@@ -31,6 +31,7 @@ from manners.evaluation.evaluate import (
     accuracy_by_group,
     answer,
     answer_prompts,
+    commonest_sentence,
     corrected_rate,
     counted_and_shown,
     counted_text,
@@ -252,6 +253,7 @@ class Evaluator:
             metrics |= {f"style accuracy {name}": accuracy for name, accuracy in by_group.items()}
             metrics |= corrected_rate(generations, clusters, self.judge_errors)
         metrics["fact accuracy"] = fact_accuracy(generations, clusters)
+        metrics |= commonest_sentence(list(prompts), list(generations), clusters)
         known = {name: estimate for name, estimate in metrics.items() if estimate}
         return known | {name: mean(s, clusters) for name, s in self.reward_scores(prompts, generations).items()}
 

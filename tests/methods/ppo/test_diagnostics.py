@@ -36,11 +36,11 @@ def warnings_after(texts, length, reward=1.0):
 @pytest.mark.parametrize(
     "texts, length, causes",
     [
-        (["yes it is"] * 9, 20.0, ["distinct-2 has halved (1.00 → "]),
+        (["yes it is"] * 9, 20.0, ["distinct-2 has halved (1.00 → ", "one and the same sentence (33% → "]),
         (NORMAL, 5.0, ["they get shorter (20 → "]),
         (NORMAL, 90.0, ["they get longer (20 → "]),
         (["a b a b a b a b", *NORMAL[1:]], 20.0, ["they repeat themselves (0% → "]),
-        (["no no no no no no"] * 3, 90.0, ["distinct-2", "get longer", "repeat themselves"]),
+        (["no no no no no no"] * 3, 90.0, ["distinct-2", "get longer", "repeat themselves", "the same sentence"]),
     ],
 )
 def test_collapse_detector_warns_once_of_each_cause(texts, length, causes):

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 
-from manners.data.ngrams import distinct_2, repeated_ngrams
+from manners.data.ngrams import distinct_2, repeated_ngrams, texts_with_commonest_sentence
 from manners.methods.ppo.rollout import Rollout
 
 WINDOW = 8  # iterations that a trend is averaged over
+RISE_OF_COMMONEST = 0.1  # of all replies: if a third of the prompts ask for a manner, nearly a third of its replies
 
 
 def repeated_bigrams(texts: Sequence[str]) -> float:
@@ -32,6 +33,7 @@ class CollapseDetector:
             "length": length,
             "distinct_2": distinct_2(texts),
             "repeated_bigrams": repeated_bigrams(texts),
+            "commonest": mean(texts_with_commonest_sentence(texts)),
         }
         self.recent = [*self.recent, current][-WINDOW:]
         if len(self.recent) < WINDOW:
@@ -52,6 +54,9 @@ class CollapseDetector:
         if average["repeated_bigrams"] > start["repeated_bigrams"] + 0.2:
             change = f"{start['repeated_bigrams']:.0%} → {average['repeated_bigrams']:.0%}"
             causes["repeated_bigrams"] = f"they repeat themselves ({change} of their bigrams)"
+        if average["commonest"] > start["commonest"] + RISE_OF_COMMONEST:
+            change = f"{start['commonest']:.0%} → {average['commonest']:.0%}"
+            causes["commonest"] = f"more of them have one and the same sentence ({change})"
         new = {kind: why for kind, why in causes.items() if kind not in self.warned}
         self.warned += new
         return [f"the reward rises while the replies degenerate: {why}" for why in new.values()]
