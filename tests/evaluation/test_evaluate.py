@@ -217,7 +217,7 @@ def test_headline_names_the_reward_where_no_style_is_judged():
     assert loss[1].headline(loss[0]) == "held-out loss, nats per token 2.500 → 2.500"
 
 
-def test_one_question_for_all_arguments_is_seen_among_other_replies():
+def test_one_question_for_all_arguments_is_seen():
     """A policy that asks one question of a third of the prompts, as PPO on the toy model did, and a varied one."""
     numbers = [f"a{i}" for i in range(30)]
     prompts = [

@@ -39,7 +39,7 @@ def accuracy_of(prompts, texts):
     return style_accuracy(generations_of(prompts, texts), cluster_ids(prompts))
 
 
-def test_correct_replies_score_far_above_the_same_replies_to_other_prompts(prompts):
+def test_correct_replies_score_far_above_shuffled_ones(prompts):
     right = accuracy_of(prompts, [p.reference for p in prompts])
     others = [p.reference for p in prompts]
     random.Random(0).shuffle(others)
