@@ -211,7 +211,7 @@ def style_accuracy(generations: Sequence[Generation], clusters: np.ndarray) -> E
 
 
 def fact_accuracy(generations: Sequence[Generation], clusters: np.ndarray) -> Estimate | None:
-    """The share of the replies that name the fact of their row, of those whose row has one; None without any."""
+    """The share of the replies that name the fact of their row, over ``clusters`` (N,); None where no row has one."""
     owed = [i for i, g in enumerate(generations) if g.fact_correct is not None]
     return rate([bool(generations[i].fact_correct) for i in owed], clusters[owed]) if owed else None
 
@@ -232,7 +232,7 @@ def corrected_rate(
 
 
 def rates_of_parts(generations: list[Generation], clusters: np.ndarray) -> dict[str, Estimate]:
-    """How often each part of the judge's verdict was passed, by its name in the report."""
+    """How often each part of the judge's verdict was passed, over ``clusters`` (N,), by its name in the report."""
     rates = {}
     for part, name in PART_NAMES.items():
         judged = [i for i, g in enumerate(generations) if part in g.parts]
@@ -244,7 +244,7 @@ def rates_of_parts(generations: list[Generation], clusters: np.ndarray) -> dict[
 def commonest_sentence(
     prompts: list[Prompt], generations: list[Generation], clusters: np.ndarray
 ) -> dict[str, Estimate]:
-    """How many replies of one category have one and the same sentence: the category where most do.
+    """The share of replies with one and the same sentence, in the category where most have it, over ``clusters`` (N,).
 
     A policy that answers every argument by one question is caught by this where most prompts are of other categories.
     """
