@@ -30,6 +30,7 @@ EXAMPLES = {
         "": "the latest run beside the model that it was trained from",
         "run=\\[RUN,RUN,gpt2]": "several, by id, name, folder or hub name",
         "reward_from=auto turns=8": "with the scores of its reward model, and conversations of eight turns",
+        "reward_from=auto best_of=16": "and the best of sixteen sampled replies by that reward model",
         "dataset=jsonl dataset.path=my.jsonl": "on prompts of your own",
     },
     "chat": {
