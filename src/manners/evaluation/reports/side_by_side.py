@@ -1,7 +1,8 @@
 """Several models on the same prompts: tables in the terminal and as markdown, and the figure by turn."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -36,6 +37,11 @@ class ModelResult:
     def values(self) -> dict[str, float]:
         """The values for MLflow, by name."""
         return {name: e.value for name, e in (self.metrics | self.text_stats | self.benchmarks).items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """All numbers, without the replies."""
+        without = {"name", "generations", "shown_generations", "clusters"}
+        return {name: value for name, value in asdict(self).items() if name not in without}
 
 
 def comparison_table(results: list[ModelResult], reference: dict[str, Estimate]) -> Table:
