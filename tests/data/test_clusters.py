@@ -55,6 +55,17 @@ def test_poor_logic_of_the_toy_corpus_has_few_clusters():
     assert 35 <= len(clusters) <= 60, len(clusters)
 
 
+def test_openings_of_held_out_requests_are_not_trained_on():
+    register()
+    cfg = compose("train", ["dataset=requests", "model=tiny"])
+    splits = load_splits(cfg.dataset)
+    trained, held_out = (
+        {p.messages[0]["content"] for p in build_prompts(cfg.dataset, s)} for s in (splits.train, splits.test)
+    )
+    assert len(held_out) > 30
+    assert not trained & held_out
+
+
 def test_hand_written_prompts_are_clusters_of_their_own():
     register()
     cfg = compose("train", [])
