@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from manners.runtime import progress as progress_module
-from manners.runtime.progress import LogLines, TerminalBar, progress
+from manners.runtime.progress import LogLines, TerminalBar, format_numbers, progress
 
 
 @pytest.fixture
@@ -67,3 +67,8 @@ def test_disabled_progress_shows_nothing(caplog, capsys):
         bar.update(20, loss=2.5)
     assert caplog.messages == [] and capsys.readouterr().out == ""
     assert isinstance(progress(20, "training"), LogLines)  # tests have no terminal
+
+
+def test_rates_below_ten_keep_two_digits():
+    assert format_numbers({"pairs_per_second": 0.4512, "loss": 2.0}) == ["0.45 pairs/s", "loss 2"]
+    assert format_numbers({"tokens_per_second": 12345.6}) == ["12,346 tokens/s"]

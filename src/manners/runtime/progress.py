@@ -108,7 +108,13 @@ def progress(total: int, description: str, completed: int = 0, enabled: bool = T
 
 def format_numbers(numbers: dict[str, float]) -> list[str]:
     """The numbers as a log line or bar shows them."""
-    return [
-        f"{value:,.0f} {name.replace('_per_second', '/s')}" if name.endswith("_per_second") else f"{name} {value:.4g}"
-        for name, value in numbers.items()
-    ]
+    shown = []
+    for name, value in numbers.items():
+        if name.endswith("_per_second"):
+            rate = (
+                f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+            )  # of pairs on a CPU there may be one in two seconds
+            shown.append(f"{rate} {name.replace('_per_second', '/s')}")
+        else:
+            shown.append(f"{name} {value:.4g}")
+    return shown
