@@ -5,7 +5,7 @@ import pytest
 from manners.data.rendering import prompt_text, text_before_reply
 from manners.data.reward_examples import reward_examples
 from manners.data.tokenize import IGNORE_INDEX, tokenize, with_reply
-from manners.data.types import Conversation, data_digest, prompts_of
+from manners.data.types import Conversation, Prompt, data_digest, distinct_prompts, prompts_of
 from manners.models.tokenizer import load_tokenizer
 from tests.data.files import read, write
 
@@ -92,3 +92,12 @@ def test_conversation_eos_is_a_trained_user_turn(tmp_path, tokenizer):
     assert open_ended.messages == chat(*TURNS[:3]).messages
     (example,) = tokenize([ended], tokenizer, "user", 99)
     assert trained_text(example, tokenizer) == f"a<|im_end|>{EOS_MARKER}<|im_end|>"
+
+
+def test_distinct_prompts_are_the_first_of_equal_ones_in_order():
+    def prompt(text, reply):
+        return Prompt([{"role": "user", "content": text}], reply)
+
+    prompts = [prompt("b", "1"), prompt("a", "2"), prompt("b", "3"), prompt("c", "4"), prompt("a", "5")]
+    assert distinct_prompts(prompts) == [prompts[0], prompts[1], prompts[3]]
+    assert distinct_prompts([]) == []

@@ -85,6 +85,14 @@ def prompts_of(conversations: Iterable[Conversation], role: str = "assistant", p
     return prompts
 
 
+def distinct_prompts(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """The first of equal prompts: trees and preference data have several replies to one."""
+    first: dict[str, Prompt] = {}
+    for prompt in prompts:
+        first.setdefault(json.dumps(prompt.messages, sort_keys=True), prompt)
+    return list(first.values())
+
+
 def prefix_prompt(conversation: Conversation, prefix_words: int) -> list[Prompt]:
     """The first words of a plain text as a prompt, with the rest as its reference; none if nothing follows them."""
     text = conversation.messages[0]["content"]

@@ -19,7 +19,7 @@ from manners.data.clusters import cluster_ids
 from manners.data.rendering import TemplateRefusal
 from manners.data.template_check import renderable_rows
 from manners.data.tokenize import prompt_ids, tokenize
-from manners.data.types import Conversation, Message, Prompt, prompts_of
+from manners.data.types import Conversation, Message, Prompt, distinct_prompts, prompts_of
 from manners.errors import MannersError
 from manners.evaluation import multi_turn
 from manners.evaluation.best_of_n import best_of_n
@@ -129,7 +129,10 @@ class Evaluator:
         self.judge_errors = load_errors(dataset, self.style_judge)
         self.rows: list[Conversation] = splits.test or splits.validation
         self.check_rows(refs)
-        self.prompts = prompts_of(self.rows, self.role, dataset.prefix_words)[: cfg.evaluation.test_prompts]
+        prompts = prompts_of(self.rows, self.role, dataset.prefix_words)
+        if not cfg.evaluation.do_sample:  # equal prompts have equal replies, and count once
+            prompts = distinct_prompts(prompts)
+        self.prompts = prompts[: cfg.evaluation.test_prompts]
         if not self.prompts:
             raise MannersError(f"dataset.path={dataset.path} has no held-out rows: set dataset.test_share above 0.")
         self.clusters = cluster_ids(self.prompts)

@@ -166,7 +166,7 @@ def evaluate_policy_on_test(run: RunContext, trainer: PPOTrainer) -> EvalResult:
     """The policy on the test rows: what SFT measures, and reward, KL, length and diversity of its replies."""
     cfg, config, model = run.cfg, trainer.config, trainer.policy.model
     examples = tokenize(run.test_rows, trainer.tokenizer, cfg.dataset.loss_roles, MAX_LOSS_LENGTH)
-    prompts, fixed = build_prompts(cfg.dataset, run.test_rows), eval_prompts(cfg.dataset)
+    prompts, fixed = reporting.test_prompts(run), eval_prompts(cfg.dataset)
     with run.device.autocast():
         settings = reporting.evaluate_settings(cfg) | {"example_clusters": cluster_ids(run.test_rows)}
         result = evaluate(model, trainer.tokenizer, prompts, fixed, examples, **settings)

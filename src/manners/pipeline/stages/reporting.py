@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from manners.data.loading import build_prompts
+from manners.data.types import Prompt, distinct_prompts
 from manners.evaluation.evaluate import LOSS_BATCH_SIZE, EvalResult
 from manners.evaluation.generate import cut_prompts_line
 from manners.evaluation.metrics.reward_quality import PairwiseQuality, RegressionQuality
@@ -27,6 +28,12 @@ def evaluate_before(run: RunContext, evaluate: Callable[[], EvalResult]) -> Eval
     before = EvalResult.from_json(run.directory.state.before or {})
     run.logger.log(before.metrics("before"), 0)
     return before
+
+
+def test_prompts(run: RunContext) -> list[Prompt]:
+    """The prompts of the test rows. Greedy decoding answers equal ones alike, so that they count once."""
+    prompts = build_prompts(run.cfg.dataset, run.test_rows)
+    return prompts if run.cfg.evaluation.do_sample else distinct_prompts(prompts)
 
 
 def report_cut_prompts(run: RunContext, model: Any, tokenizer: Any) -> None:

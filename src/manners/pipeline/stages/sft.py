@@ -5,7 +5,7 @@ from typing import Any
 
 from manners.data.batching import collate, pack
 from manners.data.clusters import cluster_ids
-from manners.data.loading import build_prompts, eval_prompts
+from manners.data.loading import eval_prompts
 from manners.data.tokenize import tokenize
 from manners.errors import MannersError
 from manners.evaluation.evaluate import MAX_LOSS_LENGTH, EvalResult, evaluate
@@ -81,7 +81,7 @@ def evaluate_on_test(run: RunContext, model: Any, tokenizer: Any) -> EvalResult:
         model.to(run.device.kind)
     examples = tokenize(run.test_rows, tokenizer, cfg.dataset.loss_roles, cfg.method.get("max_length", MAX_LOSS_LENGTH))
     fixed = eval_prompts(cfg.dataset)
-    prompts = build_prompts(cfg.dataset, run.test_rows)
+    prompts = reporting.test_prompts(run)
     with run.device.autocast():
         settings = reporting.evaluate_settings(cfg) | {"example_clusters": cluster_ids(run.test_rows)}
         return evaluate(model, tokenizer, prompts, fixed, examples, **settings)
