@@ -25,7 +25,7 @@ Point = tuple[str, float, dict[str, float]]  # its name, KL and estimate
 def main(out: Path, evaluations: list[Path], runs: list[Path]) -> None:
     results: dict[str, Any] = {}
     for folder in evaluations:
-        results |= json.loads((folder / "comparison.json").read_text())
+        results |= json.loads((folder / "numbers.json").read_text())
     curve = next(result["best_of_n"] for result in results.values() if result["best_of_n"])
     kls = {run.name: json.loads((run / "after.json").read_text())["extra_metrics"][KL]["value"] for run in runs}
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")

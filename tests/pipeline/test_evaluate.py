@@ -83,7 +83,7 @@ def test_best_of_prints_what_more_samples_gain(best_of_report):
         r"^\| (\d+) \| (\d\.\d\d) \| (-?\d\.\d+) \[", comparison.partition(f"{ppo}: best of")[2], re.MULTILINE
     )
     assert [(n, kl) for n, kl, _ in rows] == [("1", "0.00"), ("2", "0.19"), ("4", "0.64")]
-    saved = json.loads((folder / "comparison.json").read_text())[f"{ppo} (best of 4)"]["best_of_n"]
+    saved = json.loads((folder / "numbers.json").read_text())[f"{ppo} (best of 4)"]["best_of_n"]
     assert [b["n"] for b in saved] == [1, 2, 4]
     rewards = [float(reward) for *_, reward in rows]
     assert rewards == pytest.approx([b["reward"]["value"] for b in saved], abs=1e-3)

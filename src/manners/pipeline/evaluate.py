@@ -320,7 +320,7 @@ def write_report(cfg: DictConfig, results: list[ModelResult], evaluator: Evaluat
     comparison += judge_line(evaluator.dataset.style_judge, cfg)
     (folder / "comparison.md").write_text(comparison)
     numbers = {result.name: result.to_json() for result in results}
-    (folder / "comparison.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False))
+    (folder / "numbers.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False))
     (folder / "replies.md").write_text(markdown_report(title, [side_by_side.replies_table(results)]))
     with (folder / "replies.jsonl").open("w") as file:
         for result in results:
