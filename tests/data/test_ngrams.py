@@ -39,3 +39,4 @@ def test_commonest_sentence_by_hand():
     assert texts_with_commonest_sentence([*texts, "Why is that!"]) == [True, True, False, False, False, False, True]
     assert texts_with_commonest_sentence(["", "…"]) == [False, False]
     assert texts_with_commonest_sentence([]) == []
+    assert texts_with_commonest_sentence(["One.", "Two."]) == [False, False]

@@ -38,8 +38,11 @@ def repeated_ngrams(text: str, n: int) -> float:
 
 
 def texts_with_commonest_sentence(texts: Sequence[str]) -> list[bool]:
-    """Which of the texts have the sentence that stands in most of them. Case and punctuation do not count."""
+    """Which of the texts have the sentence that stands in most of them, if it is in two or more.
+
+    Case and punctuation do not count.
+    """
     sentences = [{tuple(split_words(part)) for part in re.split(r"[.?!]+", text)} - {()} for text in texts]
     counts = Counter(sentence for of_text in sentences for sentence in of_text)
-    commonest = max(counts, key=counts.__getitem__, default=None)
-    return [commonest in of_text for of_text in sentences]
+    commonest = max(counts, key=counts.__getitem__, default=())
+    return [counts[commonest] > 1 and commonest in of_text for of_text in sentences]

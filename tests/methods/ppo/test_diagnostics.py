@@ -36,7 +36,7 @@ def warnings_after(texts, length, reward=1.0):
 @pytest.mark.parametrize(
     "texts, length, causes",
     [
-        (["yes it is"] * 9, 20.0, ["distinct-2 has halved (1.00 → ", "one and the same sentence (33% → "]),
+        (["yes it is"] * 9, 20.0, ["distinct-2 has halved (1.00 → ", "one and the same sentence (0% → "]),
         (NORMAL, 5.0, ["they get shorter (20 → "]),
         (NORMAL, 90.0, ["they get longer (20 → "]),
         (["a b a b a b a b", *NORMAL[1:]], 20.0, ["they repeat themselves (0% → "]),
