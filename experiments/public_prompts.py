@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-SAMPLE = 60  # prompts of each set
+SAMPLE = 30  # prompts of each set
 
 
 def main(data: Path, out: Path) -> None:
