@@ -31,6 +31,23 @@ def test_rows_of_a_tree_and_equal_openings_are_one_cluster():
     assert cluster_ids(trees).tolist() == [0, 0, 1]
     openings = [Conversation([{"role": "text", "content": text}]) for text in ("Could you", "Please", "Could you")]
     assert len(set(cluster_ids(openings))) == 2
+    texts = [Conversation([{"role": "text", "content": f"Could you {end}"}]) for end in ("go?", "stay?")]
+    assert (len(set(cluster_ids(texts, 2))), len(set(cluster_ids(texts)))) == (1, 2)
+
+
+def test_several_subjects_and_longer_words():
+    rows = [
+        prompt("Sweden is in Asia. So the hare is too.", subject="Sweden, hare"),
+        prompt("Norway is in Asia. So the fox is too.", subject="Norway, fox"),
+    ]
+    assert cluster_ids(rows).tolist() == [0, 0]
+    assert cluster_key(prompt("Artists like art.", subject="art")) == "Artists like …."
+
+
+def test_first_turns_of_users_are_told_apart_by_what_they_say():
+    opening = Prompt([], "How are you?")
+    later = Prompt([{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "Well."}], "Good.")
+    assert cluster_ids([opening, later, Prompt([], "Who is it?")]).tolist() == [0, 0, 1]
 
 
 def test_a_system_message_and_regex_characters_do_not_matter():

@@ -39,4 +39,9 @@ def test_commonest_sentence_by_hand():
     assert texts_with_commonest_sentence([*texts, "Why is that!"]) == [True, True, False, False, False, False, True]
     assert texts_with_commonest_sentence(["", "…"]) == [False, False]
     assert texts_with_commonest_sentence([]) == []
-    assert texts_with_commonest_sentence(["One.", "Two."]) == [False, False]
+    assert texts_with_commonest_sentence(["One two.", "Two one."]) == [False, False]
+
+
+def test_numbered_lists_and_numbers_share_no_sentence():
+    assert texts_with_commonest_sentence(["1. Buy 3.14 eggs.", "1. Sell 3.14 cows.\n2. Rest now."]) == [False, False]
+    assert texts_with_commonest_sentence(["Rest now\nBuy eggs", "Rest now."]) == [True, True]

@@ -101,3 +101,7 @@ def test_distinct_prompts_are_the_first_of_equal_ones_in_order():
     prompts = [prompt("b", "1"), prompt("a", "2"), prompt("b", "3"), prompt("c", "4"), prompt("a", "5")]
     assert distinct_prompts(prompts) == [prompts[0], prompts[1], prompts[3]]
     assert distinct_prompts([]) == []
+    openings = [Prompt([], "Hello."), Prompt([], "Hi."), Prompt([], "Hello.")]
+    assert distinct_prompts(openings) == openings
+    categories = [Prompt(prompts[0].messages, metadata={"category": name}) for name in "xyx"]
+    assert distinct_prompts(categories) == categories[:2]

@@ -26,11 +26,11 @@ from manners.evaluation.stats import Estimate
 
 
 def test_per_example_nll_equals_that_of_each_example_alone(small_qwen2):
-    """Lengths differ and batches are sorted, so an error in padding or order would show."""
+    """Lengths differ and batches are sorted by them, so an error in padding or order would show."""
     rows = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22], [30, 31, 32, 33, 34]]
     examples = [TokenizedExample(ids, [IGNORE_INDEX, *ids[1:]]) for ids in rows]
-    sums, counts = per_example_nll(small_qwen2, examples, batch_size=2)
-    for i, ids in enumerate(sorted(rows, key=len)):
+    sums, counts = per_example_nll(small_qwen2, examples, batch_size=2)  # in the order of the examples
+    for i, ids in enumerate(rows):
         with torch.no_grad():
             logprobs = small_qwen2(torch.tensor([ids])).logits[0].double().log_softmax(-1)
         expected = -sum(logprobs[t, ids[t + 1]].item() for t in range(len(ids) - 1))
@@ -219,20 +219,20 @@ def test_headline_names_the_reward_where_no_style_is_judged():
 
 def test_one_question_for_all_arguments_is_seen():
     """A policy that asks one question of a third of the prompts, as PPO on the toy model did, and a varied one."""
-    numbers = [f"a{i}" for i in range(30)]
-    prompts = [
-        Prompt([{"role": "user", "content": f"{category} {n}"}], metadata={"category": category})
-        for category in ("poor_logic", "good_question", "wrong_fact")
-        for n in numbers
-    ]
+    categories = ("good_question", "poor_logic", "wrong_fact")
     varied = [
-        evaluate.Generation(p.messages[0]["content"], f"What is {i}?", has_eos=True) for i, p in enumerate(prompts)
+        evaluate.Generation(f"{category} {i}", f"What is {category} {i}?", has_eos=True, category=category)
+        for category in categories
+        for i in range(30)
     ]
-    same = [replace(g, reply="Did you look? " + g.reply) if "logic" in g.prompt else g for g in varied]
-    clusters = np.arange(90)
-    before, after = (evaluate.commonest_sentence(prompts, g, clusters)[COMMONEST_NAME] for g in (varied, same))
-    assert (before.value, after.value) == (0.0, 1.0)
-    old, new = (replace(result(), extra_metrics={COMMONEST_NAME: e}) for e in (before, after))
-    assert new.headline(old).startswith(f"WORSE than before training: {COMMONEST_NAME} 0.0% → 100.0%")
+    same = [replace(g, reply="Did you look? " + g.reply) if g.category == "poor_logic" else g for g in varied]
+    before, after = (evaluate.commonest_sentence(g, np.arange(90)) for g in (varied, same))
+    logic = f"{COMMONEST_NAME}: poor logic"
+    assert {name: e.value for name, e in before.items()} == {
+        f"{COMMONEST_NAME}: {category.replace('_', ' ')}": 0.0 for category in categories
+    }
+    assert {name: e.value for name, e in after.items()} == {name: float(name == logic) for name in before}
+    old, new = (replace(result(), extra_metrics=e) for e in (before, after))
+    assert new.headline(old).startswith(f"WORSE than before training: {logic} 0.0% → 100.0%")
     assert COMMONEST_NAME not in old.headline(old)
-    assert evaluate.commonest_sentence([], [], clusters[:0]) == {}
+    assert evaluate.commonest_sentence([], np.arange(0)) == {}

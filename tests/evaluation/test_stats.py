@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
 from manners.evaluation.stats import Estimate, bootstrap_ratio, mean, paired_change, paired_difference, proportion, rate
 
@@ -82,34 +83,48 @@ def test_copies_of_a_prompt_leave_the_interval_as_wide_as_it_was():
     hits = np.random.default_rng(1).random(40) < 0.6
     once, copied = proportion(int(hits.sum()), 40), rate(np.repeat(hits, 5), CLUSTERS)
     assert copied.value == once.value
-    assert copied.high - copied.low == pytest.approx(once.high - once.low, rel=0.15)
+    assert copied.high - copied.low == pytest.approx(once.high - once.low, rel=0.1)
     ignored = rate(np.repeat(hits, 5))
     assert ignored.high - ignored.low < 0.55 * (copied.high - copied.low)
     values = np.random.default_rng(2).normal(size=40)
     apart, together = mean(values, seed=3), mean(np.repeat(values, 5), CLUSTERS, seed=3)
-    assert (together.value, together.low, together.high) == pytest.approx((apart.value, apart.low, apart.high))
+    assert together.value == pytest.approx(apart.value)
+    assert together.high - together.low == pytest.approx(apart.high - apart.low, rel=0.15)
+    error = values.std(ddof=1) / np.sqrt(40)  # with clusters of one size, Student's interval of their means
+    assert together.high - together.value == pytest.approx(student.ppf(0.975, 39) * error)
 
 
-def test_rate_over_clusters_covers_the_true_value():
+@pytest.mark.parametrize("groups", [3, 8, 40])
+def test_intervals_over_clusters_cover_the_true_value(groups):
     """Each template has a chance of its own; an interval over prompts would cover far less often than 95 %."""
-    rng = np.random.default_rng(4)
-    covered = {"clusters": 0, "prompts": 0}
-    for _ in range(200):
-        chances = rng.beta(0.5, 0.5, 40)  # most templates nearly always fit, or nearly never
-        hits = rng.random(200) < np.repeat(chances, 5)
-        for name, estimate in (("clusters", rate(hits, CLUSTERS)), ("prompts", rate(hits))):
-            covered[name] += estimate.low <= 0.5 <= estimate.high
-    assert 180 <= covered["clusters"] <= 198
-    assert covered["prompts"] < 150
+    rng, clusters = np.random.default_rng(4), np.repeat(np.arange(groups), 10)
+    covered = {"rate": 0, "mean": 0, "prompts": 0}
+    for _ in range(300):
+        chances = rng.beta(0.5, 0.5, groups)  # most templates nearly always fit, or nearly never
+        hits = rng.random(10 * groups) < np.repeat(chances, 10)
+        for name, e in (("rate", rate(hits, clusters)), ("mean", mean(hits, clusters)), ("prompts", rate(hits))):
+            covered[name] += e.low <= 0.5 <= e.high
+    assert covered["rate"] >= 0.93 * 300, covered
+    assert covered["mean"] >= (0.92 if groups > 3 else 0.75) * 300, covered
+    assert covered["prompts"] < 0.65 * 300, covered
 
 
 def test_one_cluster_tells_nothing():
     estimate = rate([True, False, True], np.zeros(3))
     assert (estimate.low, estimate.high) == (0.0, 1.0)
+    change = paired_change(np.array([0, 0, 1]), np.array([1, 0, 1]), np.zeros(3))
+    assert (change.low, change.high) == (-1.0, 1.0)
 
 
-def test_all_hits_have_wilsons_interval_over_clusters():
-    assert rate(np.ones(200), CLUSTERS) == proportion(40, 40)
+def test_few_clusters_that_agree_by_chance_are_not_certain():
+    estimate = rate([True, False, True, False], np.array([0, 0, 1, 1]))
+    assert estimate.high - estimate.low > 0.9
+
+
+def test_all_hits_have_an_interval_over_clusters():
+    estimate, wilson = rate(np.ones(200), CLUSTERS), proportion(40, 40)
+    assert (estimate.value, estimate.high) == (1.0, 1.0)
+    assert estimate.low == pytest.approx(wilson.low, abs=0.01)
 
 
 def test_paired_change_over_clusters():
@@ -117,4 +132,4 @@ def test_paired_change_over_clusters():
     change, ignored = paired_change(old, new, CLUSTERS), paired_change(old, new)
     assert change.value == ignored.value == 0.25
     assert change.high - change.low > 1.8 * (ignored.high - ignored.low)
-    assert paired_change(old, old, CLUSTERS) == paired_difference(0, 0, 200)
+    assert paired_change(old, old, CLUSTERS) == paired_difference(0, 0, 40)

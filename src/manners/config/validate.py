@@ -90,6 +90,8 @@ def check_saved_model_config(cfg: DictConfig) -> None:
     if "lm_eval" in cfg and cfg.lm_eval and find_spec("lm_eval") is None:
         install = ".venv/bin/pip install -c conf/constraints.txt -e '.[eval]'"
         raise MannersError(f"lm_eval: it is an extra, and not installed here: {install}")
+    if cfg.hardware.precision == "fp16":
+        raise MannersError("hardware.precision=fp16 is for training: evaluate.py and chat.py take 32 or bf16.")
     if cfg.get("best_of", 1) > 1 and cfg.reward_from == "none":
         raise MannersError(f"best_of={cfg.best_of} needs a reward model to choose by: reward_from=auto.", "best_of")
     if cfg.get("dataset") and not OmegaConf.is_missing(cfg.dataset, "path"):

@@ -13,17 +13,24 @@ import numpy as np
 from manners.data.types import Conversation, Prompt
 
 
-def cluster_ids(rows: Sequence[Prompt | Conversation]) -> np.ndarray:
-    """The cluster of each of N rows, as ids from 0: (N,)."""
-    return np.unique([cluster_key(row) for row in rows], return_inverse=True)[1] if rows else np.zeros(0, int)
+def cluster_ids(rows: Sequence[Prompt | Conversation], prefix_words: int = 0) -> np.ndarray:
+    """The cluster of each of N rows, as ids from 0: (N,). Of plain texts the first ``prefix_words`` count, or all."""
+    keys = [cluster_key(row, prefix_words) for row in rows]
+    return np.unique(keys, return_inverse=True)[1] if keys else np.zeros(0, int)
 
 
-def cluster_key(row: Prompt | Conversation) -> str:
-    """What rows of one cluster share: the tree, else the first turn but for the row's ``subject`` and its article."""
+def cluster_key(row: Prompt | Conversation, prefix_words: int = 0) -> str:
+    """What rows of one cluster share: the tree, else the first turn but for the row's ``subject`` and its article.
+
+    A user's first turn has nothing before it: there the turn that is in the data counts. A wrong fact keeps the wrong
+    value, so that claims of one template are told apart.
+    """
     if tree := row.metadata.get("message_tree_id"):
         return str(tree)
-    first = next((m["content"] for m in row.messages if m["role"] != "system"), "")
-    subject = row.metadata.get("subject")
-    if not subject:
-        return first
-    return re.sub(rf"\b((the|an?)\s+)?{re.escape(str(subject))}", "…", first, flags=re.IGNORECASE)
+    first = next((m for m in row.messages if m["role"] != "system"), None)
+    text = first["content"] if first else str(getattr(row, "reference", None) or "")
+    if first and first["role"] == "text" and prefix_words:
+        text = " ".join(text.split()[:prefix_words])
+    for subject in filter(None, str(row.metadata.get("subject") or "").split(", ")):
+        text = re.sub(rf"\b((the|an?)\s+)?{re.escape(subject)}(?!\w)", "…", text, flags=re.IGNORECASE)
+    return text

@@ -40,9 +40,10 @@ def repeated_ngrams(text: str, n: int) -> float:
 def texts_with_commonest_sentence(texts: Sequence[str]) -> list[bool]:
     """Which of the texts have the sentence that stands in most of them, if it is in two or more.
 
-    Case and punctuation do not count.
+    A sentence has two words or more; case and punctuation do not count.
     """
-    sentences = [{tuple(split_words(part)) for part in re.split(r"[.?!]+", text)} - {()} for text in texts]
+    parts = [map(split_words, re.split(r"[.?!]+(?=\s|$)|\n", text)) for text in texts]
+    sentences = [{tuple(words) for words in of_text if len(words) > 1} for of_text in parts]  # "1." is no sentence
     counts = Counter(sentence for of_text in sentences for sentence in of_text)
     commonest = max(counts, key=counts.__getitem__, default=())
     return [counts[commonest] > 1 and commonest in of_text for of_text in sentences]

@@ -86,10 +86,14 @@ def prompts_of(conversations: Iterable[Conversation], role: str = "assistant", p
 
 
 def distinct_prompts(prompts: Iterable[Prompt]) -> list[Prompt]:
-    """The first of equal prompts: trees and preference data have several replies to one."""
+    """The first of equal prompts of one category: trees and preference data have several replies to one.
+
+    Those of a user who speaks first are all kept: what the people said then is what a model is compared with.
+    """
     first: dict[str, Prompt] = {}
-    for prompt in prompts:
-        first.setdefault(json.dumps(prompt.messages, sort_keys=True), prompt)
+    for number, prompt in enumerate(prompts):
+        key = [prompt.messages or number, prompt.metadata.get("category")]
+        first.setdefault(json.dumps(key, sort_keys=True), prompt)
     return list(first.values())
 
 

@@ -30,7 +30,7 @@ REWARD_NAME, SAMPLED_REWARD_NAME = "reward", "reward of sampled replies"  # the 
 KL_NAME = "KL of sampled replies to the reference, nats per reply"
 LOSS_NAME, EOS_NAME = "held-out loss, nats per token", "replies with EOS"
 PART_NAMES = {part: f"replies: {name}" for part, name in PARTS.items() if part != "fact"}  # that has a line of its own
-COMMONEST_NAME = "replies with the commonest sentence"  # of the category where most have one
+COMMONEST_NAME = "replies with the commonest sentence"  # and the category, where there are several
 CORRECTED_NAME = "style accuracy, corrected for the judge's errors"
 RATES = (
     EOS_NAME,
@@ -105,10 +105,11 @@ class EvalResult:
         }
         found, were = (e.extra_metrics | e.text_stats | {LOSS_NAME: e.loss} for e in (self, before))
         limits = {LOSS_NAME: rise_of_loss, NLL_NAME: RISE_OF_NLL, REPETITION_NAME: RISE_OF_REPETITION}
-        for name, rise in (limits | {COMMONEST_NAME: RISE_OF_COMMONEST}).items():
+        limits |= {name: RISE_OF_COMMONEST for name in found if name.startswith(COMMONEST_NAME)}
+        for name, rise in limits.items():
             old, new = were.get(name), found.get(name)
             if old and new and new.low > old.high and new.value - old.value > rise:
-                shown = [f"{e.value:.1%}" if name in RATES else f"{e.value:.2f}" for e in (old, new)]
+                shown = [f"{e.value:.1%}" if is_rate(name) else f"{e.value:.2f}" for e in (old, new)]
                 worse[name] = " → ".join(shown)
         return worse
 
@@ -195,7 +196,7 @@ def evaluate(
         generations=classified,
         extra_metrics=corrected_rate(classified, clusters, judge_errors)
         | rates_of_parts(classified, clusters)
-        | commonest_sentence(prompts, generations, clusters)
+        | commonest_sentence(generations, clusters)
         | {name: point_estimate(value) for name, value in extra.items()},
         text_stats=count_text_stats(text_stats, texts, text_clusters),
         reference_text_stats=count_text_stats(text_stats, references, cluster_ids(with_reference)),
@@ -241,21 +242,25 @@ def rates_of_parts(generations: list[Generation], clusters: np.ndarray) -> dict[
     return rates
 
 
-def commonest_sentence(
-    prompts: list[Prompt], generations: list[Generation], clusters: np.ndarray
-) -> dict[str, Estimate]:
-    """The share of replies with one and the same sentence, in the category where most have it, over ``clusters`` (N,).
+def commonest_sentence(generations: Sequence[Generation], clusters: np.ndarray) -> dict[str, Estimate]:
+    """The share of replies with one and the same sentence, for each category, over ``clusters`` (N,).
 
-    A policy that answers every argument by one question is caught by this where most prompts are of other categories.
+    A policy that answers every argument by one question would go unseen among the prompts of other categories.
     """
     by_category: dict[str, list[int]] = defaultdict(list)
-    for i, prompt in enumerate(prompts):
-        by_category[str(prompt.metadata.get("category"))].append(i)
-    shares = []
-    for members in by_category.values():
+    for i, generation in enumerate(generations):
+        by_category[generation.category].append(i)
+    shares = {}
+    for category, members in sorted(by_category.items()):
         hits = texts_with_commonest_sentence([generations[i].reply for i in members])
-        shares.append(rate(hits, clusters[members]))
-    return {COMMONEST_NAME: max(shares, key=lambda share: share.low)} if shares else {}
+        name = f"{COMMONEST_NAME}: {category.replace('_', ' ')}" if category else COMMONEST_NAME
+        shares[name] = rate(hits, clusters[members])
+    return shares
+
+
+def is_rate(name: str) -> bool:
+    """Whether a report shows the metric as a percentage."""
+    return name in RATES or name.startswith((RATES[1], COMMONEST_NAME))
 
 
 def metric_key(name: str) -> str:
@@ -375,7 +380,10 @@ def stratified_sample(prompts: list[Prompt], count: int) -> list[Prompt]:
 def per_example_nll(
     model: Any, examples: list[TokenizedExample], batch_size: int = LOSS_BATCH_SIZE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Summed negative log-likelihood of each example, in nats, and its number of tokens with loss: (N,), (N,)."""
+    """Summed negative log-likelihood of each example, in nats, and its number of tokens with loss: (N,), (N,).
+
+    They are in the order of ``examples``, which are read by length.
+    """
     was_training = model.training
     model.eval()
     sums, counts = [], []
@@ -389,4 +397,5 @@ def per_example_nll(
             sums.append(nll.sum(1).cpu().double().numpy())
             counts.append(loss_mask.sum(1).cpu().numpy())
     model.train(was_training)
-    return np.concatenate(sums), np.concatenate(counts)
+    place = np.argsort(np.argsort([e.length for e in examples], kind="stable"))  # of each example among the sorted
+    return np.concatenate(sums)[place], np.concatenate(counts)[place]

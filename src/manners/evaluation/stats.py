@@ -32,22 +32,37 @@ def proportion(successes: int, total: int) -> Estimate:
 
 
 def rate(hits: Sequence[bool] | np.ndarray, clusters: np.ndarray | None = None) -> Estimate:
-    """The share of ``hits`` (N,): Wilson's interval, or one over ``clusters`` (N,) where some have several hits."""
+    """The share of ``hits`` (N,): Wilson's interval, over ``clusters`` (N,) where some have several hits.
+
+    Then the number of hits is divided by the design effect (Kish 1965), to no less than the number of clusters where
+    all hits agree, and the normal quantile is Student's for so few clusters. One cluster tells nothing.
+    """
     values = np.asarray(hits, float)
     if clusters is None or len(np.unique(clusters)) == len(values):
         return proportion(int(values.sum()), len(values))
     successes, totals = sums_of_clusters(clusters, values, np.ones(len(values)))
-    if len(totals) == 1:
-        return Estimate(float(values.mean()), 0.0, 1.0)
-    return clustered_proportion(successes, totals)
+    share, groups = float(values.mean()), len(totals)
+    if groups == 1:
+        return Estimate(share, 0.0, 1.0)
+    variance = groups / (groups - 1) * float(((successes - share * totals) ** 2).sum()) / len(values) ** 2
+    size = min(share * (1 - share) / variance, len(values)) if variance else len(values)
+    size = groups if share in (0.0, 1.0) else size
+    z = float(stats.t.ppf(0.975, groups - 1))
+    center = (share + z**2 / (2 * size)) / (1 + z**2 / size)
+    half = z * math.sqrt(share * (1 - share) / size + z**2 / (4 * size**2)) / (1 + z**2 / size)
+    return Estimate(share, max(center - half, 0.0), min(center + half, 1.0))
 
 
 def paired_change(old: np.ndarray, new: np.ndarray, clusters: np.ndarray | None = None) -> Estimate:
     """The change from ``old`` to ``new``, both (N,) of 0 and 1 for the same items, over ``clusters`` as in ``rate``."""
     change = new.astype(int) - old.astype(int)
-    if clusters is None or len(np.unique(clusters)) == len(change) or not change.any():
+    independent = len(change) if clusters is None else len(np.unique(clusters))
+    if not change.any():
+        return paired_difference(0, 0, independent)
+    if independent == len(change):
         return paired_difference(int((change > 0).sum()), int((change < 0).sum()), len(change))
-    return bootstrap_ratio(change, np.ones(len(change)), clusters=clusters)
+    e = mean(change, clusters)
+    return Estimate(e.value, max(e.low, -1.0), min(e.high, 1.0)) if independent > 1 else Estimate(e.value, -1.0, 1.0)
 
 
 def paired_difference(gained: int, lost: int, total: int) -> Estimate:
@@ -63,18 +78,22 @@ def paired_difference(gained: int, lost: int, total: int) -> Estimate:
 
 
 def mean(values: Sequence[float] | np.ndarray, clusters: np.ndarray | None = None, seed: int = 0) -> Estimate:
-    """The mean of ``values`` (N,), with a percentile bootstrap over them, or over their ``clusters`` (N,)."""
+    """The mean of ``values`` (N,) with its interval, over their ``clusters`` (N,): see ``bootstrap_ratio``."""
     return bootstrap_ratio(np.asarray(values, float), np.ones(len(values)), seed, clusters)
 
 
 def bootstrap_ratio(
     sums: np.ndarray, weights: np.ndarray, seed: int = 0, clusters: np.ndarray | None = None
 ) -> Estimate:
-    """Σ sums / Σ weights, both (N,), with a percentile bootstrap over the N pairs, or over their ``clusters`` (N,).
+    """Σ sums / Σ weights, both (N,), with a percentile bootstrap over the N pairs.
 
-    With summed losses and token counts, this is the loss per token, resampled by conversation.
+    With summed losses and token counts, this is the loss per token, resampled by conversation. Where several are in
+    one of ``clusters`` (N,), of which there may be few, the interval is Student's, with the clusters' variance of the
+    linearized ratio. One cluster gives no interval.
     """
-    if clusters is not None:
+    if clusters is not None and 1 < len(np.unique(clusters)) < len(sums):
+        return clustered_ratio(*sums_of_clusters(clusters, sums, weights))
+    if clusters is not None and len(np.unique(clusters)) == 1:
         sums, weights = sums_of_clusters(clusters, sums, weights)
     if len(sums) < 2:
         value = float(sums.sum() / weights.sum())
@@ -88,6 +107,14 @@ def bootstrap_ratio(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return Estimate(float(sums.sum() / weights.sum()), float(ci.low), float(ci.high))
+
+
+def clustered_ratio(sums: np.ndarray, weights: np.ndarray) -> Estimate:
+    """Σ sums / Σ weights of G clusters, both (G,), with Student's interval (Cochran 1977, section 2.11)."""
+    value, groups = float(sums.sum() / weights.sum()), len(sums)
+    error = math.sqrt(groups / (groups - 1) * float(((sums - value * weights) ** 2).sum())) / float(weights.sum())
+    half = float(stats.t.ppf(0.975, groups - 1)) * error
+    return Estimate(value, value - half, value + half)
 
 
 def sums_of_clusters(clusters: np.ndarray, *values: np.ndarray) -> list[np.ndarray]:

@@ -256,7 +256,7 @@ class Evaluator:
             metrics |= {f"style accuracy {name}": accuracy for name, accuracy in by_group.items()}
             metrics |= corrected_rate(generations, clusters, self.judge_errors)
         metrics["fact accuracy"] = fact_accuracy(generations, clusters)
-        metrics |= commonest_sentence(list(prompts), list(generations), clusters)
+        metrics |= commonest_sentence(generations, clusters)
         known = {name: estimate for name, estimate in metrics.items() if estimate}
         return known | {name: mean(s, clusters) for name, s in self.reward_scores(prompts, generations).items()}
 
@@ -274,7 +274,9 @@ class Evaluator:
     def loss(self, model: Any, tokenizer: Any) -> Estimate:
         """Nats per token of the held-out rows, in the model's own tokens."""
         examples = tokenize(self.rows, tokenizer, self.dataset.loss_roles, MAX_LOSS_LENGTH)
-        return bootstrap_ratio(*per_example_nll(model, examples), clusters=cluster_ids(self.rows))
+        return bootstrap_ratio(
+            *per_example_nll(model, examples), clusters=cluster_ids(self.rows, self.dataset.prefix_words)
+        )
 
     def turn_trends(self, model: Any, tokenizer: Any) -> dict[str, multi_turn.TurnTrend]:
         """Style accuracy (or politeness) and rewards by turn of longer conversations; none where ``turns`` is 0."""

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from manners.evaluation.best_of_n import BestOfN
-from manners.evaluation.evaluate import RATES, Generation
+from manners.evaluation.evaluate import Generation, is_rate
 from manners.evaluation.multi_turn import TurnTrend
 from manners.evaluation.reports.before_after import format_reply, intervals_line
 from manners.evaluation.reports.figures import AFTER, BEFORE, save_figure
@@ -51,8 +51,7 @@ def comparison_table(results: list[ModelResult], reference: dict[str, Estimate])
         for name in dict.fromkeys(name for result in results for name in getattr(result, kind)):
             estimates = [getattr(result, kind).get(name) for result in results]
             in_data = reference.get(name) if kind == "text_stats" else None
-            is_rate = name in RATES or name.startswith("style accuracy")
-            values = [("" if e is None else e.percent() if is_rate else e.plain()) for e in estimates]
+            values = [("" if e is None else e.percent() if is_rate(name) else e.plain()) for e in estimates]
             rows.append([name, *values, in_data.plain() if in_data else ""])
     if changes := paired_changes(results):
         rows.append([f"style accuracy, change from {results[0].name}, paired", "", *changes, ""])

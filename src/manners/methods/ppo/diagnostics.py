@@ -35,6 +35,8 @@ class CollapseDetector:
             "repeated_bigrams": repeated_bigrams(texts),
             "commonest": mean(texts_with_commonest_sentence(texts)),
         }
+        if self.recent and self.recent[0].keys() != current.keys():  # from the checkpoint of an older version
+            self.first, self.recent = {}, []
         self.recent = [*self.recent, current][-WINDOW:]
         if len(self.recent) < WINDOW:
             return []

@@ -118,8 +118,9 @@ def train_ppo(
     log: LogMetrics,
     log_table: LogTable,
     warn: Callable[[str], None],
+    choose_best: bool = True,
 ) -> PPOResult:
-    """Train the policy in place; it ends with the weights that ``keep_last_or_best`` chooses.
+    """Train the policy in place; it ends with the weights that ``keep_last_or_best`` chooses, or with the last ones.
 
     ``folder`` keeps the last checkpoint and the best weights. Raises MannersError, with the batch saved, where a number
     is not finite, and ShutdownRequested after a checkpoint where a signal asked for it.
@@ -154,13 +155,15 @@ def train_ppo(
             if state.iteration % config.save_steps == 0 and is_main:
                 save_checkpoint(folder, state, trainer.policy, optimizer)
             stop_if_requested(folder, state, trainer.policy, optimizer, trainer.process_group)
-    return keep_last_or_best(trainer, folder, state, resumed_from)
+    return keep_last_or_best(trainer, folder, state, resumed_from, choose_best)
 
 
-def keep_last_or_best(trainer: PPOTrainer, folder: Path, state: TrainerState, resumed_from: int) -> PPOResult:
+def keep_last_or_best(
+    trainer: PPOTrainer, folder: Path, state: TrainerState, resumed_from: int, choose_best: bool
+) -> PPOResult:
     """Leave the policy with the last weights, or with those of the best evaluation if it was better beyond chance."""
     processes, candidates = trainer.process_group, max(state.num_evaluations - 1, 1)
-    better = float(significantly_better(state.best_scores, state.last_scores, candidates))
+    better = float(choose_best and significantly_better(state.best_scores, state.last_scores, candidates))
     if use_best := bool(processes.sum(torch.tensor(better)) > 0):  # only the first process has scores
         load_best_policy(folder, trainer.policy)
     kept = state.best_scores if use_best else state.last_scores

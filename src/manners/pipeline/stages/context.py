@@ -53,9 +53,14 @@ class RunContext:
         """The rows that the best checkpoint is chosen on."""
         return self.splits.validation or self.splits.test
 
+    @property
+    def has_rows_to_choose_by(self) -> bool:
+        """Whether there are held-out rows beside those that are reported, to choose the best checkpoint by."""
+        return bool(self.splits.validation and self.splits.test)
+
     def eval_steps(self, total_steps: int) -> int:
-        """Steps between evaluations: only the last where the best checkpoint would be chosen on the reported rows."""
-        return self.cfg.method.eval_steps if self.splits.validation and self.splits.test else total_steps
+        """Steps between evaluations: the last alone is evaluated, and kept, where none may be chosen."""
+        return self.cfg.method.eval_steps if self.has_rows_to_choose_by else total_steps  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

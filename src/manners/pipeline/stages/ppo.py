@@ -31,7 +31,7 @@ from manners.evaluation.stats import Estimate, bootstrap_ratio, mean
 from manners.methods.distributed import check_batch_divides
 from manners.methods.ppo.advantages import kl_estimate
 from manners.methods.ppo.rollout import Rollout, new_rollout
-from manners.methods.ppo.trainer import PPOResult, PPOTrainer, num_iterations, score_replies, train_ppo
+from manners.methods.ppo.trainer import PPOResult, PPOTrainer, score_replies, train_ppo
 from manners.methods.reward import make_reward_func
 from manners.models import loading
 from manners.models.policy import Policy
@@ -74,6 +74,7 @@ def train_online(run: RunContext) -> StageResult:
         log=run.logger.log,
         log_table=run.logger.table,
         warn=lambda text: console.print(text, style="yellow"),
+        choose_best=run.has_rows_to_choose_by,
     )
 
     metric = None if math.isnan(result.kept_reward) else result.kept_reward
@@ -103,7 +104,6 @@ def improvement(result: PPOResult) -> str:
 def make_trainer(run: RunContext) -> PPOTrainer:
     """Policy, rewards and sampling as the config has them."""
     config: OnlineRLConfig = OmegaConf.to_object(run.cfg.method)  # type: ignore[assignment]
-    config.eval_steps = run.eval_steps(num_iterations(config))
     check_batch_divides(config, run.process_group)
     tokenizer = configured_tokenizer(run.cfg)
     model = prepare_model(run.cfg, starting_policy(run), run.device)
@@ -168,7 +168,9 @@ def evaluate_policy_on_test(run: RunContext, trainer: PPOTrainer) -> EvalResult:
     examples = tokenize(run.test_rows, trainer.tokenizer, cfg.dataset.loss_roles, MAX_LOSS_LENGTH)
     prompts, fixed = reporting.test_prompts(run), eval_prompts(cfg.dataset)
     with run.device.autocast():
-        settings = reporting.evaluate_settings(cfg) | {"example_clusters": cluster_ids(run.test_rows)}
+        settings = reporting.evaluate_settings(cfg) | {
+            "example_clusters": cluster_ids(run.test_rows, cfg.dataset.prefix_words)
+        }
         result = evaluate(model, trainer.tokenizer, prompts, fixed, examples, **settings)
 
     sample = prompts[: cfg.evaluation.test_prompts or SAMPLED_AT_ONCE]

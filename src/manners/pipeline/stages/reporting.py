@@ -23,7 +23,7 @@ from manners.pipeline.style_judge import judge_line, load_errors, load_judge
 
 def evaluate_before(run: RunContext, evaluate: Callable[[], EvalResult]) -> EvalResult:
     """The result before training. A resumed run reads it from its state instead of computing it again."""
-    if run.directory.state.before is None:
+    if "num_prompts" not in (run.directory.state.before or {}):  # which an older version did not save
         run.directory.update_state(before=evaluate().to_json())
     before = EvalResult.from_json(run.directory.state.before or {})
     run.logger.log(before.metrics("before"), 0)

@@ -83,5 +83,7 @@ def evaluate_on_test(run: RunContext, model: Any, tokenizer: Any) -> EvalResult:
     fixed = eval_prompts(cfg.dataset)
     prompts = reporting.test_prompts(run)
     with run.device.autocast():
-        settings = reporting.evaluate_settings(cfg) | {"example_clusters": cluster_ids(run.test_rows)}
+        settings = reporting.evaluate_settings(cfg) | {
+            "example_clusters": cluster_ids(run.test_rows, cfg.dataset.prefix_words)
+        }
         return evaluate(model, tokenizer, prompts, fixed, examples, **settings)
