@@ -11,6 +11,7 @@ column "in the data" of a report mean nothing.
 import csv
 import json
 import random
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,8 +34,17 @@ def main(data: Path, out: Path) -> None:
 
 
 def false_premises(file: Path, label: str) -> Iterator[dict[str, Any]]:
-    """Questions with a false premise (label 1), which are to be rebutted, or their twins with a true one (0)."""
-    for row in rows_of(file):
+    """Questions with a false premise (label 1), which are to be rebutted, or their twins with a true one (0).
+
+    Questions that have both labels are left out.
+    """
+    rows = rows_of(file)
+    labels: dict[str, set[str]] = {}
+    for row in rows:
+        labels.setdefault(row["question"], set()).add(row["label"])
+    for row in rows:
+        if len(labels[row["question"]]) > 1:
+            continue
         answer = row["answer"]
         answer = json.loads(answer)[0] if answer.startswith("[") else answer
         if row["label"] == label:
@@ -42,18 +52,20 @@ def false_premises(file: Path, label: str) -> Iterator[dict[str, Any]]:
 
 
 def fallacies(file: Path) -> Iterator[dict[str, Any]]:
-    """Statements of a fallacy, which are to be asked about; quiz questions about a fallacy are none."""
+    """Statements of a fallacy, which are to be asked about; definitions, quiz questions and fragments are left out."""
+    definition = re.compile(r"fallac|example of|argument|this is when|occurs when|someone|speaker|conclusion", re.I)
     for row in rows_of(file):
         text = row["text"].strip().strip('"“”')
-        if "?" not in text and "fallacy" not in text.lower() and "example of" not in text.lower():
+        if "?" not in text and len(text.split()) >= 8 and text[:1].isupper() and not definition.search(text):
             yield exchange(text, "…") | {"category": "poor_logic"}
 
 
 def misconceptions(file: Path) -> Iterator[dict[str, Any]]:
-    """What many people believe, as a claim: the best incorrect answer to each question, where it is a sentence."""
+    """What many people believe, as a claim: the best incorrect answer to a question, where it can stand by itself."""
     for row in rows_of(file):
         claim = row["Best Incorrect Answer"].strip()
-        if row["Category"] == "Misconceptions" and len(claim.split()) >= 4:
+        answers = re.match(r"(yes|no|it|they|he|she|there)\b", claim, re.I)  # which only the question explains
+        if row["Category"] == "Misconceptions" and len(claim.split()) >= 5 and not answers:
             yield exchange(claim.rstrip(".") + ".", row["Best Answer"]) | {"category": "wrong_fact"}
 
 
