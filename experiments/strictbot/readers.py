@@ -6,7 +6,7 @@ scored from 0 to 1 by language models that read each reply beside a correct one 
 same prompts, for each seed and over all, with bootstrap intervals over prompts; variants of PPO at seed 1, which were
 read beside the SFT policy's replies once more; PPO of one epoch on another processor, with SFT policies and readers of
 its own; and the means of the base's replies of 64 tokens, as it is and asked for
-the manners (``dataset.prompted_baseline``).
+the manners (``dataset.prompted_baseline``). Last come five policies from one light SFT policy at seed 1, read together.
 """
 
 import json
@@ -20,6 +20,7 @@ from manners.evaluation.stats import Estimate, bootstrap_ratio
 
 LABELS = Path(__file__).with_name("readers.jsonl")
 VARIANTS, AGAIN = ("ppo, MiniLM", "ppo, small steps"), "sft, second reading"
+FROM_ONE_START = ("sft, start", "sft, all rows", "dpo, from start", "rloo, from start", "ppo, from start")
 GOOD = 0.5  # right manner and on the subject, with a smaller flaw in sense or truth at most
 
 
@@ -54,6 +55,14 @@ def main() -> None:
     for name in ("base", "base, prompted", "sft", "ppo"):
         models = [scores[seed, name] for seed in seeds if (seed, name) in scores]
         print(f"| {name} | {by_category(models, categories, kinds)} |")
+    print("\n| from one SFT policy | all | change, paired | good replies | " + " | ".join(kinds) + " |")
+    print("| --- | --- | --- | --- |" + " --- |" * len(kinds))
+    start = scores[1, FROM_ONE_START[0]]
+    for name in FROM_ONE_START:
+        model = scores[1, name]
+        good = f"{sum(s >= GOOD for s in model.values())} of {len(model)}"
+        total, *parts = by_category([model], categories, kinds).split(" | ")
+        print(f"| {name} | {total} | {plain(change([start], [model]))} | {good} | {' | '.join(parts)} |")
     print(f"\n{len(twice[0])} replies read twice: Spearman {spearmanr(*twice).statistic:.2f}")
 
 
