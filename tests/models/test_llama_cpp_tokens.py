@@ -81,7 +81,7 @@ def real_lines():
     path, lines = shared / "oasst_trees_60.jsonl", []
     if not path.is_file():
         rows = (CORPORA / "strictbot" / "hand.jsonl").read_text("utf-8").splitlines()
-        return [json.loads(row)["text"] for row in rows]
+        return [message["content"] for row in rows for message in json.loads(row)["messages"]]
     for row in path.read_text("utf-8").splitlines():
         queue = [json.loads(row)["prompt"]]
         for message in queue:

@@ -106,7 +106,8 @@ def politeness_csv(tmp_path):
         opening, score = rng.choice(list(openings.items()))
         annotators = 9 if number % 10 == 0 else 5
         scores = [min(25, max(1, score + rng.randint(-2, 2))) for _ in range(annotators)]
-        rows.append(line(f"{opening} move the shelf&#44 the one with number {number}?", scores, ident=str(number)))
+        request = f"user{number % 40}: {opening} move the shelf&#44 the one with number {number}?"
+        rows.append(line(request, scores, ident=str(number)))  # split by opening, of which there have to be many
     return corpus(tmp_path, *rows)
 
 

@@ -50,7 +50,7 @@ def rate(hits: Sequence[bool] | np.ndarray, clusters: np.ndarray | None = None) 
     z = float(stats.t.ppf(0.975, groups - 1))
     center = (share + z**2 / (2 * size)) / (1 + z**2 / size)
     half = z * math.sqrt(share * (1 - share) / size + z**2 / (4 * size**2)) / (1 + z**2 / size)
-    return Estimate(share, max(center - half, 0.0), min(center + half, 1.0))
+    return Estimate(share, min(max(center - half, 0.0), share), max(min(center + half, 1.0), share))
 
 
 def paired_change(old: np.ndarray, new: np.ndarray, clusters: np.ndarray | None = None) -> Estimate:
