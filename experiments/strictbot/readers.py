@@ -6,7 +6,8 @@ scored from 0 to 1 by language models that read each reply beside a correct one 
 same prompts, for each seed and over all, with bootstrap intervals over prompts; variants of PPO at seed 1, which were
 read beside the SFT policy's replies once more; PPO of one epoch on another processor, with SFT policies and readers of
 its own; and the means of the base's replies of 64 tokens, as it is and asked for
-the manners (``dataset.prompted_baseline``). Last come five policies from one light SFT policy at seed 1, read together.
+the manners (``dataset.prompted_baseline``). Last come policies from one light SFT policy at seed 1, read
+together, and its best of 16 sampled replies, for which it and PPO were read again.
 """
 
 import json
@@ -20,7 +21,10 @@ from manners.evaluation.stats import Estimate, bootstrap_ratio
 
 LABELS = Path(__file__).with_name("readers.jsonl")
 VARIANTS, AGAIN = ("ppo, MiniLM", "ppo, small steps"), "sft, second reading"
-FROM_ONE_START = ("sft, start", "sft, all rows", "dpo, from start", "rloo, from start", "ppo, from start")
+FROM_ONE_START = {  # by their start, which was read beside them
+    "sft, start": ("sft, start", "sft, all rows", "dpo, from start", "rloo, from start", "ppo, from start"),
+    "sft, start, again": ("sft, start, again", "best of 16", "ppo, from start, again"),
+}
 GOOD = 0.5  # right manner and on the subject, with a smaller flaw in sense or truth at most
 
 
@@ -57,12 +61,11 @@ def main() -> None:
         print(f"| {name} | {by_category(models, categories, kinds)} |")
     print("\n| from one SFT policy | all | change, paired | good replies | " + " | ".join(kinds) + " |")
     print("| --- | --- | --- | --- |" + " --- |" * len(kinds))
-    start = scores[1, FROM_ONE_START[0]]
-    for name in FROM_ONE_START:
+    for start, name in ((start, name) for start, names in FROM_ONE_START.items() for name in names):
         model = scores[1, name]
         good = f"{sum(s >= GOOD for s in model.values())} of {len(model)}"
         total, *parts = by_category([model], categories, kinds).split(" | ")
-        print(f"| {name} | {total} | {plain(change([start], [model]))} | {good} | {' | '.join(parts)} |")
+        print(f"| {name} | {total} | {plain(change([scores[1, start]], [model]))} | {good} | {' | '.join(parts)} |")
     print(f"\n{len(twice[0])} replies read twice: Spearman {spearmanr(*twice).statistic:.2f}")
 
 
