@@ -66,7 +66,15 @@ def main() -> None:
         good = f"{sum(s >= GOOD for s in model.values())} of {len(model)}"
         total, *parts = by_category([model], categories, kinds).split(" | ")
         print(f"| {name} | {total} | {plain(change([scores[1, start]], [model]))} | {good} | {' | '.join(parts)} |")
-    print(f"\n{len(twice[0])} replies read twice: Spearman {spearmanr(*twice).statistic:.2f}")
+    best, ppo = scores[1, "best of 16"], scores[1, "ppo, from start, again"]
+    print(f"ppo minus best of 16: {plain(change([best], [ppo]))}")
+    again = [
+        (scores[1, name][p], score)
+        for name in ("sft, start", "ppo, from start")
+        for p, score in scores[1, f"{name}, again"].items()
+    ]
+    print(f"\n{len(again)} of these read twice: Spearman {spearmanr(*zip(*again, strict=True)).statistic:.2f}")
+    print(f"{len(twice[0])} of the first table read twice: Spearman {spearmanr(*twice).statistic:.2f}")
 
 
 def by_category(models: list[dict[str, float]], categories: dict[str, str], kinds: list[str]) -> str:
