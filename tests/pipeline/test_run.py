@@ -180,7 +180,7 @@ def test_compiled_layers_train_as_eager_ones(tmp_path):
 
 
 @pytest.mark.parametrize("shares", [("0.3", "0"), ("0", "0.3"), ("0.3", "0.3")])
-def test_no_checkpoint_is_chosen_on_the_rows_that_are_reported(tmp_path, shares):
+def test_no_checkpoint_is_chosen_on_the_rows_that_are_reported(tmp_path, shares, capsys):
     """The loss rises at this learning rate: where validation and test are the same rows, the last step is kept."""
     rows = [
         {"messages": [{"role": "user", "content": f"Is {i} big?"}, {"role": "assistant", "content": "Yes."}]}
@@ -199,8 +199,10 @@ def test_no_checkpoint_is_chosen_on_the_rows_that_are_reported(tmp_path, shares)
         "method.learning_rate=1",
         "method.max_grad_norm=0",
     ]
+    overrides += ["method.early_stopping_patience=1"] * ("0" in shares)
     commands.train_in_process(*SMALL, f"output_dir={tmp_path}", "dataset.style_judge=none", *overrides)
     folder = find_run(tmp_path, "*")
+    assert ("not used: method.early_stopping_patience" in capsys.readouterr().out) == ("0" in shares)
     evaluated = [r["step"] for r in read_records(folder / "metrics.jsonl") if "eval/loss" in r]
     best = json.loads((folder / "run.json").read_text())["best_step"]
     if "0" in shares:

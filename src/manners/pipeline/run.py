@@ -216,6 +216,8 @@ def print_rows(spec: RunSpec) -> None:
     for name in ("validation", "test"):
         if not getattr(splits, name):
             console.print(f"the last step is kept, without rows to choose a better one by: dataset.{name}_share=0.1")
+            if spec.cfg.method.get("early_stopping_patience"):
+                console.print("not used: method.early_stopping_patience, since the last step alone is evaluated")
 
 
 def unrendered_fields(cfg: DictConfig, splits: Splits) -> list[str]:

@@ -21,7 +21,7 @@ MAIN_METRICS = {
     "sanity": "corrupted replies scored lower",
     "loss": "held-out loss",
     "reward_standard_deviations": "reward, standard deviations",
-    "kl_to_the_reference_nats_per_reply": "KL to the reference, nats per reply",
+    "kl_to_the_reference_nats_per_reply": "KL of sampled replies to the reference, nats per reply",
     "eos_rate": "replies with EOS",
 }
 PERCENTAGES = ("style_accuracy", "fact_accuracy", "eos_rate", "pair_accuracy", "sanity")  # and their subgroups

@@ -111,9 +111,7 @@ def format_numbers(numbers: dict[str, float]) -> list[str]:
     shown = []
     for name, value in numbers.items():
         if name.endswith("_per_second"):
-            rate = (
-                f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
-            )  # of pairs on a CPU there may be one in two seconds
+            rate = f"{value:,.0f}" if value >= 10 else f"{value:.2g}"  # such as half a pair
             shown.append(f"{rate} {name.replace('_per_second', '/s')}")
         else:
             shown.append(f"{name} {value:.4g}")

@@ -168,10 +168,7 @@ def evaluate_policy_on_test(run: RunContext, trainer: PPOTrainer) -> EvalResult:
     examples = tokenize(run.test_rows, trainer.tokenizer, cfg.dataset.loss_roles, MAX_LOSS_LENGTH)
     prompts, fixed = reporting.test_prompts(run), eval_prompts(cfg.dataset)
     with run.device.autocast():
-        settings = reporting.evaluate_settings(cfg) | {
-            "example_clusters": cluster_ids(run.test_rows, cfg.dataset.prefix_words)
-        }
-        result = evaluate(model, trainer.tokenizer, prompts, fixed, examples, **settings)
+        result = evaluate(model, trainer.tokenizer, prompts, fixed, examples, **reporting.evaluate_settings(run))
 
     sample = prompts[: cfg.evaluation.test_prompts or SAMPLED_AT_ONCE]
     generator = torch.Generator().manual_seed(cfg.seed)

@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
+from manners.data.clusters import cluster_ids
 from manners.data.loading import build_prompts
 from manners.data.types import Prompt, distinct_prompts
 from manners.evaluation.evaluate import LOSS_BATCH_SIZE, EvalResult
@@ -50,10 +49,12 @@ def report_cut_prompts(run: RunContext, model: Any, tokenizer: Any) -> None:
             console.print(line, style="yellow", highlight=False)
 
 
-def evaluate_settings(cfg: DictConfig) -> dict[str, Any]:
-    """Keyword arguments of ``evaluate`` and of the generation in it."""
+def evaluate_settings(run: RunContext) -> dict[str, Any]:
+    """Keyword arguments of ``evaluate`` and of the generation in it, with the clusters of the test rows."""
+    cfg = run.cfg
     e, judge = cfg.evaluation, load_judge(cfg.dataset.style_judge, cfg)
     return {
+        "example_clusters": cluster_ids(run.test_rows, cfg.dataset.prefix_words),
         "style_judge": judge,
         "judge_errors": load_errors(cfg.dataset, judge),
         "text_stats": cfg.dataset.text_stats,

@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any
 
 from manners.data.batching import collate, pack
-from manners.data.clusters import cluster_ids
 from manners.data.loading import eval_prompts
 from manners.data.tokenize import tokenize
 from manners.errors import MannersError
@@ -83,7 +82,4 @@ def evaluate_on_test(run: RunContext, model: Any, tokenizer: Any) -> EvalResult:
     fixed = eval_prompts(cfg.dataset)
     prompts = reporting.test_prompts(run)
     with run.device.autocast():
-        settings = reporting.evaluate_settings(cfg) | {
-            "example_clusters": cluster_ids(run.test_rows, cfg.dataset.prefix_words)
-        }
-        return evaluate(model, tokenizer, prompts, fixed, examples, **settings)
+        return evaluate(model, tokenizer, prompts, fixed, examples, **reporting.evaluate_settings(run))
