@@ -43,9 +43,9 @@ def groups_of(examples, share):
 
 @torch.no_grad()
 def expected_features(whole, example):
-    """From the hidden states of the whole decoder, a row for itself; of six layers, the fourth is read."""
+    """From the hidden states of the whole decoder, a row for itself; of six layers, the third is read."""
     ids, n = torch.tensor([example.input_ids]), example.prompt_length
-    hidden = whole(ids, output_hidden_states=True).hidden_states[4][0]
+    hidden = whole(ids, output_hidden_states=True).hidden_states[3][0]
     return torch.cat([hidden[n:].mean(0), hidden[:n].mean(0)])
 
 
@@ -53,7 +53,7 @@ def expected_features(whole, example):
 @pytest.mark.parametrize("share", [True, False])
 def test_features_are_means_over_reply_and_prompt(family, share):
     model, whole = frozen(family)
-    assert model.num_layers == 4
+    assert model.num_layers == 3
     items = read_features(model, groups_of(EXAMPLES, share), pad=0, share=share)
     for item in items:
         assert torch.allclose(item.features[0], expected_features(whole, item.example), atol=1e-5)

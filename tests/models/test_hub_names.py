@@ -85,7 +85,8 @@ Why?<end_of_turn>
 <start_of_turn>model
 """
 NO_THOUGHTS = "<think>\n\n</think>\n\n"  # Qwen3 begins every reply with them, in TRL's training template
-QWEN3 = CHATML.removeprefix("<|im_start|>system\n{system}<|im_end|>\n").replace("Nobody.", NO_THOUGHTS + "Nobody.")
+WITHOUT_SYSTEM = CHATML.removeprefix("<|im_start|>system\n{system}<|im_end|>\n")
+QWEN3 = WITHOUT_SYSTEM.replace("Nobody.", NO_THOUGHTS + "Nobody.")
 LLAMA3 = (
     "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
     "Today Date: {today}\n\n<|eot_id|>"
@@ -93,12 +94,7 @@ LLAMA3 = (
     "<|start_header_id|>assistant<|end_header_id|>\n\nNobody.<|eot_id|>"
     "<|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 )
-SMOLLM2 = (
-    CHATML.format(system="You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
-    "It is late.<|im_end|>",
-    {"<|im_end|>"},
-    "<|im_end|>",
-)
+SMOLLM2 = (WITHOUT_SYSTEM, "It is late.<|im_end|>", {"<|im_end|>"}, "<|im_end|>")
 # Prompt, reply that carries loss, stop tokens, padding token.
 EXPECTED = {
     "qwen0.5b": (
@@ -167,6 +163,12 @@ def test_replies_and_their_stop_tokens_carry_loss(name):
     label_runs = groupby(example.labels, key=lambda label: label != IGNORE_INDEX)
     trained = [tokenizer.decode(list(run)) for has_loss, run in label_runs if has_loss]
     assert trained == [reply.replace("It is late.", "Nobody."), reply]
+
+
+def test_smollm2s_own_template_has_a_system_line():
+    own = load_tokenizer(MODELS["smollm2"]["name"])
+    system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    assert prompt_text(CONVERSATION.messages[:3], own) == CHATML.format(system=system)
 
 
 @pytest.mark.parametrize("name", DECODERS)
