@@ -56,7 +56,7 @@ def test_features_are_means_over_reply_and_prompt(family, share):
     assert model.num_layers == 3
     items = read_features(model, groups_of(EXAMPLES, share), pad=0, share=share)
     for item in items:
-        assert torch.allclose(item.features[0], expected_features(whole, item.example), atol=1e-5)
+        assert torch.allclose(item.features[0], expected_features(whole, item.example), atol=5e-5)
     assert sorted(item.example.target for item in items) == sorted(e.target for e in EXAMPLES)
 
 
@@ -65,8 +65,8 @@ def test_features_of_pairs_belong_to_chosen_and_rejected(share):
     model, whole = frozen("llama")
     items = read_features(model, groups_of(PAIRS, share), pad=0, share=share)
     for item in items:
-        assert torch.allclose(item.features[0], expected_features(whole, item.example), atol=1e-5)
-        assert torch.allclose(item.features[1], expected_features(whole, item.example.rejected), atol=1e-5)
+        assert torch.allclose(item.features[0], expected_features(whole, item.example), atol=5e-5)
+        assert torch.allclose(item.features[1], expected_features(whole, item.example.rejected), atol=5e-5)
     batch = collate_features(items)
     assert torch.equal(batch["features"][0], items[0].features[0])
     assert torch.equal(batch["features"][len(items)], items[0].features[1])
