@@ -13,7 +13,7 @@ from tests.data.files import EXCHANGE, FORMATS, SYSTEM, assistant, config, read,
 
 def test_config_offers_exactly_the_registered_formats():
     choices = DatasetConfig.__dataclass_fields__["format"].metadata["choices"]
-    assert set(choices) == {*formats.FORMATS, "auto", "oasst"}
+    assert set(choices) == {*formats.FORMATS, "auto", "oasst", "votes"}
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["given", "auto"])

@@ -51,7 +51,7 @@ class DatasetConfig:
         "how a row holds its conversation; auto looks at the first row",
         (
             *("auto", "messages", "prompt_completion", "sharegpt", "alpaca", "dolly", "preference"),
-            *("marked", "guanaco", "hh", "chatml", "text", "politeness", "oasst"),
+            *("marked", "guanaco", "hh", "chatml", "text", "politeness", "oasst", "votes"),
         ),
     )
     name: str | None = option(None, "configuration of a hub dataset")

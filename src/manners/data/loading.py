@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from manners.data import sources
 from manners.data.files import file_rows
-from manners.data.formats import detect_row_format, oasst
+from manners.data.formats import detect_row_format, oasst, votes
 from manners.data.formats.fields import InvalidRow, Row
 from manners.data.formats.rows import LABEL_FIELDS, parse_row, rename_columns, with_system_message
 from manners.data.formats.turns import misread_texts, parse_turns, text_format
@@ -92,6 +92,9 @@ def load_conversations(cfg: DictConfig, splits: Splits) -> Iterator[Conversation
         splits.unused |= dict.fromkeys(trees.unused)
         yield from trees.conversations
         return
+    if format == "votes":
+        yield from voted_conversations(rows, cfg, splits)
+        return
     options = SimpleNamespace(**OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]  # fast to read
     for source, row in rows:
         try:
@@ -108,6 +111,17 @@ def load_conversations(cfg: DictConfig, splits: Splits) -> Iterator[Conversation
         splits.fields |= row.keys() | conversation.metadata.keys()
         splits.unused |= dict.fromkeys(unused)
         yield conversation
+
+
+def voted_conversations(rows: Iterator[tuple[str, Any]], cfg: DictConfig, splits: Splits) -> list[Conversation]:
+    """The conversations that people's votes give; note in ``splits`` what they do not. Raises MannersError."""
+    read = votes.read_votes(rows)
+    for source, error in read.invalid:
+        reject_row(source, error, cfg, splits)
+    conversations, excluded = votes.vote_conversations(read.votes)
+    excluded["taken back"] += read.undone
+    splits.notes += [f"{count} votes: {why}" for why, count in excluded.most_common() if count]
+    return conversations
 
 
 def detect_format(cfg: DictConfig, rows: Iterator[tuple[str, Any]]) -> tuple[str, Iterator[tuple[str, Any]]]:
@@ -295,7 +309,9 @@ def hub_rows(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
     for split, table in selected.items():
         named = {"split": split} if several else {}
         # Rows beyond max_rows are not even read where each row is independent and none can be skipped.
-        limit = cfg.max_rows if named and cfg.on_invalid_row == "raise" and cfg.format != "oasst" else None
+        limit = (
+            cfg.max_rows if named and cfg.on_invalid_row == "raise" and cfg.format not in ("oasst", "votes") else None
+        )
         for number, row in enumerate(islice(table, limit)):
             yield f"{cfg.path} {split}[{number}]", named | without_nulls(row)
 

@@ -1,15 +1,15 @@
 """The registry of dataset formats, ``FORMATS``: only this package knows the column names of a dataset.
 
 To add a format: write its parser, which turns a row into messages or raises InvalidRow; add it to ``FORMATS``, to
-``detect_row_format`` and to the choices of ``dataset.format`` in ``config/schema``. OpenAssistant's message trees are
-not parsed row by row and have a module of their own, ``oasst``.
+``detect_row_format`` and to the choices of ``dataset.format`` in ``config/schema``. OpenAssistant's message trees and
+people's votes are not parsed row by row and have modules of their own, ``oasst`` and ``votes``.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from manners.data.formats import oasst
+from manners.data.formats import oasst, votes
 from manners.data.formats.columns import suggest_columns
 from manners.data.formats.conversations import (
     COMPLETION_FIELDS,
@@ -75,6 +75,8 @@ def detect_row_format(row: dict[str, Any]) -> str:
             return name
     if oasst.is_oasst_row(row):
         return "oasst"
+    if row.keys() >= votes.VOTE_FIELDS:
+        return "votes"
     if "instruction" in row and "output" in row:
         return "alpaca"
     if "prompt" in row and any(name in row for name in COMPLETION_FIELDS):
