@@ -21,7 +21,7 @@ XDIST = --numprocesses 2 --dist loadfile --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run plan sweep chat test test-fast lint ui server report export tiny exam corpus bench bench-ppo \
+.PHONY: help setup run plan sweep chat web test test-fast lint ui server report export tiny exam corpus bench bench-ppo \
   bench-curves test-faults test-gpu test-slurm clean
 
 help:  ## list the targets
@@ -52,6 +52,9 @@ sweep: setup  ## one run for each combination of values, nested under one MLflow
 
 chat: setup  ## chat with the latest run  ARGS="run=NAME adapter_scale=1.5"
 	.venv/bin/python chat.py $(ARGS)
+
+web: setup  ## compare models and vote on replies in a browser  ARGS="run=[RUN,RUN] votes=votes.jsonl"
+	.venv/bin/python -m manners.web $(ARGS)
 
 test: setup  ## run all tests but the long ones
 	.venv/bin/python -m pytest $(XDIST) $(ARGS)

@@ -33,6 +33,7 @@ LAYERS = [
     {"pipeline"},
     {"sweep", "estimate"},
     {"chat", "export", "report", "cli"},
+    {"web"},
 ]
 SHORT_MODULES = {  # one idea each, which no other module of the package holds
     "manners.data.clusters",
@@ -48,6 +49,7 @@ SHORT_MODULES = {  # one idea each, which no other module of the package holds
         "manners.models.attention",
         "manners.evaluation.metrics.text_stats",
         "manners.evaluation.metrics.reference_nll",
+        "manners.evaluation.metrics.word_credit",
     ),
 }
 NOT_PACKAGES = {"faults", "gpu", "slurm"}  # directories of tests that are about no package of their own

@@ -40,16 +40,24 @@ EXAMPLES = {
         "role=user": "the model plays the human",
         "self_chat=true user=RUN assistant=RUN": "two models talk",
     },
+    "web": {
+        "": "the latest run beside its base: compare, vote, results",
+        "run=\\[RUN,RUN]": "several runs",
+        "prompts=test": "vote on test rows; or prompts=FILE.jsonl",
+        "votes=my_votes.jsonl": "append the votes to a file of your choice",
+    },
 }
+COMMANDS = {"web": "python -m manners.web"}
 
 
 def print_help(script: str, cfg: DictConfig) -> None:
     """Print examples, groups and options of a script, with the values of this command line."""
     console = Console(soft_wrap=True)
-    console.print(f"[bold]python {script}.py[/] \\[GROUP=CHOICE ...] \\[KEY=VALUE ...] \\[-m]\n")
+    command = COMMANDS.get(script, f"python {script}.py")
+    console.print(f"[bold]{command}[/] \\[GROUP=CHOICE ...] \\[KEY=VALUE ...] \\[-m]\n")
     width = 3 + max(len(words.replace("\\", "")) for words in EXAMPLES[script])
     for words, meaning in EXAMPLES[script].items():
-        console.print(f"  python {script}.py {words}{' ' * (width - len(words.replace(chr(92), '')))}{meaning}")
+        console.print(f"  {command} {words}{' ' * (width - len(words.replace(chr(92), '')))}{meaning}")
     console.print()
     groups = [f for f in sorted(CONF.iterdir()) if f.is_dir()]
     groups = [f for f in groups if script == "train" or f.name in cfg]

@@ -423,7 +423,27 @@ class ChatConfig(SavedModelConfig):
     turns: int = option(8, "self_chat: turns of both together", ge=1)
 
 
-CONFIGS = {"train": TrainConfig, "evaluate": EvaluateConfig, "chat": ChatConfig}
+@dataclass
+class WebConfig(SavedModelConfig):
+    """Models side by side in a browser, and votes on their replies."""
+
+    run: Any = option("latest", "latest, a run's id or name, models:/NAME@champion, a folder, hub name; or up to three")
+    base: bool = option(True, "show the model that the first run was trained from, too")
+    dataset: DatasetConfig | None = option(None, "whose held-out prompts are voted on; by default the run's own")
+    prompts: str = option(
+        "validation", "prompts to vote on: validation or test rows, a file of {prompt: ...} rows, or none to type them"
+    )
+    votes: str | None = option(None, "file that votes are appended to; by default OUTPUT_DIR/votes.jsonl")
+    system: str | None = option(None, "system message at the start")
+    max_new_tokens: int = option(256, "longest reply, in tokens", ge=1)
+    do_sample: bool = option(True, "sample instead of greedy decoding")
+    temperature: float = option(0.7, "of sampling; do_sample=false is greedy", ge=0.01)
+    reward_from: str = option("auto", "reward model for the scores: auto (the run's own), a run, a folder, or none")
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    port: int = option(7860, "of the page, on this machine alone", ge=1, le=65535)
+
+
+CONFIGS = {"train": TrainConfig, "evaluate": EvaluateConfig, "chat": ChatConfig, "web": WebConfig}
 
 
 def is_schema(node_type: Any) -> bool:
@@ -442,5 +462,6 @@ def register_schemas() -> None:
     store.store(name="schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="chat_schema", node=ChatConfig)
+    store.store(name="web_schema", node=WebConfig)
     for method in (SFTConfig, RewardConfig, DPOConfig, PPOConfig, RLOOConfig):
         store.store(group="schema", name=method.__name__.removesuffix("Config").lower(), node=method)

@@ -1,0 +1,49 @@
+"""Models side by side in a browser, and people's votes on their replies: ``python -m manners.web``."""
+
+import socket
+import warnings
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from manners.errors import MannersError
+from manners.pipeline import model_ref
+
+HOST = "127.0.0.1"  # nothing outside this machine can reach the page
+MAX_RUNS = 3
+
+
+def run_web(cfg: DictConfig) -> None:
+    """Serve the page until Ctrl-C. Raises MannersError for wrong options before torch is imported."""
+    names = [cfg.run] if isinstance(cfg.run, str) else list(cfg.run)
+    if not 1 <= len(names) <= MAX_RUNS or len(set(names)) < len(names):
+        raise MannersError(f"run={cfg.run}: one to {MAX_RUNS} different runs are shown beside their base.", "run")
+    refs = [model_ref.resolve_model(name, cfg) for name in names]
+    model_ref.use_experiment_of(refs, cfg)
+    check_port(cfg.port)
+    try:
+        import uvicorn
+    except ImportError:
+        install = ".venv/bin/pip install -c conf/constraints.txt -e '.[web]'"
+        raise MannersError(
+            f"the page is served by FastAPI and uvicorn, which are not installed here: {install}"
+        ) from None
+    warnings.filterwarnings("ignore", category=FutureWarning)  # addressed to library authors
+    print("loading torch and the models (some seconds)", flush=True)
+    from manners.web.app import make_app
+    from manners.web.ballots import Ballots
+    from manners.web.models import load_models
+    from manners.web.vote_file import VoteFile
+
+    votes = VoteFile(Path(cfg.votes or Path(cfg.output_dir) / "votes.jsonl"))
+    models = load_models(cfg, refs)
+    app = make_app(cfg, models, Ballots(cfg, refs, models, votes), votes)
+    print(f"http://{HOST}:{cfg.port}   votes are appended to {votes.path}   Ctrl-C stops", flush=True)
+    uvicorn.run(app, host=HOST, port=cfg.port, log_level="warning")
+
+
+def check_port(port: int) -> None:
+    """Raises MannersError where something else listens on the port."""
+    with socket.socket() as probe:
+        if probe.connect_ex((HOST, port)) == 0:
+            raise MannersError(f"port={port} is in use: port={port + 1}, or stop what listens there.", "port")

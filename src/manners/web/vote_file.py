@@ -1,0 +1,63 @@
+"""The file of votes: rows are appended, each on disk before the page hears of it, and none is ever rewritten."""
+
+import json
+import os
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from manners.data.files import file_rows
+from manners.data.formats.votes import UNDO, Vote, Votes, read_votes
+from manners.errors import MannersError
+
+
+@dataclass
+class VoteFile:
+    """``path``, which ``dataset=jsonl`` reads as ``dataset.path``."""
+
+    path: Path
+    lock: Any = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        """Raises MannersError for a file with a row that is no vote, or that cannot be written."""
+        if self.path.suffix != ".jsonl" or self.path.is_dir():
+            raise MannersError(f"votes={self.path}: votes are rows of a .jsonl file.", "votes")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab"):
+                pass
+        except OSError as error:
+            raise MannersError(f"votes={self.path} cannot be written ({error.strerror}).", "votes") from None
+        if invalid := self.read().invalid:
+            source, why = invalid[0]
+            raise MannersError(f"{source}: {why}. Mend or remove that line, or begin a file: votes=OTHER.jsonl.")
+
+    def read(self) -> Votes:
+        """All votes, as training would read them."""
+        return read_votes(file_rows(self.path, self.path.name, "auto", "none") if self.path.stat().st_size else ())
+
+    def append(self, verdict: str, annotator: str, **fields: Any) -> str:
+        """Write one vote, and return its id. It is on disk when this returns. Raises OSError."""
+        vote_id = uuid.uuid4().hex[:12]
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        row = {"vote": verdict, "id": vote_id, "annotator": annotator, "time": stamp} | fields
+        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        with self.lock:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(descriptor, line)  # at once, so that a killed server leaves no half of a row
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        return vote_id
+
+    def undo(self, annotator: str) -> Vote | None:
+        """Take back the last vote of ``annotator`` that stands, and return it; None where there is none."""
+        mine = [vote for vote in self.read().votes if vote.annotator == annotator]
+        if not mine:
+            return None
+        self.append(UNDO, annotator, undone=mine[-1].id)
+        return mine[-1]

@@ -1,0 +1,221 @@
+"""The page's server on the packaged model: what each address answers, and what votes leave on disk."""
+
+import json
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from starlette.testclient import TestClient
+
+from manners.chat.model import load_chat_model
+from manners.config.schema import WebConfig
+from manners.data.types import Prompt
+from manners.evaluation.judges import judge_by_rules
+from manners.evaluation.metrics.word_credit import word_credits
+from manners.pipeline.model_ref import ModelRef
+from manners.runtime.device import Device
+from manners.web import ballots as ballots_module
+from manners.web.app import make_app
+from manners.web.ballots import Ballots
+from manners.web.models import Models
+from manners.web.vote_file import VoteFile
+from tests.data.files import read
+
+PROMPTS = [
+    Prompt([{"role": "user", "content": text}], metadata={"category": "good_question"})
+    for text in ("What would you feed to a hare?", "How do you mend a cart?", "Why does bread rise?")
+]
+
+
+def length_score(replies):
+    """A reward model that counts words, and pays five more for "hay"."""
+    return [float(len(text.split()) + 5 * ("hay" in text.split())) for _, text in replies]
+
+
+@pytest.fixture(scope="module")
+def chat_model():
+    torch.set_num_threads(1)
+    return load_chat_model(ModelRef("tiny", "tiny"), "cpu")
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch, chat_model):
+    """A client of the server, with the same model under two names; and its vote file."""
+    cfg = OmegaConf.structured(WebConfig(run="tiny", max_new_tokens=8, temperature=1.5))
+    models = Models({"one": chat_model, "two": chat_model}, "", {"two": "abc"}, Device("cpu", "32"), length_score,
+                    judge_by_rules, threading.Lock())  # fmt: skip
+    monkeypatch.setattr(ballots_module, "held_out_prompts", lambda _cfg, _refs: list(PROMPTS))
+    votes = VoteFile(tmp_path / "votes.jsonl")
+    app = make_app(cfg, models, Ballots(cfg, [], models, votes), votes)
+    return SimpleNamespace(client=TestClient(app, base_url="http://127.0.0.1"), votes=votes)
+
+
+def ballot(page, annotator="ann", **more):
+    body = {"annotator": annotator, "pair": ["one", "two"]} | more
+    return page.client.post("/api/ballot", json=body).json()["ballot"]
+
+
+def cast(page, ballot, verdict, annotator="ann", **more):
+    return page.client.post(
+        "/api/vote", json={"ballot": ballot["id"], "verdict": verdict, "annotator": annotator} | more
+    )
+
+
+def rows(page):
+    return [json.loads(line) for line in page.votes.path.read_text().splitlines()]
+
+
+def test_a_reply_streams_and_its_seed_repeats_it(page):
+    body = {"model": "one", "messages": PROMPTS[0].messages, "temperature": 0.9}
+    lines = [json.loads(line) for line in page.client.post("/api/reply", json=body).text.splitlines()]
+    seed, text = lines[0]["seed"], "".join(line["text"] for line in lines[1:])
+    again = page.client.post("/api/reply", json=body | {"seed": seed}).text.splitlines()
+    assert text and "".join(json.loads(line)["text"] for line in again[1:]) == text
+
+
+def test_a_reply_that_the_context_cannot_hold_says_so(page):
+    body = {"model": "one", "messages": [{"role": "user", "content": "hare " * 5000}]}
+    last = json.loads(page.client.post("/api/reply", json=body).text.splitlines()[-1])
+    assert "shorten it" in last["error"]
+
+
+def test_a_ballot_hides_whose_replies_are_whose_until_the_vote(page):
+    dealt = ballot(page)
+    assert dealt.keys() == {"id", "messages", "replies"} and len(set(dealt["replies"])) == 2
+    answer = cast(page, dealt, "first").json()
+    [row] = rows(page)
+    assert [r["text"] for r in row["replies"]] == dealt["replies"]
+    assert answer["models"] == [r["model"] for r in row["replies"]] and sorted(answer["models"]) == ["one", "two"]
+    of_two = next(r for r in row["replies"] if r["model"] == "two")
+    assert of_two["run_id"] == "abc" and of_two.keys() >= {"seed", "temperature", "scale", "max_new_tokens"}
+    assert row["annotator"] == "ann" and row["time"].endswith("Z")
+
+
+def test_both_orders_are_shown(page):
+    """Of twenty comparisons by twenty people, each order comes up but for a chance of 2 in a million."""
+    orders = set()
+    for number in range(20):
+        dealt = ballot(page, f"person {number}")
+        orders.add(cast(page, dealt, "tie", f"person {number}").json()["models"][0])
+    assert orders == {"one", "two"}
+
+
+def test_each_person_judges_every_prompt_once_and_the_same_pairs(page):
+    shown = {}
+    for annotator in ("ann", "bob"):
+        while dealt := ballot(page, annotator):
+            shown.setdefault(annotator, []).append((dealt["messages"][0]["content"], sorted(dealt["replies"])))
+            cast(page, dealt, "second", annotator)
+    assert shown["ann"] == shown["bob"] and len(shown["ann"]) == len(PROMPTS)
+
+
+def test_undo_appends_and_the_prompt_comes_again(page):
+    dealt = ballot(page)
+    cast(page, dealt, "first")
+    answer = page.client.post("/api/undo", json={"annotator": "ann", "pair": ["one", "two"]}).json()
+    assert answer == {"undone": "first", "votes": 0, "mine": 0}
+    assert [row["vote"] for row in rows(page)] == ["first", "undo"]
+    assert ballot(page)["messages"] == dealt["messages"]
+    again = page.client.post("/api/undo", json={"annotator": "ann", "pair": ["one", "two"]})
+    assert again.status_code == 409 and "no vote of yours" in again.json()["detail"]
+
+
+def test_an_edited_reply_is_what_training_would_read(page):
+    dealt = ballot(page)
+    cast(page, dealt, "edit", side=1, edited=" Hay, and clover. ")
+    splits = read(page.votes.path)
+    [row] = splits.train
+    assert row.messages[-1]["content"] == "Hay, and clover."
+    assert row.metadata["rejected"] == dealt["replies"][1]
+
+
+def test_labels_of_one_reply_are_votes_too(page):
+    reply = {"text": "Hay.", "model": "two", "seed": 3, "temperature": 0.7, "scale": 1.0}
+    body = {
+        "annotator": "ann",
+        "verdict": "good",
+        "messages": PROMPTS[0].messages,
+        "system": "Be brief.",
+        "reply": reply,
+    }
+    assert page.client.post("/api/label", json=body).json() == {"votes": 1, "mine": 1}
+    [row] = read(page.votes.path).train
+    assert [m["content"] for m in row.messages] == ["Be brief.", PROMPTS[0].messages[0]["content"], "Hay."]
+    assert row.metadata["label"] is True
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/api/vote", {"ballot": "none", "verdict": "first"}, 409),
+        ("/api/reply", {"model": "three", "messages": PROMPTS[0].messages}, 422),
+        ("/api/ballot", {"pair": ["one", "three"]}, 422),
+        (
+            "/api/label",
+            {"verdict": "tie", "messages": [{"role": "user", "content": "a"}], "reply": {"model": "one"}},
+            422,
+        ),
+    ],
+)
+def test_mistakes_are_refused_and_write_nothing(page, path, body, status):
+    answer = page.client.post(path, json=body)
+    assert answer.status_code == status and isinstance(answer.json()["detail"], str)
+    assert page.votes.path.read_text() == ""
+
+
+def test_a_verdict_that_is_none_and_an_empty_edit_are_refused(page):
+    dealt = ballot(page)
+    assert cast(page, dealt, "frist").status_code == 422
+    assert cast(page, dealt, "edit", edited="  ").status_code == 422
+    assert cast(page, dealt, "first").status_code == 200  # the comparison still stands
+    assert len(rows(page)) == 1
+
+
+def test_results_count_what_was_cast(page):
+    for _ in range(3):
+        cast(page, ballot(page), "tie")
+    found = page.client.get("/api/results").json()
+    [comparison] = found["results"]["comparisons"]
+    assert (comparison["wins"], comparison["ties"], comparison["losses"]) == (0, 3, 0)
+    assert "| two | one | 0 | 3 | 0 | 50.0 %" in found["markdown"]
+
+
+def test_words_are_credited_with_what_they_add(page):
+    body = {"messages": PROMPTS[0].messages, "reply": "Fresh hay, hay  always.", "category": "good_question"}
+    answer = page.client.post("/api/score", json=body).json()
+    assert answer["credit"] == {"score": 9.0, "words": ["Fresh", "hay,", "hay", "always."], "credits": [1, 1, 6, 1]}
+    assert answer["verdict"]["style"] and isinstance(answer["verdict"]["fits"], bool)
+
+
+def test_word_credits_take_out_one_word_and_its_space():
+    seen = []
+
+    def score(replies):
+        seen.extend(text for _, text in replies)
+        return [0.0] * len(replies)
+
+    word_credits(score, [], "one two\nthree")
+    assert seen == ["one two\nthree", "two\nthree", "one\nthree", "one two"]
+
+
+def test_the_page_asks_no_other_address_and_answers_no_other_name(page):
+    answer = page.client.get("/")
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    for name in ("app.js", "style.css"):
+        text = page.client.get(f"/static/{name}").text
+        assert "http://" not in text and "https://" not in text
+    assert page.client.get("/", headers={"host": "evil.example"}).status_code == 400
+    assert page.client.get("/static/..%2fapp.py").status_code == 404
+
+
+def test_a_file_with_a_row_that_is_no_vote_is_refused_by_its_line(tmp_path):
+    from manners.errors import MannersError
+
+    path = tmp_path / "votes.jsonl"
+    path.write_text('{"vote": "first", "id": "a", "prompt": "q"}\n')
+    with pytest.raises(MannersError, match=r"votes\.jsonl:1: .*Mend or remove that line"):
+        VoteFile(path)
+    with pytest.raises(MannersError, match=r"rows of a \.jsonl file"):
+        VoteFile(tmp_path / "votes.csv")
