@@ -102,7 +102,7 @@ def test_both_orders_are_shown(page):
     assert orders == {"one", "two"}
 
 
-def test_each_person_judges_every_prompt_once_and_the_same_pairs(page):
+def test_everybody_judges_the_same_pairs_once(page):
     shown = {}
     for annotator in ("ann", "bob"):
         while dealt := ballot(page, annotator):
@@ -200,7 +200,7 @@ def test_word_credits_take_out_one_word_and_its_space():
     assert seen == ["one two\nthree", "two\nthree", "one\nthree", "one two"]
 
 
-def test_the_page_asks_no_other_address_and_answers_no_other_name(page):
+def test_the_page_talks_with_this_machine_alone(page):
     answer = page.client.get("/")
     assert "default-src 'self'" in answer.headers["content-security-policy"]
     for name in ("app.js", "style.css"):
@@ -210,7 +210,7 @@ def test_the_page_asks_no_other_address_and_answers_no_other_name(page):
     assert page.client.get("/static/..%2fapp.py").status_code == 404
 
 
-def test_a_file_with_a_row_that_is_no_vote_is_refused_by_its_line(tmp_path):
+def test_a_file_with_a_row_that_is_no_vote_is_refused(tmp_path):
     from manners.errors import MannersError
 
     path = tmp_path / "votes.jsonl"
