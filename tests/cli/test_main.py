@@ -284,7 +284,7 @@ def test_impossible_sweep_is_refused(args, message):
         ("tuned=tiny_stf", "tuned=tiny_stf: there is no such choice. Did you mean 'tiny/sft'? For none: '~tuned'"),
         ("seed=-1", "seed=-1 must be at least 0 and at most 4294967295."),
         ("method.name=ppo", "method.name=ppo cannot be set: choose the method, method=sft."),
-        ("~method", "~method: method is a config group, and needs a choice: dpo, ppo"),
+        ("~method", "~method: method is a config group, and needs a choice: dpo, kto"),
         ("method.learning_rate=inf", "method.learning_rate=inf must be a finite number."),
         ("model.added_tokens=abc", "model.added_tokens=abc: a list is needed, model.added_tokens=[...]."),
         ("method.max_steps=0", "method.max_steps=0 trains nothing: -1 trains for method.num_train_epochs."),

@@ -1,4 +1,4 @@
-"""The runs that PPO and DPO start from: their commands, and what is refused before torch is imported."""
+"""The runs that PPO, DPO and KTO start from: their commands, and what is refused before torch is imported."""
 
 import os
 import subprocess
@@ -59,12 +59,13 @@ def test_sft_and_reward_runs_have_no_dependencies():
         assert dependencies_of(*overrides) == {}
 
 
-def test_dpo_starts_from_the_same_sft_run_as_ppo():
-    specs = dependencies_of("model=tiny", "method=dpo", FEW_ROWS)
+@pytest.mark.parametrize("method", ["method=dpo", "method=kto"])
+def test_dpo_and_kto_start_from_the_same_sft_run_as_ppo(method):
+    specs = dependencies_of("model=tiny", method, FEW_ROWS)
     assert specs.keys() == {"policy"}
     assert specs["policy"].cfg == dependencies_of("model=tiny", "method=ppo", FEW_ROWS)["policy"].cfg
-    assert dependencies_of("model=tiny", "method=dpo", "policy_from=none") == {}
-    assert dependencies_of("model=tiny", "method=dpo", "policy_from=a-run")["policy"].explicit_source == "a-run"
+    assert dependencies_of("model=tiny", method, "policy_from=none") == {}
+    assert dependencies_of("model=tiny", method, "policy_from=a-run")["policy"].explicit_source == "a-run"
 
 
 def test_dependency_takes_over_the_overrides_but_the_methods():
@@ -264,6 +265,22 @@ def test_impossible_dpo_run_is_refused_with_a_remedy(overrides, message):
     assert message in error_of("method=dpo", *overrides)
 
 
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["method.per_device_train_batch_size=1"], "method.per_device_train_batch_size=1 must be at least 2."),
+        (["hardware.microbatch_size=4"], "make it smaller by method.per_device_train_batch_size=4, with more"),
+        (["hardware.devices=2"], "method=kto trains in one process: hardware.devices=1."),
+        (["dataset=oasst1"], "method=kto needs 'unpaired_preference' samples, and OpenAssistant/oasst1 offers conver"),
+        (["reward_from=some-run"], "reward_from=some-run: method=kto starts from a policy alone."),
+        (["method.loss_type=kto"], "there is no option 'method.loss_type'"),
+        (["method.undesirable_weigth=2"], "Did you mean 'method.undesirable_weight'?"),
+    ],
+)
+def test_impossible_kto_run_is_refused_with_a_remedy(overrides, message):
+    assert message in error_of("method=kto", *overrides)
+
+
 def test_policy_from_is_refused_for_sft_and_reward():
     for method in ("sft", "reward"):
         message = error_of(f"method={method}", "policy_from=some-run")
@@ -281,9 +298,11 @@ def test_policy_from_is_refused_for_sft_and_reward():
         ["method=ppo", "method.critic=adapter"],
         ["method=dpo", "adapter=none"],
         ["method=dpo", "policy_from=none", "adapter=qlora"],
+        ["method=kto", "adapter=none"],
+        ["method=kto", "hardware.microbatch_size=32"],
     ],
 )
-def test_possible_online_rl_and_dpo_runs_pass(overrides):
+def test_possible_online_rl_and_preference_runs_pass(overrides):
     assert check_command_line("train", overrides, multirun=False) is not None
 
 

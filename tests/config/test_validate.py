@@ -163,7 +163,7 @@ def test_missing_sample_type_names_the_datasets_that_have_it():
 
 def values_out_of_range():
     """For each limit of each option: a method whose config has the option, its key, and a value beyond the limit."""
-    for method in ("sft", "reward", "dpo", "ppo", "rloo"):
+    for method in ("sft", "reward", "dpo", "kto", "ppo", "rloo"):
         cfg = compose(f"method={method}")
         groups = (
             [name for name in cfg if is_dataclass(OmegaConf.get_type(cfg[name]))] if method == "sft" else ["method"]

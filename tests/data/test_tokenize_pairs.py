@@ -1,9 +1,16 @@
-"""The pairs of DPO: the tokens of each side are those that SFT trains on for the same conversation."""
+"""The pairs of DPO and the replies of KTO: their tokens are those that SFT trains on for the same conversation."""
 
 import pytest
 
-from manners.data.tokenize import IGNORE_INDEX, prompt_ids, tokenize, tokenize_pairs, truncate_pair
-from manners.data.types import Conversation, PreferencePair
+from manners.data.tokenize import (
+    IGNORE_INDEX,
+    prompt_ids,
+    tokenize,
+    tokenize_labeled_replies,
+    tokenize_pairs,
+    truncate_pair,
+)
+from manners.data.types import Conversation, LabeledReply, PreferencePair
 from manners.models.tokenizer import load_tokenizer
 
 TURNS = [
@@ -77,3 +84,19 @@ def test_truncate_pair_counts_merged_tokens_to_the_replies():
     assert truncate_pair([1, 2, 3], [4], [1, 2, 5], [6], 8) == {
         "prompt_ids": [1, 2], "chosen_ids": [3, 4], "rejected_ids": [5, 6],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("template", ["auto", "plain"])
+@pytest.mark.parametrize("max_length", [512, 24])
+def test_labeled_replies_have_the_tokens_of_sft(template, max_length):
+    tokenizer = load_tokenizer("tiny", chat_template=template)
+    replies = [LabeledReply(p.messages, p.chosen, i == 0) for i, p in enumerate(PAIRS)]
+    rows = tokenize_labeled_replies(replies, tokenizer, max_length)
+    assert [row["label"] for row in rows] == [True, False, False]
+    for reply, row in zip(replies, rows, strict=True):
+        conversation = Conversation([*reply.messages, {"role": "assistant", "content": reply.reply}])
+        (example,) = tokenize([conversation], tokenizer, "assistant", max_length)
+        assert (row["prompt_ids"], row["completion_ids"]) == prompt_and_reply(example)
+        assert row["num_truncated"] == example.num_truncated
+        assert len(row["prompt_ids"]) + len(row["completion_ids"]) <= max_length
+    assert (sum(row["num_truncated"] for row in rows) > 0) == (max_length == 24)

@@ -13,9 +13,11 @@ from manners.config.schema import DatasetConfig
 from manners.data import loading, sources
 from manners.data.types import (
     Conversation,
+    LabeledReply,
     PreferencePair,
     ScoredReply,
     data_digest,
+    labeled_replies,
     preference_pairs,
     prompts_of,
     scored_replies,
@@ -154,6 +156,35 @@ def test_preference_pairs_without_a_margin_default_to_zero():
     ]
     text = Conversation([{"role": "text", "content": "a"}], metadata={"rejected": "x"})
     assert preference_pairs([text]) == [PreferencePair([], "a", "x")]
+
+
+def test_labeled_replies_of_pairs_are_those_that_trl_unpairs(strictbot):
+    from datasets import Dataset
+    from trl.data_utils import unpair_preference_dataset
+
+    rows = all_rows(strictbot[0])[:50]
+    pairs = preference_pairs(rows)
+    unpaired = unpair_preference_dataset(
+        Dataset.from_list([{"prompt": p.messages, "chosen": p.chosen, "rejected": p.rejected} for p in pairs])
+    )
+    theirs = [json.dumps([r["prompt"], r["completion"], r["label"]]) for r in unpaired]
+    ours = [json.dumps([r.messages, r.reply, r.label]) for r in labeled_replies(rows)]
+    assert sorted(ours) == sorted(theirs) and len(ours) == 2 * len(pairs) > 100
+
+
+def test_labeled_replies_take_the_label_of_a_row_before_its_pair():
+    rows = [
+        Conversation(TURNS, "a:1", {"label": False}),
+        Conversation(TURNS, "a:2", {"label": False, "rejected": "x"}),
+        Conversation(TURNS, "a:3", {"label": True, "score": 0.1}),
+        Conversation(TURNS, "a:4", {"score": 1.0}),
+    ]
+    assert labeled_replies(rows) == [
+        LabeledReply(TURNS[:3], "d", False, "a:1"),
+        LabeledReply(TURNS[:3], "d", False, "a:2"),
+        LabeledReply(TURNS[:3], "x", False, "a:2"),
+        LabeledReply(TURNS[:3], "d", True, "a:3"),
+    ]
 
 
 def test_data_digest_covers_every_field():

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from manners.errors import MannersError
-from manners.methods import dpo
+from manners.methods import preference
 from manners.methods.callbacks import BEST, LAST
 from manners.models.lora import prepare_for_training, trainable_parameters
 from manners.runtime.device import Device
@@ -51,8 +51,8 @@ def make_trainer(model, folder, tokenizer, kind="lora", **changes):
         "logging_steps": 3,
     }
     pairs = rows()
-    return dpo.make_dpo_trainer(
-        policy, reference, tokenizer, pairs, pairs[:4], folder, CPU, seed=3, **settings | changes
+    return preference.make_preference_trainer(
+        "dpo", policy, reference, tokenizer, pairs, pairs[:4], folder, CPU, seed=3, **settings | changes
     )
 
 
@@ -84,7 +84,9 @@ def weights(model):
 def run(model, folder, tokenizer, **changes):
     logged: dict[tuple[str, int], float] = {}
     trainer = make_trainer(model, folder, tokenizer, **changes)
-    result = dpo.fit_dpo(trainer, lambda metrics, step: logged.update({(k, step): v for k, v in metrics.items()}))
+    result = preference.fit_preference(
+        trainer, lambda metrics, step: logged.update({(k, step): v for k, v in metrics.items()})
+    )
     return trainer.model, result, logged
 
 
@@ -109,14 +111,14 @@ def test_trl_loss_equals_the_formula(small_qwen2, tokenizer, tmp_path, kind, los
     assert loss != pytest.approx(expected_loss(small_qwen2, small_qwen2, rows()[:4], loss_type), rel=1e-3)
 
 
-def test_make_dpo_trainer_has_no_dropout_and_one_adapter(small_qwen2, tokenizer, tmp_path):
+def test_make_preference_trainer_has_no_dropout_and_one_adapter(small_qwen2, tokenizer, tmp_path):
     model = make_trainer(small_qwen2, tmp_path, tokenizer).model
     assert list(model.peft_config) == ["default"]
     assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0}
     assert trainable_parameters(model) and all(".default." in name for name in trainable_parameters(model))
 
 
-def test_fit_dpo_learns_and_keeps_the_best_weights(small_qwen2, tokenizer, tmp_path):
+def test_fit_preference_learns_and_keeps_the_best_weights(small_qwen2, tokenizer, tmp_path):
     model, result, logged = run(small_qwen2, tmp_path, tokenizer)
     eval_losses = {step: v for (name, step), v in logged.items() if name == "eval/loss"}
     assert sorted(eval_losses) == [3, 6, 7]  # and at the end
@@ -128,13 +130,13 @@ def test_fit_dpo_learns_and_keeps_the_best_weights(small_qwen2, tokenizer, tmp_p
 
 def test_full_fine_tuning_leaves_the_reference_unchanged(small_qwen2, tokenizer, tmp_path):
     trainer = make_trainer(small_qwen2, tmp_path, tokenizer, kind="none", learning_rate=1e-3)
-    dpo.fit_dpo(trainer, lambda metrics, step: None)
+    preference.fit_preference(trainer, lambda metrics, step: None)
     same = {name: torch.equal(p, small_qwen2.get_parameter(name)) for name, p in trainer.model.named_parameters()}
     assert not any(same.values())
     assert all(torch.equal(p, small_qwen2.get_parameter(name)) for name, p in trainer.ref_model.named_parameters())
 
 
-def test_fit_dpo_raises_on_a_metric_that_is_not_finite(small_qwen2, tokenizer, tmp_path):
+def test_fit_preference_raises_on_a_metric_that_is_not_finite(small_qwen2, tokenizer, tmp_path):
     with pytest.raises(MannersError, match=r"not finite at step \d: try a lower method.learning_rate\. The run"):
         run(small_qwen2, tmp_path, tokenizer, learning_rate=float("inf"), max_grad_norm=0.0)
 
@@ -159,7 +161,7 @@ def test_killed_run_resumes_to_the_same_weights_and_metrics(
 ):
     """Saved every 2 steps, validated every 3, three steps an epoch: the cuts fall before, on and after each."""
     final, result, metrics = uninterrupted[kind]
-    step_end, on_save = dpo.DPOCallback.on_step_end, dpo.DPOCallback.on_save
+    step_end, on_save = preference.PreferenceCallback.on_step_end, preference.PreferenceCallback.on_save
 
     def kill(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
         if state.global_step == killed_at:
@@ -172,7 +174,9 @@ def test_killed_run_resumes_to_the_same_weights_and_metrics(
             raise Killed  # after the last step, before the run has ended
 
     with monkeypatch.context() as patch:
-        patch.setattr(dpo.DPOCallback, *(("on_save", kill_late) if killed_at == STEPS else ("on_step_end", kill)))
+        patch.setattr(
+            preference.PreferenceCallback, *(("on_save", kill_late) if killed_at == STEPS else ("on_step_end", kill))
+        )
         with pytest.raises(Killed):
             run(small_qwen2, tmp_path, tokenizer, kind=kind)
     assert (tmp_path / LAST).exists() == (killed_at > 1)
@@ -189,7 +193,7 @@ def test_killed_run_resumes_to_the_same_weights_and_metrics(
 
 
 def test_half_written_checkpoint_is_never_resumed_from(small_qwen2, tokenizer, tmp_path, monkeypatch, uninterrupted):
-    save = dpo.ResumableDPOTrainer._save_rng_state
+    save = preference.ResumableDPOTrainer._save_rng_state
 
     def kill(self: Any, folder: str) -> None:
         if folder.endswith("-4"):  # weights and optimizer are written, and how far the run was is not
@@ -197,7 +201,7 @@ def test_half_written_checkpoint_is_never_resumed_from(small_qwen2, tokenizer, t
         save(self, folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr(dpo.ResumableDPOTrainer, "_save_rng_state", kill)
+        patch.setattr(preference.ResumableDPOTrainer, "_save_rng_state", kill)
         with pytest.raises(Killed):
             run(small_qwen2, tmp_path, tokenizer)
     assert (tmp_path / "checkpoint-4").exists()

@@ -96,6 +96,7 @@ def test_split_sizes_halve_down_to_one_row():
     assert split_sizes(12, compose("method=dpo")) == [12, 6, 3, 2, 1]
     assert split_sizes(10, sft()) == [10, 5, 3, 2, 1]
     assert split_sizes(10, compose("method=dpo")) == [10, 5, 2, 1]  # TRL needs microbatches of one size
+    assert split_sizes(10, compose("method=kto")) == [10]  # it estimates the KL over the batch
 
 
 def test_step_memory_grows_with_rows_length_and_targets():

@@ -79,10 +79,11 @@ def test_check_batch_divides_refuses_uneven_batches():
             check_batch_divides(config, ProcessGroup(0, size))
 
 
-def test_init_distributed_refuses_dpo_in_two_processes(monkeypatch):
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_init_distributed_refuses_trl_in_two_processes(monkeypatch, method):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(MannersError, match="method=dpo trains in one process"):
-        init_distributed("cpu", "dpo")
+    with pytest.raises(MannersError, match=f"method={method} trains in one process"):
+        init_distributed("cpu", method)
 
 
 def test_init_distributed_refuses_a_lone_accelerate_process():

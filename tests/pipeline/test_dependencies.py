@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -369,3 +370,21 @@ def test_rows_that_the_method_cannot_use_are_refused_by_role(tmp_path):
         dependencies.check_rows(RunSpec(compose(*overrides[:2], *options), overrides))
     with pytest.raises(MannersError, match="no row has a 'chosen' and a 'rejected' reply"):
         dependencies.check_rows(RunSpec(compose("dataset=polite_helper", "method=dpo"), []))
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        ([True] * 8, "8 desirable and 0 undesirable ones: add rows with 'label': false, or a 'rejected' reply, or"),
+        ([False] * 8, "0 desirable and 8 undesirable ones: add rows with 'label': true."),
+        ([None] * 8, "no row has a 'label' (true or false), or a pair"),
+        ([True, False] * 4, "all held-out rows to report on have an undesirable reply"),
+    ],
+)
+def test_kto_refuses_data_without_both_labels(tmp_path, labels, message):
+    file, held_out = tmp_path / "rows.jsonl", labels[0] if labels[0] == labels[-1] else False
+    rows = [{"prompt": f"{i}?", "completion": "a", "split": "train", "label": label} for i, label in enumerate(labels)]
+    rows += [{"prompt": f"{s}?", "completion": "a", "split": s, "label": held_out} for s in ("validation", "test")]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(MannersError, match=re.escape(message)):
+        dependencies.check_rows(RunSpec(compose("dataset=jsonl", f"dataset.path={file}", "method=kto"), []))

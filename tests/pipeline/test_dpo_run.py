@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from manners.config.compose import plan_run, register
 from manners.pipeline import dependencies
-from manners.pipeline.stages import dpo
+from manners.pipeline.stages import preference
 from tests.commands import (
     SHORT_STAGE,
     SMALL,
@@ -56,7 +56,7 @@ def trained_logits():
 @pytest.fixture(scope="module")
 def out(tmp_path_factory, data, trained_logits):
     """The output directory of the command, which trains the SFT policy first."""
-    out, save = tmp_path_factory.mktemp("out"), dpo.save_policy
+    out, save = tmp_path_factory.mktemp("out"), preference.save_policy
 
     def save_and_record(run, model, tokenizer):
         with torch.no_grad():
@@ -64,7 +64,7 @@ def out(tmp_path_factory, data, trained_logits):
         save(run, model, tokenizer)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dpo, "save_policy", save_and_record)
+        patch.setattr(preference, "save_policy", save_and_record)
         train_in_process(*DPO, *data, f"output_dir={out}")
     return out
 

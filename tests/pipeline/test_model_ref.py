@@ -59,7 +59,8 @@ def test_name_folder_and_hub_name_are_resolved(out):
 
 
 def test_reward_model_is_refused_as_a_language_model(out):
-    assert "run=my-reward is a run of method=reward; one of sft, dpo, ppo, rloo is needed" in error_of("my-reward", out)
+    needed = "one of sft, dpo, kto, ppo, rloo is needed"
+    assert f"run=my-reward is a run of method=reward; {needed}" in error_of("my-reward", out)
 
 
 def test_unknown_name_is_refused_with_the_nearest_run(out):

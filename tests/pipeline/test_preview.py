@@ -24,19 +24,23 @@ def test_preview_shows_every_character(tokenizer, text):
     assert shown.endswith(f"⟦{text} Grüße, Привет<|im_end|>⟧\n") or shown.endswith(f"⟦{text} Grüße, Привет<|im_end|>⟧")
 
 
-@pytest.mark.parametrize("kind", ["preference", "scored"])
+@pytest.mark.parametrize("kind", ["preference", "scored", "unpaired_preference"])
 def test_preview_of_a_reward_run_shows_what_it_learns_from(tmp_path, tokenizer, kind):
     row = {"preference": {"chosen": "Grüße.", "rejected": "Nein.", "margin": 2}, "scored": {"reply": "Ja.", "score": 3}}
+    row["unpaired_preference"] = {"reply": "Ja.", "label": True}
     splits = read(write(tmp_path, *[{"prompt": "Wie?", "tools": [1]} | row[kind]] * 6))
     console = Console(width=200)
     with console.capture() as captured:
         show_replies(console, splits, kind, tokenizer, 64, decoder=True)
     lines = captured.get().splitlines()
     assert lines.count("user: Wie?") == 4
-    replies = ["chosen, better by 2: Grüße.<|im_end|>", "rejected: Nein.<|im_end|>"]
-    for reply in replies if kind == "preference" else ["score 3: Ja.<|im_end|>"]:
+    replies, total = {
+        "preference": (["chosen, better by 2: Grüße.<|im_end|>", "rejected: Nein.<|im_end|>"], "training pairs: 6"),
+        "scored": (["score 3: Ja.<|im_end|>"], "training replies with a score: 6"),
+        "unpaired_preference": (["desirable: Ja.<|im_end|>"], "training replies with a label: 6"),
+    }[kind]
+    for reply in replies:
         assert lines.count(reply) == 4
-    total = "training pairs: 6" if kind == "preference" else "training replies with a score: 6"
     assert lines[-3:] == ["rows: 6 train, 0 validation, 0 test", total, "fields not used: tools"]
 
 

@@ -16,7 +16,7 @@ EXAMPLES = {
     "train": {
         "": "SFT of SmolLM2-135M on strictbot",
         "method=ppo": "PPO, after the SFT policy and the reward model that it needs",
-        "method=reward, rloo or dpo": "a reward model alone, or another method",
+        "method=reward, rloo, dpo or kto": "a reward model alone, or another method",
         "experiment=strictbot": "a recipe from conf/experiment",
         "experiment=chatbot debug=quick": "a short trial of one: 100 rows, 20 steps",
         "--config-dir DIR experiment=mine": "your own recipe, in DIR/experiment/mine.yaml",

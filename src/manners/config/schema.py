@@ -62,8 +62,8 @@ class DatasetConfig:
     score_field: str = option("score", "field of a row that holds its score")
     sample_types: list[str] = option(
         [],
-        "what the data must offer: conversation (SFT), scored (reward), preference (reward, DPO), prompt (PPO); "
-        "by default what the method needs",
+        "what the data must offer: conversation (SFT), scored (reward), preference (reward, DPO, KTO), "
+        "unpaired_preference (KTO), prompt (PPO); by default what the method needs",
     )
     merge_turns: bool = option(False, "join turns by the same role in a row; by default such a row is invalid")
     loss_roles: str = option("assistant", "whose turns carry loss", ("assistant", "user", "system", "all"))
@@ -187,19 +187,16 @@ class MethodConfig:
 
 
 @dataclass
-class DPOConfig(MethodConfig):
-    """Preference optimization by TRL's DPOTrainer, with its names. Rafailov et al. 2023."""
+class PreferenceConfig(MethodConfig):
+    """What TRL's trainers of preferences have in common, with its names."""
 
-    name: str = option("dpo", "direct preference optimization")
-    sample_type: str = option("preference", "the kind of sample that it trains on")
     learning_rate: float = option(5e-6, "peak; with LoRA about ten times that of full fine-tuning", ge=0)
-    num_train_epochs: float = option(1.0, "passes over the training pairs", ge=0)
+    num_train_epochs: float = option(1.0, "passes over the training pairs or replies", ge=0)
     max_steps: int = option(-1, "optimizer steps; above 0 it takes precedence over the epochs", ge=-1)
     per_device_train_batch_size: int = option(8, "pairs in a batch, held-out ones too", ge=1)
     gradient_accumulation_steps: int = option(1, "batches in an optimizer step", ge=1)
     max_length: int = option(512, "tokens of a conversation; the oldest are dropped", ge=8)
     beta: float = option(0.1, "strength of the KL regularization; of ipo, its τ", ge=0.001)
-    loss_type: str = option("sigmoid", "DPO's own loss, SLiC's, or IPO's", ("sigmoid", "hinge", "ipo"))
     optim: str = option("adamw_torch_fused", "optimizer; the paged one keeps its states in 8 bits", OPTIMIZERS)
     lr_scheduler_type: str = option("cosine", "learning-rate schedule", ("cosine", "linear", "constant"))
     warmup_steps: float = option(0.1, "steps of warm-up; below 1 a share of the run", ge=0)
@@ -208,6 +205,28 @@ class DPOConfig(MethodConfig):
     eval_steps: int = option(100, "optimizer steps between evaluations; the best weights are kept", ge=1)
     save_steps: int = option(50, "optimizer steps between checkpoints", ge=1)
     logging_steps: int = option(5, "optimizer steps between logged metrics", ge=1)
+
+
+@dataclass
+class DPOConfig(PreferenceConfig):
+    """Preference optimization by TRL's DPOTrainer. Rafailov et al. 2023."""
+
+    name: str = option("dpo", "direct preference optimization")
+    sample_type: str = option("preference", "the kind of sample that it trains on")
+    loss_type: str = option("sigmoid", "DPO's own loss, SLiC's, or IPO's", ("sigmoid", "hinge", "ipo"))
+
+
+@dataclass
+class KTOConfig(PreferenceConfig):
+    """Kahneman-Tversky optimization by TRL's KTOTrainer. Ethayarajh et al. 2024 (arXiv 2402.01306)."""
+
+    name: str = option("kto", "Kahneman-Tversky optimization: replies that are labeled good or bad, not paired")
+    sample_type: str = option("unpaired_preference", "the kind of sample that it trains on")
+    per_device_train_batch_size: int = option(
+        16, "replies in a batch, held-out ones too; its KL estimate pairs each with the prompt of another", ge=2
+    )
+    desirable_weight: float = option(1.0, "of the loss of desirable replies, against their number", ge=0)
+    undesirable_weight: float = option(1.0, "of the loss of undesirable replies, against their number", ge=0)
 
 
 @dataclass
@@ -329,12 +348,17 @@ class RLOOConfig(OnlineRLConfig):
 
 
 # What a method starts from, by the samples that it trains on: the others start from the base model.
-STARTS_FROM: dict[str, tuple[str, ...]] = {"prompt": ("policy", "reward"), "preference": ("policy",)}
+STARTS_FROM: dict[str, tuple[str, ...]] = {
+    "prompt": ("policy", "reward"),
+    "preference": ("policy",),
+    "unpaired_preference": ("policy",),
+}
 # The metric that a run returns and a sweep optimizes, as it is logged, and whether less or more of it is better.
 OBJECTIVE: dict[str, tuple[str, str]] = {
     "sft": ("eval/loss", "minimize"),
     "reward": ("eval/loss", "minimize"),
     "dpo": ("eval/loss", "minimize"),
+    "kto": ("eval/loss", "minimize"),
     "ppo": ("eval/scores", "maximize"),
     "rloo": ("eval/scores", "maximize"),
 }
@@ -355,7 +379,7 @@ class TrainConfig:
     experiment_name: str = option("manners", "MLflow experiment and prefix of run directories")
     run_name: str | None = option(None, "name of the run; made from experiment, method and model by default")
     policy_from: str = option(
-        "auto", "where PPO, RLOO and DPO start: auto (finds or trains the SFT run), a run id, a folder, or none"
+        "auto", "where PPO, RLOO, DPO and KTO start: auto (finds or trains the SFT run), a run id, a folder, or none"
     )
     reward_from: str = option("auto", "the reward model: auto (finds or trains it), a run id, a folder, or none")
     policy_run_overrides: list[str] = option([], "overrides of this command that make the SFT run of policy_from=auto")
@@ -463,5 +487,5 @@ def register_schemas() -> None:
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="chat_schema", node=ChatConfig)
     store.store(name="web_schema", node=WebConfig)
-    for method in (SFTConfig, RewardConfig, DPOConfig, PPOConfig, RLOOConfig):
+    for method in (SFTConfig, RewardConfig, DPOConfig, KTOConfig, PPOConfig, RLOOConfig):
         store.store(group="schema", name=method.__name__.removesuffix("Config").lower(), node=method)

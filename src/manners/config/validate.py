@@ -19,6 +19,7 @@ from manners.config.schema import STARTS_FROM, is_schema, options
 from manners.data import sources
 from manners.data.formats.rows import COLUMNS
 from manners.data.loading import Splits, check_sample_types
+from manners.data.types import has_loss, labeled_replies
 from manners.errors import MannersError, did_you_mean
 
 FLAGS = ("deleted", "synthetic", "unreviewed")  # OpenAssistant's messages that are left out by default
@@ -106,7 +107,7 @@ def check_method(cfg: DictConfig) -> None:
             key = f"method.{name}"
             raise MannersError(f"{key}={cfg.method[name]} cannot be set: choose the method, method={fixed.name}.", key)
     needed = needed_sample_type(cfg)
-    if cfg.dataset.sample_types and needed not in cfg.dataset.sample_types:
+    if cfg.dataset.sample_types and not sources.offers(cfg.dataset.sample_types, needed):
         offering = ", ".join(sources.datasets_offering(needed)) or "none yet"
         raise MannersError(
             f"method={cfg.method.name} needs '{needed}' samples, and {cfg.dataset.path} offers "
@@ -332,6 +333,8 @@ def check_rows(cfg: DictConfig, splits: Splits) -> None:
         return
     if not splits.validation and not splits.test:
         raise MannersError("no rows are held out: set dataset.validation_share above 0, or add rows.")
+    if cfg.method.name == "kto":
+        check_labels(cfg, splits)
     if "per_device_train_batch_size" not in cfg.method or cfg.adapter.kind == "frozen":  # a head's batch is of replies
         return
     steps = cfg.method.gradient_accumulation_steps * cfg.hardware.devices
@@ -342,6 +345,26 @@ def check_rows(cfg: DictConfig, splits: Splits) -> None:
         raise MannersError(
             f"a batch of {batch} (method.per_device_train_batch_size × method.gradient_accumulation_steps) is larger "
             f"than the data: {name} has {rows} training rows. Try method.per_device_train_batch_size={smaller}."
+        )
+
+
+def check_labels(cfg: DictConfig, splits: Splits) -> None:
+    """Replies of both labels to train on, and a held-out row to report on. Raises MannersError."""
+    labels = [reply.label for reply in labeled_replies(splits.train)]
+    good, bad = labels.count(True), labels.count(False)
+    if not good or not bad:
+        add = "'label': true" if bad else "'label': false, or a 'rejected' reply"
+        raise MannersError(
+            f"dataset.path={cfg.dataset.path}: method=kto learns from desirable and undesirable replies, and the "
+            f"training rows have {good} desirable and {bad} undesirable ones: add rows with {add}"
+            + ("." if bad else ", or train on the desirable ones alone: method=sft."),
+            "dataset.path",
+        )
+    if not any(has_loss(row, cfg.dataset.loss_roles) for row in splits.test or splits.validation):
+        raise MannersError(
+            f"dataset.path={cfg.dataset.path}: all held-out rows to report on have an undesirable reply: give other "
+            "rows 'split': 'test', or set dataset.test_share higher.",
+            "dataset.path",
         )
 
 
@@ -410,6 +433,12 @@ def check_hardware(cfg: DictConfig) -> None:
         raise MannersError(
             f"hardware.microbatch_size={size} must divide method.per_device_train_batch_size={batch}: TRL takes the "
             "mean over microbatches, so they must be of one size."
+        )
+    if size != "auto" and name == "kto" and size < cfg.method.per_device_train_batch_size:
+        raise MannersError(
+            f"hardware.microbatch_size={size} would split the batch that KTO estimates its KL over: make it smaller by "
+            f"method.per_device_train_batch_size={max(size, 2)}, with more method.gradient_accumulation_steps.",
+            "hardware.microbatch_size",
         )
     if h.devices > 1 and cfg.method.sample_type == "prompt":
         raise MannersError(

@@ -17,7 +17,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from manners.config import schema
 from manners.data.formats.fields import number_if_numeric
 
-METHODS = (schema.SFTConfig, schema.RewardConfig, schema.DPOConfig, schema.PPOConfig, schema.RLOOConfig)
+METHODS = (
+    *(schema.SFTConfig, schema.RewardConfig, schema.DPOConfig),
+    *(schema.KTOConfig, schema.PPOConfig, schema.RLOOConfig),
+)
 ITEM = r"""'[^']*'|"[^"]*"|[^,\[\]]+"""  # of a list on the command line
 
 

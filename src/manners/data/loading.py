@@ -20,7 +20,7 @@ from manners.data.formats.fields import InvalidRow, Row
 from manners.data.formats.rows import LABEL_FIELDS, parse_row, rename_columns, with_system_message
 from manners.data.formats.turns import misread_texts, parse_turns, text_format
 from manners.data.splits import SPLITS, assign_splits, split_named, split_of_row, splits_of_files
-from manners.data.types import Conversation, Prompt, has_loss, preference_pairs, prompts_of
+from manners.data.types import Conversation, Prompt, has_loss, labeled_replies, preference_pairs, prompts_of
 from manners.errors import MannersError, did_you_mean, printable
 
 
@@ -50,7 +50,7 @@ class Splits:
 def load_splits(cfg: DictConfig, sample_type: str = "") -> Splits:
     """Load all rows of ``cfg.path``, by split. Raises MannersError for data that cannot be used.
 
-    Rows without a turn that carries loss are left out, unless ``sample_type`` is one that reward models train on.
+    Rows without a turn that carries loss are left out, unless ``sample_type`` is one of replies that are compared.
     """
     splits, rows = Splits(), []
     for conversation in load_conversations(cfg, splits):
@@ -65,7 +65,7 @@ def load_splits(cfg: DictConfig, sample_type: str = "") -> Splits:
         first = f" The first: {splits.skipped[0]}." if splits.skipped else ""
         raise MannersError(f"dataset.path={cfg.path}: {reason}.{first}")
     check_columns(splits.fields, cfg)
-    if sample_type not in ("scored", "preference"):
+    if sample_type not in ("scored", "preference", "unpaired_preference"):
         rows = leave_out_without_loss(rows, splits, cfg)
     splits.warnings += misread_texts(row for _, row in rows)
     for name, conversations in assign_splits(rows, cfg).items():
@@ -213,7 +213,7 @@ def check_columns(fields: set[str], cfg: DictConfig) -> None:
 
 
 def check_sample_types(splits: Splits, sample_types: Collection[str], cfg: DictConfig) -> None:
-    """Raise MannersError if ``sample_types`` has 'scored' or 'preference' and no row gives such a sample."""
+    """Raise MannersError if ``sample_types`` has 'scored' or a kind of preference and no row gives such a sample."""
     conversations = [*splits.train, *splits.validation, *splits.test]
     known = f"The rows have the fields {', '.join(sorted(map(str, splits.fields)))}"
     if "scored" in sample_types and not any("score" in c.metadata for c in conversations):
@@ -227,6 +227,12 @@ def check_sample_types(splits: Splits, sample_types: Collection[str], cfg: DictC
         raise MannersError(
             f"dataset.path={cfg.path}: no row has a 'chosen' and a 'rejected' reply, or a score above that of one of "
             f"its 'mismatched' replies. {known}.",
+            "dataset.path",
+        )
+    if "unpaired_preference" in sample_types and not labeled_replies(conversations):
+        raise MannersError(
+            f"dataset.path={cfg.path}: no row has a 'label' (true or false), or a pair of a better and a worse reply. "
+            f"{known}: name the one that holds the label, 'dataset.columns={{kto_tag: FIELD}}'.",
             "dataset.path",
         )
 

@@ -1,6 +1,7 @@
 """Where a dataset is: in the package, in a local file or folder, or on the hub. Loads no rows."""
 
 import re
+from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
 
@@ -84,9 +85,14 @@ def folder_files(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def datasets_offering(sample_type: str) -> list[str]:
-    """The names in ``conf/dataset`` whose ``sample_types`` include ``sample_type``."""
+    """The names in ``conf/dataset`` whose ``sample_types`` offer ``sample_type``."""
     names = []
     for path in sorted((CONF / "dataset").glob("*.yaml")):
         offered = (yaml.safe_load(path.read_text()) or {}).get("sample_types", ["conversation", "prompt"])
-        names += [path.stem] if sample_type in offered else []
+        names += [path.stem] if offers(offered, sample_type) else []
     return names
+
+
+def offers(sample_types: Collection[str], needed: str) -> bool:
+    """Whether data of ``sample_types`` has the one that is ``needed``: a pair is also two labeled replies."""
+    return needed in sample_types or (needed == "unpaired_preference" and "preference" in sample_types)

@@ -25,7 +25,7 @@ from manners.data.rendering import (
     swap_hidden,
     trained_turns,
 )
-from manners.data.types import Conversation, Message, PreferencePair
+from manners.data.types import Conversation, LabeledReply, Message, PreferencePair
 from manners.errors import MannersError
 
 if TYPE_CHECKING:
@@ -157,6 +157,24 @@ def tokenize_pairs(
         row = truncate_pair(*chosen, *rejected, max_length, len(bos_ids(tokenizer)))
         kept = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
         rows.append(row | {"num_truncated": num_tokens - kept})
+    return rows
+
+
+def tokenize_labeled_replies(
+    replies: Iterable[LabeledReply], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> list[dict[str, Any]]:
+    """``prompt_ids``, ``completion_ids`` and ``label`` of each reply, in order: the columns of TRL's KTOTrainer.
+
+    A fourth column, ``num_truncated``, counts the tokens that the row lost. The tokens are those that ``tokenize``
+    gives for the conversation that ends with the reply.
+    """
+    replies = list(replies)
+    conversations = [with_reply(r.messages, r.reply, r.source) for r in replies]
+    rows = []
+    for reply, example in zip(replies, tokenize(conversations, tokenizer, "assistant", max_length), strict=True):
+        prompt, completion = split_prompt_reply(example)
+        row = {"prompt_ids": prompt, "completion_ids": completion, "label": reply.label}
+        rows.append(row | {"num_truncated": example.num_truncated})
     return rows
 
 

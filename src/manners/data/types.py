@@ -5,6 +5,7 @@
 | ``conversation`` | ``Conversation`` | SFT |
 | ``scored`` | ``ScoredReply`` | reward models (regression) |
 | ``preference`` | ``PreferencePair`` | reward models (Bradley-Terry), DPO |
+| ``unpaired_preference`` | ``LabeledReply`` | KTO |
 | ``prompt`` | ``Prompt``, a conversation that ends before the reply | PPO, RLOO, evaluation |
 
 Every row is loaded as a ``Conversation``; the functions here derive the other types from its messages and metadata.
@@ -21,7 +22,7 @@ from typing import Any
 
 Message = dict[str, str]
 ROLES = ("system", "user", "assistant")
-REWARD_FIELDS = ("score", "mismatched", "rejected", "margin")  # the metadata that reward models and DPO train on
+REWARD_FIELDS = ("score", "mismatched", "rejected", "margin")  # what reward models, DPO and KTO train on
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,14 @@ class PreferencePair:
     chosen: str
     rejected: str
     margin: float = 0.0  # by how much the chosen reply is better, in the dataset's own units; 0.0 if unknown
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class LabeledReply:
+    messages: list[Message]  # up to and including the turn that is answered; [] if the reply is a plain text
+    reply: str
+    label: bool  # whether the reply is desirable
     source: str = ""
 
 
@@ -135,6 +144,24 @@ def preference_pairs(conversations: Iterable[Conversation]) -> list[PreferencePa
             if margin > 0:
                 pairs.append(PreferencePair(context, reply, other["content"], margin, source))
     return pairs
+
+
+def labeled_replies(conversations: Iterable[Conversation]) -> list[LabeledReply]:
+    """The last reply of each row with a ``label``, and of each pair the chosen and the rejected reply.
+
+    A chosen reply is desirable unless its row has a label, a rejected one undesirable. One of several pairs comes once
+    for each, as from TRL's ``unpair_preference_dataset``.
+    """
+    samples = []
+    for conversation in conversations:
+        label, source = conversation.metadata.get("label"), conversation.source
+        if label is not None:
+            samples.append(LabeledReply(*split_last_reply(conversation), label, source))
+        for pair in preference_pairs([conversation]):
+            if label is None:
+                samples.append(LabeledReply(pair.messages, pair.chosen, True, source))
+            samples.append(LabeledReply(pair.messages, pair.rejected, False, source))
+    return samples
 
 
 def split_last_reply(conversation: Conversation) -> tuple[list[Message], str]:

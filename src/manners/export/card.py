@@ -17,7 +17,7 @@ from manners.redact import redact_secrets
 from manners.tracking import store
 
 UNKNOWN = "unknown: the run's tracking store is not available"
-METHOD_NAMES = {"sft": "SFT", "dpo": "DPO", "ppo": "PPO", "rloo": "RLOO", "reward": "reward modeling"}
+METHOD_NAMES = {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "ppo": "PPO", "rloo": "RLOO", "reward": "reward modeling"}
 SETTINGS = ("model", "dataset", "method", "adapter", "evaluation")  # groups of the config in the card
 
 

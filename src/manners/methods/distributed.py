@@ -72,7 +72,7 @@ def init_distributed(device: str, method: str, devices: int = 1) -> ProcessGroup
     """
     reject_lone_accelerate()
     started = int(os.environ.get("WORLD_SIZE", "1"))
-    if method == "dpo" and started > 1:
+    if method in ("dpo", "kto") and started > 1:
         raise MannersError(f"method={method} trains in one process: start it as python train.py, without torchrun.")
     if method in ("sft", "reward") and started != devices:
         fix = f"hardware=ddp hardware.devices={started}" if started > 1 else "hardware.devices=1"

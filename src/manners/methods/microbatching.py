@@ -60,8 +60,11 @@ def rows_per_device(cfg: Any) -> int:
 def split_sizes(batch_size: int, cfg: Any) -> list[int]:
     """The microbatch sizes to choose from: the batch, a half, a quarter, ... down to one row.
 
-    TRL takes the mean over microbatches, so for DPO they must be of one size.
+    TRL takes the mean over microbatches, so for DPO they must be of one size. A batch of KTO, over which it estimates
+    the KL, is not split.
     """
+    if cfg.method.name == "kto":
+        return [batch_size]
     sizes = list(dict.fromkeys(-(-batch_size // 2**i) for i in range(batch_size.bit_length() + 1)))
     if cfg.method.name == "dpo":
         sizes = list(dict.fromkeys(largest_divisor(batch_size, size) for size in sizes))
@@ -88,12 +91,13 @@ def row_tokens(chat: Conversation, method: str, roles: str, limit: int) -> tuple
     trained = text_tokens(m["content"] for m in chat.messages if roles == "all" or m["role"] in (roles, "text"))
     if method == "sft":
         return min(length, limit), min(trained, limit)
-    # A reward model reads all replies to a prompt in one row; DPO reads two rows, with the logits of both.
+    # A reward model reads all replies to a prompt in one row; DPO reads two rows, with the logits of both; KTO one.
     others = [o["content"] for o in chat.metadata.get("mismatched", [])]
     others += [chat.metadata["rejected"]] if "rejected" in chat.metadata else []
-    if method == "dpo":
+    if method in ("dpo", "kto"):
         length = min(max([length, *(text_tokens([o]) for o in others)]), limit)
-        return 2 * length, 2 * length
+        length = 2 * length if method == "dpo" else length
+        return length, length
     return min(length + text_tokens(others), limit * (1 + len(others))), 0
 
 
@@ -106,7 +110,7 @@ def step_memory(cfg: Any, device: Device, rows: int, length: int, targets: int) 
     """Bytes at the fullest moment of an optimizer step on ``rows`` rows of ``length`` tokens, ``targets`` with loss."""
     setup = training_setup(cfg, device)
     parts = setup.training_step(rows, length, rows * targets)
-    if cfg.method.name == "dpo" and not setup.lora_rank:
+    if cfg.method.name in ("dpo", "kto") and not setup.lora_rank:
         parts[memory.REFERENCE] = setup.weight_bytes
     return (parts + memory.runtime_parts(device, parts)).total()
 

@@ -33,7 +33,8 @@ from manners.tracking import store
 
 # Packages whose versions change what is computed. A build for another device (torch's "+cpu") is the same version.
 VERSIONS = ("manners", "torch", "transformers", "tokenizers", "peft", "lightning", "trl", "bitsandbytes")
-STARTING_METHODS = {"policy": ("sft", "ppo", "rloo", "dpo"), "reward": ("reward",)}  # role → methods that can fill it
+# Role → methods that can fill it.
+STARTING_METHODS = {"policy": ("sft", "ppo", "rloo", "dpo", "kto"), "reward": ("reward",)}
 
 
 def splits_of(cfg: DictConfig) -> Splits:

@@ -19,7 +19,7 @@ from manners.runtime.paths import existing_path
 from manners.runtime.run_dir import RunArtifact
 from manners.tracking import store
 
-GENERATING_METHODS = ("sft", "dpo", "ppo", "rloo")  # methods whose models write replies; a reward model only scores
+GENERATING_METHODS = ("sft", "dpo", "kto", "ppo", "rloo")  # whose models write replies; a reward model only scores
 
 
 @dataclass(frozen=True)

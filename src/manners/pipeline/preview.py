@@ -1,4 +1,4 @@
-"""``preview=true``: the first training examples, with the tokens that carry loss, or with the replies' scores."""
+"""``preview=true``: the first training examples, with the tokens that carry loss, or the replies' scores or labels."""
 
 from itertools import groupby
 
@@ -9,7 +9,14 @@ from transformers import PreTrainedTokenizerBase
 from manners.data.loading import Splits
 from manners.data.reward_examples import RewardExample, pair_examples, scored_examples
 from manners.data.tokenize import IGNORE_INDEX, TokenizedExample
-from manners.data.types import PreferencePair, ScoredReply, preference_pairs, scored_replies
+from manners.data.types import (
+    LabeledReply,
+    PreferencePair,
+    ScoredReply,
+    labeled_replies,
+    preference_pairs,
+    scored_replies,
+)
 from manners.pipeline.stages.context import truncation_line
 
 CONTEXT, WITH_LOSS, SPECIAL = "dim", "bold green", "bold white on red"
@@ -47,12 +54,15 @@ def show_replies(
     decoder: bool,
     count: int = 4,
 ) -> None:
-    """Print what a reward model, or DPO, learns from: the first replies with their scores, or pairs of replies."""
+    """Print what a reward model, DPO or KTO learns from: the first replies, with scores or labels, or pairs of them."""
     pairs = preference_pairs(splits.train) if sample_type == "preference" else []
     scored = scored_replies(splits.train) if sample_type == "scored" else []
+    labeled = labeled_replies(splits.train) if sample_type == "unpaired_preference" else []
     examples = pair_examples(pairs[:count], tokenizer, max_length, decoder)
     examples += scored_examples(scored[:count], tokenizer, max_length, decoder, to_target=float)
-    rows: list[ScoredReply | PreferencePair] = [*pairs[:count], *scored[:count]]
+    as_scored = [ScoredReply(r.messages, r.reply, r.label) for r in labeled[:count]]
+    examples += scored_examples(as_scored, tokenizer, max_length, decoder, to_target=float)
+    rows: list[ScoredReply | PreferencePair | LabeledReply] = [*pairs[:count], *scored[:count], *labeled[:count]]
     for row, example in zip(rows, examples, strict=True):
         console.rule(row.source, align="left")
         console.print(Text("\n".join(f"{m['role']}: {m['content']}" for m in row.messages), CONTEXT), highlight=False)
@@ -61,12 +71,17 @@ def show_replies(
             console.print(Text.assemble((f"{name}: ", WITH_LOSS), text), highlight=False)
     console.rule()
     total = f"training pairs: {len(pairs)}" if pairs else f"training replies with a score: {len(scored)}"
+    total = f"training replies with a label: {len(labeled)}" if labeled else total
     for line in (row_counts(splits), total, *splits.left_out):
         console.print(line, highlight=False)
 
 
-def replies_of(row: ScoredReply | PreferencePair, example: RewardExample) -> list[tuple[str, RewardExample]]:
-    """The replies of a row by what they are to the loss: a scored one, or the chosen and the rejected one."""
+def replies_of(
+    row: ScoredReply | PreferencePair | LabeledReply, example: RewardExample
+) -> list[tuple[str, RewardExample]]:
+    """The replies of a row by what they are to the loss: the scored or labeled one, or the chosen and rejected one."""
+    if isinstance(row, LabeledReply):
+        return [("desirable" if row.label else "undesirable", example)]
     if isinstance(row, ScoredReply) or example.rejected is None:
         return [(f"score {example.target:g}", example)]
     margin = f", better by {row.margin:g}" if row.margin else ""

@@ -26,7 +26,7 @@ from manners.methods.distributed import ProcessGroup, init_distributed
 from manners.methods.microbatching import report_out_of_memory, resolve_microbatch_size
 from manners.models import loading
 from manners.pipeline import dependencies, preview
-from manners.pipeline.stages import dpo, ppo, reward, sft
+from manners.pipeline.stages import ppo, preference, reward, sft
 from manners.pipeline.stages.context import RunContext, StageResult, configured_tokenizer, console, device_of
 from manners.runtime import launcher, run_dir
 from manners.runtime.device import Device
@@ -40,7 +40,8 @@ from manners.tracking.pruning import pruning_callback
 STAGES = {
     "sft": sft.train_sft,
     "reward": reward.train_reward_model,
-    "dpo": dpo.train_dpo,
+    "dpo": preference.train_preference,
+    "kto": preference.train_preference,
     "ppo": ppo.train_online,
     "rloo": ppo.train_online,
 }
@@ -152,8 +153,10 @@ def show_preview(spec: RunSpec) -> None:
     silence_libraries()
     cfg, splits, tokenizer = spec.cfg, dependencies.usable_splits_of(spec.cfg), configured_tokenizer(spec.cfg)
     m, sample_type = cfg.method, needed_sample_type(cfg)
-    if sample_type in ("scored", "preference"):
+    if sample_type in ("scored", "preference", "unpaired_preference"):
         preview.show_replies(console, splits, sample_type, tokenizer, m.max_length, cfg.model.decoder)
+        for line in preference.label_lines(cfg, splits.train) if m.name == "kto" else ():
+            console.print(line, highlight=False, soft_wrap=True)
     else:
         names = ("max_length",) if "max_length" in m else ("max_prompt_length", "response_length")
         length = sum(m[name] for name in names)
@@ -222,7 +225,7 @@ def print_rows(spec: RunSpec) -> None:
 
 def unrendered_fields(cfg: DictConfig, splits: Splits) -> list[str]:
     """A line on the fields of messages, such as reasoning, that the chat template, or a reward model, does not see."""
-    reply_alone = needed_sample_type(cfg) in ("scored", "preference")
+    reply_alone = needed_sample_type(cfg) in ("scored", "preference", "unpaired_preference")
     found = {
         (name, reply_alone and message is row.messages[-1])
         for row in splits.train

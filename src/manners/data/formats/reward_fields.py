@@ -1,4 +1,4 @@
-"""The checked fields of a row that reward models and DPO train on, beside its conversation."""
+"""The checked fields of a row that reward models, DPO and KTO train on, beside its conversation."""
 
 from typing import Any
 

@@ -97,7 +97,7 @@ def desirable(row: Row, messages: list[Message]) -> bool | None:
     if name == "label" and label not in (TRUE[0], FALSE[0]) and "rejected" not in row:
         raise InvalidRow(
             f"field 'label' is {label}: if it says whether the reply is good, 'dataset.columns={{kto_tag: label}}' "
-            "leaves bad ones out; if not, 'dataset.columns={label: null}'"
+            "(SFT leaves bad ones out); if not, 'dataset.columns={label: null}'"
         )
     if label not in (TRUE[0], FALSE[0]) and name == "label":
         return None

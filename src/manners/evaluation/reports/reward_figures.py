@@ -1,4 +1,4 @@
-"""Figures of reward models, and the training curves of PPO, RLOO and DPO."""
+"""Figures of reward models, and the training curves of PPO, RLOO, DPO and KTO."""
 
 import json
 from collections.abc import Sequence
@@ -27,9 +27,10 @@ ONLINE_PANELS = [
     ("objective/distinct_2", "eval/distinct_2", "distinct-2"),
 ]
 PREFERENCE_PANELS = [
-    ("train/loss", "eval/loss", "loss (nats per pair)"),
+    ("train/loss", "eval/loss", "loss"),
     ("train/rewards/accuracies", "eval/rewards/accuracies", "pair accuracy"),
     ("train/rewards/margins", "eval/rewards/margins", "reward margin (β × nats)"),
+    ("train/kl", "eval/kl", "KL estimate (nats per reply)"),
 ]
 
 
@@ -99,7 +100,7 @@ def online_curves(metrics_file: Path, kept_iteration: int, out: Path) -> Path | 
 
 
 def preference_curves(metrics_file: Path, best_step: int, out: Path) -> Path:
-    """Plot the curves of a DPO run from its ``metrics.jsonl``."""
+    """Plot the curves of a DPO or KTO run from its ``metrics.jsonl``."""
     return draw_panels(panels_with_data(metrics_file, PREFERENCE_PANELS), best_step, "step", "held-out", out)
 
 

@@ -1,12 +1,18 @@
-"""Direct preference optimization with TRL's DPOTrainer. Rafailov et al. 2023, arXiv 2305.18290.
+"""Learning from preferences with TRL's trainers: DPO from pairs of replies, KTO from labeled ones.
 
-Equation 7: the loss of a pair is ``−log σ(β[(log π(w) − log ref(w)) − (log π(l) − log ref(l))])``, with the chosen
-reply w and the rejected one l, whose log-probabilities are sums over their tokens. It is log 2 where the policy equals
-the reference.
+DPO (Rafailov et al. 2023, arXiv 2305.18290), equation 7: the loss of a pair is
+``−log σ(β[(log π(w) − log ref(w)) − (log π(l) − log ref(l))])``, with the chosen reply w and the rejected one l, whose
+log-probabilities are sums over their tokens. It is log 2 where the policy equals the reference.
+
+KTO (Ethayarajh et al. 2024, arXiv 2402.01306), equation 7: with r = log π(y) − log ref(y), the loss of a desirable
+reply y is ``λ_D (1 − σ(β(r − z)))`` and that of an undesirable one ``λ_U (1 − σ(β(z − r)))``. z estimates the KL to the
+reference: the mean of r over the batch's replies, each after the prompt of another, and at least 0. The loss is half of
+λ where the policy equals the reference.
 """
 
 import math
 import os
+import random
 import shutil
 import time
 from pathlib import Path
@@ -16,7 +22,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback, TrainerState
 from transformers.integrations import rewrite_logs
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from manners.errors import MannersError
 from manners.methods.callbacks import LAST, load_best_weights, save_best_weights
@@ -24,13 +30,12 @@ from manners.methods.lightning import LogFunction, TrainResult
 from manners.runtime.device import Device
 from manners.runtime.progress import progress
 
-PairRows = list[dict[str, Any]]  # as ``data.tokenize.tokenize_pairs`` gives them
-COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids"]
+Rows = list[dict[str, Any]]  # as ``tokenize_pairs`` and ``tokenize_labeled_replies`` of ``data.tokenize`` give them
 NOT_RESUMABLE = ("_runtime", "_per_second", "num_tokens")  # suffixes of metrics that a resumed run counts from 0
 
 
-class ResumableDPOTrainer(DPOTrainer):
-    """TRL's DPOTrainer on tokenized rows, without its telemetry and model card."""
+class OnTokenizedRows:
+    """Makes one of TRL's trainers work on tokenized rows, without its telemetry and model card."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset  # TRL would apply the chat template and truncate long rows in its own way
@@ -40,26 +45,40 @@ class ResumableDPOTrainer(DPOTrainer):
     def create_model_card(self, *_: Any, **__: Any) -> None: ...
 
 
-def make_dpo_trainer(
-    model: Any, reference: Any, tokenizer: Any, train: PairRows, eval_rows: PairRows, folder: Path, device: Device,
-    seed: int, lr_scheduler_type: str, microbatch_size: int | None = None, **settings: Any,
-) -> ResumableDPOTrainer:  # fmt: skip
-    """A trainer of ``model``, on tokenized pairs; ``settings`` are DPOConfig's.
+class ResumableDPOTrainer(OnTokenizedRows, DPOTrainer): ...
 
-    ``microbatch_size`` splits each batch: it must divide it, since TRL takes the mean over microbatches.
+
+class ResumableKTOTrainer(OnTokenizedRows, KTOTrainer): ...
+
+
+TRAINERS: dict[str, tuple[Any, Any, list[str]]] = {  # config, trainer, columns
+    "dpo": (DPOConfig, ResumableDPOTrainer, ["prompt_ids", "chosen_ids", "rejected_ids"]),
+    "kto": (KTOConfig, ResumableKTOTrainer, ["prompt_ids", "completion_ids", "KL_completion_ids", "label"]),
+}
+
+
+def make_preference_trainer(
+    method: str, model: Any, reference: Any, tokenizer: Any, train: Rows, eval_rows: Rows, folder: Path, device: Device,
+    seed: int, lr_scheduler_type: str, microbatch_size: int | None = None, **settings: Any,
+) -> Any:  # fmt: skip
+    """A trainer of ``model``, on tokenized pairs ("dpo") or labeled replies ("kto"); ``settings`` are its config's.
+
+    ``microbatch_size`` splits each batch of DPO: it must divide it, since TRL takes the mean over microbatches.
     ``reference`` is a frozen copy of a fully trained ``model``; for a LoRA it is None, and the reference is the model
     with its adapter disabled.
     """
     rows = microbatch_size or settings["per_device_train_batch_size"]
     settings["gradient_accumulation_steps"] *= settings["per_device_train_batch_size"] // rows
     settings["per_device_train_batch_size"] = rows
-    args = DPOConfig(
+    if method == "kto":
+        train, eval_rows = (with_kl_completions(mixed_labels(r, seed), rows) for r in (train, eval_rows))
+    config, trainer_class, columns = TRAINERS[method]
+    args = config(
         output_dir=str(folder),
         seed=seed,
         use_cpu=device.kind == "cpu",
         bf16=device.precision == "bf16",
         fp16=device.precision == "fp16",
-        max_length=None,  # the rows are truncated already
         per_device_eval_batch_size=rows,
         # our "constant" has a warm-up, as in the other methods
         lr_scheduler_type="constant_with_warmup" if lr_scheduler_type == "constant" else lr_scheduler_type,
@@ -71,8 +90,8 @@ def make_dpo_trainer(
         **settings,
     )
     args._n_gpu = min(args.n_gpu, 1)  # one process and one GPU: else it takes every GPU that it sees, and then refuses
-    datasets = [Dataset.from_list(rows).select_columns(COLUMNS) for rows in (train, eval_rows)]
-    trainer = ResumableDPOTrainer(
+    datasets = [Dataset.from_list(rows).select_columns(columns) for rows in (train, eval_rows)]
+    trainer = trainer_class(
         model, reference, args, train_dataset=datasets[0], eval_dataset=datasets[1], processing_class=tokenizer
     )
     trainer.remove_callback(PrinterCallback)
@@ -81,7 +100,30 @@ def make_dpo_trainer(
     return trainer
 
 
-def fit_dpo(trainer: ResumableDPOTrainer, log: LogFunction) -> TrainResult:
+def mixed_labels(rows: Rows, seed: int) -> Rows:
+    """The rows in a random order in which both labels are spread evenly: KTO reads them in this order in each epoch."""
+    placed = []
+    for label in (True, False):
+        of_label = [row for row in rows if row["label"] == label]
+        random.Random(f"{seed}/{label}").shuffle(of_label)
+        placed += [((i + 0.5) / len(of_label), row) for i, row in enumerate(of_label)]
+    return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
+
+
+def with_kl_completions(rows: Rows, batch_size: int) -> Rows:
+    """The rows with the reply, ``KL_completion_ids``, that estimates the KL: of the row before in the batch, as in TRL.
+
+    The first row of a batch takes that of the last; a batch of one row, that of the row before the batch.
+    """
+    mismatched = []
+    for i, row in enumerate(rows):
+        last = min(i - i % batch_size + batch_size, len(rows)) - 1  # of its batch
+        other = last if i % batch_size == 0 and last > i else i - 1
+        mismatched.append(row | {"KL_completion_ids": rows[other]["completion_ids"]})
+    return mismatched
+
+
+def fit_preference(trainer: Any, log: LogFunction) -> TrainResult:
     """Train to the end; the model ends with the weights of the lowest eval loss.
 
     Called again after a kill, with a new trainer, it resumes from the last checkpoint: on a CPU to the very same
@@ -93,7 +135,7 @@ def fit_dpo(trainer: ResumableDPOTrainer, log: LogFunction) -> TrainResult:
     resumed_from = state.global_step
     if resumed_from < trainer.args.max_steps:  # at the last step the Trainer would take one more
         with progress(trainer.args.max_steps, "training", resumed_from) as bar:
-            trainer.add_callback(DPOCallback(model, folder, log, bar))
+            trainer.add_callback(PreferenceCallback(model, folder, log, bar))
             trainer.train(resume_from_checkpoint=str(last.resolve()) if last.exists() else None)
         state = trainer.state
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the forward pass is no longer cast
@@ -108,7 +150,7 @@ def eval_losses(state: TrainerState) -> dict[int, float]:
     return {int(r["step"]): r["eval_loss"] for r in state.log_history if "eval_loss" in r}
 
 
-class DPOCallback(TrainerCallback):
+class PreferenceCallback(TrainerCallback):
     """Logs the metrics, keeps the best weights, and shows the progress."""
 
     def __init__(self, model: Any, folder: Path, log: LogFunction, bar: Any):
@@ -136,12 +178,16 @@ class DPOCallback(TrainerCallback):
         metrics = {name: value for name, value in logs.items() if not name.endswith(NOT_RESUMABLE)}
         self.log(rewrite_logs(metrics), state.global_step)  # type: ignore[no-untyped-call]
         if "loss" in logs:
-            pairs = (state.global_step - self.first_step) * args.train_batch_size * args.gradient_accumulation_steps
-            self.numbers = {
-                "loss": logs["loss"],
-                "accuracy": logs["rewards/accuracies"],
-                "pairs_per_second": pairs / (time.perf_counter() - self.started_at),
-            }
+            count = (state.global_step - self.first_step) * args.train_batch_size * args.gradient_accumulation_steps
+            rate = count / (time.perf_counter() - self.started_at)
+            if "kl" in logs:  # of KTO
+                self.numbers = {"loss": logs["loss"], "kl": logs["kl"], "replies_per_second": rate}
+            else:
+                self.numbers = {
+                    "loss": logs["loss"],
+                    "accuracy": logs["rewards/accuracies"],
+                    "pairs_per_second": rate,
+                }
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         losses = eval_losses(state)
