@@ -103,7 +103,7 @@ def test_impossible_combination_is_refused_with_a_remedy(values, message):
         (["method.rewards.model.weight=high"], "method.rewards.model.weight=high must be a finite number"),
         (["method.rewards.model.weight=null"], "method.rewards.model.weight=None must be a finite number"),
         (["adapter=qlora"], "or policy_from=none to start from the base itself"),
-        (["adapter.init_lora_weights=pissa"], "policy_run_overrides=[adapter.init_lora_weights=pissa]"),
+        (["adapter.init_lora_weights=pissa"], "policy_run_overrides=['adapter.init_lora_weights=pissa']"),
         (
             ["adapter.init_lora_weights=olora", "policy_from=none"],
             "would not be the reference of method=rloo. Set adapter.init_lora_weights=true.",

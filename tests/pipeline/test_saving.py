@@ -50,10 +50,11 @@ def test_saved_policy_is_the_one_that_was_trained(tmp_path, tokenizer, start, ki
     assert (run.path / "model" / "adapter_config.json").exists() == (kind == "lora" and start != "whole")
 
 
-@pytest.mark.parametrize("start, saved", [("base", "adapter_config.json"), ("adapter", "config.json")])
-def test_saved_dora_policy_is_the_one_that_was_trained(tmp_path, tokenizer, start, saved):
-    """The sum of a LoRA and a DoRA is no adapter."""
-    run, model = policy_run(tmp_path, tokenizer, start, "lora", use_dora=True)
+@pytest.mark.parametrize("start, option, saved", [("base", "use_dora", "adapter_config.json"),
+    ("adapter", "use_dora", "config.json"), ("adapter", "use_rslora", "adapter_config.json")])  # fmt: skip
+def test_saved_variant_is_the_policy_that_was_trained(tmp_path, tokenizer, start, option, saved):
+    """The sum of a LoRA and a DoRA is no adapter; that of a LoRA and an rsLoRA is a LoRA."""
+    run, model = policy_run(tmp_path, tokenizer, start, "lora", **{option: True})
     expected = logits(model)
     saving.save_policy(run, model, tokenizer)
     assert torch.allclose(logits(saving.load_saved_policy(run, tokenizer)), expected, atol=1e-4 * expected.abs().max())

@@ -282,7 +282,7 @@ def check_init(cfg: DictConfig) -> None:
         return
     why = f"{named} moves a part of the base's weights into the adapter"  # and back when it is saved
     if cfg.method.name not in ("sft", "reward"):
-        own = f" For the SFT run alone: policy_run_overrides=[{named}]." * (cfg.policy_from == "auto")
+        own = f" For the SFT run alone: policy_run_overrides=['{named}']." * (cfg.policy_from == "auto")
         raise MannersError(
             f"{why}: without its adapter the network would not be the reference of method={cfg.method.name}. Set "
             f"{key}=true.{own}",

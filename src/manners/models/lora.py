@@ -310,7 +310,8 @@ def save_combined_adapter(model: PeftModel, first_folder: Path, out: Path) -> No
         combined[f"{PREFIX}{name}.lora_B.weight"] = F.pad(b, (0, rank - len(a))).contiguous()
     save_file(combined, out / WEIGHTS, metadata={"format": "pt"})
     config = LoraConfig.from_pretrained(str(out))
-    config.r = config.lora_alpha = rank
+    config.r = config.lora_alpha = rank  # a scale of 1
+    config.use_rslora = False
     config.target_modules, config.inference_mode = names, True
     config.save_pretrained(out)
 
