@@ -249,6 +249,9 @@ class SFTConfig(SupervisedConfig):
     name: str = option("sft", "supervised fine-tuning")
     sample_type: str = option("conversation", "the kind of sample that it trains on")
     packing: bool = option(False, "several conversations in one row, each attending to itself only")
+    neftune_noise_alpha: float | None = option(
+        None, "NEFTune: size of the noise on the embeddings in training, such as 5; null adds none", gt=0
+    )
 
 
 @dataclass
