@@ -67,11 +67,11 @@ def config(tmp_path, name, *values):
     return changed(f"model.name={name}", f"output_dir={tmp_path}", *values)
 
 
-def sft_run(tmp_path, tokenizer, family="qwen2", dtype=torch.float32):
+def sft_run(tmp_path, tokenizer, family="qwen2", dtype=torch.float32, **options):
     """A run with a LoRA on a random model: its directory and its model in float32."""
     name = saved_base(tmp_path, tokenizer, family, dtype)
     cfg = config(tmp_path, name)
-    run, model = finished_run(tmp_path, cfg), with_random_adapter(loading.load_model(name))
+    run, model = finished_run(tmp_path, cfg), with_random_adapter(loading.load_model(name), **options)
     save_language_model(cfg, model, tokenizer, run / "model")
     return run, model
 

@@ -9,9 +9,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from manners.chat.model import load_chat_model
+from manners.chat.model import load_chat_model, merge_dora
 from manners.errors import MannersError
 from manners.models import lora
+from manners.models.adapter_config import read_adapter_config
+from manners.models.loading import load_model
 from manners.models.tokenizer import load_tokenizer
 from manners.pipeline.model_ref import ModelRef
 from tests.chat import checkpoints
@@ -120,7 +122,7 @@ def test_set_scale_interpolates_fully_fine_tuned_weights(tmp_path):
         assert torch.allclose(ours, (one + two) / 2, atol=1e-6)
 
 
-SPECIAL = {"use_dora": True, "init_lora_weights": "pissa", "lora_bias": True}
+SPECIAL = {"bias": "all", "init_lora_weights": "pissa", "lora_bias": True}
 SPECIAL |= {"target_parameters": ["experts"], "alora_invocation_tokens": [5]}
 
 
@@ -131,6 +133,30 @@ def test_chat_refuses_more_than_a_plain_lora_by_name(tmp_path, name, value):
     file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
     with pytest.raises(MannersError, match=rf"more than a plain LoRA \({name}.*merge_and_unload"):
         checkpoints.load(folder)
+
+
+@pytest.mark.parametrize("family, settings", [("qwen2", {}), ("gpt2", {"use_rslora": True})])
+def test_dora_is_merged_and_its_weights_interpolated(tmp_path, family, settings):
+    base_folder = checkpoints.base(tmp_path, family)
+    folder = checkpoints.adapter(base_folder, tmp_path / "run", use_dora=True, **settings)
+    base, adapted = AutoModelForCausalLM.from_pretrained(base_folder).eval(), with_peft(base_folder, folder)
+    chat_model, merged_weights = checkpoints.load(folder), adapted.merge_and_unload()
+    assert torch.allclose(logits(chat_model.model), logits(with_peft(base_folder, folder)), atol=1e-4)
+    chat_model.set_scale(0)
+    assert torch.equal(logits(chat_model.model), logits(base))
+    chat_model.set_scale(2)
+    with torch.no_grad():
+        for weight, after in zip(base.parameters(), merged_weights.parameters(), strict=True):
+            weight.copy_(2 * after - weight)
+    assert torch.allclose(logits(chat_model.model), logits(base), atol=1e-3)
+
+
+def test_dora_on_a_base_in_4_bits_is_refused_with_a_remedy(tmp_path):
+    base_folder = checkpoints.base(tmp_path)
+    folder = checkpoints.adapter(base_folder, tmp_path / "run", use_dora=True)
+    base = load_model(str(base_folder), quantization="nf4")
+    with pytest.raises(MannersError, match=r"DoRA on a base in 4 bits.* python -m manners.export .* --out FOLDER"):
+        merge_dora(base, folder, read_adapter_config(folder), None)
 
 
 def test_chat_reads_an_alpha_pattern_as_peft_does(tmp_path):

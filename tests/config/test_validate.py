@@ -45,6 +45,18 @@ def is_encoder(model):
             ([f"adapter.target_modules={v}"], "must be all-linear, or a list of names")
             for v in ("3", "[]", "[3]", "null")
         ],
+        (["adapter.init_lora_weights=pisa"], "adapter.init_lora_weights=pisa is not a choice. Did you mean 'pissa'?"),
+        (["adapter.init_lora_weights=eva"], "is not a choice"),
+        (["adapter.init_lora_weights=false"], "is not a choice"),
+        (["adapter.init_lora_weights=orthogonal", "adapter.r=3"], "needs an even rank: adapter.r=4"),
+        (
+            ["adapter.kind=qlora", "adapter.quantization=nf4", "adapter.init_lora_weights=olora"],
+            "needs a base that is not quantized",
+        ),
+        (
+            ["adapter.init_lora_weights=pissa", "hardware.strategy=fsdp", "hardware.devices=2"],
+            "hardware.strategy=ddp",
+        ),
         (["method.packing=true"], "method.group_by_length=false"),
         (["method.max_steps=0"], "max_steps=0 trains nothing"),
         (["method.num_train_epochs=0"], "nothing to train"),
@@ -91,6 +103,11 @@ def test_impossible_combination_is_refused_with_a_remedy(values, message):
         (["method.rewards.model.weight=high"], "method.rewards.model.weight=high must be a finite number"),
         (["method.rewards.model.weight=null"], "method.rewards.model.weight=None must be a finite number"),
         (["adapter=qlora"], "or policy_from=none to start from the base itself"),
+        (["adapter.init_lora_weights=pissa"], "policy_run_overrides=['adapter.init_lora_weights=pissa']"),
+        (
+            ["adapter.init_lora_weights=olora", "policy_from=none"],
+            "would not be the reference of method=rloo. Set adapter.init_lora_weights=true.",
+        ),
     ],
 )
 def test_impossible_online_rl_run_is_refused(values, message):

@@ -31,9 +31,10 @@ from tests.exports import (
 from tests.families import language_model
 
 
-@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
-def test_float32_export_equals_the_adapted_model(tmp_path, tokenizer, family):
-    run, model = sft_run(tmp_path, tokenizer, family)
+@pytest.mark.parametrize("family, options", [("qwen2", {}), ("gpt2", {}), ("qwen2", {"use_dora": True}),
+    ("qwen2", {"init_lora_weights": "pissa", "use_rslora": True})])  # fmt: skip
+def test_float32_export_equals_the_adapted_model(tmp_path, tokenizer, family, options):
+    run, model = sft_run(tmp_path, tokenizer, family, **options)
     out = export(run, "--dtype", "float32")
     expected, exported = logits(model), load_plain(out)
     with model.disable_adapter():

@@ -83,6 +83,17 @@ def test_killed_run_resumes_to_the_same_weights_and_metrics(
     assert untimed(metrics) == untimed(logged)
 
 
+def test_killed_run_with_neftune_resumes_to_the_same_weights(small_qwen2, tmp_path, monkeypatch, uninterrupted):
+    noise, (_, log) = {"neftune_noise_alpha": 5.0}, logger()
+    final, _ = train(small_qwen2, tmp_path / "whole", log, **noise)
+    with monkeypatch.context() as patch:
+        killed_after(patch, 7)
+        with pytest.raises(Killed):
+            train(small_qwen2, tmp_path / "run", log, **noise)
+    assert equal(train(small_qwen2, tmp_path / "run", log, **noise)[0], final)
+    assert not equal(uninterrupted[0], final)
+
+
 @pytest.mark.parametrize("step", [2, 6])
 def test_signal_saves_a_checkpoint_at_that_very_step(small_qwen2, tmp_path, uninterrupted, step):
     """Nothing else saves one. After step 6 comes a validation, whose result belongs to the checkpoint."""

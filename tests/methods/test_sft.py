@@ -5,12 +5,13 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers.integrations.neftune import activate_neftune, deactivate_neftune
 
-from manners.data.batching import ResumableBatches, collate, validation_batches
+from manners.data.batching import ResumableBatches, collate, pack, validation_batches
 from manners.data.tokenize import IGNORE_INDEX, TokenizedExample
 from manners.errors import MannersError
 from manners.methods.lightning import fit_with_lightning
-from manners.methods.sft import SFTModule, sft_loss
+from manners.methods.sft import SFTModule, conversation_lengths, sft_loss
 from manners.models.lora import prepare_for_training, trainable_parameters
 from manners.runtime.device import Device
 
@@ -167,3 +168,36 @@ def test_fit_raises_on_a_gradient_that_is_not_finite(small_qwen2, tmp_path):
         small_qwen2.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
     with pytest.raises(MannersError, match="step 0"):
         run(small_qwen2, tmp_path / "a")
+
+
+def test_neftune_is_that_of_transformers_without_padding(small_qwen2):
+    batch = collate([TokenizedExample(list(range(5, 21)), list(range(5, 21)))] * 3, pad=0)
+    trained = module(small_qwen2.train(), neftune_noise_alpha=5.0)
+    torch.manual_seed(3)
+    ours = trained.compute_loss(batch)[0]
+    hook = activate_neftune(small_qwen2, 5.0)
+    torch.manual_seed(3)
+    theirs = sft_loss(small_qwen2, batch)[0]
+    deactivate_neftune(small_qwen2, hook)
+    without = sft_loss(small_qwen2, batch)[0]
+    assert torch.allclose(ours, theirs, rtol=1e-6) and not torch.allclose(ours, without, rtol=1e-4)
+    assert torch.equal(trained.eval().compute_loss(batch)[0], without)  # as in the validation
+
+
+def test_neftune_noise_is_scaled_by_the_conversations_length(small_qwen2):
+    """Neither padding nor the neighbours in a packed row count."""
+    rows = [TokenizedExample(ids, ids) for ids in ([5] * 12, [6] * 4, [7] * 3)]
+    padded, packed = collate(rows, pad=0), collate(pack(rows, 17), pad=0)
+    assert conversation_lengths(padded).tolist() == [[12] * 12, [4] * 12, [3] * 12]
+    assert conversation_lengths(packed).tolist() == [[12] * 12 + [4] * 4, [3] * 3 + [13] * 13]
+    outputs, embedding = [], small_qwen2.get_input_embeddings()
+    trained = module(small_qwen2.train(), neftune_noise_alpha=5.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small_qwen2.model.rotary_emb, "forward", lambda x, *_, **__: outputs.append(x) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trained.compute_loss(padded)
+    noise = (outputs[0] - embedding(padded["input_ids"])).abs().amax(2)  # (B, T)
+    for row, length in enumerate((12, 4, 3)):
+        most = 5 / (length * embedding.embedding_dim) ** 0.5
+        assert 0.8 * most < noise[row].max() <= most * (1 + 1e-5)
+    assert not embedding._forward_hooks

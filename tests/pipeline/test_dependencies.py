@@ -126,12 +126,14 @@ def test_foreign_model_folder_is_accepted(out, tmp_path):
 
 
 @pytest.mark.parametrize("settings, message", [({"use_rslora": True}, ""), ({"alpha_pattern": {"q_proj": 3}}, ""),
-    ({"use_dora": True}, "(use_dora=true): merge it into its base"), ({"bias": "all"}, '(bias="all"): merge it'),
+    ({"use_dora": True}, ""), ({"bias": "all"}, '(bias="all"): merge it into its base'),
     ({"modules_to_save": ["lm_head"]}, '(modules_to_save=["lm_head"]): merge it')])  # fmt: skip
 def test_foreign_adapter_is_accepted_or_refused_by_name(out, tmp_path, settings, message):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"} | settings))
-    save_file({f"q_proj.lora_{name}.weight": np.zeros((2, 2)) for name in "AB"}, tmp_path / "foreign" / WEIGHTS)
+    weights = {f"q_proj.lora_{name}.weight": np.zeros((2, 2)) for name in "AB"}
+    weights |= {"q_proj.lora_magnitude_vector": np.ones(2)} if "use_dora" in settings else {}
+    save_file(weights, tmp_path / "foreign" / WEIGHTS)
     source = str(tmp_path / "foreign")
     if message:
         assert f"policy_from={source} is more than a plain LoRA of linear layers {message}" in error_of(

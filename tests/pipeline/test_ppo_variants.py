@@ -75,6 +75,18 @@ def test_critic_adapter_is_trained_and_not_saved(train_variant):
     assert not [p for p in (folder / "model").iterdir() if p.is_dir()]
 
 
+def test_dora_on_a_dora_is_saved_as_whole_weights(train_variant, out):
+    """The SFT run that is trained for it is one adapter."""
+    folder = train_variant("dora", "adapter.use_dora=true", TWO_ITERATIONS)
+    start = Path(json.loads((folder / "run.json").read_text())["dependencies"]["policy"])
+    assert any("lora_magnitude_vector" in name for name in load_file(start / "adapter_model.safetensors"))
+    assert (folder / "model" / "model.safetensors").exists() and not (folder / "model" / "adapter_config.json").exists()
+    values = last_metrics(folder)
+    assert values["policy/approxkl_avg"] > 0 and values["objective/kl_k3"] > 0
+    explicit = train_variant("lora-on-dora", f"policy_from={start.parent}", "policy_run_overrides=[]")
+    assert (explicit / "model" / "model.safetensors").exists()
+
+
 USER_MODULE = """
 def exclamation_marks(completions, points=1.0, **columns):
     return [points * c[0]["content"].count("!") for c in completions]

@@ -30,14 +30,14 @@ def whole_run(tmp_path, tokenizer):
     return run
 
 
-def policy_run(tmp_path, tokenizer, start, kind):
+def policy_run(tmp_path, tokenizer, start, kind, **options):
     """A run on what ``start`` names, and its trained model."""
     starts = {"adapter": lambda: sft_run(tmp_path, tokenizer)[0], "whole": lambda: whole_run(tmp_path, tokenizer)}
     inputs = {"policy": SimpleNamespace(model_dir=starts[start]() / "model")} if start != "base" else {}
     name = str(tmp_path / "qwen2-base") if inputs else saved_base(tmp_path, tokenizer)
     cfg = config(tmp_path, name, f"adapter.kind={kind}")
     run = run_context(cfg, finished_run(tmp_path, cfg, "second"), inputs)
-    return run, with_random_adapter(starting_policy(run), kind, seed=2)
+    return run, with_random_adapter(starting_policy(run), kind, seed=2, **options)
 
 
 @pytest.mark.parametrize("kind", ["lora", "none"])
@@ -48,6 +48,17 @@ def test_saved_policy_is_the_one_that_was_trained(tmp_path, tokenizer, start, ki
     saving.save_policy(run, model, tokenizer)
     assert torch.allclose(logits(saving.load_saved_policy(run, tokenizer)), expected, atol=1e-4 * expected.abs().max())
     assert (run.path / "model" / "adapter_config.json").exists() == (kind == "lora" and start != "whole")
+
+
+@pytest.mark.parametrize("start, option, saved", [("base", "use_dora", "adapter_config.json"),
+    ("adapter", "use_dora", "config.json"), ("adapter", "use_rslora", "adapter_config.json")])  # fmt: skip
+def test_saved_variant_is_the_policy_that_was_trained(tmp_path, tokenizer, start, option, saved):
+    """The sum of a LoRA and a DoRA is no adapter; that of a LoRA and an rsLoRA is a LoRA."""
+    run, model = policy_run(tmp_path, tokenizer, start, "lora", **{option: True})
+    expected = logits(model)
+    saving.save_policy(run, model, tokenizer)
+    assert torch.allclose(logits(saving.load_saved_policy(run, tokenizer)), expected, atol=1e-4 * expected.abs().max())
+    assert (run.path / "model" / saved).exists()
 
 
 @pytest.mark.parametrize("start", ["base", "adapter"])

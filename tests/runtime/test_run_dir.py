@@ -37,6 +37,8 @@ def finish(cfg):
         "method.learning_rate=1e-4",
         "adapter.r=8",
         "model.name=openai-community/gpt2",
+        "adapter.use_dora=true",
+        "adapter.init_lora_weights=gaussian",
         "dataset.path=package:polite_helper",
         "dataset.max_rows=100",
         "evaluation.do_sample=true",
@@ -60,6 +62,15 @@ def test_run_fingerprint_depends_on_what_shapes_the_result(override):
 )
 def test_run_fingerprint_ignores_what_does_not_shape_the_result(override):
     assert run_fingerprint(changed(override), DIGEST) == run_fingerprint(compose(), DIGEST)
+
+
+@pytest.mark.parametrize("fingerprint", [run_fingerprint, weights_fingerprint])
+def test_options_that_came_later_keep_old_fingerprints(fingerprint):
+    before = OmegaConf.create(OmegaConf.to_container(compose()))
+    for group, names in run_dir.ADDED.items():
+        for name, default in names.items():
+            assert before[group].pop(name) == default
+    assert fingerprint(before, DIGEST) == fingerprint(compose(), DIGEST)
 
 
 def test_run_fingerprint_depends_on_the_data():

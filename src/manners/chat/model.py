@@ -1,8 +1,8 @@
 """Load a model for chat with an adjustable adapter scale: 0 is the base model, 1 the trained model, 2 twice the change.
 
 With LoRA, a forward hook adds the scaled update to the output of each layer; no weight changes, so that switching
-scales accumulates no rounding error. After full fine-tuning the weights are interpolated. peft's ``set_scale`` could
-replace the hooks, but importing and applying peft makes a chat start about a third later.
+scales accumulates no rounding error. After full fine-tuning, and with DoRA, the weights are interpolated. peft's
+``set_scale`` could replace the hooks, but importing and applying peft makes a chat start about a third later.
 """
 
 import math
@@ -27,6 +27,11 @@ from manners.pipeline.model_ref import ModelRef
 TOKEN_ROWS = "trainable_tokens_delta"  # trained embedding rows; despite peft's name they are values, not differences
 EMBEDDINGS = r"\.(embed_tokens|lm_head|wte|embed_in|embed_out)(\.token_adapter\.base_layer)?\.weight"
 KNOWN_WEIGHTS = re.compile(rf"\.lora_[AB]\.weight$|{TOKEN_ROWS}$|{EMBEDDINGS}$")
+
+MORE_THAN_PLAIN = (
+    "{} is more than a plain LoRA ({}). Merge it first (peft: merge_and_unload, save_pretrained), and name the merged "
+    "folder."
+)
 
 SetScale = Callable[[float], None]
 
@@ -72,7 +77,10 @@ def load_chat_model(ref: ModelRef, device: str, key: str = "run") -> ChatModel:
             f"{key}={ref.name} has no chat template, so it cannot chat. Train it on conversations first: "
             f"python train.py model.name={ref.name} model.chat_template=plain"
         )
-    if adapter_config:
+    if adapter_config.get("use_dora"):
+        model = merge_dora(model, folder, adapter_config, tokenizer)
+        set_scale = interpolate_weights(model, load_base)
+    elif adapter_config:
         set_scale = scale_lora(model, folder, adapter_config)
     elif train_cfg:
         set_scale = interpolate_weights(model, load_base)
@@ -92,16 +100,30 @@ def check_known_weights(folder: Path, adapter_config: dict[str, Any], weights: d
     special = special_settings(adapter_config, allowed=("trainable_token_indices",))
     special += [name for name in weights if not KNOWN_WEIGHTS.search(name)]
     if special:
-        raise MannersError(
-            f"{folder} is more than a plain LoRA ({', '.join(special[:3])}). "
-            "Merge it first (peft: merge_and_unload, save_pretrained), and name the merged folder."
-        )
+        raise MannersError(MORE_THAN_PLAIN.format(folder, ", ".join(special[:3])))
     ranks = {len(weight) for name, weight in weights.items() if name.endswith(".lora_A.weight")}
     if not adapter_config.get("rank_pattern") and ranks - {adapter_config["r"]}:
         raise MannersError(
             f"{folder}: {CONFIG} says r={adapter_config['r']}, and its weights are of rank {min(ranks)}: "
             "the two files are of different adapters."
         )
+
+
+def merge_dora(base: Any, folder: Path, adapter_config: dict[str, Any], tokenizer: Any) -> Any:
+    """The model with the DoRA in ``folder`` merged: its update depends on the base's weights, so that no hook adds it.
+
+    Raises MannersError for a base in 4 bits, and for an adapter that is more than a DoRA.
+    """
+    from manners.models import lora  # and so peft, only where it is needed
+
+    if special := special_settings(adapter_config, allowed=("use_dora", "trainable_token_indices")):
+        raise MannersError(MORE_THAN_PLAIN.format(folder, ", ".join(special[:3])))
+    if lora.is_quantized(base):
+        raise MannersError(
+            f"{folder} is a DoRA on a base in 4 bits, into which it cannot be merged: export it, python -m "
+            f"manners.export {folder.parent} --out FOLDER, and name that folder."
+        )
+    return lora.load_adapter(base, folder, tokenizer).merge_and_unload()  # type: ignore[operator]
 
 
 def scale_lora(model: Any, folder: Path, adapter_config: dict[str, Any]) -> SetScale:

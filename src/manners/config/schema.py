@@ -107,6 +107,12 @@ class AdapterConfig:
     lora_alpha: int = option(32, "scale of the update: it is multiplied by alpha / r", ge=1)
     lora_dropout: float = option(0.0, "dropout on the input of the adapter", ge=0, lt=1)
     target_modules: Any = option("all-linear", "names of the modules to adapt, or all-linear")
+    use_rslora: bool = option(False, "rank-stabilized LoRA: the update is multiplied by alpha / sqrt(r) instead")
+    use_dora: bool = option(False, "DoRA: a trained magnitude for each output beside the update; slower steps")
+    init_lora_weights: Any = option(
+        True,
+        "PEFT's initialization: true, gaussian, orthogonal; or pissa, pissa_niter_N, olora (SFT and reward models)",
+    )
     quantization: str = option("none", "how the frozen base is stored", ("none", "nf4"))
     double_quantization: bool = option(True, "quantize the quantization constants too (QLoRA, section 3)")
 
@@ -262,6 +268,9 @@ class SFTConfig(SupervisedConfig):
     name: str = option("sft", "supervised fine-tuning")
     sample_type: str = option("conversation", "the kind of sample that it trains on")
     packing: bool = option(False, "several conversations in one row, each attending to itself only")
+    neftune_noise_alpha: float | None = option(
+        None, "NEFTune: size of the noise on the embeddings in training, such as 5; null adds none", gt=0
+    )
 
 
 @dataclass

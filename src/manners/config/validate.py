@@ -24,6 +24,7 @@ from manners.errors import MannersError, did_you_mean
 
 FLAGS = ("deleted", "synthetic", "unreviewed")  # OpenAssistant's messages that are left out by default
 MIN_PROMPT_SHARE = 1 / 8  # of the context, which new tokens must leave to prompts
+INITS = ("true", "gaussian", "orthogonal", "pissa", "olora")  # of PEFT's, those that need neither data nor files
 MAX_NAME = 120  # characters; file systems take 255 bytes, and the folder of a run says more than its name
 TABLE_COLUMNS = ("prompt", "reply", "kl", "tokens", "has_eos")  # of PPO's tables of replies, beside the rewards
 
@@ -250,6 +251,7 @@ def check_adapter(cfg: DictConfig) -> None:
         raise MannersError(f"{key}={targets} must be all-linear, or a list of names: {key}=[q_proj,v_proj].", key)
     if kind == "frozen":
         check_frozen(cfg)
+    check_init(cfg)
     if quantization != "none" and kind == "none":
         raise MannersError(
             f"weights in {quantization} cannot be trained themselves: use adapter=qlora, or "
@@ -263,6 +265,32 @@ def check_adapter(cfg: DictConfig) -> None:
         raise MannersError("bitsandbytes has no 8-bit optimizer for Apple's GPU: method.optim=adamw_torch_fused.")
     if quantization != "none" and cfg.hardware.accelerator == "mps":
         raise MannersError("bitsandbytes has no 4-bit kernels for Apple's GPU: use adapter=lora with hardware=mps.")
+
+
+def check_init(cfg: DictConfig) -> None:
+    """PEFT's initialization of a LoRA suits the method, the base and the devices. Raises MannersError."""
+    a, key = cfg.adapter, "adapter.init_lora_weights"
+    init, named = a.init_lora_weights, f"{key}={a.init_lora_weights}"
+    niter = isinstance(init, str) and re.fullmatch(r"pissa_niter_\d+", init)
+    if not (init is True or niter or init in INITS[1:]):
+        hint = did_you_mean(str(init).lower(), (*INITS, "pissa_niter_16"))
+        raise MannersError(f"{named} is not a choice. {hint}", key)
+    if init == "orthogonal" and a.r % 2:
+        raise MannersError(f"{named} needs an even rank: adapter.r={a.r + 1}.", key)
+    if a.kind == "qlora" and init not in (True, "gaussian"):
+        raise MannersError(f"{named} needs a base that is not quantized: {key}=true, or adapter=lora.", key)
+    if a.kind != "lora" or init in (True, "gaussian", "orthogonal"):
+        return
+    why = f"{named} moves a part of the base's weights into the adapter"  # and back when it is saved
+    if cfg.method.name not in ("sft", "reward"):
+        own = f" For the SFT run alone: policy_run_overrides=['{named}']." * (cfg.policy_from == "auto")
+        raise MannersError(
+            f"{why}: without its adapter the network would not be the reference of method={cfg.method.name}. Set "
+            f"{key}=true.{own}",
+            key,
+        )
+    if cfg.hardware.strategy == "fsdp":
+        raise MannersError(f"{why}, which FSDP would have to shard: {key}=true, or hardware.strategy=ddp.", key)
 
 
 def check_frozen(cfg: DictConfig) -> None:

@@ -149,7 +149,7 @@ def epoch_batches(examples: list[Any], batch_size: int, seed: str, group_by_leng
 
 
 def collate(examples: list[TokenizedExample], pad: int) -> Batch:
-    """Right-padded ``input_ids``, ``labels`` and, for packed rows, ``position_ids``: (B, T) each."""
+    """Right-padded ``input_ids``, ``labels`` and, where packed, ``position_ids`` (B, T); ``row_lengths`` (B,)."""
     length = max(len(e.input_ids) for e in examples)
     ids = torch.full((len(examples), length), pad)
     labels = torch.full((len(examples), length), IGNORE_INDEX)
@@ -161,7 +161,8 @@ def collate(examples: list[TokenizedExample], pad: int) -> Batch:
         if example.position_ids:
             positions[row, :n] = torch.tensor(example.position_ids)
             positions[row, n:] = torch.arange(length - n)  # the padding is a sequence by itself
-    batch = {"input_ids": ids, "labels": labels, "tokens": torch.tensor(sum(len(e.input_ids) for e in examples))}
+    lengths = torch.tensor([len(e.input_ids) for e in examples])
+    batch = {"input_ids": ids, "labels": labels, "row_lengths": lengths, "tokens": lengths.sum()}
     return batch | ({"position_ids": positions} if any(e.position_ids for e in examples) else {})
 
 

@@ -90,7 +90,8 @@ def training_section(cfg: DictConfig, start: str) -> str:
     if data.startswith("package:"):
         name = data.removeprefix("package:").split("/")[0]
         description = read_artifact(sources.CORPORA / name / "CARD.md").split("\n\n")[1] + "\n\n"
-    weights = "full fine-tuning" if cfg.adapter.kind == "none" else f"LoRA of rank {cfg.adapter.r}, merged"
+    adapter = "DoRA" if cfg.adapter.get("use_dora") else "LoRA"
+    weights = "full fine-tuning" if cfg.adapter.kind == "none" else f"{adapter} of rank {cfg.adapter.r}, merged"
     return f"{description}Trained by {METHOD_NAMES[cfg.method.name]} on `{data}`, starting from {start}: {weights}."
 
 

@@ -123,6 +123,7 @@ def training_setup(cfg: Any, device: Device) -> TrainingSetup:
         ModelShape.from_config(config, has_lm_head=m.name != "reward"),
         device,
         lora_rank=a.r if a.kind in ("lora", "qlora") else 0,
+        use_dora=a.use_dora and a.kind in ("lora", "qlora"),
         quantized=a.quantization != "none",
         gradient_checkpointing=m.gradient_checkpointing,
         optim=m.optim,

@@ -90,12 +90,13 @@ def check_target_modules(targets: Any, model_folder: Path | None) -> None:
             raise MannersError(f"{option}: this model has no layer '{target}'. {did_you_mean(target, known)}")
 
 
-def check_plain_lora(folder: Path, name: str) -> None:
+def check_plain_lora(folder: Path, name: str, allow_dora: bool = False) -> None:
     """Refuse the adapter in ``folder``, which ``name`` stands for, unless it is a plain LoRA of linear layers.
 
-    Raises MannersError that names each setting, or else the first weight, that makes it more.
+    ``allow_dora`` accepts their magnitudes too. Raises MannersError that names each setting, or else the first weight,
+    that makes it more.
     """
-    special = special_settings(read_adapter_config(folder))
+    special = special_settings(read_adapter_config(folder), ("use_dora",) * allow_dora)
     if not (folder / WEIGHTS).exists():
         raise MannersError(f"{name}: {folder} has no {WEIGHTS}; save the adapter anew by a recent peft.")
     try:
@@ -103,8 +104,11 @@ def check_plain_lora(folder: Path, name: str) -> None:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118  (no dict)
     except SafetensorError as error:
         raise MannersError(f"{name}: {folder / WEIGHTS} is damaged: {error}.") from None
-    plain = (".lora_A.weight", ".lora_B.weight")
-    special += [key for key, shape in shapes.items() if not key.endswith(plain) or len(shape) != 2][: not special]
+    ndim = {".lora_A.weight": 2, ".lora_B.weight": 2} | ({".lora_magnitude_vector": 1} if allow_dora else {})
+    suffix = re.compile(r"\.lora_[^.]+(\.weight)?$")
+    special += [
+        key for key, shape in shapes.items() if not (found := suffix.search(key)) or ndim.get(found[0]) != len(shape)
+    ][: not special]
     if special:
         raise MannersError(
             f"{name} is more than a plain LoRA of linear layers ({', '.join(special)}): merge it into its base "

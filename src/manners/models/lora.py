@@ -24,6 +24,8 @@ from manners.errors import MannersError, did_you_mean
 from manners.models.adapter_config import WEIGHTS, alpha_of_layer, read_adapter_config
 
 PREFIX = "base_model.model."  # of the names of weights in an adapter's file
+FACTOR = re.compile(r"\.lora_[AB]\.weight$")
+CHANGE_BASE = ("pissa", "olora")  # initializations that change the base's weights
 
 # --- Training ---
 
@@ -39,12 +41,19 @@ def prepare_for_training(
     task_type: str = "CAUSAL_LM",
     trainable_token_indices: Sequence[int] = (),
     modules_to_save: Sequence[str] = (),
+    use_rslora: bool = False,
+    use_dora: bool = False,
+    init_lora_weights: Any = True,
 ) -> PreTrainedModel | PeftModel:
     """Make all weights of ``model`` trainable (``none``), or add a trainable LoRA (``lora``, ``qlora``).
 
     With a LoRA, the embeddings of ``trainable_token_indices`` and the whole of ``modules_to_save`` train too. Weights
     that are not in 4 bits keep their dtype: peft's prepare_model_for_kbit_training would cast them to float32, 2 GB
-    more for Qwen2.5-7B's embeddings. Raises MannersError for ``target_modules`` that cannot be adapted.
+    more for Qwen2.5-7B's embeddings. The last three are peft's: rsLoRA (Kalajdzievski 2023, arXiv 2312.03732), DoRA
+    (Liu et al. 2024, arXiv 2402.09353), and the initialization, of which PiSSA (Meng et al. 2024, arXiv 2404.02948) and
+    OLoRA (arXiv 2406.01775) subtract the first update from the base's weights: ``save_pretrained`` adds it again.
+
+    Raises MannersError for ``target_modules`` that cannot be adapted, or not with this initialization.
     """
     if kind != "none":
         check_target_modules(model, target_modules)
@@ -57,12 +66,19 @@ def prepare_for_training(
             exclude_modules=rf"({'|'.join(map(re.escape, modules_to_save))})(\..*)?" if modules_to_save else None,
             trainable_token_indices=list(trainable_token_indices) or None,
             modules_to_save=list(modules_to_save) or None,
+            use_rslora=use_rslora,
+            use_dora=use_dora,
+            init_lora_weights=init_lora_weights,
         )
         try:
             model = get_peft_model(model, config)
         except ValueError as error:  # a pattern may match a layer that no LoRA is for
             raise MannersError(f"adapter.target_modules={target_modules}: {str(error).splitlines()[0]}") from None
         check_untied(model, f"adapter.target_modules={target_modules}")
+        if str(init_lora_weights).startswith(CHANGE_BASE):
+            check_decomposed(model, r, init_lora_weights)
+            weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+            model.initial_factors = {k: w.detach().cpu().clone() for k, w in weights.items() if FACTOR.search(k)}
         use_fused_lora(model)
     else:
         model.requires_grad_(True)  # merge_and_unload leaves the base model frozen
@@ -109,12 +125,47 @@ def check_untied(model: PeftModel, name: str) -> None:
         )
 
 
+def check_decomposed(model: PeftModel, r: int, init: str) -> None:
+    """Each layer of ``model`` has got factors of rank ``r`` that peft made of its weight. Raises MannersError."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            rank, option = min(layer.in_features or 0, layer.out_features or 0), f"adapter.init_lora_weights={init}"
+            if rank < r:
+                raise MannersError(f"{option}: {name} is of rank {rank}. Set adapter.r={rank} or less.")
+            if init == "olora" and isinstance(layer.get_base_layer(), Conv1D):  # peft takes it for a Linear
+                raise MannersError(f"{option}: peft cannot decompose a Conv1D such as {name}. Use pissa, or true.")
+
+
 def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """Return the trainable parameters by name: all that a checkpoint has to hold."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-# --- Loading and merging ---
+# --- Saving, loading and merging ---
+
+
+def save_pretrained(model: Any, out: Path) -> None:
+    """Save the weights of ``model``, or its adapter "default", as plain transformers and peft load them.
+
+    Where the base's weights W became ``W − s B₀A₀`` at the start (PiSSA, OLoRA), the trained adapter is right on them
+    only. Saved is one of twice the rank that is right on W itself: ``s (BA − B₀A₀) = s [B −B₀][A; A₀]``. peft's
+    ``path_initial_model_for_weight_conversion`` does the same, but leaves out all other weights: a reward model's head,
+    embeddings of added tokens, DoRA's magnitudes.
+    """
+    if not isinstance(model, PeftModel):
+        model.save_pretrained(out, safe_serialization=True)
+        return
+    model.save_pretrained(str(out), safe_serialization=True, selected_adapters=["default"])
+    if initial := getattr(model, "initial_factors", None):
+        weights = load_file(out / WEIGHTS)
+        for key, first in initial.items():
+            pair = (weights[key], first) if ".lora_A." in key else (weights[key], -first)
+            weights[key] = torch.cat(pair, dim=0 if ".lora_A." in key else 1)  # (2r, in) or (out, 2r)
+        save_file(weights, out / WEIGHTS, metadata={"format": "pt"})
+        config = LoraConfig.from_pretrained(str(out))
+        config.lora_alpha *= math.sqrt(2) if config.use_rslora else 2  # type: ignore[assignment]
+        config.r, config.init_lora_weights, config.inference_mode = 2 * config.r, True, True
+        config.save_pretrained(out)
 
 
 def load_adapter(base: Any, folder: Path, tokenizer: Any = None) -> PeftModel:
@@ -188,10 +239,12 @@ def weights_in_bf16(model: Any, frozen_only: bool = False) -> Iterator[None]:
     """Hold the weights of linear layers in bf16 inside the context; outside they are what they were, bit by bit.
 
     Embeddings, norms and biases stay in 32 bits, as under autocast, and so what is computed under it is the same. An
-    output layer that shares the weight of the embeddings has one of its own inside.
+    output layer that shares the weight of the embeddings has one of its own inside. Weights under a DoRA stay too,
+    unless it is merged: it computes their norms.
     """
+    dora = [m.get_base_layer() for m in model.modules() if isinstance(m, LoraLayer) and m.lora_variant and not m.merged]
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear | Conv1D)]
-    layers = [layer for layer in layers if layer.weight.dtype == torch.float32]
+    layers = [layer for layer in layers if layer.weight.dtype == torch.float32 and layer not in dora]
     held = [(layer, layer.weight) for layer in layers if not (frozen_only and layer.weight.requires_grad)]
     try:
         for layer, weight in held:
@@ -229,6 +282,12 @@ def is_quantized(model: Any) -> bool:
 # --- Combining two adapters into one ---
 
 
+def is_dora(model: PeftModel, first_folder: Path) -> bool:
+    """Return whether the adapter of ``model`` or that in ``first_folder`` is a DoRA: their sum is no adapter."""
+    config: Any = model.peft_config["default"]
+    return bool(config.use_dora or read_adapter_config(first_folder).get("use_dora"))
+
+
 def save_combined_adapter(model: PeftModel, first_folder: Path, out: Path) -> None:
     """Save one adapter equal to the one in ``first_folder``, merged into the base, plus that of ``model`` on top.
 
@@ -251,7 +310,8 @@ def save_combined_adapter(model: PeftModel, first_folder: Path, out: Path) -> No
         combined[f"{PREFIX}{name}.lora_B.weight"] = F.pad(b, (0, rank - len(a))).contiguous()
     save_file(combined, out / WEIGHTS, metadata={"format": "pt"})
     config = LoraConfig.from_pretrained(str(out))
-    config.r = config.lora_alpha = rank
+    config.r = config.lora_alpha = rank  # a scale of 1
+    config.use_rslora = False
     config.target_modules, config.inference_mode = names, True
     config.save_pretrained(out)
 

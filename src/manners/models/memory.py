@@ -104,6 +104,7 @@ class TrainingSetup:
     gradient_checkpointing: bool = False
     optim: str = "adamw_torch_fused"
     shards: int = 1  # devices that share the weights and what belongs to them
+    use_dora: bool = False
 
     @property
     def trainable(self) -> int:
@@ -143,6 +144,8 @@ class TrainingSetup:
         if low_precision:  # each linear module keeps a cast input of its own
             hidden = 5 if s.fused_qkv else 7 + bool(self.lora_rank)
         narrow = len(s.linear_sizes) * self.lora_rank
+        if self.use_dora:  # it multiplies the base's output, less a bias of 32 bits, and the update
+            narrow += (3 if low_precision and not s.rms_norm else 2) * sum(o for _, o in s.linear_sizes)
         numbers = (hidden + s.dropout) * s.hidden + 2 * s.key_value + s.mlp_tensors * s.mlp + narrow
         scores = 3 * 4 * s.heads * length if s.dropout and self.device.kind == "cpu" else 0
         return norms * s.hidden * self.residual_bytes + numbers * self.matmul_bytes + scores

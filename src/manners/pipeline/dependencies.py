@@ -211,7 +211,7 @@ def resolve_explicit(spec: RunSpec) -> RunArtifact:
         )
     check_compatible(spec, found)
     if spec.role == "policy" and (found.model_dir / adapter_config.CONFIG).exists():
-        adapter_config.check_plain_lora(found.model_dir, f"policy_from={source}")
+        adapter_config.check_plain_lora(found.model_dir, f"policy_from={source}", allow_dora=True)
     return found
 
 

@@ -31,6 +31,11 @@ NOT_HASHED = {  # how the same batch is computed, what is logged, and how often 
     "hardware": {"microbatch_size"},
     "method": {"microbatch_tokens", "save_steps", "logging_steps", "log_samples", "log_samples_steps"},
 }
+# Options that came later are hashed only where they are set: runs from before keep their fingerprint.
+ADDED: dict[str, dict[str, Any]] = {
+    "adapter": {"use_rslora": False, "use_dora": False, "init_lora_weights": True},
+    "method": {"neftune_noise_alpha": None},
+}
 REPORT_KEYS = {"dataset": {"style_judge", "judge_labels", "prompted_baseline", "text_stats"}}  # shape no weights
 MODEL_DIR = "model"  # of a finished run
 # One of them says what a model directory holds: whole weights, an adapter, or a head on a frozen base.
@@ -62,6 +67,8 @@ def hash_config(
     assert isinstance(resolved, dict)
     for group, names in left_out.items():
         resolved[group] = {k: v for k, v in resolved[group].items() if k not in names}
+    for group, defaults in ADDED.items():
+        resolved[group] = {k: v for k, v in resolved[group].items() if k not in defaults or v != defaults[k]}
     shaping = {key: resolved[key] for key in keys} | more
     return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:12]
 

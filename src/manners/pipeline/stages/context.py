@@ -193,6 +193,7 @@ def prepare_model(cfg: DictConfig, model: Any, device: Device, **options: Any) -
     ``options`` are more arguments of ``prepare_for_training``.
     """
     a, checkpointing = cfg.adapter, cfg.method.gradient_checkpointing
+    options |= {"use_rslora": a.use_rslora, "use_dora": a.use_dora, "init_lora_weights": a.init_lora_weights}
     model = lora.prepare_for_training(
         model, a.kind, a.r, a.lora_alpha, a.lora_dropout, a.target_modules, checkpointing, **options
     )

@@ -32,6 +32,7 @@ from manners.evaluation.metrics.reward_sanity import SanityResult, check_sanity,
 from manners.evaluation.reports import reward_report
 from manners.methods.lightning import TrainResult
 from manners.methods.reward import RewardModule, collate_features, predict_scores, read_features
+from manners.models import lora
 from manners.models.frozen_reward import FrozenRewardModel, load_frozen_base
 from manners.models.policy import disable_dropout
 from manners.models.reward_model import (
@@ -237,7 +238,7 @@ def save_reward_model(
     out, m, max_length = run.path / "model", run.cfg.model, run.cfg.method.max_length
     batch = [(r.messages, r.reply) for r in sanity_replies(run)[0][:CHECKED_ROWS]]
     scores = predict_scores(network, tokenizer, max_length, batch)
-    network.save_pretrained(out, safe_serialization=True)
+    lora.save_pretrained(network, out)
     tokenizer.save_pretrained(out)
     normalizer.save(out)
     (out / SANITY_FILE).write_text(json.dumps(asdict(sanity), indent=1, ensure_ascii=False))

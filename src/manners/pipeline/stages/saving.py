@@ -60,12 +60,8 @@ def escape_interpolations(value: Any) -> Any:
 
 def save_language_model(cfg: DictConfig, model: Any, tokenizer: Any, out: Path) -> None:
     """Adapter or weights, tokenizer with its template, generation config: what transformers and peft load alone."""
-    model.save_pretrained(out, safe_serialization=True, **default_adapter_only(model))
+    lora.save_pretrained(model, out)
     save_model_files(cfg, model, tokenizer, out)
-
-
-def default_adapter_only(model: Any) -> dict[str, Any]:
-    return {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
 
 
 def save_model_files(cfg: DictConfig, model: Any, tokenizer: Any, out: Path) -> None:
@@ -86,13 +82,13 @@ def save_policy(run: RunContext, model: Any, tokenizer: Any) -> None:
     """Save ``model``, and check what was saved. Raises MannersError where it is not what was trained.
 
     Of an adapter on an SFT adapter one adapter is made, on the original base model; of an adapter on the whole weights
-    of an earlier run whole weights, so that the folder is enough.
+    of an earlier run whole weights, so that the folder is enough. So too where one of two adapters is a DoRA.
     """
     out, policy = run.path / "model", run.inputs.get("policy")
     losses = held_out_losses(run, model, tokenizer)
     if not isinstance(model, PeftModel) or policy is None:
         save_language_model(run.cfg, model, tokenizer, out)
-    elif (policy.model_dir / CONFIG).exists():
+    elif (policy.model_dir / CONFIG).exists() and not lora.is_dora(model, policy.model_dir):
         lora.save_combined_adapter(model, policy.model_dir, out)
         save_model_files(run.cfg, model, tokenizer, out)
     else:

@@ -41,7 +41,8 @@ def train_sft(run: RunContext) -> StageResult:
     report_truncation([e.num_truncated for e in examples], f"method.max_length={m.max_length}")
     examples = pack(examples, m.max_length) if m.packing else examples
     collate_rows = partial(collate, pad=tokenizer.pad_token_id)
-    result = fit_module(run, partial(SFTModule, model), examples, eval_examples, collate_rows)
+    module = partial(SFTModule, model, neftune_noise_alpha=m.neftune_noise_alpha)
+    result = fit_module(run, module, examples, eval_examples, collate_rows)
 
     if run.process_group.rank:
         return StageResult(result.best_loss, result.best_step)
