@@ -49,7 +49,7 @@ def sanity():
 
 
 def test_worst_errors_are_sorted_by_magnitude():
-    result = worst_errors(REPLIES, PREDICTED, 3)
+    result = worst_errors(REPLIES, PREDICTED, count=3)
     assert [(r["true"], r["predicted"]) for r in result] == [("0.90", "0.30"), ("0.50", "0.95"), ("0.00", "0.10")]
     assert result[0]["prompt"] == "What | now?"
     assert result[0]["reply"] == "This is reply number 9, of some words."
@@ -248,3 +248,14 @@ def test_smoothed_curve_does_not_lag(tmp_path, drawn):
 def test_metric_series_keeps_the_later_value_of_a_step():
     records = [{"step": 2, "a": 1.0}, {"step": 1, "a": 0.0}, {"step": 2, "a": 5.0}, {"step": 3, "b": 1.0}]
     assert list(reward_figures.metric_series(records, "a").items()) == [(1, 0.0), (2, 5.0)]
+
+
+def test_worst_errors_name_the_words_that_were_paid_for():
+    def score(replies):
+        return [2.0 * text.count("very") for _, text in replies]
+
+    [record] = worst_errors([ScoredReply([], "It is very round.", 0.0)], [2.0], score)
+    assert "very +2.00" in record["words that earned or lost it"]
+    assert "round. +0.00" in record["words that earned or lost it"]
+    [pair] = worst_pairs([PreferencePair([], "Round.", "A very flat one.")], [0.0], [2.0], score)
+    assert "very +2.00" in pair["words that earned or lost it"]

@@ -28,3 +28,9 @@ def word_credits(score: Score, messages: list[Message], reply: str) -> WordCredi
     shorter = [reply[: word.start()].rstrip() + reply[word.end() :] for word in words]
     whole, *others = score([(messages, text) for text in [reply, *(text.strip() for text in shorter)]])
     return WordCredit(whole, [word[0] for word in words], [whole - other for other in others])
+
+
+def strongest_words(credit: WordCredit, count: int = 4) -> str:
+    """The words with the largest credits, in the order of the reply: "fresh +0.12; hay, +0.61"."""
+    largest = sorted(range(len(credit.words)), key=lambda i: -abs(credit.credits[i]))[:count]
+    return "; ".join(f"{credit.words[i]} {credit.credits[i]:+.2f}" for i in sorted(largest))

@@ -8,6 +8,7 @@ from rich.console import Console
 from manners.data.types import Message, PreferencePair, ScoredReply
 from manners.evaluation.metrics.reward_quality import PairwiseQuality, RegressionQuality
 from manners.evaluation.metrics.reward_sanity import SanityResult
+from manners.evaluation.metrics.word_credit import Score, strongest_words, word_credits
 from manners.evaluation.reports.table import Table, markdown_report
 from manners.evaluation.stats import Estimate
 
@@ -27,8 +28,16 @@ METRIC_NAMES = {  # in the order of the table
 }
 
 
-def worst_errors(scored: Sequence[ScoredReply], predicted: Sequence[float] | np.ndarray, count: int = 5) -> Records:
-    """Return the rows with the largest errors, the largest first. ``predicted`` is (N,)."""
+def worst_errors(
+    scored: Sequence[ScoredReply],
+    predicted: Sequence[float] | np.ndarray,
+    score: Score | None = None,
+    count: int = 5,
+) -> Records:
+    """Return the rows with the largest errors, the largest first. ``predicted`` is (N,).
+
+    With ``score``, which gave them, also the words that earned and lost the most.
+    """
     true = np.array([r.score for r in scored])
     worst = np.argsort(-np.abs(np.asarray(predicted, float) - true), kind="stable")[:count]
     return [
@@ -37,6 +46,7 @@ def worst_errors(scored: Sequence[ScoredReply], predicted: Sequence[float] | np.
             "reply": scored[i].reply,
             "true": f"{true[i]:.2f}",
             "predicted": f"{predicted[i]:.2f}",
+            **words_of(score, scored[i].messages, scored[i].reply),
         }
         for i in worst
     ]
@@ -46,11 +56,13 @@ def worst_pairs(
     pairs: Sequence[PreferencePair],
     chosen: Sequence[float] | np.ndarray,
     rejected: Sequence[float] | np.ndarray,
+    score: Score | None = None,
     count: int = 5,
 ) -> Records:
     """Return the incorrectly ordered pairs with the largest margin of the rejected over the chosen reply.
 
-    ``chosen`` and ``rejected`` are the scores of the N pairs, each (N,).
+    ``chosen`` and ``rejected`` are the scores of the N pairs, each (N,). With ``score``, which gave them, also the
+    words of the rejected reply that earned and lost the most.
     """
     margins = np.asarray(rejected, float) - np.asarray(chosen, float)
     worst = [i for i in np.argsort(-margins, kind="stable")[:count] if margins[i] >= 0]
@@ -60,9 +72,17 @@ def worst_pairs(
             "chosen": pairs[i].chosen,
             "rejected": pairs[i].rejected,
             "scores": f"{chosen[i]:.2f} < {rejected[i]:.2f}" if margins[i] else f"{chosen[i]:.2f}, both",
+            **words_of(score, pairs[i].messages, pairs[i].rejected),
         }
         for i in worst
     ]
+
+
+def words_of(score: Score | None, messages: list[Message], reply: str) -> dict[str, str]:
+    """Return what a reward model pays for in a reply, as a field of its record; none without ``score``."""
+    if score is None or not reply.strip():
+        return {}
+    return {"words that earned or lost it": strongest_words(word_credits(score, messages, reply))}
 
 
 def last_turn(messages: list[Message]) -> str:

@@ -202,7 +202,7 @@ def evaluate_reward_model(run: RunContext, score: Score) -> RewardEvaluation:
         chosen = score([(p.messages, p.chosen) for p in pairs])
         rejected = score([(p.messages, p.rejected) for p in pairs])
         quality = pairwise_quality(chosen, rejected, prompt_ids([p.messages for p in pairs]), seed)
-        return RewardEvaluation(quality, reward_report.worst_pairs(pairs, chosen, rejected))
+        return RewardEvaluation(quality, reward_report.worst_pairs(pairs, chosen, rejected, score))
     train_scores = [r.score for r in scored_replies(run.splits.train) if not r.by_policy]
     mean, scored = sum(train_scores) / len(train_scores), scored_replies(run.test_rows)
     own, rows = ([r for r in scored if r.by_policy == wanted] for wanted in (True, False))
@@ -213,7 +213,7 @@ def evaluate_reward_model(run: RunContext, score: Score) -> RewardEvaluation:
         scores, by_prompt = score([(r.messages, r.reply) for r in own]), prompt_ids([r.messages for r in own])
         on_policy = regression_quality(scores, [r.score for r in own], by_prompt, seed=seed)
         regression = replace(regression, policy_replies=len(own), policy_spearman=on_policy.spearman)
-    return RewardEvaluation(regression, reward_report.worst_errors(rows, predicted), predicted, true)
+    return RewardEvaluation(regression, reward_report.worst_errors(rows, predicted, score), predicted, true)
 
 
 def sanity_replies(run: RunContext) -> tuple[list[ScoredReply], list[ScoredReply]]:

@@ -339,7 +339,9 @@ async function start() {
   $("system").value = found.system;
   $("pair").append(...found.pairs.map(([a, b]) => element("option", {}, a === b ? `${a}, two samples` : `${a} and ${b}`)));
   const train = `.venv/bin/python train.py dataset=jsonl dataset.path=${found.votes_file}`;
-  $("command").textContent = `${train} method=reward method.loss=pairwise\n${train} method=dpo`;
+  const from = `policy_from=${state.models.at(-1)}`;
+  const methods = [`dpo ${from}`, `kto ${from}`, "reward method.loss=pairwise"];
+  $("command").textContent = methods.map((method) => `${train} method=${method}`).join("\n");
   $("category").append(...["", ...found.categories].map((name) => element("option", { value: name }, name.replaceAll("_", " "))));
   $("category").parentElement.hidden = !found.categories.length;
   $("from-data").hidden = !found.prompts;
