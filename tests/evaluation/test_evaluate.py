@@ -79,7 +79,7 @@ def result():
         style_accuracy=e,
         style_accuracy_by_group={"good question": e, "rows: hand": e},
         generations=generations,
-        extra_metrics={KL_NAME: Estimate(2.0, 1.0, 3.0)},
+        extra_metrics={KL_NAME: Estimate(2.0, 1.0, 3.0), f"{COMMONEST_NAME}: poor logic": e},
         text_stats={"distinct-2": e, "repeated 4grams": e},
         reference_text_stats={"distinct-2": e},
     )
@@ -105,6 +105,7 @@ def test_eval_result_metric_names():
 
 def test_before_after_markdown_escapes_bars_and_names_metrics():
     text = before_after_markdown("title", result(), result(), "no change")
+    assert f"| {COMMONEST_NAME}: poor logic | 50.0 % [40.0, 60.0] |" in text
     assert "| a \\| b? |" in text
     for name in (
         "style accuracy",

@@ -5,7 +5,7 @@ import math
 from rich.console import Console
 from rich.text import Text
 
-from manners.evaluation.evaluate import EOS_NAME, LOSS_NAME, RATES, EvalResult, Generation
+from manners.evaluation.evaluate import EOS_NAME, LOSS_NAME, EvalResult, Generation, is_rate
 from manners.evaluation.metrics.assistant_style import RUNS_ON
 from manners.evaluation.reports.table import Table, markdown_report
 from manners.evaluation.stats import Estimate
@@ -66,7 +66,7 @@ def before_after_measures(before: EvalResult, after: EvalResult) -> list[tuple[s
         lines.append((EOS_NAME, before.eos_rate.percent(), after.eos_rate.percent()))
     for name, estimate in before.extra_metrics.items():
         if name in after.extra_metrics:
-            old, new = (e.percent() if name in RATES else e.plain() for e in (estimate, after.extra_metrics[name]))
+            old, new = (e.percent() if is_rate(name) else e.plain() for e in (estimate, after.extra_metrics[name]))
             lines.append((name, old, new))
     return lines
 
