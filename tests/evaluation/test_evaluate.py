@@ -98,6 +98,7 @@ def test_eval_result_metric_names():
         "after/style_accuracy_good_question": 0.5,
         "after/style_accuracy_rows_hand": 0.5,
         "after/kl_to_the_reference_nats_per_reply": 2.0,
+        "after/replies_with_the_commonest_sentence_poor_logic": 0.5,
         "after/distinct_2": 0.5,
         "after/repeated_4grams": 0.5,
     }
