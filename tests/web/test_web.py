@@ -12,11 +12,14 @@ from starlette.testclient import TestClient
 from manners.chat.model import load_chat_model
 from manners.config.schema import WebConfig
 from manners.data.types import Prompt
+from manners.errors import MannersError
 from manners.evaluation.judges import judge_by_rules
 from manners.evaluation.metrics.word_credit import word_credits
 from manners.pipeline.model_ref import ModelRef
 from manners.runtime.device import Device
+from manners.tracking import store
 from manners.web import ballots as ballots_module
+from manners.web import results
 from manners.web.app import make_app
 from manners.web.ballots import Ballots
 from manners.web.models import Models
@@ -211,11 +214,30 @@ def test_the_page_talks_with_this_machine_alone(page):
 
 
 def test_a_file_with_a_row_that_is_no_vote_is_refused(tmp_path):
-    from manners.errors import MannersError
-
     path = tmp_path / "votes.jsonl"
     path.write_text('{"vote": "first", "id": "a", "prompt": "q"}\n')
     with pytest.raises(MannersError, match=r"votes\.jsonl:1: .*Mend or remove that line"):
         VoteFile(path)
     with pytest.raises(MannersError, match=r"rows of a \.jsonl file"):
         VoteFile(tmp_path / "votes.csv")
+
+
+def test_results_of_a_file_are_printed_and_logged(tmp_path, capsys):
+    row = {"prompt": PROMPTS[0].messages, "replies": [{"text": "a", "model": "one"}, {"text": "b", "model": "two"}]}
+    path = tmp_path / "votes.jsonl"
+    path.write_text("".join(json.dumps(row | {"vote": "second", "id": str(i)}) + "\n" for i in range(3)))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    results.main([str(path), f"output_dir={tmp_path}", f"tracking.uri={uri}"])
+    assert "| two | one | 3 | 0 | 0 | 100.0 %" in capsys.readouterr().out
+    [folder] = (tmp_path / "evaluations").iterdir()
+    assert (folder / "votes.jsonl").read_text() == path.read_text()
+    client = store.mlflow_client(uri)
+    [run] = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert run.data.metrics["win_rate"] == 1.0 and run.data.metrics["votes"] == 3
+
+
+def test_results_of_no_file_say_what_to_type():
+    with pytest.raises(MannersError, match=r"outputs/votes\.jsonl"):
+        results.main(["output_dir=x"])
+    with pytest.raises(MannersError, match="is no file of votes"):
+        results.main(["nothing.jsonl"])

@@ -33,6 +33,7 @@ def run_web(cfg: DictConfig) -> None:
     from manners.web.app import make_app
     from manners.web.ballots import Ballots
     from manners.web.models import load_models
+    from manners.web.results import report_votes
     from manners.web.vote_file import VoteFile
 
     votes = VoteFile(Path(cfg.votes or Path(cfg.output_dir) / "votes.jsonl"))
@@ -40,6 +41,8 @@ def run_web(cfg: DictConfig) -> None:
     app = make_app(cfg, models, Ballots(cfg, refs, models, votes), votes)
     print(f"http://{HOST}:{cfg.port}   votes are appended to {votes.path}   Ctrl-C stops", flush=True)
     uvicorn.run(app, host=HOST, port=cfg.port, log_level="warning")
+    if votes.read().votes:
+        report_votes(cfg, [votes.path])
 
 
 def check_port(port: int) -> None:
