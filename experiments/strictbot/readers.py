@@ -3,10 +3,12 @@
 readers.jsonl has the greedy replies to 96 held-out prompts of the SFT policy and of PPO's, for each seed, mixed, and
 scored from 0 to 1 by language models that read each reply beside a correct one and did not know where it came from
 (manner, truth and sense together, as in strictbot's CARD). Printed are the mean scores, and PPO's minus SFT's on the
-same prompts, for each seed and over all, with bootstrap intervals over prompts; variants of PPO at seed 1, which were
-read beside the SFT policy's replies once more; PPO of one epoch on another processor, with SFT policies and readers of
-its own; and the means of the base's replies of 64 tokens, as it is and asked for
-the manners (``dataset.prompted_baseline``). Last come policies from one light SFT policy at seed 1, read
+same prompts, for each seed and over all, with bootstrap intervals over prompts.
+
+The first table is of the defaults, without the base's own system message ("chatml"). The others are of before, with it:
+the same; variants of PPO at seed 1, which were read beside the SFT policy's replies once more; PPO of one epoch on
+another processor, with SFT policies and readers of its own; and the means of the base's replies of 64 tokens, as it is
+and asked for the manners (``dataset.prompted_baseline``). Last come policies from one light SFT policy at seed 1, read
 together, and its best of 16 sampled replies, for which it and PPO were read again.
 """
 
@@ -37,16 +39,9 @@ def main() -> None:
         categories[row["prompt"]] = row["category"]
     seeds = sorted({seed for seed, _ in scores})
     kinds = sorted(set(categories.values()))
-    print("| seed | SFT | PPO | change, paired | good replies, SFT → PPO |\n| --- | --- | --- | --- | --- |")
-    for seed in seeds:
-        sft, ppo = scores[seed, "sft"], scores[seed, "ppo"]
-        counts = " → ".join(str(sum(s >= GOOD for s in model.values())) for model in (sft, ppo))
-        print(f"| {seed} | {mean(sft)} | {mean(ppo)} | {plain(change([sft], [ppo]))} | {counts} of {len(sft)} |")
-    sfts, ppos = ([scores[seed, model] for seed in seeds] for model in ("sft", "ppo"))
-    print(f"| all | {average(sfts)} | {average(ppos)} | {plain(change(sfts, ppos))} | |")
-    for category in kinds:
-        part = [[{p: s for p, s in d.items() if categories[p] == category} for d in model] for model in (sfts, ppos)]
-        print(f"| all, {category} | {average(part[0])} | {average(part[1])} | {plain(change(*part))} | |")
+    before_and_after(scores, categories, ("sft, chatml", "ppo, chatml"), seeds)
+    before_and_after(scores, categories, ("sft, chatml", "rloo, chatml"), [s for s, m in scores if m == "rloo, chatml"])
+    before_and_after(scores, categories, ("sft", "ppo"), seeds)
     twice = [[scores[1, name][p] for p in sorted(scores[1, "sft"])] for name in ("sft", AGAIN)]
     for name in VARIANTS:  # of PPO, at seed 1
         again, variant = [scores[1, AGAIN]], [scores[1, name]]
@@ -75,6 +70,25 @@ def main() -> None:
     ]
     print(f"\n{len(again)} of these read twice: Spearman {spearmanr(*zip(*again, strict=True)).statistic:.2f}")
     print(f"{len(twice[0])} of the first table read twice: Spearman {spearmanr(*twice).statistic:.2f}")
+
+
+def before_and_after(
+    scores: dict[tuple[int, str], dict[str, float]],
+    categories: dict[str, str],
+    names: tuple[str, str],
+    seeds: list[int],
+) -> None:
+    """Print a table of two models, by seed, over all seeds, and of each category over all seeds."""
+    print(f"\n| seed | {names[0]} | {names[1]} | change, paired | good replies |\n| --- | --- | --- | --- | --- |")
+    for seed in seeds:
+        old, new = scores[seed, names[0]], scores[seed, names[1]]
+        counts = " → ".join(str(sum(s >= GOOD for s in model.values())) for model in (old, new))
+        print(f"| {seed} | {mean(old)} | {mean(new)} | {plain(change([old], [new]))} | {counts} of {len(old)} |")
+    olds, news = ([scores[seed, name] for seed in seeds] for name in names)
+    print(f"| all | {average(olds)} | {average(news)} | {plain(change(olds, news))} | |")
+    for category in sorted(set(categories.values())):
+        part = [[{p: s for p, s in d.items() if categories[p] == category} for d in model] for model in (olds, news)]
+        print(f"| all, {category} | {average(part[0])} | {average(part[1])} | {plain(change(*part))} | |")
 
 
 def by_category(models: list[dict[str, float]], categories: dict[str, str], kinds: list[str]) -> str:

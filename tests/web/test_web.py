@@ -49,9 +49,9 @@ def page(tmp_path, monkeypatch, chat_model):
     cfg = OmegaConf.structured(WebConfig(run="tiny", max_new_tokens=8, temperature=1.5))
     models = Models({"one": chat_model, "two": chat_model}, "", {"two": "abc"}, Device("cpu", "32"), length_score,
                     judge_by_rules, threading.Lock())  # fmt: skip
-    monkeypatch.setattr(ballots_module, "held_out_prompts", lambda _cfg, _refs: list(PROMPTS))
+    monkeypatch.setattr(ballots_module, "held_out_prompts", lambda _cfg, _dataset: list(PROMPTS))
     votes = VoteFile(tmp_path / "votes.jsonl")
-    app = make_app(cfg, models, Ballots(cfg, [], models, votes), votes)
+    app = make_app(cfg, models, Ballots(cfg, None, models, votes), votes)
     return SimpleNamespace(client=TestClient(app, base_url="http://127.0.0.1"), votes=votes)
 
 

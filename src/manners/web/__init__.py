@@ -30,6 +30,7 @@ def run_web(cfg: DictConfig) -> None:
         ) from None
     warnings.filterwarnings("ignore", category=FutureWarning)  # addressed to library authors
     print("loading torch and the models (some seconds)", flush=True)
+    from manners.pipeline.evaluate import dataset_of
     from manners.web.app import make_app
     from manners.web.ballots import Ballots
     from manners.web.models import load_models
@@ -37,12 +38,15 @@ def run_web(cfg: DictConfig) -> None:
     from manners.web.vote_file import VoteFile
 
     votes = VoteFile(Path(cfg.votes or Path(cfg.output_dir) / "votes.jsonl"))
-    models = load_models(cfg, refs)
-    app = make_app(cfg, models, Ballots(cfg, refs, models, votes), votes)
+    dataset = dataset_of(cfg, refs) if cfg.dataset or any(ref.config for ref in refs) else None
+    models = load_models(cfg, refs, dataset)
+    app = make_app(cfg, models, Ballots(cfg, dataset, models, votes), votes)
     print(f"http://{HOST}:{cfg.port}   votes are appended to {votes.path}   Ctrl-C stops", flush=True)
-    uvicorn.run(app, host=HOST, port=cfg.port, log_level="warning")
-    if votes.read().votes:
-        report_votes(cfg, [votes.path])
+    try:
+        uvicorn.run(app, host=HOST, port=cfg.port, log_level="warning")
+    finally:  # Ctrl-C comes as an exception
+        if votes.read().votes:
+            report_votes(cfg, [votes.path])
 
 
 def check_port(port: int) -> None:

@@ -21,8 +21,6 @@ from manners.data import loading
 from manners.data.formats.votes import Vote
 from manners.data.types import Message, Prompt, distinct_prompts, prompts_of
 from manners.errors import MannersError
-from manners.pipeline.evaluate import dataset_of
-from manners.pipeline.model_ref import ModelRef
 from manners.web.models import Models, ReplyOptions
 from manners.web.vote_file import VoteFile
 
@@ -46,10 +44,10 @@ class Ballot:
 class Ballots:
     """Deals ballots; the replies of the next one are sampled while a person reads."""
 
-    def __init__(self, cfg: DictConfig, refs: Sequence[ModelRef], models: Models, votes: VoteFile):
+    def __init__(self, cfg: DictConfig, dataset: DictConfig | None, models: Models, votes: VoteFile):
         """Raises MannersError for prompts that are not there."""
         self.cfg, self.models, self.votes = cfg, models, votes
-        self.prompts = held_out_prompts(cfg, refs)
+        self.prompts = held_out_prompts(cfg, dataset)
         random.Random(cfg.seed).shuffle(self.prompts)
         self.dealt: dict[str, Ballot] = {}
         self.sampled: dict[tuple[str, int, str], Future[str]] = {}  # by prompt, sample and model
@@ -135,7 +133,7 @@ def same_models(vote: Vote, pair: Sequence[str]) -> bool:
     return sorted(vote.models) == sorted(pair)
 
 
-def held_out_prompts(cfg: DictConfig, refs: Sequence[ModelRef]) -> list[Prompt]:
+def held_out_prompts(cfg: DictConfig, dataset: DictConfig | None) -> list[Prompt]:
     """The prompts of ``cfg.prompts``: a held-out part of the dataset, a file, or none.
 
     Raises MannersError where there are none, and for runs that play the user.
@@ -145,7 +143,8 @@ def held_out_prompts(cfg: DictConfig, refs: Sequence[ModelRef]) -> list[Prompt]:
     if cfg.prompts not in SPLITS:
         file = SimpleNamespace(eval_prompts_file=cfg.prompts, format="auto", score_field="none")
         return loading.eval_prompts(file)  # type: ignore[arg-type]  # what it reads of a dataset
-    dataset = dataset_of(cfg, refs)
+    if dataset is None:
+        raise MannersError("none of these is a run of ours: prompts=FILE.jsonl, or dataset=strictbot.", "prompts")
     if dataset.loss_roles == "user":
         raise MannersError("these runs play the user, and the page asks for replies of the assistant.", "run")
     rows = getattr(loading.load_splits(dataset), cfg.prompts)

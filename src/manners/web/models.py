@@ -17,7 +17,6 @@ from manners.evaluation.generate import Reply
 from manners.evaluation.judges import Judge, Verdict
 from manners.evaluation.metrics.word_credit import WordCredit, word_credits
 from manners.pipeline import model_ref
-from manners.pipeline.evaluate import dataset_of
 from manners.pipeline.model_ref import ModelRef
 from manners.pipeline.style_judge import load_judge
 from manners.runtime.device import Device, inference_device
@@ -81,8 +80,8 @@ class Models:
         return self.judge([judged_reply(prompt, Reply(reply, True, [], []))])[0]
 
 
-def load_models(cfg: DictConfig, refs: Sequence[ModelRef]) -> Models:
-    """The runs, their base, and what scores and judges their replies. Raises MannersError."""
+def load_models(cfg: DictConfig, refs: Sequence[ModelRef], dataset: DictConfig | None) -> Models:
+    """The runs, their base, and what scores and judges their replies to ``dataset``. Raises MannersError."""
     device = inference_device(cfg.hardware)
     by_name = {ref.name: load_chat_model(ref, device.kind) for ref in refs}
     first = next(iter(by_name.values()))
@@ -99,6 +98,6 @@ def load_models(cfg: DictConfig, refs: Sequence[ModelRef]) -> Models:
         {ref.name: ref.run.run_id for ref in refs if ref.run},
         device,
         model_ref.load_scorer(reward, device.kind) if reward else None,
-        load_judge(dataset_of(cfg, refs).style_judge, cfg) if any(r.config for r in refs) or cfg.dataset else None,
+        load_judge(dataset.style_judge, cfg) if dataset else None,
         threading.Lock(),
     )
