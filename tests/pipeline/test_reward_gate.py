@@ -107,7 +107,7 @@ def test_replies_of_a_policy_have_a_correlation_of_their_own():
         cfg=SimpleNamespace(seed=1, method=SimpleNamespace(loss="mse")),
         splits=SimpleNamespace(train=rows), test_rows=rows,
     )  # fmt: skip
-    quality = evaluate_reward_model(run, lambda replies: [scores[reply] for _, reply in replies]).quality
+    quality = evaluate_reward_model(run, lambda replies: [scores.get(reply, 0.0) for _, reply in replies]).quality
     assert (quality.rows, quality.policy_replies) == (12, 12)
     assert quality.mse.value == 0 and quality.pair_accuracy.value == 1
     assert quality.policy_spearman.value == pytest.approx(-1)
