@@ -40,7 +40,6 @@ def main() -> None:
     seeds = sorted({seed for seed, _ in scores})
     kinds = sorted(set(categories.values()))
     before_and_after(scores, categories, ("sft, chatml", "ppo, chatml"), seeds)
-    before_and_after(scores, categories, ("sft, chatml", "rloo, chatml"), [s for s, m in scores if m == "rloo, chatml"])
     before_and_after(scores, categories, ("sft", "ppo"), seeds)
     twice = [[scores[1, name][p] for p in sorted(scores[1, "sft"])] for name in ("sft", AGAIN)]
     for name in VARIANTS:  # of PPO, at seed 1
