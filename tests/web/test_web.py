@@ -51,8 +51,9 @@ def page(tmp_path, monkeypatch, chat_model):
                     judge_by_rules, threading.Lock())  # fmt: skip
     monkeypatch.setattr(ballots_module, "held_out_prompts", lambda _cfg, _dataset: list(PROMPTS))
     votes = VoteFile(tmp_path / "votes.jsonl")
-    app = make_app(cfg, models, Ballots(cfg, None, models, votes), votes)
-    return SimpleNamespace(client=TestClient(app, base_url="http://127.0.0.1"), votes=votes)
+    ballots = Ballots(cfg, None, models, votes)
+    client = TestClient(make_app(cfg, models, ballots, votes), base_url="http://127.0.0.1")
+    return SimpleNamespace(client=client, ballots=ballots, votes=votes)
 
 
 def ballot(page, annotator="ann", **more):
@@ -241,3 +242,12 @@ def test_results_of_no_file_say_what_to_type():
         results.main(["output_dir=x"])
     with pytest.raises(MannersError, match="is no file of votes"):
         results.main(["nothing.jsonl"])
+
+
+def test_a_prompt_that_no_model_can_read_is_passed_over(page):
+    long = Prompt([{"role": "user", "content": "hare " * 5000}], metadata={"category": "good_question"})
+    page.ballots.prompts.insert(0, long)
+    assert ballot(page)["messages"] != long.messages
+    body = {"annotator": "ann", "pair": ["one", "two"], "typed": long.messages[0]["content"]}
+    answer = page.client.post("/api/ballot", json=body)
+    assert answer.status_code == 422 and "shorten it" in answer.json()["detail"]

@@ -11,6 +11,7 @@ import secrets
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -70,14 +71,17 @@ class Ballots:
     def next(self, annotator: str, pair: Sequence[str], typed: str = "") -> Ballot | None:
         """The next ballot for ``annotator``, on their own prompt or the first they have not judged; None at the end.
 
-        Prompts to which both replies are the same are passed over.
+        Prompts to which both replies are the same, and those that the models cannot read, are passed over. Raises
+        MannersError for a typed one that they cannot read.
         """
         if typed.strip():
             return self.deal(Prompt([{"role": "user", "content": typed.strip()}]), pair)
         judged = {prompt_key(v) for v in self.votes.read().votes if v.annotator == annotator and same_models(v, pair)}
         left = [p for p in self.prompts if prompt_key(p) not in judged]
         for number, prompt in enumerate(left):
-            ballot = self.deal(prompt, pair)
+            ballot = None
+            with suppress(MannersError):
+                ballot = self.deal(prompt, pair)
             if ballot is not None:
                 for following in left[number + 1 : number + 2]:
                     self.replies(following, pair)  # sampled by the worker meanwhile
