@@ -5,34 +5,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from manners.data.known_words import LETTERS, unknown_words
 from manners.data.ngrams import word_ngrams
 
 
 def brevity(completions: Sequence[Any], words: int = 30, **_columns: Any) -> list[float]:
     """0 up to ``words`` words, and −1 for each further ``words``."""
     return [-max(0, len(c[0]["content"].split()) - words) / words for c in completions]
-
-
-def length(completions: Sequence[Any], at_least: int = 5, at_most: int = 40, **_columns: Any) -> list[float]:
-    """0 between ``at_least`` and ``at_most`` words; below, minus the share that is missing, above, minus the excess.
-
-    The excess is in units of ``at_most``. A policy can fill a reply up to ``at_least`` words by repeating itself.
-    """
-    counts = [len(completion[0]["content"].split()) for completion in completions]
-    return [min(0, n / max(at_least, 1) - 1 if n < at_least else 1 - n / at_most) for n in counts]
-
-
-def known_words(completions: Sequence[Any], prompts: Sequence[Any] = (), **_columns: Any) -> list[float]:
-    """Minus the share of a reply's words that are in no list of English words, inflected, compound, or in the prompt.
-
-    Capitals inside a sentence make a name of a word, which a policy can exploit; so can short replies.
-    """
-    asked = [prompt[-1]["content"] if prompt else "" for prompt in prompts] or [""] * len(completions)
-    replies = [completion[0]["content"] for completion in completions]
-    counts = [len(LETTERS.findall(reply)) for reply in replies]
-    unknown = [len(unknown_words(reply, prompt)) for reply, prompt in zip(replies, asked, strict=True)]
-    return [-u / n if n else 0.0 for u, n in zip(unknown, counts, strict=True)]
 
 
 def distinct_bigrams(completions: Sequence[Any], **_columns: Any) -> list[float]:
