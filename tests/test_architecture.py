@@ -47,7 +47,7 @@ SHORT_MODULES = {  # one idea each, which no other module of the package holds
         "manners.models.logprobs",
         "manners.models.attention",
         "manners.evaluation.metrics.text_stats",
-        "manners.evaluation.metrics.reference_nll",
+        "manners.models.reference_nll",
     ),
 }
 NOT_PACKAGES = {"faults", "gpu", "slurm"}  # directories of tests that are about no package of their own
