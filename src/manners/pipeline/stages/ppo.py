@@ -112,7 +112,7 @@ def make_trainer(run: RunContext) -> PPOTrainer:
         policy=policy,
         tokenizer=tokenizer,
         stop_token_ids=loading.stop_token_ids(model, tokenizer),
-        rewards=build_components(run.cfg.method.rewards, load_reward_func(run)),
+        rewards=build_components(run.cfg.method.rewards, load_reward_func(run), run.device.kind),
         config=config,
         seed=run.cfg.seed,
         process_group=run.process_group,
