@@ -32,7 +32,7 @@ FUNCTION_WORDS = frozenset(FUNCTION_WORD_LIST.split())
 
 @cache
 def word_list() -> frozenset[str]:
-    return frozenset((files("manners.evaluation.judges") / "words.txt").read_text("utf-8").split())
+    return frozenset((files("manners.data") / "words.txt").read_text("utf-8").split())
 
 
 def is_word(word: str) -> bool:
