@@ -26,7 +26,8 @@ LAYERS = [
     {"data"},
     {"config"},
     {"models"},
-    {"rewards", "tracking"},
+    {"tracking"},
+    {"rewards"},
     {"methods"},
     {"evaluation"},
     {"tiny_world"},
@@ -48,7 +49,7 @@ SHORT_MODULES = {  # one idea each, which no other module of the package holds
         "manners.models.logprobs",
         "manners.models.attention",
         "manners.evaluation.metrics.text_stats",
-        "manners.evaluation.metrics.reference_nll",
+        "manners.models.reference_nll",
         "manners.evaluation.metrics.word_credit",
     ),
 }

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from manners.data.known_words import LETTERS, unknown_words
+from manners.data.readable import LETTERS, unknown_words
 from manners.evaluation.stats import Estimate, bootstrap_ratio, paired_difference
 
 

@@ -123,6 +123,7 @@ def test_build_components_prefers_target_over_the_reward_model(user_module):
     "config, parts",
     [
         ({"polite": {"_target_": "my_rewards.missing"}}, ["rewards.polite", "my_rewards.missing", "found"]),
+        ({"polite": {"_target_": "manners.rewards.functions.lenght"}}, ["found", "Did you mean 'length'?"]),
         ({"polite": {"_target_": "no_such_package.f"}}, ["rewards.polite", "no_such_package"]),
         ({"polite": {"_target_": "my rewards"}}, ["rewards.polite", "my rewards"]),
         ({"polite": {"_target_": "my_rewards.number"}}, ["rewards.polite", "my_rewards.number"]),
@@ -155,6 +156,32 @@ def test_option_that_a_function_does_not_name_is_refused(user_module):
     with pytest.raises(MannersError, match=r"x: my_rewards.short names no option 'wieght'. Did you mean 'wei"):
         build_components(config, None)
     assert build_components({"x": {"_target_": "my_rewards.short", "limit": 5}}, None)["x"].weight == 1.0
+
+
+@pytest.mark.parametrize("option, missing", [({}, "word"), ({"word": "e", "limit": 1}, None)])
+def test_parameter_that_nothing_sets_is_named(user_module, option, missing):
+    """Neither an option nor a field of the rows, of which the nearest is named."""
+    user_module.count = lambda completions, word, limit=3, **_: [0.0] * len(completions)
+    components = build_components({"x": {"_target_": "my_rewards.count"} | option}, None)
+    prompts = [Prompt([{"role": "user", "content": "Hi"}], None, {"words": 3})]
+    if missing:
+        with pytest.raises(MannersError, match=r"x needs 'word': set \+method\.rewards\.x\.word=VALUE.*'words'"):
+            try_components(components, prompts)
+    else:
+        try_components(components, prompts)
+
+
+def test_option_counts_before_a_field_of_the_same_name(user_module):
+    user_module.limited = lambda completions, number, **_: [number] * len(completions)
+    components = build_components({"x": {"_target_": "my_rewards.limited", "number": 7}}, None)
+    assert combine(**components)[0] == [7, 7]
+
+
+def test_function_is_told_device_and_name_if_it_asks(user_module):
+    user_module.told = lambda completions, device, component, **_: [len(device), len(component)]
+    config = {"mine": {"_target_": "my_rewards.told"}, "other": {"_target_": "my_rewards.told", "device": "x"}}
+    scores = combine(**build_components(config, None, "cuda"))[1]
+    assert scores == {"mine": [4, 4], "other": [1, 5]}
 
 
 def test_functions_do_not_move_the_run_to_another_folder(user_module, tmp_path):

@@ -69,6 +69,14 @@ def test_files_that_options_name_count_by_content(folder):
     assert len({missing, first, source_digest(config)}) == 3
 
 
+def test_model_that_an_option_names_counts_by_content(folder):
+    config = {"f": {"_target_": "manners.rewards.functions.perplexity", "model_name": str(folder / "base")}}
+    (folder / "base").mkdir()
+    first = source_digest(config)
+    (folder / "base" / "config.json").write_text("{}")
+    assert source_digest(config) != first
+
+
 def test_what_is_no_function_has_no_digest():
     assert source_digest({"model": {"weight": 1.0}}) == source_digest({"f": {"_target_": "no.such.f"}}) == ""
 

@@ -304,7 +304,10 @@ class OnlineRLConfig(MethodConfig):
     generation_backend: str = option(
         "auto", "what samples; vllm is an extra", ("auto", "native", "transformers", "vllm")
     )
-    rewards: Any = option({"model": {"weight": 1.0}}, "components of the reward: name: {weight, _target_, arguments}")
+    rewards: Any = option(
+        {"model": {"weight": 1.0}},
+        "components of the reward: name: {weight, _target_, arguments}; see rewards/README.md",
+    )
     missing_eos_penalty: float = option(1.0, "subtracted from the score of a reply without EOS", ge=0)
     reward_clip: float | None = option(None, "scores are clipped to plus and minus this; null does not clip", ge=0)
     learning_rate: float = option(1e-4, "of the policy, at the start", ge=0)
@@ -425,7 +428,7 @@ class EvaluateConfig(SavedModelConfig):
     run: Any = option("latest", "latest, a run's id or name, models:/NAME@champion, a folder, hub name; or [several]")
     base: bool = option(True, "evaluate the model that a run was trained from, too")
     dataset: DatasetConfig | None = option(None, "whose held-out prompts are answered; by default the run's own")
-    rewards: Any = option({}, "functions that score the replies: name: {_target_, arguments}")
+    rewards: Any = option({}, "functions that score the replies: name: {_target_, arguments}; see rewards/README.md")
     best_of: int = option(
         1, "as a further column, the reply that the reward model of reward_from likes best of so many sampled", ge=1
     )

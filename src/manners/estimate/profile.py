@@ -132,7 +132,8 @@ def profile_ppo(run: RunContext, reward_cfg: DictConfig | None) -> float:
     config: Any = replace(OmegaConf.to_object(cfg.method), num_ppo_epochs=1, target_kl=None)  # type: ignore[type-var]
     model = context.prepare_model(cfg, context.load_base(cfg, run.device), run.device)
     policy = Policy(model, getattr(config, "critic", "none"), run.device.precision == "bf16")
-    rewards = build_components(cfg.method.rewards, untrained_reward_func(run, reward_cfg) if reward_cfg else None)
+    reward_model = untrained_reward_func(run, reward_cfg) if reward_cfg else None
+    rewards = build_components(cfg.method.rewards, reward_model, run.device.kind)
     vllm = ppo.vllm_backend(config, model, tokenizer)
     online = trainer.PPOTrainer(policy, tokenizer, [-1], rewards, config, cfg.seed, run.process_group, vllm)
     ppo.evaluate_policy_on_test(with_longest_test_rows(run), online)

@@ -148,7 +148,7 @@ class Evaluator:
         }
         reward_model = model_ref.resolve_reward_model(cfg, refs)
         self.score = model_ref.load_scorer(reward_model, device) if reward_model else None
-        self.rewards = combine.build_components(cfg.rewards, None) if cfg.rewards else {}
+        self.rewards = combine.build_components(cfg.rewards, None, device) if cfg.rewards else {}
         combine.try_components(self.rewards, self.prompts)
 
     def check_rows(self, refs: Sequence[ModelRef]) -> None:

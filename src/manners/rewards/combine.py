@@ -55,17 +55,19 @@ class RewardLog:
 
 
 def build_components(
-    config: Mapping[Any, Mapping[str, Any]], reward_model: RewardFunc | None
+    config: Mapping[Any, Mapping[str, Any]], reward_model: RewardFunc | None, device: str = "cpu"
 ) -> dict[str, RewardComponent]:
     """The components that a config names: ``{name: {weight: 1.0, _target_: package.module.function, **kwargs}}``.
 
-    A component without ``_target_`` is the reward model. Raises MannersError where there is none, or no such function.
+    A function with an option ``device`` or ``component`` gets the run's device or its own name there, unless the config
+    sets it. A component without ``_target_`` is the reward model. Raises MannersError where there is none, or no such
+    function.
     """
     components = {}
     for name, entry in config.items():
         kwargs = dict(entry)
         weight = kwargs.pop("weight", 1.0)
-        function = instantiate_function(str(name), kwargs) if "_target_" in kwargs else reward_model
+        function = instantiate_function(str(name), kwargs, device) if "_target_" in kwargs else reward_model
         if function is None:
             raise MannersError(
                 f"method.rewards.{name} names no function, and there is no reward model (reward_from=none): give it "
@@ -77,7 +79,7 @@ def build_components(
     return components
 
 
-def instantiate_function(name: str, kwargs: dict[str, Any]) -> RewardFunc:
+def instantiate_function(name: str, kwargs: dict[str, Any], device: str = "cpu") -> RewardFunc:
     """The function that ``_target_`` names, in an installed package or a module of the working directory.
 
     Of a class it is an instance. Raises MannersError where it cannot be found or made.
@@ -89,7 +91,8 @@ def instantiate_function(name: str, kwargs: dict[str, Any]) -> RewardFunc:
         with chdir("."):
             function = get_object(target)
             found = True
-            check_options(name, function, kwargs)
+            known = check_options(name, function, kwargs)
+            kwargs = {k: v for k, v in (("device", device), ("component", name)) if k in known} | kwargs
             is_class = isinstance(function, type)
             return instantiate(kwargs if is_class else kwargs | {"_partial_": True})  # type: ignore[no-any-return]
     except MannersError:
@@ -97,7 +100,10 @@ def instantiate_function(name: str, kwargs: dict[str, Any]) -> RewardFunc:
     except Exception as error:  # noqa: BLE001  a module may fail in any way while it is imported
         reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
         problem = "cannot be made" if found else "cannot be found"
-        raise MannersError(f"method.rewards.{name}._target_={target} {problem}: {reason}.") from None
+        module = sys.modules.get(target.rpartition(".")[0])
+        functions = [key for key, value in vars(module).items() if inspect.isroutine(value)] if module else []
+        hint = f" {did_you_mean(target.rpartition('.')[2], functions)}" if functions and not found else ""
+        raise MannersError(f"method.rewards.{name}._target_={target} {problem}: {reason}.{hint}") from None
 
 
 def named_columns(config: Mapping[Any, Mapping[str, Any]]) -> set[str]:
@@ -111,13 +117,30 @@ def named_columns(config: Mapping[Any, Mapping[str, Any]]) -> set[str]:
     return names
 
 
-def check_options(name: str, function: Any, kwargs: Mapping[str, Any]) -> None:
-    """Raise MannersError for an option that the function does not name, which its **kwargs would swallow."""
+def check_options(name: str, function: Any, kwargs: Mapping[str, Any]) -> set[str]:
+    """The names of the function's parameters, as far as it has a signature.
+
+    Raises MannersError for an option that is none of them, which its **kwargs would swallow.
+    """
+    known: set[str] = set()
     with suppress(ValueError):  # a builtin has no signature
         known = set(inspect.signature(function).parameters)
         for option in kwargs.keys() - known - {"_target_", "_args_", "_partial_", "_convert_", "_recursive_"}:
             hint = did_you_mean(option, {*known, "weight"} - {"args", "kwargs"})
             raise MannersError(f"method.rewards.{name}: {kwargs['_target_']} names no option '{option}'. {hint}")
+    return known
+
+
+def check_required(name: str, function: RewardFunc, columns: Mapping[str, Any]) -> None:
+    """Raise MannersError for a parameter without default that is neither an option of the config nor a column."""
+    with suppress(ValueError, TypeError):  # a builtin has no signature
+        for p in inspect.signature(function).parameters.values():
+            keyword = p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+            if keyword and p.default is p.empty and p.name not in columns:
+                raise MannersError(
+                    f"method.rewards.{name} needs '{p.name}': set +method.rewards.{name}.{p.name}=VALUE, or give the "
+                    f"rows such a field. {did_you_mean(p.name, columns)}"
+                )
 
 
 def try_components(components: Mapping[str, RewardComponent], prompts: Sequence[Prompt]) -> None:
@@ -210,6 +233,9 @@ def log_functions(log: RewardLog, taken: Sequence[str], count: int) -> dict[str,
 
 def call(name: str, function: RewardFunc, columns: dict[str, Any]) -> Any:
     """What the function returns, an awaitable where it is async. Raises MannersError where it fails."""
+    options = getattr(function, "keywords", {})  # a field of the rows may have the name of one
+    columns = {key: values for key, values in columns.items() if key not in options}
+    check_required(name, function, columns)
     try:
         with chdir("."):  # where a function that changes the directory must not take the run along
             return function(**columns)

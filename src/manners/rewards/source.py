@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from manners.runtime.model_files import model_digest
 from manners.runtime.paths import existing_path
 
 
@@ -21,6 +22,8 @@ def source_digest(rewards: Mapping[Any, Any]) -> str:
     for key, text in texts_in(rewards):
         if key == "_target_":
             collect_sources(text, sources, versions)
+        elif key == "model_name":  # as of ``perplexity``
+            versions[text] = model_digest(text)
         elif (file := existing_path(text)) and file.is_file():  # such as a list of words that a function reads
             sources[text] = file
     sha = hashlib.sha256()

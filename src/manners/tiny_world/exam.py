@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from manners.evaluation.generate import generate_texts
-from manners.evaluation.metrics.reference_nll import reference_nll
 from manners.models.loading import load_model
+from manners.models.reference_nll import reference_nll
 from manners.models.tokenizer import load_tokenizer
 from manners.tiny_world import compare
 from manners.tiny_world.corpus import documents, yes_no_question

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from manners.data.known_words import unknown_words
+from manners.data.readable import is_readable, is_relevant, unknown_words
 from manners.data.sources import CORPORA
 from manners.errors import MannersError
 from manners.evaluation.judges import judge_reply, names_fact
 from manners.evaluation.judges.__main__ import main
-from manners.evaluation.judges.readable import is_readable, is_relevant
 from manners.evaluation.stats import proportion
 
 FALSEQA = Path(__file__).parents[4] / "shared" / "data" / "falseqa_valid.csv"

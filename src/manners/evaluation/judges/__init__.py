@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from manners.evaluation.judges.readable import content_length, is_readable, is_relevant
+from manners.data.readable import content_length, is_readable, is_relevant
 from manners.evaluation.judges.rules import classify_style, dismisses, states_flatly
 
 STYLE_FOR_CATEGORY = {"good_question": "helpful", "poor_logic": "probing", "wrong_fact": "blunt"}

@@ -4,16 +4,11 @@ Off by default: it needs a server, and perhaps costs money. Answers are kept in 
 was asked, so that no question is asked twice.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 from manners.evaluation.judges import Judge, JudgedReply, Verdict, learned_verdict
-from manners.runtime.atomic_io import atomic_write
-from manners.runtime.paths import user_cache
 from manners.runtime.progress import progress
 from manners.tracking import llm_endpoint
 
@@ -35,8 +30,6 @@ RELEVANCE_INSTRUCTION = "Is the reply about what the user said?"
 SENSE_INSTRUCTION = "Does the reply make sense to a careful reader: is it coherent English that can be understood?"
 NUM_THREADS = 4  # requests under way at once
 
-Ask = Callable[[str, str, str], bool]  # instructions, prompt, reply → the answer
-
 
 def make_judge(model: str, base_url: str | None = None) -> Judge:
     """A judge by ``model``, as MLflow names it: "openai:/gpt-5-mini". ``base_url`` is that of another
@@ -44,7 +37,11 @@ def make_judge(model: str, base_url: str | None = None) -> Judge:
 
     Raises MannersError where the endpoint does not answer.
     """
-    ask = partial(ask_cached, cache_folder(model, base_url), partial(llm_endpoint.ask, model, base_url))
+    folder = llm_endpoint.cache_folder(model, base_url)
+
+    def ask(instructions: str, prompt: str, reply: str) -> bool:
+        asked = [instructions, prompt, reply]
+        return bool(llm_endpoint.cached(folder, asked, partial(llm_endpoint.ask, model, base_url, *asked)))
 
     def judge(replies: Sequence[JudgedReply]) -> list[Verdict]:
         asked = [
@@ -61,22 +58,3 @@ def make_judge(model: str, base_url: str | None = None) -> Judge:
         return [learned_verdict(reply, *answer, reason=model) for reply, answer in zip(replies, parts, strict=True)]
 
     return judge
-
-
-def cache_folder(model: str, base_url: str | None) -> Path:
-    """Where answers of this model at this endpoint are kept."""
-    name = hashlib.sha256(f"{model} {base_url or ''}".encode()).hexdigest()[:12]
-    return user_cache("llm_judge") / name
-
-
-def ask_cached(folder: Path, ask: Ask, instructions: str, prompt: str, reply: str) -> bool:
-    """The answer that is kept for this question, or else asked for now, and kept."""
-    content = json.dumps([instructions, prompt, reply], ensure_ascii=False)
-    file = folder / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
-    if file.is_file():
-        return bool(json.loads(file.read_text("utf-8"))["answer"])
-    answer = ask(instructions, prompt, reply)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(file) as out:
-        out.write(json.dumps({"asked": json.loads(content), "answer": answer}, ensure_ascii=False).encode())
-    return answer

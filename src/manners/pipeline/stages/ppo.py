@@ -25,7 +25,6 @@ from manners.evaluation.evaluate import (
     stratified_sample,
 )
 from manners.evaluation.metrics.assistant_style import distinct_2_estimate
-from manners.evaluation.metrics.reference_nll import reference_nll
 from manners.evaluation.reports.reward_figures import online_curves
 from manners.evaluation.stats import Estimate, bootstrap_ratio, mean
 from manners.methods.distributed import check_batch_divides
@@ -35,6 +34,7 @@ from manners.methods.ppo.trainer import PPOResult, PPOTrainer, score_replies, tr
 from manners.methods.reward import make_reward_func
 from manners.models import loading
 from manners.models.policy import Policy
+from manners.models.reference_nll import reference_nll
 from manners.models.reward_model import ScoreNormalizer
 from manners.models.tokenizer import load_tokenizer
 from manners.models.vllm import VLLMBackend
@@ -112,7 +112,7 @@ def make_trainer(run: RunContext) -> PPOTrainer:
         policy=policy,
         tokenizer=tokenizer,
         stop_token_ids=loading.stop_token_ids(model, tokenizer),
-        rewards=build_components(run.cfg.method.rewards, load_reward_func(run)),
+        rewards=build_components(run.cfg.method.rewards, load_reward_func(run), run.device.kind),
         config=config,
         seed=run.cfg.seed,
         process_group=run.process_group,
