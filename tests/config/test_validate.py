@@ -291,7 +291,10 @@ def test_every_decoder_passes(model):
 @pytest.mark.parametrize("dataset", choices("dataset"))
 def test_every_dataset_passes(dataset, twelve_rows):
     more = {"style_labels": ["method=reward"], "jsonl": [twelve_rows, *batch(4)]}
-    more |= {"stanford_politeness": [twelve_rows, "method=reward", *batch(4)]}
+    more |= {
+        "stanford_politeness": [twelve_rows, "method=reward", *batch(4)],
+        "mix": ["dataset.mix=[{name: strictbot}]"],
+    }
     validate.validate_config(compose(f"dataset={dataset}", *more.get(dataset, [])))
 
 

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from manners.config import schema, validate
 from manners.config.explain import explain, explain_missing, no_such_option
+from manners.config.mixture import choose_mixture, expand_mixture
 from manners.config.overrides import find_config_file, override_key, override_source, rewrite_overrides
 from manners.config.written_text import has_misread_text, restore_texts, text_options
 from manners.errors import MannersError
@@ -128,7 +129,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     """The composed config. Raises MannersError that names the key, its file or override, and the nearest valid name."""
     with hydra_context():
         try:
-            rewritten = rewrite_overrides(config_name, overrides)
+            rewritten = rewrite_overrides(config_name, choose_mixture(overrides))
             cfg = hydra.compose(config_name, rewritten)
             if has_misread_text(cfg, options := set(text_options(schema.CONFIGS[config_name]))):
                 files, set_by_command = config_files(config_name, rewritten), {override_key(o) for o in overrides}
@@ -151,6 +152,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
         if key := unknown_key(cfg, OmegaConf.get_type(cfg)):
             raise MannersError(no_such_option(override_source(config_name, key, overrides), key, cfg))
         expand_home(cfg)
+        expand_mixture(cfg)
         return cfg
 
 

@@ -56,6 +56,9 @@ class DatasetConfig:
     )
     name: str | None = option(None, "configuration of a hub dataset")
     splits: list[str] = option([], "splits of a hub dataset to read; all by default")
+    mix: Any = option(
+        None, "several datasets in one training: [{name: strictbot, weight: 2}, {name: jsonl, path: FILE, weight: 1}]"
+    )
     columns: Any = option(
         None, "a file's own names, such as {prompt: question, completion: answer}; {context: null} leaves one out"
     )

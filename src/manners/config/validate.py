@@ -15,10 +15,12 @@ from typing import Any, get_args
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from manners.config.schema import STARTS_FROM, is_schema, options
+from manners.config import mixture
+from manners.config.schema import STARTS_FROM, DatasetConfig, is_schema, options
 from manners.data import sources
 from manners.data.formats.rows import COLUMNS
 from manners.data.loading import Splits, check_sample_types
+from manners.data.mixture import dataset_configs, mixture_paths
 from manners.data.types import has_loss, labeled_replies
 from manners.errors import MannersError, did_you_mean
 
@@ -97,7 +99,8 @@ def check_saved_model_config(cfg: DictConfig) -> None:
     if cfg.get("best_of", 1) > 1 and cfg.reward_from == "none":
         raise MannersError(f"best_of={cfg.best_of} needs a reward model to choose by: reward_from=auto.", "best_of")
     if cfg.get("dataset") and not OmegaConf.is_missing(cfg.dataset, "path"):
-        sources.local_path(cfg.dataset.path)  # raises for a path that does not exist
+        for path in mixture_paths(cfg.dataset):
+            sources.local_path(path)  # raises for a path that does not exist
 
 
 def check_method(cfg: DictConfig) -> None:
@@ -329,11 +332,25 @@ def check_compile(cfg: DictConfig) -> None:
 
 
 def check_data(cfg: DictConfig) -> None:
-    """The file exists and is of a kind that can be read, and its columns get known names. Raises MannersError."""
-    file = sources.local_path(cfg.dataset.path)
+    """The files exist and are of a kind that can be read, and their columns get known names. Raises MannersError."""
+    if not cfg.dataset.mix:
+        if cfg.dataset.path == "mix:":
+            raise MannersError(f"dataset=mix: name the datasets, such as {mixture.EXAMPLE}", mixture.KEY)
+        check_dataset(cfg.dataset)
+    for name, (_, dataset) in dataset_configs(cfg.dataset).items():
+        try:
+            check_values(OmegaConf.merge(OmegaConf.structured(DatasetConfig), dataset), "dataset.")  # type: ignore[arg-type]
+            check_dataset(dataset)
+        except MannersError as error:
+            raise MannersError(f"dataset.mix, {name}: {error}", "dataset.mix") from None
+
+
+def check_dataset(dataset: DictConfig) -> None:
+    """``check_data`` of one dataset. Raises MannersError."""
+    file = sources.local_path(dataset.path)
     if file is not None:
         sources.data_files(file)
-    columns, key = cfg.dataset.columns, "dataset.columns"
+    columns, key = dataset.columns, "dataset.columns"
     if columns is None:
         return
     if not isinstance(columns, DictConfig) or not all(isinstance(name, str | None) for name in columns.values()):

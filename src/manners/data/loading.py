@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from manners.data import sources
+from manners.data import mixture, sources
 from manners.data.files import file_rows
 from manners.data.formats import detect_row_format, oasst, votes
 from manners.data.formats.fields import InvalidRow, Row
@@ -33,6 +33,7 @@ class Splits:
     fields: set[str] = field(default_factory=set)  # the names of the rows' fields
     notes: list[str] = field(default_factory=list)  # one for each kind of row, message or file that is left out
     warnings: list[str] = field(default_factory=list)  # one for each kind of text that is read otherwise than it looks
+    mixture: list[str] = field(default_factory=list)  # of ``dataset.mix``: a line on the share of each dataset
     unused: dict[str, None] = field(default_factory=dict)  # the names of fields that nothing reads, in the file's order
 
     @property
@@ -52,6 +53,8 @@ def load_splits(cfg: DictConfig, sample_type: str = "") -> Splits:
 
     Rows without a turn that carries loss are left out, unless ``sample_type`` is one of replies that are compared.
     """
+    if cfg.get("mix"):
+        return load_mixture(cfg, sample_type)
     splits, rows = Splits(), []
     for conversation in load_conversations(cfg, splits):
         try:
@@ -76,6 +79,39 @@ def load_splits(cfg: DictConfig, sample_type: str = "") -> Splits:
     if cfg.include_alternatives:
         splits.train, splits.validation = expand_alternatives(splits.train), expand_alternatives(splits.validation)
     return splits
+
+
+def load_mixture(cfg: DictConfig, sample_type: str) -> Splits:
+    """The rows of all datasets of ``cfg.mix``, each split by its own rules, the training rows drawn by weights.
+
+    Raises MannersError, with the dataset's name, for one that cannot be used or has no samples of ``sample_type``.
+    """
+    configs, parts = mixture.dataset_configs(cfg), {}
+    for name, (_, own) in configs.items():
+        try:
+            parts[name] = load_splits(own, sample_type)
+            check_sample_types(parts[name], [sample_type], own)
+        except MannersError as error:
+            raise MannersError(f"dataset.mix, {name}: {error}", "dataset.mix") from None
+    training = {name: mixture.named_rows(part.train, name) for name, part in parts.items()}
+    mixed = Splits(train=mixture.mix_rows(training, {name: weight for name, (weight, _) in configs.items()}))
+    mixed.mixture = mixture.mixture_lines(training, mixed.train)
+    trained = {name: rows for name, rows in training.items() if configs[name][0] != 0}
+    for split in ("validation", "test"):
+        held_out = []
+        for name, part in parts.items():
+            others = {other: rows for other, rows in trained.items() if other != name}
+            rows, dropped = mixture.held_out_of_training(getattr(part, split), others)
+            held_out.append(mixture.named_rows(rows, name))
+            mixed.notes += [f"{name}: {dropped} {split} rows: another dataset trains on their prompts"] * bool(dropped)
+        setattr(mixed, split, mixture.in_turn(held_out))
+    for name, part in parts.items():
+        mixed.skipped += part.skipped
+        mixed.fields |= part.fields
+        mixed.notes += [f"{name}: {note}" for note in part.notes]
+        mixed.warnings += [f"{name}: {warning}" for warning in part.warnings]
+        mixed.unused |= part.unused
+    return mixed
 
 
 def load_conversations(cfg: DictConfig, splits: Splits) -> Iterator[Conversation]:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from manners.data.batching import collate, validation_batches
 from manners.data.clusters import cluster_ids
+from manners.data.mixture import DATASET
 from manners.data.ngrams import texts_with_commonest_sentence
 from manners.data.tokenize import IGNORE_INDEX, TokenizedExample, with_reply
 from manners.data.types import Prompt
@@ -165,6 +166,7 @@ def evaluate(
     max_prompts: int,
     loss_batch_size: int = LOSS_BATCH_SIZE,
     example_clusters: np.ndarray | None = None,
+    example_datasets: Sequence[str] = (),
     judge_errors: JudgeErrors | None = None,
     **generation: Any,
 ) -> EvalResult:
@@ -172,13 +174,15 @@ def evaluate(
 
     ``fixed_prompts`` are shown in the report; where there are none, ``num_shown`` of the others. ``text_stats`` names
     what is counted in the replies; ``judge_errors`` correct the rate of the judge. ``generation`` are keyword arguments
-    of ``generate_texts``. Intervals are over clusters of prompts, and over ``example_clusters`` (N,).
+    of ``generate_texts``. Intervals are over clusters of prompts, and over ``example_clusters`` (N,). Of a mixture,
+    ``example_datasets`` names the dataset of each example.
     """
     prompts = prompts[:max_prompts]
     clusters = cluster_ids(prompts)
     replies = answer(model, tokenizer, prompts + fixed_prompts, **generation)
     generations, shown = counted_and_shown(prompts, fixed_prompts, replies, num_shown, style_judge)
     classified = generations if style_judge else []
+    by_row = per_example_nll(model, examples, loss_batch_size)
     texts = [counted_text(p, g.reply) for p, g in zip(prompts, generations, strict=True)]
     text_clusters = clusters if texts else None
     texts = texts or [g.reply for g in shown]
@@ -187,7 +191,7 @@ def evaluate(
     distances = distribution_distance(text_stats, texts, references, generation.get("seed", 0))
     extra = {"distance from people's turns, 0 to 1": float(np.nanmean(list(distances.values())))} if distances else {}
     return EvalResult(
-        loss=bootstrap_ratio(*per_example_nll(model, examples, loss_batch_size), clusters=example_clusters),
+        loss=bootstrap_ratio(*by_row, clusters=example_clusters),
         eos_rate=rate([g.has_eos for g in generations], clusters) if generations else None,
         shown_generations=shown,
         style_accuracy=style_accuracy(classified, clusters),
@@ -197,6 +201,8 @@ def evaluate(
         extra_metrics=corrected_rate(classified, clusters, judge_errors)
         | rates_of_parts(classified, clusters)
         | commonest_sentence(generations, clusters)
+        | eos_by_dataset(prompts, generations, clusters)
+        | loss_by_dataset(*by_row, example_datasets, example_clusters)
         | {name: point_estimate(value) for name, value in extra.items()},
         text_stats=count_text_stats(text_stats, texts, text_clusters),
         reference_text_stats=count_text_stats(text_stats, references, cluster_ids(with_reference)),
@@ -208,7 +214,8 @@ def evaluate(
 
 def style_accuracy(generations: Sequence[Generation], clusters: np.ndarray) -> Estimate | None:
     """The share of the replies that fit, over the ``clusters`` (N,) of their prompts; None without judged replies."""
-    return rate([bool(g.matches_style) for g in generations], clusters) if generations else None
+    judged = [i for i, g in enumerate(generations) if g.matches_style is not None]
+    return rate([bool(generations[i].matches_style) for i in judged], clusters[judged]) if judged else None
 
 
 def fact_accuracy(generations: Sequence[Generation], clusters: np.ndarray) -> Estimate | None:
@@ -224,10 +231,11 @@ def corrected_rate(
 
     Each of the ``clusters`` (N,) counts as one reply, as if all of its replies would fit or fail together.
     """
-    if errors is None or not generations:
+    judged = [i for i, g in enumerate(generations) if g.matches_style is not None]
+    if errors is None or not judged:
         return {}
-    independent = len(set(clusters))
-    fitting = sum(bool(g.matches_style) for g in generations) / len(generations)
+    independent = len(set(clusters[judged]))
+    fitting = sum(bool(generations[i].matches_style) for i in judged) / len(judged)
     corrected = errors.corrected(fitting * independent, independent)
     return {CORRECTED_NAME: corrected} if corrected else {}
 
@@ -258,9 +266,35 @@ def commonest_sentence(generations: Sequence[Generation], clusters: np.ndarray) 
     return shares
 
 
+def eos_by_dataset(
+    prompts: Sequence[Prompt], generations: Sequence[Generation], clusters: np.ndarray
+) -> dict[str, Estimate]:
+    """The share of replies with EOS for each dataset of a mixture, over ``clusters`` (N,); empty for one dataset."""
+    names = [p.metadata.get(DATASET, "") for p in prompts]
+    has_eos = np.array([g.has_eos for g in generations])
+    members = {name: [i for i, other in enumerate(names) if other == name] for name in dict.fromkeys(names) if name}
+    return {f"{EOS_NAME}: {name}": rate(has_eos[of], clusters[of]) for name, of in members.items()}
+
+
+def loss_by_dataset(
+    nll: np.ndarray, num_tokens: np.ndarray, datasets: Sequence[str], clusters: np.ndarray | None
+) -> dict[str, Estimate]:
+    """The held-out loss of each dataset of a mixture, in nats per token.
+
+    ``nll`` and ``num_tokens`` (N,) are sums over each example, ``datasets`` and ``clusters`` (N,) say where it is from.
+    """
+    of, names = np.array(datasets), dict.fromkeys(name for name in datasets if name)
+    cluster = np.arange(len(nll)) if clusters is None else clusters
+    parts = {name: np.flatnonzero(of == name) for name in names}
+    return {
+        f"{LOSS_NAME}: {name}": bootstrap_ratio(nll[part], num_tokens[part], clusters=cluster[part])
+        for name, part in parts.items()
+    }
+
+
 def is_rate(name: str) -> bool:
     """Whether a report shows the metric as a percentage."""
-    return name in RATES or name.startswith((RATES[1], COMMONEST_NAME))
+    return name in RATES or name.startswith((RATES[1], COMMONEST_NAME, f"{EOS_NAME}:"))
 
 
 def metric_key(name: str) -> str:
@@ -322,12 +356,14 @@ def counted_text(prompt: Prompt, reply: str) -> str:
 
 
 def accuracy_by_group(prompts: list[Prompt], generations: list[Generation]) -> dict[str, Estimate]:
-    """Style accuracy by category and by origin of the row: categories first."""
+    """Style accuracy of the judged replies by category, then by origin or dataset of the row."""
     clusters = cluster_ids(prompts)
     groups: dict[str, list[int]] = defaultdict(list)
     for i, (prompt, generation) in enumerate(zip(prompts, generations, strict=False)):
-        origin = prompt.metadata.get("origin")
-        for name in (generation.category.replace("_", " "), f"rows: {origin}" if origin else ""):
+        if generation.matches_style is None:
+            continue
+        origins = [prompt.metadata[field] for field in ("origin", DATASET) if prompt.metadata.get(field)]
+        for name in (generation.category.replace("_", " "), *(f"rows: {origin}" for origin in origins)):
             groups[name].append(i)
     named = sorted((name for name in groups if name), key=lambda name: (name.startswith("rows"), name))
     fits = np.array([bool(g.matches_style) for g in generations])
@@ -335,12 +371,15 @@ def accuracy_by_group(prompts: list[Prompt], generations: list[Generation]) -> d
 
 
 def make_generations(prompts: list[Prompt], replies: list[Reply], style_judge: Judge | None) -> list[Generation]:
-    """The replies, each compared with the category and the fact of its row where there is a judge."""
+    """The replies, each compared with the category and the fact of its row, where there are a judge and a category."""
+    generations = [Generation(last_turn(p), r.text, r.has_eos) for p, r in zip(prompts, replies, strict=True)]
     if style_judge is None:
-        return [Generation(last_turn(p), r.text, r.has_eos) for p, r in zip(prompts, replies, strict=True)]
-    judged = [judged_reply(p, r) for p, r in zip(prompts, replies, strict=True)]
-    verdicts = style_judge(judged)
-    return [judged_generation(j, v, r.has_eos) for j, v, r in zip(judged, verdicts, replies, strict=True)]
+        return generations
+    of = [i for i, prompt in enumerate(prompts) if {"category", "categories"} & prompt.metadata.keys()]
+    judged = [judged_reply(prompts[i], replies[i]) for i in of]
+    for i, reply, verdict in zip(of, judged, style_judge(judged), strict=True):
+        generations[i] = judged_generation(reply, verdict, replies[i].has_eos)
+    return generations
 
 
 def judged_reply(prompt: Prompt, reply: Reply) -> JudgedReply:

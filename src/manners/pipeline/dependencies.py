@@ -18,6 +18,7 @@ from manners.config.compose import RunSpec, UserConfigDir
 from manners.config.overrides import override_key
 from manners.data import sources
 from manners.data.loading import Splits, build_prompts, eval_prompts, load_splits
+from manners.data.mixture import mixture_paths
 from manners.data.types import Conversation, data_digest
 from manners.errors import MannersError, did_you_mean
 from manners.models import adapter_config
@@ -95,8 +96,9 @@ def digest_of(cfg: DictConfig) -> str:
 
 def data_key(cfg: DictConfig) -> tuple[str, str, tuple[int, ...]]:
     """What the rows depend on: the config, the samples that the method needs, and when the files were last written."""
-    paths = {key: cfg.dataset[key] for key in ("path", "eval_prompts_file")}
-    places = [sources.local_path(path, f"dataset.{key}") for key, path in paths.items() if path]
+    paths = [("path", path) for path in mixture_paths(cfg.dataset)]
+    paths.append(("eval_prompts_file", cfg.dataset.eval_prompts_file))
+    places = [sources.local_path(path, f"dataset.{key}") for key, path in paths if path]
     written = tuple(f.stat().st_mtime_ns for place in filter(None, places) for f in sources.data_files(place))
     return json.dumps(OmegaConf.to_container(cfg.dataset, resolve=True)), validate.needed_sample_type(cfg), written
 

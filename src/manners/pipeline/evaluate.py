@@ -16,6 +16,7 @@ from rich.console import Console
 from manners.config import schema, validate
 from manners.data import loading
 from manners.data.clusters import cluster_ids
+from manners.data.mixture import DATASET
 from manners.data.rendering import TemplateRefusal
 from manners.data.template_check import renderable_rows
 from manners.data.tokenize import prompt_ids, tokenize
@@ -35,7 +36,9 @@ from manners.evaluation.evaluate import (
     corrected_rate,
     counted_and_shown,
     counted_text,
+    eos_by_dataset,
     fact_accuracy,
+    loss_by_dataset,
     make_generations,
     metric_key,
     per_example_nll,
@@ -197,7 +200,7 @@ class Evaluator:
             count = self.cfg.evaluation.prompts
             tested, shown = answer_prompts(model, tokenizer, prompts, fixed, count, self.style_judge, **self.generation)
             turn_trends = {} if system else self.turn_trends(model, tokenizer)
-            loss = {} if system else {LOSS_NAME: self.loss(model, tokenizer)}
+            loss = {} if system else self.losses(model, tokenizer)
             benchmarks = {} if system else self.benchmarks(model, tokenizer)
         result = self.result_of_replies(name, tested, shown)
         return replace(result, metrics=result.metrics | loss, turn_trends=turn_trends, benchmarks=benchmarks)
@@ -256,7 +259,7 @@ class Evaluator:
             metrics |= {f"style accuracy {name}": accuracy for name, accuracy in by_group.items()}
             metrics |= corrected_rate(generations, clusters, self.judge_errors)
         metrics["fact accuracy"] = fact_accuracy(generations, clusters)
-        metrics |= commonest_sentence(generations, clusters)
+        metrics |= commonest_sentence(generations, clusters) | eos_by_dataset(prompts, generations, clusters)
         known = {name: estimate for name, estimate in metrics.items() if estimate}
         return known | {name: mean(s, clusters) for name, s in self.reward_scores(prompts, generations).items()}
 
@@ -271,12 +274,14 @@ class Evaluator:
             scores |= combine.combine_rewards(self.rewards, prompts, replies, [[] for _ in replies], has_eos)[1]
         return scores
 
-    def loss(self, model: Any, tokenizer: Any) -> Estimate:
-        """Nats per token of the held-out rows, in the model's own tokens."""
+    def losses(self, model: Any, tokenizer: Any) -> dict[str, Estimate]:
+        """Nats per token of the held-out rows, in the model's own tokens: of all, and of each dataset of a mixture."""
         examples = tokenize(self.rows, tokenizer, self.dataset.loss_roles, MAX_LOSS_LENGTH)
-        return bootstrap_ratio(
-            *per_example_nll(model, examples), clusters=cluster_ids(self.rows, self.dataset.prefix_words)
-        )
+        clusters = cluster_ids(self.rows, self.dataset.prefix_words)
+        nll, num_tokens = per_example_nll(model, examples)
+        datasets = [row.metadata.get(DATASET, "") for row in self.rows]
+        of_all = {LOSS_NAME: bootstrap_ratio(nll, num_tokens, clusters=clusters)}
+        return of_all | loss_by_dataset(nll, num_tokens, datasets, clusters)
 
     def turn_trends(self, model: Any, tokenizer: Any) -> dict[str, multi_turn.TurnTrend]:
         """Style accuracy (or politeness) and rewards by turn of longer conversations; none where ``turns`` is 0."""

@@ -106,8 +106,9 @@ def highlight_loss(example: TokenizedExample, tokenizer: PreTrainedTokenizerBase
 
 
 def row_counts(splits: Splits) -> str:
-    """How many rows each split has."""
-    return f"rows: {len(splits.train)} train, {len(splits.validation)} validation, {len(splits.test)} test"
+    """How many rows each split has, and each dataset of a mixture."""
+    counts = f"rows: {len(splits.train)} train, {len(splits.validation)} validation, {len(splits.test)} test"
+    return "\n".join([counts, *splits.mixture])
 
 
 def token_counts(splits: Splits, examples: list[TokenizedExample], option: str = "method.max_length") -> list[str]:

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from manners.config.schema import OnlineRLConfig
 from manners.data.clusters import cluster_ids
 from manners.data.loading import build_prompts, eval_prompts
+from manners.data.mixture import DATASET
 from manners.data.tokenize import tokenize
 from manners.errors import MannersError
 from manners.evaluation.evaluate import (
@@ -203,7 +204,7 @@ def evaluate_policy_on_test(run: RunContext, trainer: PPOTrainer) -> EvalResult:
 
 
 def mean_reward(run: RunContext, trainer: PPOTrainer, replies: list[Rollout], name: str) -> dict[str, Estimate]:
-    """The mean reward of ``replies``, scored part by part, by its name in the report.
+    """The mean reward of ``replies``, scored part by part, by its name in the report; by dataset, too.
 
     The unit of functions is their own. Empty where all rewards abstain on all of them.
     """
@@ -211,5 +212,9 @@ def mean_reward(run: RunContext, trainer: PPOTrainer, replies: list[Rollout], na
     scores = torch.cat([score_replies(part, trainer.rewards, trainer.config)[0] for part in replies]).double().numpy()
     scored = ~np.isnan(scores)
     unit = ", standard deviations" if only_model else ""
-    clusters = cluster_ids([prompt for part in replies for prompt in part.prompts])
-    return {name + unit: mean(scores[scored], clusters[scored])} if scored.any() else {}
+    prompts = [prompt for part in replies for prompt in part.prompts]
+    clusters, datasets = cluster_ids(prompts), np.array([prompt.metadata.get(DATASET, "") for prompt in prompts])
+    parts = {name + unit: scored} | {
+        f"{name}{unit}: {d}": scored & (datasets == d) for d in dict.fromkeys(datasets) if d
+    }
+    return {title: mean(scores[of], clusters[of]) for title, of in parts.items() if of.any()}

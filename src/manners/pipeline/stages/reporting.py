@@ -1,13 +1,14 @@
 """Evaluate before training, and report what changed: tables, figures and the model, in the run directory and MLflow."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from manners.data.clusters import cluster_ids
 from manners.data.loading import build_prompts
+from manners.data.mixture import DATASET
 from manners.data.types import Prompt, distinct_prompts
 from manners.evaluation.evaluate import LOSS_BATCH_SIZE, EvalResult
 from manners.evaluation.generate import cut_prompts_line
@@ -55,6 +56,7 @@ def evaluate_settings(run: RunContext) -> dict[str, Any]:
     e, judge = cfg.evaluation, load_judge(cfg.dataset.style_judge, cfg)
     return {
         "example_clusters": cluster_ids(run.test_rows, cfg.dataset.prefix_words),
+        "example_datasets": [row.metadata.get(DATASET, "") for row in run.test_rows],
         "style_judge": judge,
         "judge_errors": load_errors(cfg.dataset, judge),
         "text_stats": cfg.dataset.text_stats,
@@ -94,8 +96,13 @@ class RewardEvaluation:
     true: list[float] = field(default_factory=list)
 
 
-def report_reward_model(run: RunContext, evaluation: RewardEvaluation, sanity: SanityResult, best_step: int) -> None:
-    """The report of a reward model, to the terminal, the run directory and MLflow."""
+def report_reward_model(
+    run: RunContext, evaluation: RewardEvaluation, sanity: SanityResult, best_step: int, by_dataset: Sequence[str] = ()
+) -> None:
+    """The report of a reward model, to the terminal, the run directory and MLflow.
+
+    ``by_dataset`` is a line on each dataset of a mixture.
+    """
     quality = evaluation.quality
     pictures = [figures.learning_curve(run.path / "metrics.jsonl", best_step, run.path / "learning_curve.png")]
     if isinstance(quality, RegressionQuality):
@@ -105,7 +112,10 @@ def report_reward_model(run: RunContext, evaluation: RewardEvaluation, sanity: S
         ]
     if not run.cfg.sweep.parent:
         reward_report.show_reward_report(console, quality, sanity, evaluation.worst)
+    for line in by_dataset:
+        console.print(line, highlight=False, soft_wrap=True)
     text = reward_report.reward_markdown(run.path.name, quality, sanity, evaluation.worst)
+    text += "".join(f"\n- {line}" for line in by_dataset) + "\n" * bool(by_dataset)
     run.logger.table(evaluation.worst, "worst_errors.json")
     log_report(run, "reward_report.md", text, asdict(quality) | {"sanity": asdict(sanity)}, pictures)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from manners.data.corruptions import MISPLACED, corrupted_replies
+from manners.data.mixture import DATASET
 from manners.data.prompt_groups import PromptGroup, collate_groups, group_by_prompt
 from manners.data.reward_examples import pair_examples, scored_examples
 from manners.data.types import (
@@ -102,7 +103,11 @@ def train_reward_model(run: RunContext) -> StageResult:
     sanity = check_sanity(score, *sanity_replies(run), cfg.seed)
     run.logger.log(evaluation.quality.metrics("after") | sanity.metrics("after"), result.steps)
     save_reward_model(run, network, tokenizer, normalizer, sanity)
-    reporting.report_reward_model(run, evaluation, sanity, result.best_step)
+    by_dataset = evaluate_by_dataset(run, score)
+    for name, quality in by_dataset.items():
+        run.logger.log(quality.metrics(f"after/{name}"), result.steps)
+    lines = [f"{name}: {quality_headline(quality)}" for name, quality in by_dataset.items()]
+    reporting.report_reward_model(run, evaluation, sanity, result.best_step, lines)
     return StageResult(result.best_loss, result.best_step, reward_headline(evaluation.quality, sanity))
 
 
@@ -216,6 +221,16 @@ def evaluate_reward_model(run: RunContext, score: Score) -> RewardEvaluation:
     return RewardEvaluation(regression, reward_report.worst_errors(rows, predicted, score), predicted, true)
 
 
+def evaluate_by_dataset(run: RunContext, score: Score) -> dict[str, RegressionQuality | PairwiseQuality]:
+    """The quality of the scores on the test rows of each dataset of a mixture; empty for one dataset."""
+    names = [row.metadata.get(DATASET, "") for row in run.test_rows]
+    parts = {d: [r for r, n in zip(run.test_rows, names, strict=True) if n == d] for d in dict.fromkeys(names) if d}
+    return {
+        name: evaluate_reward_model(replace(run, splits=replace(run.splits, test=rows)), score).quality
+        for name, rows in parts.items()
+    }
+
+
 def sanity_replies(run: RunContext) -> tuple[list[ScoredReply], list[ScoredReply]]:
     """Test replies to corrupt, and training replies that lend their words. Of pairs, chosen replies count as good."""
 
@@ -251,10 +266,13 @@ def save_reward_model(
 
 def reward_headline(quality: RegressionQuality | PairwiseQuality, sanity: SanityResult) -> str:
     """The one line that lineage and sweeps show."""
+    return f"{quality_headline(quality)}, sanity {sanity.accuracy.value:.1%}"
+
+
+def quality_headline(quality: RegressionQuality | PairwiseQuality) -> str:
+    """The quality in one line."""
     if isinstance(quality, PairwiseQuality):
-        line = f"pair accuracy {quality.accuracy.value:.1%}"
-    else:
-        line = f"Spearman {quality.spearman.value:.2f}" if quality.spearman else f"MSE {quality.mse.value:.3f}"
-        line += f" ({p.value:.2f} on a policy's own replies)" if (p := quality.policy_spearman) else ""
-        line += f", pair accuracy {quality.pair_accuracy.value:.1%}" if quality.pair_accuracy else ""
-    return f"{line}, sanity {sanity.accuracy.value:.1%}"
+        return f"pair accuracy {quality.accuracy.value:.1%}"
+    line = f"Spearman {quality.spearman.value:.2f}" if quality.spearman else f"MSE {quality.mse.value:.3f}"
+    line += f" ({p.value:.2f} on a policy's own replies)" if (p := quality.policy_spearman) else ""
+    return line + (f", pair accuracy {quality.pair_accuracy.value:.1%}" if quality.pair_accuracy else "")

@@ -44,6 +44,9 @@ def save_config(cfg: DictConfig, out: Path) -> None:
         path = values[group][name]
         if path and path != "tiny" and (local := existing_path(path)):  # it must be found from any working directory
             values[group][name] = str(local.absolute())
+    for entry in values["dataset"]["mix"] or []:
+        if local := existing_path(entry["path"]):
+            entry["path"] = str(local.absolute())
     values["base_digest"] = folder_digest(folder) if folder else ""
     text = yaml.dump(values, None, get_omega_conf_dumper(), allow_unicode=False, sort_keys=False)
     (out / CONFIG_FILE).write_text(redact_secrets(text), encoding="utf-8")
