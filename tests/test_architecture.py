@@ -34,7 +34,7 @@ LAYERS = [
     {"pipeline"},
     {"sweep", "estimate"},
     {"chat", "export", "report", "cli"},
-    {"web"},
+    {"web", "distill"},
 ]
 SHORT_MODULES = {  # one idea each, which no other module of the package holds
     "manners.data.clusters",

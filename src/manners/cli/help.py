@@ -46,8 +46,13 @@ EXAMPLES = {
         "prompts=test": "vote on test rows; or prompts=FILE.jsonl",
         "votes=my_votes.jsonl": "append the votes to a file of your choice",
     },
+    "distill": {
+        "": "SmolLM2, asked for strictbot's manners, in outputs/distilled.jsonl",
+        "run=latest dataset=strictbot reward_from=RUN": "replies of a run, the best by a reward model",
+        "dataset=jsonl dataset.path=my.jsonl system='Be brief.' reward_from=RUN": "on prompts of your own",
+    },
 }
-COMMANDS = {"web": "python -m manners.web"}
+COMMANDS = {"web": "python -m manners.web", "distill": "python -m manners.distill"}
 
 
 def print_help(script: str, cfg: DictConfig) -> None:

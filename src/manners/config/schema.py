@@ -482,7 +482,28 @@ class WebConfig(SavedModelConfig):
     port: int = option(7860, "of the page, on this machine alone", ge=1, le=65535)
 
 
-CONFIGS = {"train": TrainConfig, "evaluate": EvaluateConfig, "chat": ChatConfig, "web": WebConfig}
+@dataclass
+class DistillConfig(SavedModelConfig):
+    """What a model says under a system message, as training data without that message."""
+
+    run: str = option(
+        "HuggingFaceTB/SmolLM2-135M-Instruct", "who replies: a hub name, latest, a run's id or name, or a folder"
+    )
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    system: str | None = option(None, "system message; by default the dataset's prompted_baseline")
+    num_generations: int = option(8, "replies sampled to each prompt", ge=1)
+    max_new_tokens: int = option(64, "longest reply, in tokens", ge=1)
+    temperature: float = option(0.7, "of sampling", ge=0.01)
+    batch_size: int = option(64, "replies sampled at once", ge=1)
+    min_reward: float | None = option(None, "the best reply to a prompt is left out below this score of reward_from")
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    out: str = option("outputs/distilled.jsonl", "the file, which dataset=distilled reads")
+
+
+CONFIGS = {
+    **{"train": TrainConfig, "evaluate": EvaluateConfig, "chat": ChatConfig},
+    **{"web": WebConfig, "distill": DistillConfig},
+}
 
 
 def is_schema(node_type: Any) -> bool:
@@ -502,5 +523,6 @@ def register_schemas() -> None:
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="chat_schema", node=ChatConfig)
     store.store(name="web_schema", node=WebConfig)
+    store.store(name="distill_schema", node=DistillConfig)
     for method in (SFTConfig, RewardConfig, DPOConfig, KTOConfig, PPOConfig, RLOOConfig):
         store.store(group="schema", name=method.__name__.removesuffix("Config").lower(), node=method)

@@ -12,6 +12,7 @@ from manners.errors import MannersError, did_you_mean
 from manners.runtime.paths import CONF, existing_path
 
 CORPORA = Path(str(files("manners.data") / "corpora"))
+DISTILLED = "outputs/distilled.jsonl"  # of conf/dataset/distilled.yaml
 NO_TEXT = re.compile(r"(licen[cs]e|readme|notice|copying|changelog|requirements|citation)\b.*\.txt", re.IGNORECASE)
 NOT_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}  # the datasets library's own
 
@@ -33,6 +34,8 @@ def local_path(path: str, key: str = "dataset.path") -> Path | None:
         missing = Path(path)
         parent = existing_path(str(missing.parent))
         names = [p.name for p in parent.glob("*")] if parent else []
+        if path == DISTILLED:
+            raise MannersError(f"{key}={path}: there is no such file yet. Write it: python -m manners.distill", key)
         hint = did_you_mean(missing.name, names) if names else f"There is nothing in {missing.parent}."
         hint = f"{missing.parent} has {len(names)} others." if hint.startswith("Known") and len(names) > 12 else hint
         raise MannersError(f"{key}={path}: there is no such file or folder. {hint}")
