@@ -1,6 +1,10 @@
 """What MLflow's pages show of a new experiment and its runs."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,6 +95,19 @@ def test_tracking_uri_of_the_environment_is_used(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     register()
     assert changed("output_dir=out").tracking.uri == "sqlite:///out/mlflow.db"
+
+
+def test_deleted_experiment_answers_with_the_command_that_restores_it(tmp_path):
+    cfg = OmegaConf.create({"output_dir": str(tmp_path), "tracking": {"uri": f"sqlite:///{tmp_path}/m.db"}})
+    cfg.tracking.experiment = "gone"
+    client, experiment = store.open_experiment(cfg)
+    client.delete_experiment(experiment)
+    with pytest.raises(MannersError, match="was deleted in the tracking store") as error:
+        store.open_experiment(cfg)
+    command = re.search(r"MLFLOW_TRACKING_URI=(\S+) .venv/bin/mlflow (.*);", str(error.value))
+    environment = os.environ | {"MLFLOW_TRACKING_URI": command[1]}
+    subprocess.run([sys.executable, "-m", "mlflow", *command[2].split()], env=environment, check=True)
+    assert store.open_experiment(cfg)[1] == experiment
 
 
 def test_interrupted_download_is_no_finished_run(tmp_path):

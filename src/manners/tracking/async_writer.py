@@ -141,11 +141,12 @@ class AsyncMLflowWriter:
                 time.sleep(1.0)
 
     def _refuse(self, send: Callable[[Any], None], records: Any, error: Exception) -> None:
-        """Keep what the server refuses; of several metric records, which one value may spoil, only those it refuses."""
+        """Keep what the server refuses; of several metric values, of which one may spoil all, only those it refuses."""
         metrics = isinstance(records, list)
-        if metrics and len(records) > 1:
-            for record in records:
-                self._try(send, [record])
+        parts = [part for record in records for part in single_values(record)] if metrics else []
+        if len(parts) > 1:
+            for part in parts:
+                self._try(send, [part])
             return
         record = records[0] if metrics else records
         what = "metrics" if metrics else next(iter(record))
@@ -183,6 +184,12 @@ class AsyncMLflowWriter:
                 client.log_table(run_id, record["columns"], name)
         elif "end" in record:
             client.set_terminated(run_id, record["end"])
+
+
+def single_values(record: Record) -> list[Record]:
+    """A record of metrics as one record for each value."""
+    stamp = {"step": record["step"], "time": record["time"]}
+    return [stamp | {name: value} for name, value in record.items() if name not in stamp]
 
 
 def append_record(file: Path, record: Record) -> None:

@@ -184,6 +184,8 @@ def report_refusals(uri: str) -> Iterator[None]:
     """Before training begins, an error of the store ends the command. Raises MannersError."""
     try:
         yield
+    except MannersError:
+        raise
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise MannersError(

@@ -212,8 +212,19 @@ def open_experiment(cfg: DictConfig) -> tuple[Any, str]:
 
 
 def experiment_id(client: Any, cfg: DictConfig) -> str:
-    """The id of the experiment. A server keeps artifacts by itself; for a bare database they go to ``output_dir``."""
+    """The id of the experiment. A server keeps artifacts by itself; for a bare database they go to ``output_dir``.
+
+    Raises MannersError for an experiment that was deleted, which takes no runs.
+    """
     existing = client.get_experiment_by_name(cfg.tracking.experiment)
+    if existing and existing.lifecycle_stage != "active":
+        uri = shlex.quote(redact_secrets(absolute_uri(cfg.tracking.uri)))
+        raise MannersError(
+            f"tracking.experiment={existing.name} was deleted in the tracking store. Restore it: MLFLOW_TRACKING_URI="
+            f"{uri} .venv/bin/mlflow experiments restore --experiment-id {existing.experiment_id}; or choose another "
+            "name: experiment_name=NAME",
+            "experiment_name",
+        )
     if existing:
         return str(existing.experiment_id)
     local = urlparse(cfg.tracking.uri).scheme not in ("http", "https")

@@ -22,6 +22,7 @@ from manners.data.types import (
     preference_pairs,
     scored_replies,
 )
+from manners.evaluation.evaluate import metric_key
 from manners.evaluation.metrics.reward_quality import (
     PairwiseQuality,
     RegressionQuality,
@@ -105,7 +106,7 @@ def train_reward_model(run: RunContext) -> StageResult:
     save_reward_model(run, network, tokenizer, normalizer, sanity)
     by_dataset = evaluate_by_dataset(run, score)
     for name, quality in by_dataset.items():
-        run.logger.log(quality.metrics(f"after/{name}"), result.steps)
+        run.logger.log(quality.metrics(f"after/{metric_key(name)}"), result.steps)
     lines = [f"{name}: {quality_headline(quality)}" for name, quality in by_dataset.items()]
     reporting.report_reward_model(run, evaluation, sanity, result.best_step, lines)
     return StageResult(result.best_loss, result.best_step, reward_headline(evaluation.quality, sanity))
