@@ -393,6 +393,7 @@ class TrainConfig:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     experiment_name: str = option("manners", "MLflow experiment and prefix of run directories")
     run_name: str | None = option(None, "name of the run; made from experiment, method and model by default")
+    report_to: list[str] = option(["mlflow"], "where metrics go beside MLflow: tensorboard, wandb (extras)")
     policy_from: str = option(
         "auto", "where PPO, RLOO, DPO and KTO start: auto (finds or trains the SFT run), a run id, a folder, or none"
     )

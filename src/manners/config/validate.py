@@ -28,6 +28,7 @@ FLAGS = ("deleted", "synthetic", "unreviewed")  # OpenAssistant's messages that 
 MIN_PROMPT_SHARE = 1 / 8  # of the context, which new tokens must leave to prompts
 INITS = ("true", "gaussian", "orthogonal", "pissa", "olora")  # of PEFT's, those that need neither data nor files
 MAX_NAME = 120  # characters; file systems take 255 bytes, and the folder of a run says more than its name
+REPORT_TO = ("mlflow", "tensorboard", "wandb")
 TABLE_COLUMNS = ("prompt", "reply", "kl", "tokens", "has_eos")  # of PPO's tables of replies, beside the rewards
 
 
@@ -45,6 +46,7 @@ def validate_config(cfg: DictConfig) -> None:
     asked = [name for name in ("plan", "preview", "estimate") if cfg[name]]
     if len(asked) > 1:
         raise MannersError(f"{' and '.join(f'{name}=true' for name in asked)}: ask for one at a time.")
+    check_report_to(list(cfg.report_to))
     check_method(cfg)
     check_steps(cfg)
     check_start(cfg)
@@ -101,6 +103,22 @@ def check_saved_model_config(cfg: DictConfig) -> None:
     if cfg.get("dataset") and not OmegaConf.is_missing(cfg.dataset, "path"):
         for path in mixture_paths(cfg.dataset):
             sources.local_path(path)  # raises for a path that does not exist
+
+
+def check_report_to(report_to: list[str]) -> None:
+    """MLflow is among them, and the packages of the others are installed. Raises MannersError."""
+    for name in report_to:
+        if name not in REPORT_TO:
+            raise MannersError(f"report_to={report_to}: no '{name}'. {did_you_mean(name, REPORT_TO)}", "report_to")
+        if find_spec(name) is None:
+            install = f".venv/bin/pip install -c conf/constraints.txt -e '.[{name}]'"
+            raise MannersError(f"report_to: {name} is an extra, and not installed here: {install}", "report_to")
+    if "mlflow" not in report_to:
+        raise MannersError(
+            f"report_to={report_to} leaves out mlflow, which reports and later runs are read from: "
+            f"report_to=[{','.join(['mlflow', *report_to])}]. It needs no server: tracking.uri=sqlite:///FILE.",
+            "report_to",
+        )
 
 
 def check_method(cfg: DictConfig) -> None:

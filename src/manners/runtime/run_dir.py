@@ -35,6 +35,7 @@ NOT_HASHED = {  # how the same batch is computed, what is logged, and how often 
 ADDED: dict[str, dict[str, Any]] = {
     "adapter": {"use_rslora": False, "use_dora": False, "init_lora_weights": True},
     "method": {"neftune_noise_alpha": None},
+    "dataset": {"mix": None},
 }
 REPORT_KEYS = {"dataset": {"style_judge", "judge_labels", "prompted_baseline", "text_stats"}}  # shape no weights
 MODEL_DIR = "model"  # of a finished run

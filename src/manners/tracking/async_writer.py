@@ -55,13 +55,14 @@ class AsyncMLflowWriter:
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
 
-    def put_metrics(self, values: dict[str, float], step: int) -> None:
-        """Log the values that are new: a resumed run repeats some steps, and each is kept once."""
+    def put_metrics(self, values: dict[str, float], step: int) -> dict[str, float]:
+        """Log the values that are new, and return them: a resumed run repeats some steps, and each is kept once."""
         new = self._new(values, step)
         if new:
             record = {"step": step, "time": time.time(), **new}
             append_record(self.metrics_file, record)
             self.queue.put({"metrics": record})
+        return new
 
     def put(self, record: Record) -> None:
         """Log a tag, artifact, table or the end of the run: see ``_send``."""

@@ -20,6 +20,7 @@ from manners.runtime.run_dir import RunArtifact, RunDir
 from manners.runtime.signals import ShutdownRequested
 from manners.tracking import store
 from manners.tracking.async_writer import AsyncMLflowWriter
+from manners.tracking.mirrors import Mirrors
 from manners.tracking.pruning import MetricsCallback
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # AsyncMLflowWriter retries by itself
@@ -53,13 +54,17 @@ class MLflowLogger:
         folder: Path,
         known: dict[str, set[int]],
         on_metrics: MetricsCallback | None = None,
+        mirrors: Mirrors | None = None,
     ):
+        self.mirrors = mirrors
         self.client, self.run_id, self.folder, self.on_metrics = client, run_id, folder, on_metrics
         self.writer = AsyncMLflowWriter(client, run_id, folder, known)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Log metrics of an optimizer step or iteration. ``on_metrics`` may raise Pruned."""
-        self.writer.put_metrics(metrics, step)
+        new = self.writer.put_metrics(metrics, step)
+        if self.mirrors and new:
+            self.mirrors.log(new, step)
         if self.on_metrics:
             self.on_metrics(metrics, step)
 
@@ -86,6 +91,8 @@ class MLflowLogger:
 
     def close(self, status: str) -> None:
         """End the run. Says what to type where the store has not received everything."""
+        if self.mirrors:
+            self.mirrors.close(status)
         with suppress(OSError):  # a full disk takes no record of it, and the store may
             self.writer.put({"end": status})
         if not self.writer.close():
@@ -125,7 +132,8 @@ def open_run(
         run_id = find_or_create_run(client, experiment, directory)
         known = store.logged_steps(client, run_id)
         mlflow.start_run(run_id, log_system_metrics=bool(cfg.tracking.system_metrics))
-    logger = MLflowLogger(client, run_id, directory.path, known, on_metrics)
+    mirrors = Mirrors(cfg, directory.path) if len(cfg.report_to) > 1 else None
+    logger = MLflowLogger(client, run_id, directory.path, known, on_metrics, mirrors)
     status = "FAILED"
     try:
         if not directory.state.described:  # a kill may have come before; to log it twice does no harm
