@@ -173,7 +173,7 @@ def test_scripts_import_only_the_top_layers():
     [
         ("mlflow", {"tracking"}),
         ("hydra", {"cli", "config", "rewards", "sweep"}),
-        ("lightning", {"methods", "pipeline"}),
+        ("lightning", {"methods", "pipeline", "tracking"}),
         ("optuna", {"tracking", "sweep"}),
     ],
 )

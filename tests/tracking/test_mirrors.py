@@ -50,7 +50,7 @@ def test_a_resumed_run_has_each_step_once(recorder, tmp_path):
 
 def test_a_mirror_that_fails_costs_one_line(recorder, tmp_path, monkeypatch, capsys):
     def fail(metrics, step):
-        raise RuntimeError("no route to https://me:secret@host/x")
+        raise RuntimeError("no route to http://:secret@localhost/x")
 
     monkeypatch.setattr(recorder, "log_metrics", fail)
     client = FakeClient()

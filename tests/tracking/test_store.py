@@ -97,7 +97,7 @@ def test_tracking_uri_of_the_environment_is_used(tmp_path, monkeypatch):
     assert changed("output_dir=out").tracking.uri == "sqlite:///out/mlflow.db"
 
 
-def test_deleted_experiment_answers_with_the_command_that_restores_it(tmp_path):
+def test_deleted_experiment_is_restored_by_the_command_it_says(tmp_path):
     cfg = OmegaConf.create({"output_dir": str(tmp_path), "tracking": {"uri": f"sqlite:///{tmp_path}/m.db"}})
     cfg.tracking.experiment = "gone"
     client, experiment = store.open_experiment(cfg)
