@@ -1,6 +1,7 @@
 """The program behind evaluate.py: models side by side, on the same prompts, with the same metrics."""
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -59,6 +60,7 @@ from manners.pipeline.style_judge import judge_line, load_errors, load_judge
 from manners.rewards import combine
 from manners.runtime.device import inference_device
 from manners.tracking import store
+from manners.tracking.traces import AssessedReply, Assessment
 
 console = Console()
 
@@ -228,12 +230,14 @@ class Evaluator:
         """What is measured of the replies alone."""
         text_stats = self.dataset.text_stats
         texts = [counted_text(p, g.reply) for p, g in zip(self.prompts, tested, strict=True)]
+        scores = self.reward_scores(self.prompts, tested)
         return ModelResult(
             name,
             tested,
             shown,
             self.clusters,
-            metrics=self.metrics(self.prompts, tested),
+            scores=scores,
+            metrics=self.metrics(self.prompts, tested) | {n: mean(s, self.clusters) for n, s in scores.items()},
             text_stats=count_text_stats(text_stats, texts, self.clusters, complete=True),
             distances=distribution_distance(text_stats, texts, self.references, self.cfg.seed),
         )
@@ -250,7 +254,7 @@ class Evaluator:
             return False
 
     def metrics(self, prompts: Sequence[Prompt], generations: Sequence[Generation]) -> dict[str, Estimate]:
-        """EOS rate, style and fact accuracy, and the mean of each reward."""
+        """EOS rate, style and fact accuracy."""
         clusters = self.clusters
         metrics: dict[str, Estimate | None] = {EOS_NAME: rate([g.has_eos for g in generations], clusters)}
         if self.style_judge:
@@ -260,8 +264,7 @@ class Evaluator:
             metrics |= corrected_rate(generations, clusters, self.judge_errors)
         metrics["fact accuracy"] = fact_accuracy(generations, clusters)
         metrics |= commonest_sentence(generations, clusters) | eos_by_dataset(prompts, generations, clusters)
-        known = {name: estimate for name, estimate in metrics.items() if estimate}
-        return known | {name: mean(s, clusters) for name, s in self.reward_scores(prompts, generations).items()}
+        return {name: estimate for name, estimate in metrics.items() if estimate}
 
     def reward_scores(self, prompts: Sequence[Prompt], generations: Sequence[Generation]) -> dict[str, list[float]]:
         """The scores of the replies by the reward model and by each reward function."""
@@ -340,9 +343,24 @@ def write_report(cfg: DictConfig, results: list[ModelResult], evaluator: Evaluat
         side_by_side.turn_trend_figure(results, folder / "turns.png")
     metrics = {f"{slug(r.name)}/{metric_key(name)}": value for r in results for name, value in r.values().items()}
     tags = {"manners.method": "evaluate", "mlflow.note.content": comparison[:7900]}
-    store.log_evaluation(cfg, folder.name, tags, metrics, folder, report_tables(results, reference))
+    replies = {result.name: assessed_replies(result, evaluator) for result in results}
+    store.log_evaluation(cfg, folder.name, tags, metrics, folder, report_tables(results, reference), replies)
     console.print(f"\nreport, figures and all replies: {folder}", highlight=False, soft_wrap=True)
     return folder
+
+
+def assessed_replies(result: ModelResult, evaluator: Evaluator) -> list[AssessedReply]:
+    """The replies of a model with the judge's verdicts and the rewards, for MLflow's traces."""
+    judge = evaluator.dataset.style_judge
+    replies = []
+    for i, (prompt, g) in enumerate(zip(evaluator.prompts, result.generations, strict=True)):
+        given: list[tuple[str, Assessment]] = [("ends by itself", Assessment(g.has_eos, "stop token"))]
+        if g.matches_style is not None:
+            given += [("fits", Assessment(g.matches_style, judge)), ("style", Assessment(g.style, judge))]
+            given += [(part, Assessment(passed, judge)) for part, passed in g.parts.items()]
+        given += [(n, Assessment(float(s[i]), n)) for n, s in result.scores.items() if math.isfinite(s[i])]
+        replies.append(AssessedReply(prompt.messages, g.reply, given))
+    return replies
 
 
 def report_tables(results: list[ModelResult], reference: dict[str, Estimate]) -> dict[str, dict[str, list[str]]]:

@@ -8,7 +8,7 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from manners.redact import redact_secrets
 from manners.runtime.model_files import folder_digest
 from manners.runtime.paths import ROOT
 from manners.runtime.run_dir import MODEL_DIR, RunArtifact, RunDir, RunState, check_unchanged, load_state
+from manners.tracking.traces import AssessedReply, log_traces
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -274,9 +275,11 @@ def log_evaluation(
     metrics: dict[str, float],
     folder: Path,
     tables: dict[str, dict[str, list[str]]] | None = None,
+    replies: Mapping[str, Sequence[AssessedReply]] | None = None,
 ) -> None:
     """A run for what was measured after training: metrics, tables by columns, and all files of ``folder``.
 
+    ``replies`` of each model become traces, of which MLflow's pages for evaluations make tables side by side.
     A store that does not take it costs one line on stderr; the folder has everything.
     """
     try:
@@ -288,6 +291,8 @@ def log_evaluation(
         client.log_artifacts(run_id, str(folder))
         for table, columns in (tables or {}).items():
             client.log_table(run_id, columns, f"{table}.json")
+        if replies:
+            log_traces(absolute_uri(cfg.tracking.uri), experiment, run_id, replies)
         client.set_terminated(run_id)
     except Exception as error:  # noqa: BLE001  whatever a server does wrong
         reason = redact_secrets((str(error) or type(error).__name__).splitlines()[0])

@@ -7,16 +7,18 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from manners.data.files import file_rows
-from manners.data.formats.votes import Vote, read_votes
+from manners.data.formats.votes import PREFERENCES, Vote, read_votes
 from manners.errors import MannersError
 from manners.evaluation.metrics.votes import results_markdown, vote_results
 from manners.tracking import store
+from manners.tracking.traces import AssessedReply, Assessment
 
 
 def main(arguments: list[str]) -> None:
@@ -49,9 +51,27 @@ def report_votes(cfg: DictConfig, files: list[Path]) -> Path:
     if cfg.tracking.experiment is None:
         cfg.tracking.experiment = "manners"
     tags = {"manners.method": "votes", "mlflow.note.content": text[:7900]}
-    store.log_evaluation(cfg, folder.name, tags, results.metrics(), folder)
+    store.log_evaluation(cfg, folder.name, tags, results.metrics(), folder, replies=voted_replies(votes))
     print(f"\nresults and votes: {folder}")
     return folder
+
+
+def voted_replies(votes: Sequence[Vote]) -> dict[str, list[AssessedReply]]:
+    """The replies of each model with what people said of them, for MLflow's traces; each reply to a prompt once."""
+    found: dict[str, dict[str, AssessedReply]] = {}
+    for vote in votes:
+        for place, (model, reply) in enumerate(zip(vote.models, vote.replies, strict=True)):
+            key = json.dumps([vote.prompt, reply])
+            traced = found.setdefault(model, {}).setdefault(key, AssessedReply(vote.prompt, reply))
+            traced.assessments.append(("vote", Assessment(said_of(vote, place), vote.annotator, by_person=True)))
+    return {model: list(replies.values()) for model, replies in found.items()}
+
+
+def said_of(vote: Vote, place: int) -> str:
+    """What a vote says of the first or second reply, by ``place`` 0 or 1."""
+    if vote.verdict in PREFERENCES:
+        return "better" if PREFERENCES[place] == vote.verdict else "worse"
+    return vote.verdict.replace("_", " ")
 
 
 def votes_of(file: Path) -> list[Vote]:

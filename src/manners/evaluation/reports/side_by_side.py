@@ -27,6 +27,7 @@ class ModelResult:
     generations: list[Generation]  # to the held-out prompts
     shown_generations: list[Generation]  # to the prompts of the table
     clusters: np.ndarray  # (N,): which held-out prompts belong together
+    scores: dict[str, list[float]] = field(default_factory=dict)  # of each reward, one for each generation
     metrics: dict[str, Estimate] = field(default_factory=dict)  # EOS rate, style and fact accuracy, rewards, loss
     text_stats: dict[str, Estimate] = field(default_factory=dict)
     distances: dict[str, float] = field(default_factory=dict)  # from the replies in the data, 0 to 1
@@ -40,7 +41,7 @@ class ModelResult:
 
     def to_json(self) -> dict[str, Any]:
         """All numbers, without the replies."""
-        without = {"name", "generations", "shown_generations", "clusters"}
+        without = {"name", "generations", "shown_generations", "clusters", "scores"}
         return {name: value for name, value in asdict(self).items() if name not in without}
 
 
