@@ -8,9 +8,14 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?=
 ARGS ?=
+# Of export alone, and never from the environment: nobody pushes to the hub by a variable that was set for another tool.
+RUN =
+OUT =
+HUB =
+GGUF =
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
-UNKNOWN := $(filter-out PYTHON TORCH_INDEX ARGS RUN OUT MAKEFLAGS SHELL,$(GIVEN))
-$(if $(UNKNOWN),$(error $(UNKNOWN): no variable of this Makefile. There are PYTHON, TORCH_INDEX, ARGS, and RUN and OUT of export))
+UNKNOWN := $(filter-out PYTHON TORCH_INDEX ARGS RUN OUT HUB GGUF LLAMA_CPP MAKEFLAGS SHELL,$(GIVEN))
+$(if $(UNKNOWN),$(error $(UNKNOWN): no variable of this Makefile. There are PYTHON, TORCH_INDEX, ARGS, and of export RUN, OUT, HUB, GGUF and LLAMA_CPP))
 
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint conf/constraints.txt
 READY = .venv/ready
@@ -90,8 +95,9 @@ server: setup  ## serve a local MLflow tracking server with its UI: train.py tra
 report: setup  ## write an HTML page and tables over all runs  ARGS="--study strictbot --out FOLDER"
 	.venv/bin/python -m manners.report $(ARGS)
 
-export: setup  ## write a run's model with a model card, as a folder for plain transformers  RUN=latest OUT=FOLDER
-	.venv/bin/python -m manners.export $(or $(RUN),latest) $(if $(OUT),--out $(OUT)) $(ARGS)
+export: setup  ## write a run's model with a model card, as a folder for plain transformers  RUN=latest OUT=FOLDER GGUF=q8_0 HUB=me/name
+	.venv/bin/python -m manners.export $(or $(RUN),latest) $(if $(OUT),--out $(OUT)) \
+	  $(if $(GGUF),--gguf $(GGUF)) $(if $(HUB),--hub $(HUB)) $(ARGS)
 
 tiny: setup  ## train the tiny base model from scratch (under an hour), then test its knowledge
 	.venv/bin/python -m manners.tiny_world.pretrain $(ARGS)

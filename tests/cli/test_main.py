@@ -437,3 +437,18 @@ def test_threads_wait_briefly_unless_the_user_decides(monkeypatch, given, expect
 def test_make_names_a_variable_that_it_does_not_have():
     done = subprocess.run(["make", "-n", "export", "TO=folder"], cwd=paths.ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "TO: no variable of this Makefile. There are PYTHON," in done.stderr
+
+
+def test_make_export_pushes_only_what_its_command_names():
+    """A HUB in the environment is some other tool's."""
+
+    def command_of(*arguments):
+        environment = os.environ | {"HUB": "me/unasked", "GGUF": "f32"}
+        done = subprocess.run(
+            ["make", "-n", "export", *arguments], cwd=paths.ROOT, capture_output=True, text=True, env=environment
+        )
+        return " ".join(done.stdout.replace("\\\n", " ").partition("-m manners.export")[2].split())
+
+    assert command_of() == "latest"
+    given = command_of("RUN=mine", "GGUF=q8_0", "HUB=me/name", "LLAMA_CPP=llama.cpp")
+    assert given == "mine --gguf q8_0 --hub me/name"

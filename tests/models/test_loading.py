@@ -10,7 +10,7 @@ from transformers import BertConfig, RobertaConfig
 
 from manners.errors import MannersError
 from manners.models import loading
-from manners.models.lora import prepare_for_training, trainable_parameters
+from manners.models.lora import prepare_for_training, save_pretrained, trainable_parameters
 from manners.models.pretrained import resolve_name
 from manners.models.tokenizer import load_tokenizer
 from manners.runtime import hub
@@ -195,3 +195,17 @@ def test_offline_hub_dataset_error_says_how_to_continue():
 def test_positions_of_roberta_begin_after_those_of_padding():
     assert loading.max_positions(RobertaConfig(max_position_embeddings=514, pad_token_id=1)) == 512
     assert loading.max_positions(BertConfig(max_position_embeddings=512)) == 512
+
+
+@pytest.mark.parametrize("kind", ["lora", "none"])
+def test_base_with_a_contradictory_decoding_can_be_saved(model_dir, tokenizer, tmp_path, kind):
+    """Some bases have a temperature beside do_sample=false, which transformers may refuse to save after training."""
+    decoding = {"temperature": 0.6, "top_p": 0.9, "do_sample": False, "eos_token_id": [tokenizer.eos_token_id, 7]}
+    (model_dir / "generation_config.json").write_text(json.dumps(decoding))
+    model = loading.load_model(str(model_dir))
+    assert model.generation_config.temperature is None and model.generation_config.top_p is None
+    assert model.generation_config.eos_token_id == decoding["eos_token_id"]
+    model.generation_config.validate(strict=True)  # as when it is saved: minor contradictions are errors
+    trained = prepare_for_training(model, kind, 4, 8, 0.0, "all-linear")
+    save_pretrained(trained, tmp_path / "saved")
+    assert list((tmp_path / "saved").glob("*.safetensors"))
