@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from manners.pipeline.run import unused_adapter_options
 from tests import commands
 from tests.commands import find_run, mlflow_runs, read_records
+from tests.configs import compose
 
 SMALL = [
     *commands.SMALL,
@@ -209,3 +211,16 @@ def test_no_checkpoint_is_chosen_on_the_rows_that_are_reported(tmp_path, shares,
         assert (evaluated, best) == ([12], 12)
     else:
         assert evaluated == [4, 8, 12]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["adapter=none", "adapter.r=8", "adapter.use_dora=true"], "adapter=none: adapter.r=8, adapter.use_dora=true"),
+        (["adapter=none", "adapter.kind=none"], ""),
+        (["adapter=lora", "adapter.r=8"], ""),
+    ],
+)
+def test_options_of_lora_are_named_where_it_is_not_used(overrides, line):
+    said = unused_adapter_options(compose(*overrides), overrides)
+    assert said == (f"not used with {line}" if line else "")

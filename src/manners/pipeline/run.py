@@ -172,6 +172,8 @@ def print_run_header(spec: RunSpec, directory: RunDir, device: Device, inputs: d
     about = f"  {cfg.method.name}, {cfg.model.name}, {cfg.adapter.kind}, on {device.kind}, {device.number_format}"
     console.print(Text.assemble((directory.path.name, "bold"), about))
     console.print(settings_line(cfg, spec.overrides), highlight=False, soft_wrap=True)
+    if line := unused_adapter_options(cfg, spec.overrides):
+        console.print(line, highlight=False, soft_wrap=True)
     if source := source_line(cfg.model.name, cfg.model.revision):
         console.print(source, highlight=False, soft_wrap=True)
     for role, artifact in inputs.items():
@@ -206,6 +208,14 @@ def settings_line(cfg: DictConfig, overrides: Sequence[str]) -> str:
         return "default" if getattr(schema(), name) == m[name] else chosen or f"conf/method/{m.name}.yaml"
 
     return ", ".join(f"{name} {m[name]:g} ({source(name)})" for name in names if name in m)
+
+
+def unused_adapter_options(cfg: DictConfig, overrides: Sequence[str]) -> str:
+    """A line on the options of LoRA that a command sets where nothing is trained by LoRA; empty where it sets none."""
+    of_lora = {f"adapter.{name}" for name in cfg.adapter} - {"adapter.kind", "adapter.quantization"}
+    given = [o for o in overrides if override_key(o) in of_lora]
+    unused = given and cfg.adapter.kind in ("none", "frozen")
+    return f"not used with adapter={cfg.adapter.kind}: {', '.join(given)}" if unused else ""
 
 
 def print_rows(spec: RunSpec) -> None:
