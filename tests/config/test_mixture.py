@@ -1,7 +1,6 @@
 """``dataset.mix`` as it is typed: each entry gets its dataset's options, and mistakes are answered."""
 
 import pytest
-from omegaconf import OmegaConf
 
 from manners.config.compose import compose, plan_run, register
 from manners.errors import MannersError
@@ -36,13 +35,16 @@ def test_files_of_one_name_get_two_names():
     assert [entry.name for entry in dataset.mix] == ["my-1", "my-2"]
 
 
-def test_a_saved_mixture_is_not_expanded_again():
-    from manners.config.mixture import expand_mixture
-
-    dataset = composed("[{name: jsonl, path: a/my.jsonl}, {name: polite_helper}]")
-    cfg = OmegaConf.create({"dataset": OmegaConf.to_container(dataset)})
-    expand_mixture(cfg)
-    assert cfg.dataset == dataset
+def test_a_recipe_with_a_mixture_chooses_the_dataset_mix(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    register(str(tmp_path))
+    recipe = "# @package _global_\n{}dataset: {{mix: [{{name: strictbot_tiny, max_rows: 3}}]}}\n"
+    chosen = "defaults:\n  - override /dataset: mix\n"
+    (tmp_path / "experiment" / "good.yaml").write_text(recipe.format(chosen))
+    (tmp_path / "experiment" / "bad.yaml").write_text(recipe.format(""))
+    assert compose("train", ["experiment=good"]).dataset.mix[0].max_rows == 3
+    with pytest.raises(MannersError, match="'- override /dataset: mix'"):
+        compose("train", ["experiment=bad"])
 
 
 @pytest.mark.parametrize(

@@ -43,14 +43,14 @@ def expand_mixture(cfg: DictConfig) -> None:
     Raises MannersError for an entry that cannot be read, and for entries that contradict each other.
     """
     dataset = cfg.get("dataset")
-    if dataset is None or "mix" not in dataset or (OmegaConf.is_missing(dataset, "path") and not dataset.mix):
-        return
-    if not dataset.mix:
+    if not dataset or not dataset.get("mix"):
         return
     if not isinstance(dataset.mix, ListConfig):
         raise MannersError(f"{KEY} is a list of datasets, such as {EXAMPLE}", KEY)
-    if all("path" in entry for entry in dataset.mix) and str(dataset.path) != "mix:":
-        return  # of a saved run: it is expanded already
+    if dataset.path != "mix:":  # a recipe has left the default dataset beside the mixture
+        raise MannersError(
+            f"{KEY} is an option of dataset=mix: a recipe chooses it by '- override /dataset: mix'.", KEY
+        )
     defaults = OmegaConf.structured(schema.DatasetConfig)
     written: Any = OmegaConf.to_container(dataset.mix, resolve=True)
     entries = [expand_entry(entry, defaults) for entry in written]
