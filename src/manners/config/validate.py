@@ -21,6 +21,7 @@ from manners.data.formats.rows import COLUMNS
 from manners.data.loading import Splits, check_sample_types
 from manners.data.types import has_loss, labeled_replies
 from manners.errors import MannersError, did_you_mean
+from manners.runtime.paths import existing_path
 
 FLAGS = ("deleted", "synthetic", "unreviewed")  # OpenAssistant's messages that are left out by default
 MIN_PROMPT_SHARE = 1 / 8  # of the context, which new tokens must leave to prompts
@@ -89,15 +90,34 @@ def range_of(field: Any) -> str:
 
 def check_saved_model_config(cfg: DictConfig) -> None:
     """The options of evaluate.py and chat.py. Raises MannersError."""
-    if "lm_eval" in cfg and cfg.lm_eval and find_spec("lm_eval") is None:
-        install = ".venv/bin/pip install -c conf/constraints.txt -e '.[eval]'"
-        raise MannersError(f"lm_eval: it is an extra, and not installed here: {install}")
+    if "benchmarks" in cfg:
+        check_benchmarks(cfg)
     if cfg.hardware.precision == "fp16":
         raise MannersError("hardware.precision=fp16 is for training: evaluate.py and chat.py take 32 or bf16.")
     if cfg.get("best_of", 1) > 1 and cfg.reward_from == "none":
         raise MannersError(f"best_of={cfg.best_of} needs a reward model to choose by: reward_from=auto.", "best_of")
     if cfg.get("dataset") and not OmegaConf.is_missing(cfg.dataset, "path"):
         sources.local_path(cfg.dataset.path)  # raises for a path that does not exist
+
+
+def check_benchmarks(cfg: DictConfig) -> None:
+    """What ``benchmarks`` needs, except the tasks' data, is here. Raises MannersError."""
+    folder = existing_path(cfg.include_path) if cfg.include_path else None
+    if cfg.include_path and (folder is None or not folder.is_dir()):
+        raise MannersError(
+            f"include_path={cfg.include_path} is no folder: name the one that holds the yaml files of your tasks.",
+            "include_path",
+        )
+    if cfg.include_path and not cfg.benchmarks:
+        raise MannersError(
+            f"include_path={cfg.include_path}: none of its tasks is asked for. Name some: 'benchmarks=[TASK]'.",
+            "include_path",
+        )
+    if cfg.benchmarks and find_spec("lm_eval") is None:
+        install = ".venv/bin/pip install -c conf/constraints.txt -e '.[eval]'"
+        raise MannersError(
+            f"benchmarks={list(cfg.benchmarks)} needs lm-eval, an extra that is not installed: {install}"
+        )
 
 
 def check_method(cfg: DictConfig) -> None:
