@@ -269,6 +269,7 @@ def test_docstrings_of_raising_functions_say_raises():
 def test_top_level_holds_nothing_unexpected():
     folders = {"conf", "src", "experiments", "outputs", "tests", ".ci"}
     files = {"Makefile", "pyproject.toml", "README.md", "LICENSE", ".gitignore", "train.py", "evaluate.py", "chat.py"}
+    files |= {"Dockerfile", ".dockerignore"}
     assert {p.relative_to(ROOT).parts[0] for p in tracked_files()} <= folders | files
 
 

@@ -50,7 +50,9 @@ RENAMED = {
     "method.eval_prompts": "method.num_eval_prompts",
     "strength": "adapter_scale",
     "arena": "self_chat",
+    "lm_eval": "benchmarks",
 }
+SCRIPTS = {"strength": "chat", "arena": "chat", "lm_eval": "evaluate"}  # whose option it is, where not train.py's
 
 
 ANY_DATA = ("dataset.sample_types=[conversation,scored,prompt]",)
@@ -65,9 +67,9 @@ def registered():
 
 @pytest.mark.parametrize("former, present", RENAMED.items())
 def test_renamed_option_is_suggested_by_its_present_name(former, present):
-    if former in ("strength", "arena"):
+    if former in SCRIPTS:
         with hydra_context():
-            cfg = compose_module.compose("chat", [])
+            cfg = compose_module.compose(SCRIPTS[former], [])
     else:
         cfg = compose("method=reward" if former in ("method.corrupted", "method.ranking") else "method=ppo")
     assert OmegaConf.select(cfg, former) is None

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -163,7 +164,8 @@ def generate_reply(
 
 def read_terminal(session: Session) -> Iterator[str]:
     """The lines typed until Ctrl-D, with line editing and history."""
-    import readline  # noqa: F401  importing it is what enables both
+    with suppress(ImportError):  # Windows lacks it, and its terminal has both
+        import readline  # noqa: F401  importing it is what enables both
 
     while True:
         try:

@@ -32,6 +32,7 @@ EXAMPLES = {
         "reward_from=auto turns=8": "with the scores of its reward model, and conversations of eight turns",
         "reward_from=auto best_of=16": "and the best of sixteen sampled replies by that reward model",
         "dataset=jsonl dataset.path=my.jsonl": "on prompts of your own",
+        "benchmarks=\\[my_task] include_path=DIR": "and on a task of lm-eval, from its yaml file in DIR",
     },
     "chat": {
         "": "chat with the latest run; /help lists the commands",

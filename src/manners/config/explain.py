@@ -26,6 +26,7 @@ RENAMED = {
     "reward": "reward_from",
     "strength": "adapter_scale",
     "arena": "self_chat",
+    "lm_eval": "benchmarks",
     "hardware.parts": "hardware.microbatch_size",
     "dataset.train_on": "dataset.loss_roles",
     "dataset.every_reply": "dataset.include_alternatives",

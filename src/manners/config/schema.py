@@ -438,7 +438,8 @@ class EvaluateConfig(SavedModelConfig):
     )
     turns: int = option(0, "user turns of conversations that show whether the style fades; 0 for none", ge=0)
     chats: int = option(32, "such conversations", ge=1)
-    lm_eval: list[str] = option([], "standard benchmarks by lm-eval, an extra: such as arc_easy")
+    benchmarks: list[str] = option([], "tasks of lm-eval, an extra: names such as ifeval, yaml files, or folders")
+    include_path: str | None = option(None, "folder with tasks of your own, in lm-eval's format, for benchmarks=")
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 

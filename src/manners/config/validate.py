@@ -23,6 +23,7 @@ from manners.data.loading import Splits, check_sample_types
 from manners.data.mixture import dataset_configs, mixture_paths
 from manners.data.types import has_loss, labeled_replies
 from manners.errors import MannersError, did_you_mean
+from manners.runtime.paths import existing_path
 
 FLAGS = ("deleted", "synthetic", "unreviewed")  # OpenAssistant's messages that are left out by default
 MIN_PROMPT_SHARE = 1 / 8  # of the context, which new tokens must leave to prompts
@@ -93,9 +94,8 @@ def range_of(field: Any) -> str:
 
 def check_saved_model_config(cfg: DictConfig) -> None:
     """The options of evaluate.py and chat.py. Raises MannersError."""
-    if "lm_eval" in cfg and cfg.lm_eval and find_spec("lm_eval") is None:
-        install = ".venv/bin/pip install -c conf/constraints.txt -e '.[eval]'"
-        raise MannersError(f"lm_eval: it is an extra, and not installed here: {install}")
+    if "benchmarks" in cfg:
+        check_benchmarks(cfg)
     if cfg.hardware.precision == "fp16":
         raise MannersError("hardware.precision=fp16 is for training: evaluate.py and chat.py take 32 or bf16.")
     if cfg.get("best_of", 1) > 1 and cfg.reward_from == "none":
@@ -118,6 +118,26 @@ def check_report_to(report_to: list[str]) -> None:
             f"report_to={report_to} leaves out mlflow, which reports and later runs are read from: "
             f"report_to=[{','.join(['mlflow', *report_to])}]. It needs no server: tracking.uri=sqlite:///FILE.",
             "report_to",
+        )
+
+
+def check_benchmarks(cfg: DictConfig) -> None:
+    """What ``benchmarks`` needs, except the tasks' data, is here. Raises MannersError."""
+    folder = existing_path(cfg.include_path) if cfg.include_path else None
+    if cfg.include_path and (folder is None or not folder.is_dir()):
+        raise MannersError(
+            f"include_path={cfg.include_path} is no folder: name the one that holds the yaml files of your tasks.",
+            "include_path",
+        )
+    if cfg.include_path and not cfg.benchmarks:
+        raise MannersError(
+            f"include_path={cfg.include_path}: none of its tasks is asked for. Name some: 'benchmarks=[TASK]'.",
+            "include_path",
+        )
+    if cfg.benchmarks and find_spec("lm_eval") is None:
+        install = ".venv/bin/pip install -c conf/constraints.txt -e '.[eval]'"
+        raise MannersError(
+            f"benchmarks={list(cfg.benchmarks)} needs lm-eval, an extra that is not installed: {install}"
         )
 
 

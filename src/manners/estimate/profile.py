@@ -7,8 +7,6 @@ import json
 import logging
 import pickle
 import random
-import resource
-import signal
 import subprocess
 import sys
 import tempfile
@@ -41,6 +39,7 @@ from manners.runtime.run_dir import RunDir, RunState
 from manners.tracking.logger import NullLogger
 
 REQUEST, RESULT = "request.pickle", "result.json"
+SIGKILLED = -9  # the return code; Windows lacks the name signal.SIGKILL
 CODE = "import sys, manners.pipeline.run, manners.estimate.profile as p; p.main(sys.argv[1])"  # imports what a run does
 
 
@@ -72,7 +71,7 @@ def profile(cfg: DictConfig, splits: Splits, microbatch_size: int, reward_cfg: D
         process = subprocess.run([sys.executable, "-c", CODE, folder], capture_output=True, text=True)
         if process.returncode == 0:
             return Profile(*json.loads((Path(folder) / RESULT).read_text()))
-    if process.returncode == -signal.SIGKILL:
+    if process.returncode == SIGKILLED:
         raise MannersError(
             "the profiling process was killed, as happens when memory runs out: stop other programs, or ask for less."
         )
@@ -171,4 +170,8 @@ def peak_memory() -> int:
     if (status := Path("/proc/self/status")).exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # which Windows lacks
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -47,6 +47,7 @@ from manners.evaluation.evaluate import (
 )
 from manners.evaluation.generate import cut_prompts_line
 from manners.evaluation.metrics.assistant_style import politeness
+from manners.evaluation.metrics.lm_eval_tasks import Benchmarks, check_reply_lengths
 from manners.evaluation.metrics.text_stats import count_text_stats, distribution_distance
 from manners.evaluation.reports import side_by_side
 from manners.evaluation.reports.side_by_side import ModelResult
@@ -54,7 +55,7 @@ from manners.evaluation.reports.table import markdown_report
 from manners.evaluation.reports.text_stats_figure import draw_text_stats
 from manners.evaluation.stats import Estimate, bootstrap_ratio, mean, rate
 from manners.models.loading import context_length
-from manners.pipeline import model_ref
+from manners.pipeline import benchmarks, model_ref
 from manners.pipeline.model_ref import LoadedModel, ModelRef
 from manners.pipeline.style_judge import judge_line, load_errors, load_judge
 from manners.rewards import combine
@@ -65,10 +66,11 @@ from manners.tracking.traces import AssessedReply, Assessment
 console = Console()
 
 
-def evaluate_models(cfg: DictConfig) -> Path:
+def evaluate_models(cfg: DictConfig, tasks: Benchmarks | None = None) -> Path:
     """Evaluate the models of ``cfg.run``, and the base of each; the directory of the report is returned.
 
-    Raises MannersError for names that mean nothing, too many models, or a dataset without held-out rows.
+    They answer the benchmarks ``tasks`` too. Raises MannersError for names that mean nothing, too many models, or a
+    dataset without held-out rows.
     """
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries about each other
     warnings.filterwarnings("ignore", message="Already unmerged")
@@ -84,7 +86,7 @@ def evaluate_models(cfg: DictConfig) -> Path:
             f"run={names}: with their bases {columns} columns, and a figure has room for {len(side_by_side.COLORS)}.",
             "run",
         )
-    evaluator = Evaluator(cfg, dataset, refs, device.kind)
+    evaluator = Evaluator(cfg, dataset, refs, device.kind, tasks)
     results: list[ModelResult] = []
     for ref in refs:
         loaded = model_ref.load_model_ref(ref, device.kind)
@@ -125,11 +127,18 @@ def base_name(ref: ModelRef) -> str:
 class Evaluator:
     """The prompts, metrics and settings that are the same for every model."""
 
-    def __init__(self, cfg: DictConfig, dataset: DictConfig, refs: Sequence[ModelRef], device: str):
+    def __init__(
+        self,
+        cfg: DictConfig,
+        dataset: DictConfig,
+        refs: Sequence[ModelRef],
+        device: str,
+        tasks: Benchmarks | None = None,
+    ):
         splits = loading.load_splits(dataset)
         for line in splits.left_out:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-        self.cfg, self.dataset = cfg, dataset
+        self.cfg, self.dataset, self.benchmarks = cfg, dataset, tasks
         self.style_judge = load_judge(dataset.style_judge, cfg, device)
         self.judge_errors = load_errors(dataset, self.style_judge)
         self.rows: list[Conversation] = splits.test or splits.validation
@@ -167,6 +176,8 @@ class Evaluator:
         for ref in refs:
             tokenizer, context = model_ref.tokenizer_of(ref), context_length(*model_ref.base_of(ref))
             validate.check_room_for_prompts(self.cfg, context, ref.name)
+            if self.benchmarks:
+                check_reply_lengths(self.benchmarks, ref.name, context)
             rows, skipped = renderable_rows(self.rows, tokenizer, self.dataset.loss_roles, self.dataset.on_invalid_row)
             self.rows, refused = rows, [*refused, *skipped]
             prompts = [p.messages for p in prompts_of(rows, self.role, self.dataset.prefix_words)]
@@ -203,9 +214,12 @@ class Evaluator:
             tested, shown = answer_prompts(model, tokenizer, prompts, fixed, count, self.style_judge, **self.generation)
             turn_trends = {} if system else self.turn_trends(model, tokenizer)
             loss = {} if system else self.losses(model, tokenizer)
-            benchmarks = {} if system else self.benchmarks(model, tokenizer)
-        result = self.result_of_replies(name, tested, shown)
-        return replace(result, metrics=result.metrics | loss, turn_trends=turn_trends, benchmarks=benchmarks)
+            result = self.result_of_replies(name, tested, shown)
+            if self.benchmarks and not system:
+                batch_size = self.cfg.evaluation.batch_size
+                scores, prompts_by = benchmarks.answer(loaded, model, self.benchmarks, before_training, batch_size)
+                result = replace(result, benchmarks=scores, benchmark_prompts=prompts_by)
+        return replace(result, metrics=result.metrics | loss, turn_trends=turn_trends)
 
     def evaluate_best_of(self, loaded: LoadedModel) -> ModelResult:
         """Of ``best_of`` sampled replies to each prompt the one with the highest score of the reward model."""
@@ -302,14 +316,6 @@ class Evaluator:
             for name, column in (of_turn | self.reward_scores(prompts, generations)).items():
                 values.setdefault(name, []).append(column)
         return {name: multi_turn.turn_trend(np.array(columns).T) for name, columns in values.items()}
-
-    def benchmarks(self, model: Any, tokenizer: Any) -> dict[str, Estimate]:
-        """Standard benchmarks by lm-eval, where ``lm_eval`` names some."""
-        if not self.cfg.lm_eval:
-            return {}
-        from manners.evaluation.metrics.lm_eval import run_lm_eval
-
-        return run_lm_eval(model, tokenizer, list(self.cfg.lm_eval), self.cfg.evaluation.batch_size, None)
 
 
 def with_system(prompts: Sequence[Prompt], system: str | None) -> list[Prompt]:

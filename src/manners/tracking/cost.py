@@ -3,6 +3,7 @@
 import sys
 import time
 
+import psutil
 import torch
 
 from manners.runtime.run_dir import RunDir
@@ -40,6 +41,8 @@ def peak_memory(device: str) -> float:
     """The most memory held at once since ``start_clock``, in bytes."""
     if device == "cuda":
         return float(torch.cuda.max_memory_allocated())
+    if sys.platform == "win32":
+        return float(psutil.Process().memory_info().peak_wset)
     import resource  # which Windows lacks
 
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))

@@ -39,3 +39,11 @@ def test_change_of_style_is_paired_over_prompts():
     row = side_by_side.comparison_table(models, {}).rows[-1]
     assert row == ["style accuracy, change from one, paired", "", gained, same, ""]
     assert side_by_side.paired_changes(models[:1]) == side_by_side.paired_changes(results()) == []
+
+
+def test_comparison_says_how_benchmarks_were_asked():
+    models = results()
+    assert "prompts of the benchmarks" not in side_by_side.comparison_markdown("t", models, {})
+    models[0].benchmark_prompts, models[1].benchmark_prompts = "plain text", "chat template"
+    row = "| prompts of the benchmarks | plain text | chat template |"
+    assert row in side_by_side.comparison_markdown("t", models, {})

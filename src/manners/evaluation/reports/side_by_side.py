@@ -33,6 +33,7 @@ class ModelResult:
     distances: dict[str, float] = field(default_factory=dict)  # from the replies in the data, 0 to 1
     turn_trends: dict[str, TurnTrend] = field(default_factory=dict)
     benchmarks: dict[str, Estimate] = field(default_factory=dict)
+    benchmark_prompts: str = ""  # how they were asked: by the chat template, or by plain text
     best_of_n: list[BestOfN] = field(default_factory=list)
 
     def values(self) -> dict[str, float]:
@@ -54,6 +55,8 @@ def comparison_table(results: list[ModelResult], reference: dict[str, Estimate])
             in_data = reference.get(name) if kind == "text_stats" else None
             values = [("" if e is None else e.percent() if is_rate(name) else e.plain()) for e in estimates]
             rows.append([name, *values, in_data.plain() if in_data else ""])
+    if any(result.benchmark_prompts for result in results):
+        rows.append(["prompts of the benchmarks", *(result.benchmark_prompts for result in results), ""])
     if changes := paired_changes(results):
         rows.append([f"style accuracy, change from {results[0].name}, paired", "", *changes, ""])
     for name in dict.fromkeys(name for result in results for name in result.distances):
