@@ -295,6 +295,7 @@ def test_every_dataset_passes(dataset, twelve_rows):
         "stanford_politeness": [twelve_rows, "method=reward", *batch(4)],
         "mix": ["dataset.mix=[{name: strictbot}]"],
     }
+    more |= {"distilled": ["dataset.path=package:polite_helper/train.jsonl"]}  # its own file has to be made
     validate.validate_config(compose(f"dataset={dataset}", *more.get(dataset, [])))
 
 
