@@ -1,8 +1,8 @@
 """What PPO changed, prompt by prompt: python experiments/strictbot/paired.py outputs/runs/RUN [RUN of another seed ...]
 
-For each run the difference of style accuracy before and after, paired, the share of words that are none, and the
-sentence that stands in most replies to poor logic. Of several runs also the mean difference, with a bootstrap interval
-over prompts.
+In place of a run also a folder of evaluate.py, run=[BEFORE,AFTER]: outputs/evaluations/NAME. For each the difference of
+style accuracy before and after, paired, the share of words that are none, and the sentence that stands in most replies to
+poor logic. Of several also the mean difference, with a bootstrap interval over prompts, and by category.
 """
 
 import json
@@ -19,16 +19,28 @@ from manners.evaluation.stats import Estimate, bootstrap_ratio, paired_differenc
 
 
 def main(folders: list[Path]) -> None:
-    changes = [change_of(folder) for folder in folders]
-    if len(changes) > 1:
-        mean = bootstrap_ratio(np.mean(changes, axis=0), np.ones(len(changes[0])))
-        print(f"{len(changes)} runs, {len(changes[0])} prompts: {points(mean)}")
+    changes = np.array([change_of(folder) for folder in folders]).mean(0)  # of each prompt
+    categories = np.array([g["category"] for g in generations_of(folders[0])[1]])
+    for category in ("", *dict.fromkeys(categories)) if len(folders) > 1 else ():
+        of = changes[categories == category] if category else changes
+        name = category.replace("_", " ") or f"{len(folders)} runs"
+        print(f"{name}, {len(of)} prompts: {points(bootstrap_ratio(of, np.ones(len(of))))}")
+
+
+def generations_of(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The judged replies before and after, of a run or of the first and last model of an evaluation."""
+    if (folder / "replies.jsonl").exists():
+        replies = [json.loads(line) for line in (folder / "replies.jsonl").read_text().splitlines()]
+        models = list(dict.fromkeys(reply["model"] for reply in replies))
+        first, last = ([r for r in replies if r["model"] == model] for model in (models[0], models[-1]))
+        return first, last
+    before = json.loads((folder / "run.json").read_text())["before"]["generations"]
+    return before, json.loads((folder / "after.json").read_text())["generations"]
 
 
 def change_of(folder: Path) -> np.ndarray:
     """1 for a prompt whose reply fits now and did not, -1 for the opposite, else 0."""
-    before = json.loads((folder / "run.json").read_text())["before"]["generations"]
-    after = json.loads((folder / "after.json").read_text())["generations"]
+    before, after = generations_of(folder)
     change = np.array([a["matches_style"] - b["matches_style"] for b, a in zip(before, after, strict=True)])
     gained, lost, total = int((change > 0).sum()), int((change < 0).sum()), len(change)
     print(f"{folder.name}: of {total} replies {gained} fit that did not, {lost} no longer do: ", end="")
