@@ -1,8 +1,8 @@
 """What PPO changed, prompt by prompt: python experiments/strictbot/paired.py outputs/runs/RUN [RUN of another seed ...]
 
 In place of a run also a folder of evaluate.py, run=[BEFORE,AFTER]: outputs/evaluations/NAME. For each the difference of
-style accuracy before and after, paired, the share of words that are none, and the sentence that stands in most replies to
-poor logic. Of several also the mean difference, with a bootstrap interval over prompts, and by category.
+style accuracy before and after, paired, the share of words that are none, and the sentence that stands in most replies
+to poor logic. Of several also the mean difference, with a bootstrap interval over prompts, and by category.
 """
 
 import json
