@@ -289,3 +289,8 @@ def test_reward_names_are_those_that_mlflow_takes(name):
     except MlflowException:
         accepted = False
     assert validate.is_metric_name(name) == (accepted and name != "")
+
+
+def test_a_machine_without_git_has_no_commit_to_log(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert logger_module.git_state() == ("", "")

@@ -278,10 +278,15 @@ def flatten_params(node: Any, path: str = "") -> dict[str, str]:
 
 
 def git_state() -> tuple[str, str]:
-    """The commit and the diff against it; empty where the code is no checkout."""
+    """The commit and the diff against it; empty where the code is no checkout, or git is not installed."""
 
     def git(*args: str) -> str:
-        done = subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(
+                ["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+            )
+        except OSError:  # a container may have no git
+            return ""
         return done.stdout if done.returncode == 0 else ""
 
     return git("rev-parse", "HEAD").strip(), git("diff", "HEAD")
