@@ -74,6 +74,8 @@ def test_a_mistake_is_answered(mix, says):
     ("overrides", "says"),
     [
         (["dataset=mix"], "dataset=mix: name the datasets"),
+        (["dataset.mix=[]"], r"dataset.mix=\[\] names no dataset"),
+        (["dataset.path=a.jsonl", "dataset.mix=[{name: strictbot}]"], "a.jsonl: beside dataset.mix a file is one of"),
         (["dataset=requests", "dataset.mix=[{name: strictbot}]"], "leave out dataset=requests"),
         (["dataset.mix=[{name: strictbot, max_rows: 0}]"], "dataset.mix, strictbot: dataset.max_rows=0 must be"),
         (["dataset.mix=[{name: jsonl, path: no.jsonl}]"], "dataset.mix, no: dataset.path=no.jsonl: there is no such"),

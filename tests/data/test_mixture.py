@@ -42,6 +42,11 @@ def test_a_weight_of_zero_trains_on_nothing_of_it():
     assert drawn(mix_rows({"a": rows("a", 3), "b": rows("b", 7)}, {"a": 0.5, "b": 0})) == {"a": 3}
 
 
+def test_weights_too_far_apart_are_refused():
+    with pytest.raises(MannersError, match="each of the 1 training rows of a 30,000 times"):
+        mix_rows({"a": rows("a", 1), "b": rows("b", 3)}, {"a": 10_000, "b": 1})
+
+
 def test_the_mixture_is_the_same_each_time():
     data = {"a": rows("a", 5), "b": rows("b", 13)}
     assert mix_rows(data, {"a": 2, "b": 1}) == mix_rows(data, {"a": 2, "b": 1})
@@ -56,7 +61,7 @@ def test_prompts_that_another_dataset_trains_on_are_not_held_out():
     ask = [{"role": "user", "content": "Why?"}]
     shared = Conversation([*ask, {"role": "assistant", "content": "So."}])
     other = Conversation([{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}])
-    trained = Conversation([*ask, {"role": "assistant", "content": "Because."}])
+    trained = Conversation([{"role": "user", "content": "WHY? "}, {"role": "assistant", "content": "Because."}])
     assert held_out_of_training([shared, other], {"b": [trained]}) == ([other], 1)
 
 

@@ -28,7 +28,6 @@ def generation(reply, has_eos=True, fits=None):
 @pytest.mark.parametrize(
     ("reply", "fate"),
     [
-        (generation("Yes."), "accepted"),
         (generation("Yes.", fits=True), "accepted"),
         (generation("Yes.", fits=False), "does not fit"),
         (generation("Yes.", has_eos=False, fits=False), "does not end"),
@@ -36,7 +35,24 @@ def generation(reply, has_eos=True, fits=None):
     ],
 )
 def test_only_replies_that_end_and_fit_are_kept(reply, fate):
-    assert samples.fate_of(reply) == fate
+    assert samples.fate_of(reply, must_fit=True) == fate
+    assert samples.fate_of(reply, must_fit=False) == fate
+
+
+def test_a_reply_without_category_needs_a_reward_model():
+    assert samples.fate_of(generation("Yes."), must_fit=True) == "its row has no category to judge it by"
+    assert samples.fate_of(generation("Yes."), must_fit=False) == "accepted"
+
+
+def test_a_file_of_the_user_is_not_replaced(command, stubbed, tmp_path):
+    mine = write(tmp_path, {"prompt": "Why?", "completion": "So."}, name="out.jsonl")
+    before = mine.read_bytes()
+    with pytest.raises(MannersError, match="is no file of a distillation"):
+        distill.write_distilled(command())
+    assert mine.read_bytes() == before
+    mine.unlink()
+    distill.write_distilled(command())
+    distill.write_distilled(command("seed=2"))  # its own file is replaced
 
 
 def test_the_reward_model_chooses_among_them():

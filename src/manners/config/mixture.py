@@ -26,8 +26,15 @@ def choose_mixture(overrides: list[str]) -> list[str]:
     """``overrides`` with ``dataset=mix`` where they set ``dataset.mix``. Raises MannersError beside another dataset."""
     mix = next((o for o in overrides if override_key(o) == KEY), f"{KEY}=null")
     chosen = next((o.partition("=")[2] for o in overrides if override_key(o) == "dataset"), "")
-    if mix.endswith(("=[]", "=null")) or chosen == "mix":
+    if mix.endswith("=null") or chosen == "mix":
         return overrides
+    if mix.endswith("=[]"):
+        raise MannersError(f"{KEY}=[] names no dataset: {EXAMPLE}", KEY)
+    if path := next((o for o in overrides if override_key(o) == "dataset.path"), ""):
+        file = path.partition("=")[2]
+        raise MannersError(
+            f"{path}: beside {KEY} a file is one of its datasets, '{KEY}=[{{name: jsonl, path: {file}}}, ...]'.", KEY
+        )
     if chosen:
         raise MannersError(
             f"{KEY} names all datasets of a training: leave out dataset={chosen}, and make it one of them, "

@@ -183,7 +183,9 @@ def reject_row(source: str, error: InvalidRow, cfg: DictConfig, splits: Splits) 
         splits.skipped.append(sentence)
         return
     hint = "" if cfg.format == "auto" else f" If the file is not in the {cfg.format} format: dataset.format=auto."
-    raise MannersError(f"{sentence}. Fix the row, or skip such rows: dataset.on_invalid_row=skip.{hint}") from None
+    raise MannersError(
+        f"{sentence.rstrip('.')}. Fix the row, or skip such rows: dataset.on_invalid_row=skip.{hint}"
+    ) from None
 
 
 def leave_out_without_loss(

@@ -10,8 +10,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from manners.data.types import Conversation
+from manners.errors import MannersError
 
 DATASET = "dataset"  # the field of a row's metadata that holds the name of its dataset in the mixture
+MAX_PASSES = 10_000  # of a dataset in an epoch: the list of rows is in memory
 OF_ENTRY = ("name", "weight")  # of an entry of ``dataset.mix``; the others are options of its dataset
 
 
@@ -39,13 +41,21 @@ def mix_rows(rows: Mapping[str, list[Conversation]], weights: Mapping[str, float
 
     So the rows of the dataset that has the most of them for its weight come once, and those of the others again and
     again; which of them come once more than the rest does not depend on the run. Without weights all rows come once. A
-    weight of 0 trains on none: such a dataset is reported alone.
+    weight of 0 trains on none: such a dataset is reported alone. Raises MannersError for weights so far apart that the
+    rows of a dataset would come ``MAX_PASSES`` times.
     """
     counts = {name: len(of) for name, of in rows.items()}
     if not any(weight is None for weight in weights.values()):
         given = {name: float(weight or 0) for name, weight in weights.items() if counts[name]}
         epoch = max((counts[name] / weight for name, weight in given.items() if weight), default=0)
         counts |= {name: round(epoch * weight) for name, weight in given.items()}
+        for name, of in rows.items():
+            if counts[name] > MAX_PASSES * len(of):
+                raise MannersError(
+                    f"dataset.mix: by these weights an epoch has each of the {len(of)} training rows of {name} "
+                    f"{counts[name] // len(of):,} times: bring the weights closer together.",
+                    "dataset.mix",
+                )
     return [row for name, of in rows.items() for row in repeated(of, counts[name])]
 
 
@@ -80,8 +90,9 @@ def held_out_of_training(
 
 
 def prompt_key(row: Conversation) -> str:
-    """What a row asks; of a plain text, the text."""
-    return json.dumps(row.messages[:-1] or row.messages, sort_keys=True)
+    """What a row asks, whatever its case and spacing; of a plain text, the text."""
+    asked = [(m["role"], " ".join(m["content"].casefold().split())) for m in row.messages[:-1] or row.messages]
+    return json.dumps(asked)
 
 
 def mixture_lines(rows: Mapping[str, list[Conversation]], mixed: Sequence[Conversation]) -> list[str]:
@@ -91,7 +102,8 @@ def mixture_lines(rows: Mapping[str, list[Conversation]], mixed: Sequence[Conver
     for name, of in rows.items():
         passes = f", {drawn[name] / len(of):,.1f} times each in an epoch" if of and drawn[name] != len(of) else ""
         share = 100 * drawn[name] / max(len(mixed), 1)
-        lines.append(f"{name}: {len(of)} training rows{passes}: {share:.1f} % of the mixture")
+        used = f"{passes}: {share:.1f} % of the mixture" if drawn[name] or not of else ": none is trained on"
+        lines.append(f"{name}: {len(of)} training rows{used}")
     return lines
 
 

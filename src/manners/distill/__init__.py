@@ -71,6 +71,8 @@ def check_options(cfg: DictConfig, system: str | None) -> None:
         raise MannersError(f"min_reward={cfg.min_reward} needs a reward model: reward_from=RUN.", "min_reward")
     if Path(cfg.out).suffix != ".jsonl":
         raise MannersError(f"out={cfg.out}: the rows are written to a .jsonl file.", "out")
+    if Path(cfg.out).exists() and "distilled_from" not in Path(cfg.out).read_text(encoding="utf-8").partition("\n")[0]:
+        raise MannersError(f"out={cfg.out} exists, and is no file of a distillation: choose another name.", "out")
     check_style_judge(cfg)
 
 

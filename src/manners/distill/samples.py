@@ -22,6 +22,7 @@ from manners.runtime.model_files import model_digest
 from manners.runtime.progress import progress
 
 Score = Callable[[Sequence[tuple[list[Message], str]]], list[float]]
+ACCEPTED = "accepted"
 NO_PART_OF_THE_REPLIES = ("tracking", "experiment_name", "output_dir", "hardware", "out")
 
 
@@ -107,23 +108,27 @@ def sample_batches(
                 seed=cfg.seed + number,
             )
             judged = make_generations(prompts, replies, judge)
-            fates = [fate_of(generation) for generation in judged]
+            must_fit = judge is not None and score is None  # with a reward model, what no judge knows is scored
+            fates = [fate_of(generation, must_fit) for generation in judged]
             kept = []
             for place, i in enumerate(batches[number]):
-                fitting = [g.reply for g in judged[place * n : (place + 1) * n] if fate_of(g) == "accepted"]
+                own = slice(place * n, (place + 1) * n)
+                fitting = [g.reply for g, fate in zip(judged[own], fates[own], strict=True) if fate == ACCEPTED]
                 best = best_reply(asked[i].prompt, fitting, score, cfg.min_reward)
                 kept += [(i, best)] if best is not None else []
             bar.update(number + 1)
             yield {"kept": kept, "fates": fates}
 
 
-def fate_of(generation: Generation) -> str:
-    """Whether a reply may be kept, or why not; without a judge, or a category, it only has to end."""
+def fate_of(generation: Generation, must_fit: bool) -> str:
+    """Whether a reply may be kept, or why not. ``must_fit`` leaves out the replies to prompts without a category."""
     if not generation.has_eos:
         return "does not end"
     if not generation.reply:
         return "empty"
-    return "does not fit" if generation.matches_style is False else "accepted"
+    if generation.matches_style is None and must_fit:
+        return "its row has no category to judge it by"
+    return "does not fit" if generation.matches_style is False else ACCEPTED
 
 
 def best_reply(prompt: Prompt, replies: Sequence[str], score: Score | None, minimum: float | None) -> str | None:
