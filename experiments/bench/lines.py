@@ -119,7 +119,7 @@ def sft() -> Line:
                     case = Case(Side(f"{ours} --compile"), uncompiled | with_compile, default=False)
                     cases[f"{rows}, {model}, {kind}, compiled"] = case
     # In batches of eight, TRL's default would take the peer more memory than is free beside other jobs.
-    task = f" --rows {folder}/exchanges-135m.jsonl --model {SMOLLM} --batch 4 --steps 4 --lora"
+    task = f" --rows {folder}/exchanges-135m.jsonl --model {SMOLLM} --batch 4 --steps 2 --lora"
     peers = {
         "TRL, default": ("peer.py", {speed.name: 2.5, memory.name: 0.35}),
         "TRL, packed": ("peer.py --packed", {speed.name: 1.25, memory.name: None}),
