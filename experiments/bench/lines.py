@@ -12,8 +12,8 @@ names the keys that should agree on all sides of a case up to noise (the loss re
 
 A *measure* computes one number from that object. All ratios are **ours ÷ theirs**, per round: a goal is a lower bound
 where higher is better, otherwise an upper bound. Goals belong to a peer, by measure:
-``Side("sft/trl.py --packing", {"tokens/s": 1.4})``. A goal without a peer (one second, two percent) is a *limit* of the
-case: the ratio is then ours ÷ limit and should be at most 1.
+``Side("sft/trl.py --packing", {"tokens/s": 1.4})``; a measure whose goal is None is shown without one. A goal without a
+peer (one second, two percent) is a *limit* of the case: the ratio is then ours ÷ limit and should be at most 1.
 
     LINES["sft"] = Line(
         title="...",
@@ -39,6 +39,7 @@ PPO_TASK = "--model src/manners/models/tiny --prompts outputs/bench/ppo/prompts.
 TRL_112 = "outputs/bench/trl112/bin/python"  # the last TRL with a PPOTrainer; created by ppo/prepare.py
 
 TEMPLATE = "outputs/bench/start/template"  # see start/prepare.py
+SMOLLM = "outputs/bench/smollm2-135m"  # SmolLM2-135M-Instruct, see smollm.py
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ class Measure:
 @dataclass(frozen=True)
 class Side:
     command: str
-    goals: dict[str, float] = field(default_factory=dict)  # of a peer: measure → goal for ours ÷ theirs
+    goals: dict[str, float | None] = field(default_factory=dict)  # of a peer: measure → goal for ours ÷ theirs
     python: str = OURS
-    requires: str = ""  # a path without which the side is skipped
+    requires: str = ""  # a path without which the side is skipped; without that of ours, the case
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Line:
 def sft() -> Line:
     """Exchanges vary in length; conversations fill the context, so that grouping them by length changes nothing."""
     speed = Measure("tokens/s of CPU", lambda run: run["tokens"] / run["cpu_s"], higher_is_better=True)
+    memory = Measure("peak memory above startup, MB", lambda run: run["above_start_mb"])
     folder = "outputs/bench/sft"
     models = {"tiny": "src/manners/models/tiny", "8 layers": f"{folder}/eight --batch 4"}
     steps = {"exchanges": 4, "conversations": 2}  # with fewer rows, sorting by length has little to sort
@@ -105,7 +107,7 @@ def sft() -> Line:
                     for name, peer in peers.items()
                     if peer[goal_index]
                 }
-                default = (rows, model, kind) in {("exchanges", "tiny", "LoRA"), ("conversations", "tiny", "full")}
+                default = (rows, model, kind) == ("conversations", "tiny", "full")
                 ours = f"sft/ours.py{task}" + (" --microbatches" if rows == "exchanges" else "")
                 cases[f"{rows}, {model}, {kind}"] = Case(Side(ours), sides, default=default)
                 if (rows, model, kind) in compiled:
@@ -116,11 +118,24 @@ def sft() -> Line:
                     }
                     case = Case(Side(f"{ours} --compile"), uncompiled | with_compile, default=False)
                     cases[f"{rows}, {model}, {kind}, compiled"] = case
+    # In batches of eight, TRL's default would take the peer more memory than is free beside other jobs.
+    task = f" --rows {folder}/exchanges-135m.jsonl --model {SMOLLM} --batch 4 --steps 2 --lora"
+    peers = {
+        "TRL, default": ("peer.py", {speed.name: 2.5, memory.name: 0.35}),
+        "TRL, packed": ("peer.py --packed", {speed.name: 1.25, memory.name: None}),
+        "TRL, one row at a time": ("peer.py --single", {speed.name: 1.25, memory.name: None}),
+        "transformers Trainer": ("peer.py --trainer", {}),
+        "bare loop, sorted": ("bare.py --sorted", {speed.name: 0.95}),
+    }
+    for precision, option in (("", ""), (", bf16", " --bf16")):
+        sides = {name: Side(f"sft/{script}{task}{option}", goals) for name, (script, goals) in peers.items()}
+        ours = Side(f"sft/ours.py{task} --microbatches{option}", requires=SMOLLM)
+        cases[f"exchanges, 135M, LoRA{precision}"] = Case(ours, sides, default=not option)
     return Line(
         "supervised fine-tuning on OpenAssistant's trees",
-        [speed],
+        [speed, memory],
         cases,
-        prepare=[f"sft/prepare.py {{data}}/oasst_trees_60.jsonl {folder}"],
+        prepare=["smollm.py", f"sft/prepare.py {{data}}/oasst_trees_60.jsonl {folder}"],
         data_files=["oasst_trees_60.jsonl"],
         outcomes=["loss"],
         minutes=11.0,
@@ -173,22 +188,32 @@ def ppo() -> Line:
             " --lora --epochs 1 --batch 32 --new-tokens 24 --model outputs/bench/rloo/large", "", 1 / 3,
         ),
     }  # fmt: skip
+    ppo_cases = {
+        name: Case(
+            Side(f"ppo/ours.py {PPO_TASK}{options}{ours}"),
+            {
+                "TRL 1.12": Side(
+                    f"ppo/peer.py {PPO_TASK}{options}", {seconds.name: goal, memory.name: 0.4}, python=TRL_112
+                )
+            },
+            default=name == "full",
+        )
+        for name, (options, ours, goal) in cases.items()
+    }
+    for count in (16, 32):
+        task = (
+            f" --model {SMOLLM} --prompts outputs/bench/ppo/prompts-135m.jsonl --iterations 2 --lora --batch {count}"
+            " --new-tokens 32 --epochs 2 --minibatches 2"
+        )
+        peer = Side(f"ppo/peer.py{task}", {seconds.name: 1 / 3, memory.name: 0.3}, python=TRL_112)
+        ppo_cases[f"135M, LoRA, {count} prompts"] = Case(
+            Side(f"ppo/ours.py{task}", requires=SMOLLM), {"TRL 1.12": peer}, default=count == 16
+        )
     return Line(
-        "PPO on the packaged tiny model ([what differs](ppo/README.md))",
+        "PPO on the packaged tiny model and on SmolLM2-135M ([what differs](ppo/README.md))",
         [seconds, memory],
-        {
-            name: Case(
-                Side(f"ppo/ours.py {PPO_TASK}{options}{ours}"),
-                {
-                    "TRL 1.12": Side(
-                        f"ppo/peer.py {PPO_TASK}{options}", {seconds.name: goal, memory.name: 0.4}, python=TRL_112
-                    )
-                },
-                default=name in ("LoRA", "full"),
-            )
-            for name, (options, ours, goal) in cases.items()
-        },
-        prepare=["ppo/prepare.py {torch_index}", "rloo/prepare.py"],
+        ppo_cases,
+        prepare=["smollm.py", "ppo/prepare.py {torch_index}", "rloo/prepare.py"],
         outcomes=[],
         minutes=8.0,
     )
@@ -201,8 +226,21 @@ def generation() -> Line:
         for ends, option in (("replies end", ""), ("all of 48 tokens", " --no-stop")):
             task = f" --vocabulary {vocabulary}{option}" + (" --batches 1" if vocabulary == "large" else "")
             peer = {"transformers": Side(f"generation/peer.py{task}", {speed.name: goal})}
-            cases[f"{size}, {ends}"] = Case(Side(f"generation/ours.py{task}"), peer, default=not option)
-    return Line("64 sampled replies at once", [speed], cases, outcomes=["greedy", "mean_length"], minutes=6.0)
+            default = size == "152k" and not option
+            cases[f"{size}, {ends}"] = Case(Side(f"generation/ours.py{task}"), peer, default=default)
+    for rows, batches, goal in ((1, 4, 1.5), (32, 1, 2.0)):
+        task = f" --model {SMOLLM} --rows {rows} --batches {batches}"
+        peer = {"transformers": Side(f"generation/peer.py{task}", {speed.name: goal})}
+        name = f"135M, {rows} row{'s' if rows > 1 else ''}"
+        cases[name] = Case(Side(f"generation/ours.py{task}", requires=SMOLLM), peer)
+    return Line(
+        "sampled replies, 64 at once unless the case says otherwise",
+        [speed],
+        cases,
+        prepare=["smollm.py"],
+        outcomes=["greedy", "mean_length"],
+        minutes=6.0,
+    )
 
 
 def start() -> Line:
@@ -246,7 +284,7 @@ def rloo() -> Line:
     seconds = Measure("CPU, s per iteration", lambda run: run["cpu_s"] / run["iterations"], number_format=".2f")
     memory = Measure("peak memory above startup, MB", lambda run: run["above_start_mb"])
     cases = {
-        "LoRA": (" --lora --iterations 2", True),
+        "LoRA": (" --lora --iterations 2", False),
         "full": (" --iterations 2", True),
         "LoRA, 4 epochs": (" --lora --iterations 1 --epochs 4", False),
         "full, 4 epochs": (" --iterations 1 --epochs 4", False),
@@ -258,11 +296,17 @@ def rloo() -> Line:
         )
         for name, (task, default) in cases.items()
     }
+    for precision, option in (("", ""), (", bf16", " --bf16")):
+        task = f" --model {SMOLLM} --lora --iterations 1 --batch 32 --minibatches 2 --new-tokens 32{option}"
+        peer = Side(f"rloo/peer.py{task}", {seconds.name: 0.5, memory.name: None})
+        rloo_cases[f"135M, LoRA{precision}"] = Case(
+            Side(f"rloo/ours.py{task}", requires=SMOLLM), {"TRL 1.16": peer}, default=not option
+        )
     return Line(
-        "RLOO on the packaged tiny model",
+        "RLOO on the packaged tiny model and on SmolLM2-135M",
         [seconds, memory],
         rloo_cases,
-        prepare=["rloo/prepare.py"],
+        prepare=["smollm.py", "rloo/prepare.py"],
         outcomes=["score", "length"],
         minutes=5.0,
     )

@@ -52,8 +52,11 @@ def select_cases(line: Line, args: argparse.Namespace) -> dict[str, Case]:
 def measure(name: str, line: Line, cases: dict[str, Case], args: argparse.Namespace, bar: Progress) -> dict[str, dict]:
     """The runs of each case. Every round starts with another side, so that drift affects all sides alike."""
     environment = {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), **sides.machine()}
-    case_sides = {name: {"ours": case.ours, **available(case.peers)} for name, case in cases.items()}
-    runs: dict[str, list[dict]] = {case: [] for case in cases}
+    case_sides = {name: available({"ours": case.ours, **case.peers}) for name, case in cases.items()}
+    case_sides = {name: named_sides for name, named_sides in case_sides.items() if "ours" in named_sides}
+    for name in cases.keys() - case_sides.keys():
+        console.print(f"{line.title}: {name}: skipped, there is no {cases[name].ours.requires}")
+    runs: dict[str, list[dict]] = {case: [] for case in case_sides}
     runner = sides.SideRunner(name, line.warm)
     total, start = args.pairs * sum(map(len, case_sides.values())), time.monotonic()
     task = bar.add_task(name, total=total)
@@ -79,8 +82,8 @@ def measure(name: str, line: Line, cases: dict[str, Case], args: argparse.Namesp
     }
 
 
-def available(peers: dict[str, sides.Side]) -> dict[str, sides.Side]:
-    return {name: peer for name, peer in peers.items() if (sides.ROOT / peer.requires).exists()}
+def available(named_sides: dict[str, sides.Side]) -> dict[str, sides.Side]:
+    return {name: side for name, side in named_sides.items() if (sides.ROOT / side.requires).exists()}
 
 
 def versions(named_sides: dict[str, sides.Side]) -> dict[str, dict[str, str]]:

@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 PACKAGE = Path(__file__).resolve().parents[3] / "src" / "manners"
 TINY = PACKAGE / "models" / "tiny"
-CORPUS = PACKAGE / "data" / "corpora" / "strictbot" / "generated.jsonl"
+CORPUS = PACKAGE / "data" / "corpora" / "strictbot_tiny" / "generated.jsonl"
 LARGE = 151_936  # tokens: Qwen2.5's vocabulary
-BATCH, NEW_TOKENS, PAD = 64, 48, 0
+BATCH, NEW_TOKENS, PAD = 64, 48, 0  # 0 pads in SmolLM2 too (see ../smollm.py)
 NUM_GREEDY = {"own": BATCH, "large": 16}  # prompts whose greedy replies must be equal on both sides
 Ids = list[list[int]]
 # (model, prompts, stop_token_ids, seed) → replies; without a seed, greedy decoding.
@@ -27,7 +27,9 @@ Generate = Callable[[torch.nn.Module, Ids, list[int], int | None], Ids]
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=f"Measure the generation of replies to {BATCH} prompts at once.")
+    parser = argparse.ArgumentParser(description="Measure the generation of replies to several prompts at once.")
+    parser.add_argument("--model", type=Path, help="folder of another model, which then has a vocabulary of its own")
+    parser.add_argument("--rows", type=int, default=BATCH, help="prompts at once")
     parser.add_argument(
         "--vocabulary",
         choices=["own", "large"],
@@ -40,10 +42,10 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load(vocabulary: str) -> torch.nn.Module:
-    """The packaged tiny model, or its architecture with random weights and a large vocabulary; in 32 bits."""
-    if vocabulary == "own":
-        model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+def load(args: argparse.Namespace) -> torch.nn.Module:
+    """The model, or the packaged tiny one's architecture with random weights and a large vocabulary; in 32 bits."""
+    if args.vocabulary == "own":
+        model = AutoModelForCausalLM.from_pretrained(args.model or TINY, dtype=torch.float32)
     else:
         torch.manual_seed(0)
         config = AutoConfig.from_pretrained(TINY)
@@ -53,28 +55,29 @@ def load(vocabulary: str) -> torch.nn.Module:
     return model.eval()
 
 
-def stop_token_ids(vocabulary: str, no_stop: bool) -> list[int]:
+def stop_token_ids(args: argparse.Namespace) -> list[int]:
     """A random model never generates its one stop token: there every sixteenth token ends a reply."""
-    if no_stop:
+    if args.no_stop:
         return []
-    return [1] if vocabulary == "own" else list(range(1, LARGE, 16))
+    if args.vocabulary == "large":
+        return list(range(1, LARGE, 16))
+    return [AutoTokenizer.from_pretrained(args.model or TINY).eos_token_id]
 
 
-def prompts(seed: int) -> Ids:
-    """``BATCH`` questions of the packaged corpus with the tiny model's chat template; other ones for each seed."""
-    tokenizer = AutoTokenizer.from_pretrained(TINY)
+def prompts(args: argparse.Namespace) -> Ids:
+    """Questions of the packaged corpus with the model's chat template; other ones for each seed."""
+    tokenizer = AutoTokenizer.from_pretrained(args.model or TINY)
     with CORPUS.open(encoding="utf-8") as file:
         chats = [row["messages"][:1] for row in map(json.loads, file) if row["split"] == "train"]
-    start = BATCH * seed % (len(chats) - BATCH)
-    questions = chats[start : start + BATCH]
+    start = args.rows * args.seed % (len(chats) - args.rows)
+    questions = chats[start : start + args.rows]
     return [tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=False) for c in questions]
 
 
 def measure(args: argparse.Namespace, generate: Generate) -> None:
     """Measure ``generate`` and print one line of JSON."""
     torch.set_num_threads(1)
-    model, batch = load(args.vocabulary), prompts(args.seed)
-    stop_ids = stop_token_ids(args.vocabulary, args.no_stop)
+    model, batch, stop_ids = load(args), prompts(args), stop_token_ids(args)
     greedy = generate(model, batch[: NUM_GREEDY[args.vocabulary]], stop_ids, None)
     wall, cpu = time.perf_counter(), time.process_time()
     replies = [r for i in range(args.batches) for r in generate(model, batch, stop_ids, args.seed * args.batches + i)]

@@ -9,8 +9,10 @@ ROOT = Path(__file__).resolve().parents[3]
 HERE = Path("experiments/bench/ppo")
 PEER_ENV = Path("outputs/bench/trl112")
 PEER_PYTHON = str(PEER_ENV / "bin" / "python")
-PROMPTS = Path("outputs/bench/ppo/prompts.jsonl")
-MODEL = "src/manners/models/tiny"
+PROMPTS = {  # model: its prompts
+    "src/manners/models/tiny": "outputs/bench/ppo/prompts.jsonl",
+    "outputs/bench/smollm2-135m": "outputs/bench/ppo/prompts-135m.jsonl",  # if ../smollm.py could write it
+}
 
 
 def prepare(torch_index: str) -> None:
@@ -25,7 +27,9 @@ def prepare(torch_index: str) -> None:
         pip = [PEER_PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
         call([*pip, *(["--index-url", torch_index] if torch_index else []), torch])  # first, as the Makefile does
         call([*pip, "--requirement", str(requirements)])
-    call([sys.executable, str(HERE / "task.py"), str(PROMPTS), "--model", MODEL])
+    for model, prompts in PROMPTS.items():
+        if (ROOT / model).exists():
+            call([sys.executable, str(HERE / "task.py"), prompts, "--model", model])
 
 
 def complete() -> bool:

@@ -65,7 +65,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", type=Path, default=PACKAGE / "models" / "tiny")
-    parser.add_argument("--corpus", type=Path, default=PACKAGE / "data" / "corpora" / "strictbot" / "generated.jsonl")
+    parser.add_argument(
+        "--corpus", type=Path, default=PACKAGE / "data" / "corpora" / "strictbot_tiny" / "generated.jsonl"
+    )
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--whole", action="store_true", help="whole chats up to the last reply, not only the first")
     args = parser.parse_args()

@@ -1,5 +1,6 @@
 """Our side of the RLOO benchmark: the package's own iteration, on the task that it shares with peer.py."""
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -32,18 +33,18 @@ class TokenizedPrompts(PPOTrainer):
         return batch
 
 
-def make_config(iterations: int, epochs: int) -> RLOOConfig:
+def make_config(args: argparse.Namespace) -> RLOOConfig:
     """The options of the task; the others keep the package's defaults."""
     return RLOOConfig(
-        total_episodes=iterations * rloo_task.BATCH,
-        batch_size=rloo_task.BATCH,
+        total_episodes=(args.iterations + 1) * args.batch,
+        batch_size=args.batch,
         num_generations=rloo_task.NUM_GENERATIONS,
-        response_length=rloo_task.NEW_TOKENS,
+        response_length=args.new_tokens,
         missing_eos_penalty=0.0,
         learning_rate=rloo_task.LEARNING_RATE,
         lr_scheduler_type="constant",
-        num_ppo_epochs=epochs,
-        num_mini_batches=rloo_task.MINIBATCHES,
+        num_ppo_epochs=args.epochs,
+        num_mini_batches=args.minibatches,
         cliprange=rloo_task.CLIPRANGE,
         kl_coef=rloo_task.KL_COEF,
         max_grad_norm=rloo_task.MAX_GRAD_NORM,
@@ -58,14 +59,14 @@ def main() -> None:
         lengths.append([len(ids) for ids in completion_ids])
         return [score(ids) for ids in completion_ids]
 
-    folder = str(rloo_task.model_folder(args.vocabulary))
+    folder = str(args.model or rloo_task.model_folder(args.vocabulary))
     tokenizer = load_tokenizer(folder)
     model = lora.prepare_for_training(
         loading.load_model(folder), "lora" if args.lora else "none", 16, 32, 0.0, "all-linear"
     )
     rewards = {"score": RewardComponent(1.0, reward)}
-    config = make_config(args.iterations + 1, args.epochs)
-    policy, stop_token_ids = Policy(model, "none"), [tokenizer.eos_token_id]
+    config = make_config(args)
+    policy, stop_token_ids = Policy(model, "none", args.bf16), [tokenizer.eos_token_id]
     trainer = TokenizedPrompts(policy, tokenizer, stop_token_ids, rewards, config, args.seed, ProcessGroup())
     # The text of a prompt would only be shown in tables of samples.
     all_ids = rloo_task.prompts(tokenizer, args.seed)

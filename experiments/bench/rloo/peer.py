@@ -33,12 +33,12 @@ class IterationTimer(TrainerCallback):
 def config(args: object, folder: str, steps: int) -> RLOOConfig:
     return RLOOConfig(
         output_dir=folder,
-        per_device_train_batch_size=rloo_task.BATCH // rloo_task.MINIBATCHES,
+        per_device_train_batch_size=args.batch // args.minibatches,
         gradient_accumulation_steps=1,
-        steps_per_generation=rloo_task.MINIBATCHES,
+        steps_per_generation=args.minibatches,
         num_iterations=args.epochs,
         num_generations=rloo_task.NUM_GENERATIONS,
-        max_completion_length=rloo_task.NEW_TOKENS,
+        max_completion_length=args.new_tokens,
         max_steps=(args.iterations + 1) * steps,
         learning_rate=rloo_task.LEARNING_RATE,
         lr_scheduler_type="constant",
@@ -50,7 +50,7 @@ def config(args: object, folder: str, steps: int) -> RLOOConfig:
         logging_steps=steps,
         seed=args.seed,
         use_cpu=True,
-        bf16=False,
+        bf16=args.bf16,
         gradient_checkpointing=False,
         save_strategy="no",
         report_to="none",
@@ -68,7 +68,7 @@ def main() -> None:
         scores.append(fmean(rewards))
         return rewards
 
-    folder = rloo_task.model_folder(args.vocabulary)
+    folder = args.model or rloo_task.model_folder(args.vocabulary)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=rloo_task.torch.float32)
     # Else the sampling parameters of the checkpoint would apply.
@@ -77,7 +77,7 @@ def main() -> None:
     texts = tokenizer.batch_decode(ids)
     assert tokenizer(texts)["input_ids"] == ids, "TRL would get other prompts"
     lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear")
-    steps = rloo_task.MINIBATCHES * args.epochs
+    steps = args.minibatches * args.epochs
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(sys.stderr):
         trainer = RLOOTrainer(
             model=model,

@@ -20,7 +20,7 @@ BENCH = Path(__file__).resolve().parents[1]
 sys.path.append(str(BENCH / "ppo"))  # for ``task``
 PACKAGE = BENCH.parents[1] / "src" / "manners"
 TINY = PACKAGE / "models" / "tiny"
-CORPUS = PACKAGE / "data" / "corpora" / "strictbot" / "generated.jsonl"
+CORPUS = PACKAGE / "data" / "corpora" / "strictbot_tiny" / "generated.jsonl"
 LARGE = 151_936  # tokens: Qwen2.5's vocabulary
 BATCH, NUM_GENERATIONS, MINIBATCHES, NEW_TOKENS = 64, 4, 4, 48  # replies, per prompt, steps per epoch, tokens
 LEARNING_RATE, KL_COEF, MAX_GRAD_NORM, CLIPRANGE = 3e-4, 0.05, 1.0, 0.2  # the learning rate is constant
@@ -31,6 +31,11 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=3, help="measured ones; one before them warms up")
     parser.add_argument("--lora", action="store_true", help="LoRA of rank 16 on all linear layers, else all weights")
     parser.add_argument("--epochs", type=int, default=1, help="epochs over each rollout")
+    parser.add_argument("--batch", type=int, default=BATCH, help="replies an iteration")
+    parser.add_argument("--minibatches", type=int, default=MINIBATCHES, help="optimizer steps an epoch")
+    parser.add_argument("--new-tokens", type=int, default=NEW_TOKENS, help="longest reply")
+    parser.add_argument("--model", type=Path, help="folder of another model, which then has a vocabulary of its own")
+    parser.add_argument("--bf16", action="store_true", help="under bf16 autocast")
     parser.add_argument("--vocabulary", choices=["own", "large"], default="own", help="the tiny model's, or Qwen2.5's")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

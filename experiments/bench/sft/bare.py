@@ -3,11 +3,24 @@
 ``--sorted`` groups rows by length as the package does; without it the batches are random.
 """
 
+import argparse
 import random
 
 import torch
 from peft import get_peft_model
-from task import IGNORE_INDEX, LEARNING_RATE, MAX_GRAD_NORM, Clock, Row, arguments, load, lora, loss, print_result, rows
+from task import (
+    IGNORE_INDEX,
+    LEARNING_RATE,
+    MAX_GRAD_NORM,
+    Clock,
+    Row,
+    arguments,
+    autocast,
+    load,
+    lora,
+    print_result,
+    rows,
+)
 
 
 def batches(
@@ -26,14 +39,19 @@ def collate(group: list[Row], pad: int) -> dict[str, torch.Tensor]:
 
 
 def train(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, train_batches: list[dict[str, torch.Tensor]]
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train_batches: list[dict[str, torch.Tensor]],
+    args: argparse.Namespace,
 ) -> None:
     model.train()
     weights = [p for p in model.parameters() if p.requires_grad]
     for batch in train_batches:
         # Right padding and causal attention: no token attends to padding, so no mask is needed.
-        logits = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1]
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten()).backward()
+        with autocast(args):
+            logits = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1]
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
@@ -47,14 +65,14 @@ def main() -> None:
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE, weight_decay=0.0
     )
-    train(model, optimizer, [collate(warmup_rows, tokenizer.pad_token_id)])
+    train(model, optimizer, [collate(warmup_rows, tokenizer.pad_token_id)], args)
     train_batches = batches(train_rows, args.batch, tokenizer.pad_token_id, args.sorted, args.seed)
     clock = Clock()
     clock.start()
-    train(model, optimizer, train_batches)
+    train(model, optimizer, train_batches, args)
     clock.stop()
     slots = sum(batch["input_ids"].numel() for batch in train_batches)
-    print_result(clock, len(train_batches), slots, train_rows, loss(model, held_out))
+    print_result(args, clock, len(train_batches), slots, train_rows, model, held_out)
 
 
 if __name__ == "__main__":

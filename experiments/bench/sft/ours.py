@@ -3,6 +3,7 @@
 Without MLflow, which has a line of its own, and without checkpoints, which no side writes.
 """
 
+import argparse
 import contextlib
 import gc
 import sys
@@ -10,7 +11,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from task import LEARNING_RATE, MAX_GRAD_NORM, Clock, Row, arguments, loss, print_result, rows
+from task import LEARNING_RATE, MAX_GRAD_NORM, Clock, Row, arguments, print_result, rows
 
 from manners.data.batching import ResumableBatches, collate
 from manners.data.tokenize import TokenizedExample
@@ -39,14 +40,15 @@ class Timed(SFTModule):
 
 
 def train(
-    model: object, tokenizer: object, train_rows: list[Row], batch: int, seed: int, rows: int, folder: Path
+    args: argparse.Namespace, model: object, tokenizer: object, train_rows: list[Row], rows: int, folder: Path
 ) -> tuple:
     """One epoch with the package's defaults, except for the settings that all sides share."""
     examples = [TokenizedExample(row["input_ids"], row["labels"]) for row in train_rows]
     collate_rows = partial(collate, pad=tokenizer.pad_token_id)
+    batch, device = args.batch, Device("cpu", "bf16" if args.bf16 else "32")
     steps = len(examples) // batch
     batches = ResumableBatches(
-        examples, batch, collate_rows, steps, accumulate=1, seed=seed, group_by_length=True, microbatch_size=rows
+        examples, batch, collate_rows, steps, accumulate=1, seed=args.seed, group_by_length=True, microbatch_size=rows
     )
     module = Timed(
         model,
@@ -61,7 +63,7 @@ def train(
         logging_steps=5,
     )
     module.clock = Clock()
-    fit_with_lightning(module, batches, [collate_rows(examples[:1])], folder, Device("cpu", "32"), 10**6, 10**6, 0)
+    fit_with_lightning(module, batches, [collate_rows(examples[:1])], folder, device, 10**6, 10**6, 0)
     microbatches = [indices[i : i + rows] for indices in batches.batches for i in range(0, batch, rows)]
     slots = sum(len(indices) * max(examples[i].length for i in indices) for indices in microbatches)
     return module.clock, steps, slots
@@ -76,11 +78,11 @@ def main() -> None:
     model = lora.prepare_for_training(model, "lora" if args.lora else "none", 16, 32, 0.0, "all-linear")
     no_stdout, scratch = contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory()
     with no_stdout, scratch as folder, compiled_layers(model, args.compile):
-        train(model, tokenizer, warmup_rows, args.batch, args.seed, rows_at_once, Path(folder))
+        train(args, model, tokenizer, warmup_rows, rows_at_once, Path(folder))
         discard_checkpoints(Path(folder))
         gc.collect()  # Lightning's trainer and module reference each other, and keep the optimizer states alive
-        clock, steps, slots = train(model, tokenizer, train_rows, args.batch, args.seed, rows_at_once, Path(folder))
-    print_result(clock, steps, slots, train_rows, loss(model, held_out))
+        clock, steps, slots = train(args, model, tokenizer, train_rows, rows_at_once, Path(folder))
+    print_result(args, clock, steps, slots, train_rows, model, held_out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The peers: TRL 1.16's SFTTrainer and transformers' Trainer, unchanged, on the rows that all sides share.
 
-They get token ids and labels, which SFTTrainer takes as they are, so that the same tokens carry loss. 32 bits and no
-gradient checkpointing, as on our side: SFTTrainer's defaults (bf16, checkpointing) only cost time on a CPU.
+They get token ids and labels, which SFTTrainer takes as they are, so that the same tokens carry loss. No gradient
+checkpointing, as on our side, and 32 bits unless ``--bf16``.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}  # befo
 
 from datasets import Dataset
 from peft import get_peft_model
-from task import LEARNING_RATE, MAX_GRAD_NORM, Clock, Row, arguments, load, lora, loss, print_result, rows
+from task import LEARNING_RATE, MAX_GRAD_NORM, Clock, Row, arguments, load, lora, print_result, rows
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
@@ -63,7 +63,7 @@ def main() -> None:
             "use_cpu": True,
             "save_strategy": "no",
             "report_to": "none",
-            "bf16": False,
+            "bf16": args.bf16,
             "gradient_checkpointing": False,
             "torch_compile": args.compile,
         }
@@ -90,7 +90,7 @@ def main() -> None:
         slots.clear()
         gc.collect()  # as on our side
         clock, steps = train(train_rows, folder)
-    print_result(clock, steps, sum(slots), train_rows, loss(model, held_out))
+    print_result(args, clock, steps, sum(slots), train_rows, model, held_out)
 
 
 if __name__ == "__main__":

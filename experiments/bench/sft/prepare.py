@@ -1,4 +1,4 @@
-"""Write the rows of the SFT line (token ids with labels), and an eight-layer model with random weights.
+"""Write the rows of the SFT line (token ids with labels), of SmolLM2 too, and an eight-layer model with random weights.
 
 Run it with the project's Python. The rows are loaded and tokenized by the package, so that every side trains on the
 same tokens and only assistant turns carry loss.
@@ -19,7 +19,8 @@ from manners.data.tokenize import UNLIMITED, tokenize
 from manners.data.types import Conversation
 from manners.models.tokenizer import load_tokenizer
 
-MAX_LENGTH = 512  # the context of the tiny model
+MAX_LENGTH = 512  # the context of the tiny model; SmolLM2's rows are cut there too
+SMOLLM = Path("outputs/bench/smollm2-135m")  # see ../smollm.py
 
 
 def exchanges(chats: list[Conversation]) -> list[Conversation]:
@@ -30,6 +31,14 @@ def exchanges(chats: list[Conversation]) -> list[Conversation]:
             if answer["role"] == "assistant":
                 unique[question["content"], answer["content"]] = Conversation([question, answer], chat.source)
     return list(unique.values())
+
+
+def write_rows(file: Path, rows: list[Conversation], model: str) -> None:
+    """JSON Lines of ``input_ids`` and ``labels``, in an order that depends on the name of the file alone."""
+    examples = tokenize(rows, load_tokenizer(model), "assistant", MAX_LENGTH)
+    random.Random(file.stem).shuffle(examples)
+    lines = [json.dumps({"input_ids": e.input_ids, "labels": e.labels}) + "\n" for e in examples]
+    file.write_text("".join(lines), encoding="utf-8")
 
 
 def main() -> None:
@@ -45,11 +54,10 @@ def main() -> None:
     full_length = [
         chat for chat in chats if tokenize([chat], tokenizer, "assistant", UNLIMITED)[0].length >= MAX_LENGTH
     ]
-    for name, rows in (("exchanges", exchanges(chats)), ("conversations", full_length)):
-        examples = tokenize(rows, tokenizer, "assistant", MAX_LENGTH)
-        random.Random(name).shuffle(examples)
-        lines = [json.dumps({"input_ids": e.input_ids, "labels": e.labels}) + "\n" for e in examples]
-        (args.out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    write_rows(args.out / "exchanges.jsonl", exchanges(chats), "tiny")
+    write_rows(args.out / "conversations.jsonl", full_length, "tiny")
+    if SMOLLM.exists():
+        write_rows(args.out / "exchanges-135m.jsonl", exchanges(chats), str(SMOLLM))
     model_dir = args.out / "eight"
     if not model_dir.exists():
         torch.manual_seed(0)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -32,12 +33,14 @@ def arguments(description: str, *switches: str) -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=8, help="measured optimizer steps")
     parser.add_argument("--batch", type=int, default=8, help="rows per optimizer step")
+    parser.add_argument("--bf16", action="store_true", help="train and measure the loss under bf16 autocast")
     parser.add_argument("--seed", type=int, default=0, help="selects the rows and their order")
     for switch in switches:
         parser.add_argument(*switch.split(), action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)  # for the initial weights of an adapter
+    args.start_mb = psutil.Process().memory_info().rss / 2**20  # with all imports, without a model
     return args
 
 
@@ -55,6 +58,10 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(args.model)
 
 
+def autocast(args: argparse.Namespace) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=args.bf16)
+
+
 def lora() -> LoraConfig:
     return LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear")
 
@@ -70,29 +77,38 @@ class Clock:
 
 
 @torch.no_grad()
-def loss(model: Any, held_out: list[Row]) -> float:
+def loss(model: Any, held_out: list[Row], args: argparse.Namespace) -> float:
     """Nats per token that carries loss, over the held-out rows, one row at a time."""
     model.eval()
     total, count = 0.0, 0
     for row in held_out:
         labels = torch.tensor(row["labels"][1:])
-        logits = model(input_ids=torch.tensor([row["input_ids"]]), use_cache=False).logits[0, :-1]
+        with autocast(args):
+            logits = model(input_ids=torch.tensor([row["input_ids"]]), use_cache=False).logits[0, :-1].float()
         total += float(torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum"))
         count += int((labels != IGNORE_INDEX).sum())
     return total / count
 
 
-def print_result(clock: Clock, steps: int, slots: int, trained: list[Row], held_out_loss: float) -> None:
+def peak_mb() -> float:
+    """The peak memory of the process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def print_result(
+    args: argparse.Namespace, clock: Clock, steps: int, slots: int, trained: list[Row], model: Any, held_out: list[Row]
+) -> None:
     """Print the side's line of JSON. ``slots`` counts all tokens that the model read, padding included."""
-    tokens = sum(len(row["input_ids"]) for row in trained)
+    tokens, peak = sum(len(row["input_ids"]) for row in trained), peak_mb()  # of training, before the loss
     result = {
         "cpu_s": round(clock.cpu_s, 4),
         "wall_s": round(clock.wall_s, 4),
-        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10),
+        "peak_rss_mb": round(peak),
+        "above_start_mb": round(peak - args.start_mb),
         "steps": steps,
         "tokens": tokens,
         "with_loss": sum(label != IGNORE_INDEX for row in trained for label in row["labels"][1:]),
         "fill": round(tokens / slots, 3),
-        "loss": round(held_out_loss, 4),
+        "loss": round(loss(model, held_out, args), 4),
     }
     print(json.dumps(result))

@@ -17,7 +17,7 @@ TINY = "src/manners/models/tiny"
 # addition to our environment: .venv/bin/pip install --no-deps --target outputs/bench/start/packages \
 #     rootutils hydra-colorlog colorlog python-dotenv
 TEMPLATE = f"{FOLDER}/template"
-CORPUS = ROOT / "src" / "manners" / "data" / "corpora" / "strictbot" / "generated.jsonl"
+CORPUS = ROOT / "src" / "manners" / "data" / "corpora" / "strictbot_tiny" / "generated.jsonl"
 
 
 def main() -> None:
