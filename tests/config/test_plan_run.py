@@ -170,7 +170,7 @@ def test_dict_of_rewards_replaces_the_reward_model():
     assert reward_of("~method.rewards.model", whole).keys() == {"short", "long"}
     assert reward_of(whole, "method.rewards.long.weight=3").long.weight == 3
     assert reward_of("method.rewards={model: {weight: 2}}") == {"model": {"weight": 2}}
-    assert reward_of("+method.rewards.short={_target_: my.f}").keys() == {"model", "variety", "short"}  # a plus adds
+    assert reward_of("+method.rewards.short={_target_: my.f}").keys() == {"model", "variety", "known_words", "short"}  # a plus adds
     spec = plan_run(["method=ppo", whole])
     assert [need.role for need in spec.dependencies] == ["policy"]
     assert spec.overrides == ["method=ppo", whole]  # as it was typed
@@ -181,7 +181,7 @@ def test_dict_of_rewards_replaces_those_of_a_recipe(tmp_path):
     recipe = "# @package _global_\ndefaults:\n  - override /method: ppo\nmethod: {rewards: {a: {_target_: f}}}\n"
     (tmp_path / "experiment" / "mine.yaml").write_text(recipe)
     register(str(tmp_path))
-    assert compose("train", ["experiment=mine"]).method.rewards.keys() == {"model", "variety", "a"}
+    assert compose("train", ["experiment=mine"]).method.rewards.keys() == {"model", "variety", "known_words", "a"}
     assert compose("train", ["experiment=mine", "method.rewards={b: {_target_: g}}"]).method.rewards.keys() == {"b"}
     register()
 
