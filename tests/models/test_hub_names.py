@@ -27,7 +27,7 @@ CONFIGS = {
 }
 MODELS = {name: config for name, config in CONFIGS["model"].items() if config["name"] != "tiny"}
 PATHS = {name: config.get("path", "") for name, config in CONFIGS["dataset"].items()}
-DATASETS = {name: path for name, path in PATHS.items() if "/" in path and not path.startswith("package:")}
+DATASETS = {n: path for n, path in PATHS.items() if "/" in path and not path.startswith(("package:", "outputs/"))}
 DECODERS = [name for name, config in MODELS.items() if config.get("decoder", True)]
 ENCODERS = [name for name in MODELS if name not in DECODERS]
 CONVERSATION = Conversation([

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import mlflow
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from manners.report import curves, page, query, sections, tables
 from manners.report.__main__ import report_command
 from manners.report.configurations import configuration_key, configuration_label, differing_params
 from manners.report.tables import mean_over_seeds
+from tests import stores as tracking_stores
 from tests.report import stores
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -41,6 +43,14 @@ def test_mean_over_seeds_matches_hand_computed_student_interval():
     assert (e.value, e.low, e.high) == pytest.approx((2.0, -0.484138, 4.484138), abs=1e-6)
     e = mean_over_seeds([1.0, 2.0])  # s = √0.5, t(0.975; 1) = 12.706205: half-width 6.353102
     assert (e.low, e.high) == pytest.approx((-4.853102, 7.853102), abs=1e-6)
+
+
+def test_the_runs_of_an_evaluations_traces_are_no_runs_of_the_report(tmp_path):
+    client = mlflow.MlflowClient(tracking_stores.absolute_uri(f"sqlite:///{tmp_path}/mlflow.db"))
+    experiment = client.create_experiment("e")
+    parent = client.create_run(experiment, tags={"manners.method": "evaluate"}).info.run_id
+    client.create_run(experiment, tags={"mlflow.parentRunId": parent, "mlflow.runType": "genai_evaluate"})
+    assert [run.id for run in query.query_runs(client)] == [parent]
 
 
 def test_one_seed_or_equal_values_are_shown_without_interval():

@@ -233,7 +233,12 @@ def test_results_of_a_file_are_printed_and_logged(tmp_path, capsys):
     [folder] = (tmp_path / "evaluations").iterdir()
     assert (folder / "votes.jsonl").read_text() == path.read_text()
     client = store.mlflow_client(uri)
-    [run] = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    [run] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    of_models = {run.info.run_name: run for run in runs if "mlflow.parentRunId" in run.data.tags}
+    assert of_models.keys() == {"one", "two"}
+    [trace] = client.search_traces(locations=[run.info.experiment_id], run_id=of_models["two"].info.run_id)
+    assert [(a.name, a.value) for a in trace.info.assessments] == [("vote", "better")] * 3
     assert run.data.metrics["win_rate"] == 1.0 and run.data.metrics["votes"] == 3
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from manners.errors import MannersError, did_you_mean
 from manners.tracking import store
+from manners.tracking.traces import EVALUATION_RUN
 
 # The metric by which a method is evaluated during training, and its title in a figure.
 EVAL_METRICS = {
@@ -74,6 +75,7 @@ def query_runs(client: Any, study: str | None = None) -> list[Run]:
             r.info.start_time or 0, r.data.params, r.data.metrics, r.data.tags,
         )
         for r in all_pages(client.search_runs, list(studies))
+        if not EVALUATION_RUN.items() <= r.data.tags.items()  # the traces of one model of an evaluation
     ]  # fmt: skip
     if not runs:
         raise MannersError(NO_RUNS)

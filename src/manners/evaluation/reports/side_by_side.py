@@ -27,7 +27,6 @@ class ModelResult:
     generations: list[Generation]  # to the held-out prompts
     shown_generations: list[Generation]  # to the prompts of the table
     clusters: np.ndarray  # (N,): which held-out prompts belong together
-    scores: dict[str, list[float]] = field(default_factory=dict)  # of each reward, one for each generation
     metrics: dict[str, Estimate] = field(default_factory=dict)  # EOS rate, style and fact accuracy, rewards, loss
     text_stats: dict[str, Estimate] = field(default_factory=dict)
     distances: dict[str, float] = field(default_factory=dict)  # from the replies in the data, 0 to 1
@@ -35,6 +34,7 @@ class ModelResult:
     benchmarks: dict[str, Estimate] = field(default_factory=dict)
     benchmark_prompts: str = ""  # how they were asked: by the chat template, or by plain text
     best_of_n: list[BestOfN] = field(default_factory=list)
+    scores: dict[str, list[float]] = field(default_factory=dict)  # of each reward, one for each generation
 
     def values(self) -> dict[str, float]:
         """The values for MLflow, by name."""
