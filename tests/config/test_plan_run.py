@@ -172,11 +172,6 @@ def test_dict_of_rewards_replaces_the_reward_model():
     assert reward_of("method.rewards={model: {weight: 2}}") == {"model": {"weight": 2}}
     added = reward_of("+method.rewards.short={_target_: my.f}")  # a plus adds
     assert added.keys() == {"model", "variety", "known_words", "short"}
-        "model",
-        "variety",
-        "known_words",
-        "short",
-    }  # a plus adds
     spec = plan_run(["method=ppo", whole])
     assert [need.role for need in spec.dependencies] == ["policy"]
     assert spec.overrides == ["method=ppo", whole]  # as it was typed
