@@ -45,7 +45,7 @@ def test_mean_over_seeds_matches_hand_computed_student_interval():
     assert (e.low, e.high) == pytest.approx((-4.853102, 7.853102), abs=1e-6)
 
 
-def test_the_runs_of_an_evaluations_traces_are_no_runs_of_the_report(tmp_path):
+def test_runs_that_hold_traces_are_left_out(tmp_path):
     client = mlflow.MlflowClient(tracking_stores.absolute_uri(f"sqlite:///{tmp_path}/mlflow.db"))
     experiment = client.create_experiment("e")
     parent = client.create_run(experiment, tags={"manners.method": "evaluate"}).info.run_id
