@@ -102,3 +102,11 @@ def test_an_entry_has_the_options_of_all_but_its_own(mixture):
 def test_a_dataset_without_the_samples_of_the_method_is_named(mixture):
     with pytest.raises(MannersError, match=r"dataset.mix, one: .* no row of .*one.jsonl has a score"):
         load_splits(mixture(one=1), "scored")
+
+
+def test_a_column_called_dataset_is_the_rows_own(mixture, tmp_path):
+    rows_of_file = [{"prompt": f"{i}?", "completion": "Yes.", "dataset": ["mine"], "split": "train"} for i in range(3)]
+    cfg = mixture(one=1)
+    cfg.mix[0].path = str(write(tmp_path, *rows_of_file, name="own.jsonl"))
+    row = load_splits(cfg).train[0]
+    assert (row.metadata["dataset"], row.metadata[DATASET]) == (["mine"], "one")

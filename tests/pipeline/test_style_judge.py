@@ -4,10 +4,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from manners.config.compose import RunSpec
+from manners.data.types import Conversation
 from manners.errors import MannersError
 from manners.evaluation.judges import judge_by_rules
 from manners.pipeline import dependencies
-from manners.pipeline.style_judge import check_style_judge, judge_line, load_errors, load_judge
+from manners.pipeline.style_judge import check_categories, check_style_judge, judge_line, load_errors, load_judge
 from tests.configs import compose
 
 
@@ -40,3 +41,11 @@ def test_errors_are_those_of_the_labels_that_the_dataset_names(tmp_path):
         load_errors(cfg, None) is None and load_errors(OmegaConf.create({"judge_labels": None}), judge_by_rules) is None
     )
     assert load_errors(cfg, judge_by_rules).others > 100
+
+
+def test_a_judge_needs_a_row_with_a_category():
+    with_category, without = Conversation([], metadata={"category": "good_question"}), Conversation([])
+    check_categories("rules", [without, with_category])  # of a mixture
+    check_categories("none", [without])
+    with pytest.raises(MannersError, match=r"no held-out row has one: dataset\.style_judge=none"):
+        check_categories("rules", [without])

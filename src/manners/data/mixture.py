@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from manners.data.types import Conversation
 from manners.errors import MannersError
 
-DATASET = "dataset"  # the field of a row's metadata that holds the name of its dataset in the mixture
+# The field of a row's metadata that holds the name of its dataset in the mixture. A file may have a column "dataset".
+DATASET = "dataset.mix"
 MAX_PASSES = 10_000  # of a dataset in an epoch: the list of rows is in memory
 OF_ENTRY = ("name", "weight")  # of an entry of ``dataset.mix``; the others are options of its dataset
 

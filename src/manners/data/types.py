@@ -94,6 +94,11 @@ def prompts_of(conversations: Iterable[Conversation], role: str = "assistant", p
     return prompts
 
 
+def has_category(row: Conversation | Prompt) -> bool:
+    """Whether a row says which manner its reply should have, by which a style judge judges it."""
+    return bool({"category", "categories"} & row.metadata.keys())
+
+
 def distinct_prompts(prompts: Iterable[Prompt]) -> list[Prompt]:
     """The first of equal prompts of one category: trees and preference data have several replies to one.
 

@@ -16,7 +16,7 @@ from manners.evaluation.generate import generate_texts
 from manners.pipeline import model_ref
 from manners.pipeline.evaluate import with_system
 from manners.pipeline.model_ref import ModelRef
-from manners.pipeline.style_judge import load_judge
+from manners.pipeline.style_judge import judge_line, load_judge
 from manners.runtime.device import inference_device
 from manners.runtime.model_files import model_digest
 from manners.runtime.progress import progress
@@ -69,7 +69,8 @@ def fingerprint_of(cfg: DictConfig, ref: ModelRef, rows: Sequence[Conversation])
     options = {key: value for key, value in options.items() if key not in NO_PART_OF_THE_REPLIES}
     reward = model_ref.resolve_reward_model(cfg, [ref])
     weights = [digest_of(one) for one in (ref, reward) if one]
-    text = json.dumps([options, data_digest(rows), weights], sort_keys=True, default=str)
+    judge = judge_line(cfg.dataset.style_judge, cfg)  # with the weights of a classifier
+    text = json.dumps([options, data_digest(rows), weights, judge], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -17,7 +17,7 @@ from manners.data.clusters import cluster_ids
 from manners.data.mixture import DATASET
 from manners.data.ngrams import texts_with_commonest_sentence
 from manners.data.tokenize import IGNORE_INDEX, TokenizedExample, with_reply
-from manners.data.types import Prompt
+from manners.data.types import Prompt, has_category
 from manners.evaluation.generate import Reply, generate_texts
 from manners.evaluation.judges import PARTS, Judge, JudgedReply, Verdict
 from manners.evaluation.judges.errors import JudgeErrors
@@ -375,7 +375,7 @@ def make_generations(prompts: list[Prompt], replies: list[Reply], style_judge: J
     generations = [Generation(last_turn(p), r.text, r.has_eos) for p, r in zip(prompts, replies, strict=True)]
     if style_judge is None:
         return generations
-    of = [i for i, prompt in enumerate(prompts) if {"category", "categories"} & prompt.metadata.keys()]
+    of = [i for i, prompt in enumerate(prompts) if has_category(prompt)]
     judged = [judged_reply(prompts[i], replies[i]) for i in of]
     for i, reply, verdict in zip(of, judged, style_judge(judged), strict=True):
         generations[i] = judged_generation(reply, verdict, replies[i].has_eos)

@@ -24,7 +24,7 @@ from manners.errors import MannersError, did_you_mean
 from manners.models import adapter_config
 from manners.models.templates import TEMPLATES
 from manners.pipeline import model_ref
-from manners.pipeline.style_judge import check_style_judge
+from manners.pipeline.style_judge import check_categories, check_style_judge
 from manners.redact import redact_secrets
 from manners.rewards.source import source_digest
 from manners.runtime import run_dir
@@ -49,6 +49,9 @@ def check_rows(spec: RunSpec) -> None:
         validate.check_rows(spec.cfg, splits_of(spec.cfg))
         eval_prompts(spec.cfg.dataset)
         check_style_judge(spec.cfg)
+        splits = splits_of(spec.cfg)
+        if spec.cfg.method.name != "reward":
+            check_categories(spec.cfg.dataset.style_judge, splits.test or splits.validation)
     except MannersError as error:
         if not spec.role:
             raise

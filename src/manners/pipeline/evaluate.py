@@ -21,7 +21,7 @@ from manners.data.mixture import DATASET
 from manners.data.rendering import TemplateRefusal
 from manners.data.template_check import renderable_rows
 from manners.data.tokenize import prompt_ids, tokenize
-from manners.data.types import Conversation, Message, Prompt, distinct_prompts, prompts_of
+from manners.data.types import Conversation, Message, Prompt, distinct_prompts, has_category, prompts_of
 from manners.errors import MannersError
 from manners.evaluation import multi_turn
 from manners.evaluation.best_of_n import best_of_n
@@ -57,7 +57,7 @@ from manners.evaluation.stats import Estimate, bootstrap_ratio, mean, rate
 from manners.models.loading import context_length
 from manners.pipeline import benchmarks, model_ref
 from manners.pipeline.model_ref import LoadedModel, ModelRef
-from manners.pipeline.style_judge import judge_line, load_errors, load_judge
+from manners.pipeline.style_judge import check_categories, judge_line, load_errors, load_judge
 from manners.rewards import combine
 from manners.runtime.device import inference_device
 from manners.tracking import store
@@ -142,6 +142,7 @@ class Evaluator:
         self.style_judge = load_judge(dataset.style_judge, cfg, device)
         self.judge_errors = load_errors(dataset, self.style_judge)
         self.rows: list[Conversation] = splits.test or splits.validation
+        check_categories(dataset.style_judge, self.rows)
         self.check_rows(refs)
         prompts = prompts_of(self.rows, self.role, dataset.prefix_words)
         if not cfg.evaluation.do_sample:  # equal prompts have equal replies, and count once
@@ -234,7 +235,7 @@ class Evaluator:
         count, tested = self.cfg.evaluation.prompts, len(self.prompts)
         generations, shown = counted_and_shown(self.prompts, self.fixed_prompts, best, count, self.style_judge)
         fits = None
-        if self.style_judge:
+        if self.style_judge and all(map(has_category, self.prompts)):  # of a mixture some replies have no verdict
             judged = make_generations(repeated[: tested * n], replies[: tested * n], self.style_judge)
             fits = np.array([bool(g.matches_style) for g in judged]).reshape(tested, n)
         result = self.result_of_replies(f"{loaded.name} (best of {n})", generations, shown)
@@ -303,7 +304,8 @@ class Evaluator:
     def turn_trends(self, model: Any, tokenizer: Any) -> dict[str, multi_turn.TurnTrend]:
         """Style accuracy (or politeness) and rewards by turn of longer conversations; none where ``turns`` is 0."""
         cfg = self.cfg
-        questions = multi_turn.draw_questions(self.prompts, cfg.turns, cfg.chats, cfg.seed) if cfg.turns else []
+        asked = [p for p in self.prompts if has_category(p)] if self.style_judge else self.prompts
+        questions = multi_turn.draw_questions(asked, cfg.turns, cfg.chats, cfg.seed) if cfg.turns else []
         if not questions:
             return {}
         by_turn = multi_turn.run_conversations(model, tokenizer, questions, self.style_judge, **self.generation)

@@ -1,11 +1,13 @@
 """The style judge that a config names: by rules, by a classifier that was trained here, or by an LLM."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from manners.data.sources import local_path
+from manners.data.types import Conversation, has_category
 from manners.errors import MannersError
 from manners.pipeline import model_ref
 from manners.pipeline.model_ref import ModelRef
@@ -37,6 +39,16 @@ def check_style_judge(cfg: DictConfig) -> None:
         classifier_run(cfg)
     if cfg.dataset.judge_labels is not None:
         labels_file(cfg.dataset)
+
+
+def check_categories(style_judge: str, rows: Sequence[Conversation]) -> None:
+    """A judge has a row that it can judge the reply to. Raises MannersError."""
+    if style_judge != "none" and rows and not any(map(has_category, rows)):
+        raise MannersError(
+            f"dataset.style_judge={style_judge} judges a reply by the 'category' of its row, and no held-out row has "
+            "one: dataset.style_judge=none.",
+            "dataset.style_judge",
+        )
 
 
 def load_errors(dataset: DictConfig, judge: "Judge | None") -> "JudgeErrors | None":

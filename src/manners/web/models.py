@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from manners.chat.model import ChatModel, load_chat_model
 from manners.chat.session import Session
 from manners.chat.streaming import SamplingState, prompt_ids, stream_reply
-from manners.data.types import Message, Prompt
+from manners.data.types import Message, Prompt, has_category
 from manners.evaluation.evaluate import judged_reply
 from manners.evaluation.generate import Reply
 from manners.evaluation.judges import Judge, Verdict
@@ -75,7 +75,7 @@ class Models:
 
     def verdict(self, prompt: Prompt, reply: str) -> Verdict | None:
         """What the style judge says of a reply to a prompt whose category is known; None for any other."""
-        if self.judge is None or not {"category", "categories"} & prompt.metadata.keys():
+        if self.judge is None or not has_category(prompt):
             return None
         return self.judge([judged_reply(prompt, Reply(reply, True, [], []))])[0]
 
