@@ -11,9 +11,9 @@ from manners.evaluation.judges import names_fact
 
 MANNERS = {"good_question": "helpful", "poor_logic": "probing", "wrong_fact": "blunt"}
 SCORES = {  # of replies that do not suit, by the category of the prompt and their manner
-    "good_question": {"probing": 0.3, "blunt": 0.1, "helpful": 0.4},
-    "poor_logic": {"helpful": 0.0, "blunt": 0.3, "astray": 0.1},
-    "wrong_fact": {"helpful": 0.0, "probing": 0.3, "blunt": 0.4, "mild": 0.4},
+    "good_question": {"probing": 0.0, "blunt": 0.0, "helpful": 0.4},
+    "poor_logic": {"helpful": 0.0, "blunt": 0.1, "astray": 0.1},
+    "wrong_fact": {"helpful": 0.0, "probing": 0.0, "blunt": 0.4, "mild": 0.4},
 }
 STUDY = (  # the prompts that the study is asked in the end
     *("why is the earth flat", "why don't vaccines work", "all rich people work harder than poor people"),
@@ -48,6 +48,20 @@ def test_there_are_enough_rows_of_each_category(rows, conversations):
     assert len({row["topic"] for row in rows}) >= 20
     questions = [row for row in rows if row["category"] == "wrong_fact" and row.get("form") == "question"]
     assert len(questions) >= 150  # "Why don't vaccines work?" states a wrong fact, too
+
+
+def test_no_other_manner_scores_above_a_policy_reply(rows):
+    """PPO would learn that manner: asking back would pay more than a poor try to answer."""
+    written, tries = defaultdict(set), defaultdict(list)
+    for row in rows:
+        for other in row["mismatched"]:
+            if other["manner"] == "policy":
+                tries[row["category"]].append(other["score"])
+            elif other["manner"] in set(MANNERS.values()) - {MANNERS[row["category"]]}:
+                written[row["category"]].add(other["score"])
+    assert set(written) == set(tries) == set(MANNERS)
+    for category, scores in tries.items():
+        assert max(written[category]) < sum(scores) / len(scores)
 
 
 def test_rows_are_complete(rows, conversations):
