@@ -6,8 +6,8 @@ import signal
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite may run in parallel
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # the tests have stores of their own
-for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # under `make test`, a test's own make would print its directory too
-    os.environ.pop(name, None)
+os.environ.pop("MAKELEVEL", None)  # under `make test`, a make that a test starts would print its directory, too
+os.environ.pop("MAKEFLAGS", None)
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job, whose children would ignore Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
