@@ -6,8 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch.nn.functional import cross_entropy
 
 from manners.config.compose import compose, register
+from manners.data.tokenize import IGNORE_INDEX, tokenize
+from manners.data.types import Conversation
 from manners.evaluation.generate import generate_texts
 from manners.models.loading import load_model
 from manners.models.tokenizer import load_tokenizer
@@ -30,8 +34,12 @@ def report(out):
     """SFT and PPO with the base, the reward model, a function and conversations: the report and the runs' names."""
     sft, ppo = find_run(out, "manners-sft-*").name, find_run(out, "manners-ppo-*").name
     register()
-    overrides = [f"run=[{sft},{ppo}]", f"output_dir={out}", "evaluation.max_new_tokens=12"]
-    overrides += ["reward_from=auto", "+rewards.brevity={_target_: manners.rewards.functions.brevity}"]
+    overrides = [f"run=[{sft},{ppo}]", f"output_dir={out}", "evaluation.test_prompts=4"]
+    overrides += [
+        "evaluation.max_new_tokens=12",
+        "reward_from=auto",
+        "+rewards.brevity={_target_: manners.rewards.functions.brevity}",
+    ]
     cfg = compose("evaluate", [*overrides, "turns=4", "chats=3"])
     return evaluate.evaluate_models(cfg), sft, ppo
 
@@ -47,6 +55,23 @@ def test_comparison_has_the_base_once_and_every_metric(report):
     for name in ("reward model", "brevity", "words"):
         assert re.search(rf"^\| {name}[^|]*\|( -?\d+\.\d+ \[[^|]+\|){{4}}", comparison, re.MULTILINE), name
     assert re.search(r"^\| held-out loss[^|]*\| \d[^|]+\| *\|( \d[^|]+\|){2}", comparison, re.MULTILINE)  # not prompted
+
+
+def test_held_out_loss_is_of_the_rows_that_are_answered(out):
+    """Four of the eight test rows, by plain cross-entropy."""
+    ppo = find_run(out, "manners-ppo-*")
+    cfg = compose("evaluate", [f"run={ppo.name}", f"output_dir={out}"])
+    loaded = model_ref.load_model_ref(model_ref.resolve_model(ppo.name, cfg), "cpu")
+    rows = [json.loads(line) for line in (out / "few.jsonl").read_text().splitlines()]
+    rows = [Conversation(row["messages"]) for row in rows if row["split"] == "test"][:4]
+    losses = []
+    for example in tokenize(rows, loaded.tokenizer, "assistant", 512):
+        logits = loaded.model(torch.tensor([example.input_ids])).logits[0, :-1]
+        labels = torch.tensor(example.labels[1:])
+        losses.append(cross_entropy(logits, labels, reduction="none")[labels != IGNORE_INDEX])
+    assert json.loads((ppo / "after.json").read_text())["loss"]["value"] == pytest.approx(
+        torch.cat(losses).mean().item()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +136,7 @@ def test_prompted_baseline_is_the_base_with_the_system_message(report):
 
 
 def test_metrics_have_the_names_and_values_of_the_run(report, out):
-    """evaluate.py and the run itself measure the same replies, and log them alike."""
+    """evaluate.py and the run itself read the same rows, and log alike what they measure."""
     folder, _, ppo = report
     _, runs = mlflow_runs(out)
     evaluated, run = runs[folder.name].data.metrics, runs[ppo].data.metrics

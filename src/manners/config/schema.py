@@ -146,7 +146,7 @@ class EvaluationConfig:
     """The evaluation before and after training."""
 
     prompts: int = option(12, "prompts in the before/after table", ge=0)
-    test_prompts: int = option(600, "test prompts to answer for the metrics, at most", ge=0)
+    test_prompts: int = option(600, "test prompts to answer, and rows for the held-out loss, at most", ge=0)
     max_new_tokens: int = option(64, "longest reply, in tokens", ge=1)
     do_sample: bool = option(False, "sample instead of greedy decoding")
     temperature: float = option(1.0, "of sampling; do_sample=false is greedy", ge=0.01)

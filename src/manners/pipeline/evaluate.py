@@ -294,10 +294,11 @@ class Evaluator:
 
     def losses(self, model: Any, tokenizer: Any) -> dict[str, Estimate]:
         """Nats per token of the held-out rows, in the model's own tokens: of all, and of each dataset of a mixture."""
-        examples = tokenize(self.rows, tokenizer, self.dataset.loss_roles, MAX_LOSS_LENGTH)
-        clusters = cluster_ids(self.rows, self.dataset.prefix_words)
+        rows = self.rows[: self.cfg.evaluation.test_prompts]
+        examples = tokenize(rows, tokenizer, self.dataset.loss_roles, MAX_LOSS_LENGTH)
+        clusters = cluster_ids(rows, self.dataset.prefix_words)
         nll, num_tokens = per_example_nll(model, examples)
-        datasets = [row.metadata.get(DATASET, "") for row in self.rows]
+        datasets = [row.metadata.get(DATASET, "") for row in rows]
         of_all = {LOSS_NAME: bootstrap_ratio(nll, num_tokens, clusters=clusters)}
         return of_all | loss_by_dataset(nll, num_tokens, datasets, clusters)
 

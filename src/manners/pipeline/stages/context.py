@@ -49,6 +49,11 @@ class RunContext:
         return self.splits.test or self.splits.validation
 
     @property
+    def loss_rows(self) -> list[Conversation]:
+        """The rows of the held-out loss: as many as prompts are answered, or all where none is."""
+        return self.test_rows[: self.cfg.evaluation.test_prompts or None]
+
+    @property
     def eval_rows(self) -> list[Conversation]:
         """The rows that the best checkpoint is chosen on."""
         return self.splits.validation or self.splits.test

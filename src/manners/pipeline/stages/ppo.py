@@ -166,7 +166,7 @@ def count_sampled_tokens(metrics_file: Path, batch_size: int) -> int:
 def evaluate_policy_on_test(run: RunContext, trainer: PPOTrainer) -> EvalResult:
     """The policy on the test rows: what SFT measures, and reward, KL, length and diversity of its replies."""
     cfg, config, model = run.cfg, trainer.config, trainer.policy.model
-    examples = tokenize(run.test_rows, trainer.tokenizer, cfg.dataset.loss_roles, MAX_LOSS_LENGTH)
+    examples = tokenize(run.loss_rows, trainer.tokenizer, cfg.dataset.loss_roles, MAX_LOSS_LENGTH)
     prompts, fixed = reporting.test_prompts(run), eval_prompts(cfg.dataset)
     with run.device.autocast():
         result = evaluate(model, trainer.tokenizer, prompts, fixed, examples, **reporting.evaluate_settings(run))

@@ -55,8 +55,8 @@ def evaluate_settings(run: RunContext) -> dict[str, Any]:
     cfg = run.cfg
     e, judge = cfg.evaluation, load_judge(cfg.dataset.style_judge, cfg)
     return {
-        "example_clusters": cluster_ids(run.test_rows, cfg.dataset.prefix_words),
-        "example_datasets": [row.metadata.get(DATASET, "") for row in run.test_rows],
+        "example_clusters": cluster_ids(run.loss_rows, cfg.dataset.prefix_words),
+        "example_datasets": [row.metadata.get(DATASET, "") for row in run.loss_rows],
         "style_judge": judge,
         "judge_errors": load_errors(cfg.dataset, judge),
         "text_stats": cfg.dataset.text_stats,

@@ -79,7 +79,7 @@ def evaluate_on_test(run: RunContext, model: Any, tokenizer: Any) -> EvalResult:
     cfg = run.cfg
     if cfg.adapter.quantization == "none":
         model.to(run.device.kind)
-    examples = tokenize(run.test_rows, tokenizer, cfg.dataset.loss_roles, cfg.method.get("max_length", MAX_LOSS_LENGTH))
+    examples = tokenize(run.loss_rows, tokenizer, cfg.dataset.loss_roles, cfg.method.get("max_length", MAX_LOSS_LENGTH))
     fixed = eval_prompts(cfg.dataset)
     prompts = reporting.test_prompts(run)
     with run.device.autocast():
