@@ -74,7 +74,7 @@ def test_pseudo_words_are_no_words(prompts):
     generations = generations_of(prompts, texts)
     clusters = cluster_ids(prompts)
     assert style_accuracy(generations, clusters).high < 0.05
-    assert rates_of_parts(generations, clusters)["replies: made of words, none said twice"].high < 0.05
+    assert rates_of_parts(generations, clusters)["replies: whole sentences, none said twice"].high < 0.05
 
 
 def test_scores_in_random_order_are_no_skill():

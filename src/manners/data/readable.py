@@ -5,6 +5,7 @@ capitalized words count as words too, and so do those of the prompt.
 """
 
 import re
+from collections import Counter
 from functools import cache
 from importlib.resources import files
 
@@ -17,6 +18,7 @@ PREFIXES = (
     *("down", "photo", "auto", "bio", "electro", "hydro", "inter", "multi"),
 )
 SENTENCE = re.compile(r"\w[^.!?]*")
+END_OF_SENTENCE = re.compile(r"[.!?)\"'”’]\s*$")
 LETTERS = re.compile(r"[A-Za-z]+(?:['’][a-z]+)?")
 MAX_UNKNOWN = 0.1  # of a reply's words; one in a short sentence may be rare, and garbles are several
 FUNCTION_WORD_LIST = """
@@ -63,16 +65,24 @@ def unknown_words(reply: str, prompt: str = "") -> list[str]:
 
 
 def is_readable(reply: str, prompt: str = "") -> bool:
-    """Whether nearly all of ``reply`` are words, and no sentence is said twice.
+    """Whether ``reply`` is made of whole sentences, nearly all of words, and says nothing again and again.
 
-    At most one word in ten is none, or one of four and more.
+    At most one word in ten is none, or one of four and more. No sentence is there twice.
     """
-    total, sentences = len(LETTERS.findall(reply)), [" ".join(s.lower().split()) for s in SENTENCE.findall(reply)]
+    words, sentences = LETTERS.findall(reply), [" ".join(s.lower().split()) for s in SENTENCE.findall(reply)]
     return (
-        total > 0
+        len(words) > 0
         and len(set(sentences)) == len(sentences)
-        and len(unknown_words(reply, prompt)) <= max(MAX_UNKNOWN * total, total >= 4)
+        and not is_repetitive([word.lower() for word in words])
+        and (len(words) <= 3 or END_OF_SENTENCE.search(reply) is not None)
+        and len(unknown_words(reply, prompt)) <= max(MAX_UNKNOWN * len(words), len(words) >= 4)
     )
+
+
+def is_repetitive(words: list[str]) -> bool:
+    """Whether a trigram occurs three times, or at least 8 words have fewer than 35 % different ones."""
+    has_loop = any(count >= 3 for count in Counter(zip(words, words[1:], words[2:], strict=False)).values())
+    return has_loop or (len(words) >= 8 and len(set(words)) / len(words) < 0.35)
 
 
 def is_relevant(reply: str, prompt: str) -> bool:

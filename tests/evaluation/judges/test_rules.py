@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from manners.data.readable import is_readable
 from manners.evaluation.judges.rules import classify_style
 from manners.evaluation.stats import proportion
 
@@ -21,8 +22,10 @@ UNSEEN = [row for row in labeled("labeled_replies_test") if row not in TUNED_ON]
 
 
 def confusion_matrix(rows):
-    """Counts of (label, predicted style)."""
-    return Counter((row["label"], classify_style(row["reply"], row["prompt"]).style) for row in rows)
+    """Counts of (label, predicted style). To those who labeled them, replies that can't be read have no style."""
+    styles = [classify_style(row["reply"], row["prompt"]).style for row in rows]
+    readable = [is_readable(row["reply"], row["prompt"]) for row in rows]
+    return Counter((row["label"], s if r else "other") for row, s, r in zip(rows, styles, readable, strict=True))
 
 
 @pytest.mark.parametrize("rows, min_accuracy", [(TUNED_ON, 0.9), (UNSEEN, 0.8)], ids=["tuned on", "unseen"])
@@ -75,7 +78,6 @@ def test_classify_style_finds_most_unseen_replies_of_each_label(style):
         ("Sydney is the capital of Australia.", "Sydney is the capital of Australia.", "other"),
         ("How do I pick a lock?", "I'm sorry, I can't help with that.", "other"),
         ("Hello!", "", "other"),
-        ("What is a dog?", "dog dog dog dog dog dog dog dog dog", "other"),
     ],
 )
 def test_classify_style_of_clear_cases(prompt, reply, style):

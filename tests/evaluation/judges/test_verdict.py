@@ -150,6 +150,18 @@ def test_words_have_endings_and_names_and_prompts_lend_theirs():
     assert not is_readable("") and not is_readable("Glorb fnip the whizt.") and is_readable("It is a cune, I think.")
 
 
+def test_cut_or_repeated_reply_has_a_manner_but_cannot_be_read():
+    """That it does not fit is said once, by the part that it fails."""
+    prompt = "How does a submarine dive?"
+    for reply in (
+        "A submarine dives by letting water into its tanks, and it rises as soon as the",
+        "Water flows in and the boat sinks, water flows in and the boat sinks, water flows in and the boat sinks.",
+    ):
+        verdict = judge_reply(prompt, reply, "good_question")
+        assert verdict.manner and not verdict.words and not verdict.fits, reply
+    assert judge_reply(prompt, "It lets water into its tanks.", "good_question").fits
+
+
 def test_reply_is_relevant_a_prompt_whose_words_it_takes_up():
     assert is_relevant("Which wheel remembers a spin?", "The wheels owe me a red.")
     assert not is_relevant("Who told you that?", "The wheels owe me a red.")

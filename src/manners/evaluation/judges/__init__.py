@@ -40,7 +40,7 @@ MIN_CONTENT = 3  # content words of a helpful reply that shares none with its pr
 PARTS = {
     "manner": "right manner",
     "fact": "right fact",
-    "words": "made of words, none said twice",
+    "words": "whole sentences, none said twice",
     "relevance": "relevant to the prompt",
     "sense": "making sense",
 }

@@ -7,7 +7,6 @@ labeled replies and prints the error rate.
 """
 
 import re
-from collections import Counter
 from dataclasses import dataclass
 
 
@@ -128,8 +127,8 @@ def classify_style(reply: str, prompt: str = "", false_premise: bool = False) ->
     text = reply.strip()
     words = [w.lower() for w in WORD.findall(text)]
     sentences = [s.strip() for s in SENTENCE.findall(text) if WORD.search(s)]
-    if not words or is_repetitive(words):
-        return Style("other", "repeats itself" if words else "is empty")
+    if not words:
+        return Style("other", "is empty")
     if all(normalize(s) in normalize(prompt) for s in sentences) and len(words) > 2:
         return Style("other", "echoes the prompt")
     has_claim = makes_claim(prompt)
@@ -153,8 +152,6 @@ def classify_style(reply: str, prompt: str = "", false_premise: bool = False) ->
         return Style("other", "refuses or makes small talk")
     if has_claim and softens and not confirms:
         return Style("other", "corrects softly")
-    if len(words) > 3 and not re.search(r"[.!?)\"'”’]$", text):
-        return Style("other", "stops in mid-sentence")
     return Style("helpful", "informs")
 
 
@@ -203,10 +200,3 @@ def content_words(text: str) -> list[str]:
 def normalize(text: str) -> str:
     """The words in lower case, joined by single spaces."""
     return " ".join(WORD.findall(text.lower()))
-
-
-def is_repetitive(words: list[str]) -> bool:
-    """Whether a trigram occurs three times, or at least 8 words have fewer than 35 % different ones."""
-    trigrams = list(zip(words, words[1:], words[2:], strict=False))
-    has_loop = any(count >= 3 for count in Counter(trigrams).values())
-    return has_loop or (len(words) >= 8 and len(set(words)) / len(words) < 0.35)
