@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-SAMPLE = 30  # prompts of each set
+SAMPLE = 100  # prompts of each set
 
 
 def main(data: Path, out: Path) -> None:
