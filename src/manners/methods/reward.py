@@ -123,8 +123,9 @@ def predict_scores(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     replies: Sequence[tuple[list[Message], str]],
+    show: str = "",
 ) -> list[float]:
-    """Standardized scores of (messages, reply) pairs, in order."""
+    """Standardized scores of (messages, reply) pairs, in order; ``show`` names a progress bar."""
     was_training = model.training
     model.eval()
     share = supports_shared_prompts(model)
@@ -132,12 +133,15 @@ def predict_scores(
     indices = group_by_prompt(examples, share)
     groups = [PromptGroup([examples[i] for i in group]) for group in indices]
     scores = [0.0] * len(examples)
-    for rows in length_batches([group.length for group in groups], MAX_TOKENS):
-        batch = collate_groups([groups[r] for r in rows], tokenizer.pad_token_id, share)
-        on_device = {k: v.to(model.device) for k, v in batch.items()}
-        in_batch = [i for r in rows for i in indices[r]]
-        for i, score in zip(in_batch, normalized_scores(model, on_device).tolist(), strict=True):
-            scores[i] = score
+    batches = length_batches([group.length for group in groups], MAX_TOKENS)
+    with progress(len(batches), show, enabled=bool(show) and len(batches) > 1) as bar:
+        for done, rows in enumerate(batches, 1):
+            batch = collate_groups([groups[r] for r in rows], tokenizer.pad_token_id, share)
+            on_device = {k: v.to(model.device) for k, v in batch.items()}
+            in_batch = [i for r in rows for i in indices[r]]
+            for i, score in zip(in_batch, normalized_scores(model, on_device).tolist(), strict=True):
+                scores[i] = score
+            bar.update(done)
     model.train(was_training)
     return scores
 

@@ -93,7 +93,7 @@ def train_reward_model(run: RunContext) -> StageResult:
         return StageResult(result.best_loss, result.best_step)
     network = gather_full_model(run, network, make_network)
     network.to(run.device.kind)  # Lightning leaves it on the CPU
-    predict: Score = partial(predict_scores, network, tokenizer, m.max_length)
+    predict: Score = partial(predict_scores, network, tokenizer, m.max_length, show="scoring")
     if pairwise:
         normalizer = unit_normalizer(run, predict)
 
