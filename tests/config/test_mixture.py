@@ -62,6 +62,7 @@ def test_a_recipe_with_a_mixture_chooses_the_dataset_mix(tmp_path):
         ("[{name: strictbot, weight: -1}]", "strictbot has the weight -1"),
         ("[{name: strictbot, weight: much}]", "strictbot has the weight much"),
         ("[{name: strictbot, weight: 0}]", "all weights are 0"),
+        ("[{name: strictbot, weight: 1}, {name: strictbot, weight: 2}]", "has strictbot twice: name it once"),
         ("[{name: strictbot}, {name: oasst1_user}]", "several values of loss_roles .*dataset.loss_roles=VALUE"),
     ],
 )

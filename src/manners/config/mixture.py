@@ -98,7 +98,14 @@ def expand_entry(entry: Any, defaults: DictConfig) -> dict[str, Any]:
 
 
 def check_weights(entries: list[dict[str, Any]]) -> None:
-    """Weights are numbers from 0, of all entries or of none; two entries have two names. Raises MannersError."""
+    """Weights are numbers from 0, of all entries or of none; two entries have two names. Raises MannersError.
+
+    The same entry twice is refused, too: its held-out rows would count twice.
+    """
+    datasets = [{key: value for key, value in entry.items() if key != "weight"} for entry in entries]
+    for i, one in enumerate(datasets):
+        if one in datasets[:i]:
+            raise MannersError(f"{KEY} has {one['name']} twice: name it once, with the sum of the weights.", KEY)
     weighted = [entry for entry in entries if "weight" in entry]
     for entry in weighted:
         if type(entry["weight"]) not in (int, float) or not 0 <= entry["weight"] < float("inf"):
