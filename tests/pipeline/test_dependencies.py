@@ -326,7 +326,7 @@ def test_command_of_shows_no_password():
 def test_print_plan_names_the_command_of_a_given_run(out, capsys):
     finished_run(out, "mine", compose(SMALL, "method=sft"), command="")
     finished_run(out, "old", compose(SMALL, "method=reward"))  # from before commands were kept
-    cfg = compose(SMALL, "method=ppo", f"output_dir={out}")
+    cfg = compose(SMALL, "method=ppo", "method.min_sanity_accuracy=0", f"output_dir={out}")
     specs = [RunSpec(cfg, [], "policy", "mine"), RunSpec(cfg, [], "reward", "old")]
     dependencies.print_plan(RunSpec(cfg, ["method=ppo"], dependencies=specs))
     plan = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]

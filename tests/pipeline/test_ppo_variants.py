@@ -1,6 +1,7 @@
 """Variants of PPO by their commands: RLOO, full fine-tuning, critics, reward functions, explicit sources."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -212,12 +213,15 @@ def test_ppo_continues_from_a_ppo_run(auto, train_variant):
     assert ranks == [32, 48]
 
 
-def test_command_refuses_a_reward_model_that_fails_sanity(out, shared):
-    with pytest.raises(MannersError, match=r"the reward model manners-reward-tiny-\w+ has a sanity accuracy"):
-        train_in_process("method=ppo", *ONE_ITERATION, *shared, "method.min_sanity_accuracy=1.0", "run_name=strict")
-    run = mlflow_runs(out)[1][find_run(out, "strict-*").name]
-    assert run.info.status == "FAILED"
-    assert run.data.tags["manners.error"].startswith("MannersError: the reward model")
+@pytest.mark.parametrize("further", [["method.learning_rate=1e-4"], ["plan=true"]], ids=["run", "plan"])
+def test_command_refuses_a_reward_model_that_fails_sanity(out, shared, further):
+    """One that is there already is refused before anything is trained."""
+    before = set(out.glob("runs/*"))
+    strict = ["method.min_sanity_accuracy=1.0", "policy_run_overrides=['method.max_steps=3']"]
+    command = Command("method=ppo", *ONE_ITERATION, *shared, *strict, *further)
+    assert command.wait() == 1
+    assert re.search(r"^error: the reward model manners-reward-tiny-\w+ has a sanity accuracy", command.output, re.M)
+    assert set(out.glob("runs/*")) == before
 
 
 def test_source_that_is_no_model_is_refused(tmp_path, shared):

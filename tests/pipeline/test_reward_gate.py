@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from manners.data.types import Conversation, PreferencePair, ScoredReply, scored_replies
 from manners.errors import MannersError
+from manners.pipeline.dependencies import check_reward_sanity
 from manners.pipeline.stages import reward
-from manners.pipeline.stages.ppo import check_reward_sanity
 from manners.pipeline.stages.reward import corrupted_examples, evaluate_reward_model, margin_scale, rescaled_replies
 from manners.runtime.run_dir import RunArtifact
 from tests.configs import compose

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shlex
 from collections.abc import Callable
@@ -268,12 +269,40 @@ def check_foreign_base(found: RunArtifact, named: str, model: DictConfig) -> Non
         )
 
 
+def find_dependency(need: RunSpec) -> RunArtifact | None:
+    """The run that ``need`` stands for, if it is there. Raises MannersError where an explicit one does not fit."""
+    if need.explicit_source:
+        return resolve_explicit(need)
+    return find_finished(need.cfg, dependency_fingerprint(need))
+
+
+def check_reward_model(spec: RunSpec) -> None:
+    """Refuse a weak reward model that is there already, before a policy is trained for it. Raises MannersError."""
+    for need in spec.dependencies:
+        if need.role == "reward" and (found := find_dependency(need)):
+            check_reward_sanity(found, spec.cfg.method.min_sanity_accuracy)
+
+
+def check_reward_sanity(artifact: RunArtifact, minimum: float) -> None:
+    """Refuse a reward model that prefers too many corrupted replies. Raises MannersError."""
+    file = artifact.model_dir / "sanity.json"
+    accuracy = OmegaConf.load(file).accuracy.value if file.exists() else 0.0
+    if accuracy < minimum:
+        result = f"has a sanity accuracy of {accuracy:.1%}" if file.exists() else "has no sanity.json"
+        made_by = artifact.config
+        ratio = max(0.2, 2 * made_by.method.corruption_ratio if made_by else 0.0)
+        raise MannersError(
+            f"the reward model {artifact.name} {result}, and method.min_sanity_accuracy={minimum}: PPO would exploit "
+            f"it. Train it on more corrupted replies (method.corruption_ratio={ratio:.2g}), or accept it: "
+            f"method.min_sanity_accuracy={math.floor(100 * accuracy) / 100:.2f}"
+        )
+
+
 def print_plan(spec: RunSpec) -> None:
     """``plan=true``: what would be reused and what trained; nothing is."""
+    check_reward_model(spec)
     for need in spec.dependencies:
-        found = (
-            resolve_explicit(need) if need.explicit_source else find_finished(need.cfg, dependency_fingerprint(need))
-        )
+        found = find_dependency(need)
         print(f"{need.role:<8}{f'reuse {found.name}  {made_by(found)}' if found else f'train  {command_of(need)}'}")
     cfg, fingerprints = spec.cfg, {need.role: dependency_fingerprint(need) for need in spec.dependencies}
     ended = run_dir.find_ended(cfg.output_dir, run_dir.run_fingerprint(cfg, contents_of(cfg), fingerprints))

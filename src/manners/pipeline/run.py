@@ -71,6 +71,7 @@ def train(spec: RunSpec) -> RunArtifact:
     splits, contents = dependencies.usable_splits_of(cfg), dependencies.contents_of(cfg)
 
     # 2. Dependencies: PPO's SFT policy and reward model are found, or trained first.
+    dependencies.check_reward_model(spec)
     inputs = {need.role: dependencies.find_or_train(need, train, console) for need in spec.dependencies}
     fingerprints = {role: artifact.fingerprint for role, artifact in inputs.items()}
 

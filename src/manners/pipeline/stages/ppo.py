@@ -15,7 +15,6 @@ from manners.data.clusters import cluster_ids
 from manners.data.loading import build_prompts, eval_prompts
 from manners.data.mixture import DATASET
 from manners.data.tokenize import tokenize
-from manners.errors import MannersError
 from manners.evaluation.evaluate import (
     KL_NAME,
     MAX_LOSS_LENGTH,
@@ -39,7 +38,7 @@ from manners.models.reference_nll import reference_nll
 from manners.models.reward_model import ScoreNormalizer
 from manners.models.tokenizer import load_tokenizer
 from manners.models.vllm import VLLMBackend
-from manners.pipeline import model_ref
+from manners.pipeline import dependencies, model_ref
 from manners.pipeline.stages import reporting
 from manners.pipeline.stages.context import (
     RunContext,
@@ -52,7 +51,6 @@ from manners.pipeline.stages.context import (
 )
 from manners.pipeline.stages.saving import save_policy
 from manners.rewards.combine import RewardFunc, build_components
-from manners.runtime.run_dir import RunArtifact
 
 RISE_OF_LOSS = 1.0  # nats per token on replies of the data, which the policy may move away from
 SAMPLED_AT_ONCE = 256  # test prompts; so many tell the KL, to a tenth of a nat, where evaluation.test_prompts is 0
@@ -132,7 +130,7 @@ def load_reward_func(run: RunContext) -> RewardFunc | None:
     artifact = run.inputs.get("reward")
     if artifact is None:
         return None
-    check_reward_sanity(artifact, run.cfg.method.min_sanity_accuracy)
+    dependencies.check_reward_sanity(artifact, run.cfg.method.min_sanity_accuracy)
     made_by = artifact.config
     network = model_ref.load_reward_network(artifact.model_dir, made_by, run.device.kind)
     tokenizer = load_tokenizer(str(artifact.model_dir), require_template=False)
@@ -140,21 +138,6 @@ def load_reward_func(run: RunContext) -> RewardFunc | None:
     pairwise = made_by is not None and made_by.method.loss == "pairwise"
     normalizer = ScoreNormalizer.load(artifact.model_dir) if pairwise else ScoreNormalizer()
     return make_reward_func(network, tokenizer, made_by.method.max_length if made_by else 512, normalizer)
-
-
-def check_reward_sanity(artifact: RunArtifact, minimum: float) -> None:
-    """Refuse a reward model that prefers too many corrupted replies. Raises MannersError."""
-    file = artifact.model_dir / "sanity.json"
-    accuracy = OmegaConf.load(file).accuracy.value if file.exists() else 0.0
-    if accuracy < minimum:
-        result = f"has a sanity accuracy of {accuracy:.1%}" if file.exists() else "has no sanity.json"
-        made_by = artifact.config
-        ratio = max(0.2, 2 * made_by.method.corruption_ratio if made_by else 0.0)
-        raise MannersError(
-            f"the reward model {artifact.name} {result}, and method.min_sanity_accuracy={minimum}: PPO would exploit "
-            f"it. Train it on more corrupted replies (method.corruption_ratio={ratio:.2g}), or accept it: "
-            f"method.min_sanity_accuracy={math.floor(100 * accuracy) / 100:.2f}"
-        )
 
 
 def count_sampled_tokens(metrics_file: Path, batch_size: int) -> int:
