@@ -28,11 +28,11 @@ def main(folders: list[Path]) -> None:
 
 
 def generations_of(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The judged replies before and after, of a run or of the first and last model of an evaluation."""
+    """The judged replies before and after, of a run or of the last two models of an evaluation."""
     if (folder / "replies.jsonl").exists():
         replies = [json.loads(line) for line in (folder / "replies.jsonl").read_text().splitlines()]
         models = list(dict.fromkeys(reply["model"] for reply in replies))
-        first, last = ([r for r in replies if r["model"] == model] for model in (models[0], models[-1]))
+        first, last = ([r for r in replies if r["model"] == model] for model in models[-2:])
         return first, last
     before = json.loads((folder / "run.json").read_text())["before"]["generations"]
     return before, json.loads((folder / "after.json").read_text())["generations"]
