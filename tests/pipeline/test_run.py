@@ -1,7 +1,9 @@
 """`python train.py` end to end with SFT on the tiny base, and what it leaves behind."""
 
 import json
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,14 @@ def test_output_shows_the_change_and_where_to_look(finished):
     assert "held-out loss" in output and "before" in output and "after" in output
     assert str(find_run(out, "*")) in output.replace("\n", "")
     assert f"mlflow ui --backend-store-uri sqlite:///{out}/mlflow.db" in output  # `make ui` is for outputs/ alone
+
+
+def test_output_says_how_to_chat(finished):
+    """The command is run."""
+    out, output = finished
+    command = re.search("^talk with it: (.*)$", output, re.M)[1]
+    done = subprocess.run(f"{command} -p Hello", shell=True, capture_output=True, text=True, cwd=out)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
 
 
 def test_run_directory_is_complete(finished):

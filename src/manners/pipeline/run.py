@@ -3,6 +3,7 @@
 import logging
 import math
 import shlex
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -282,7 +283,16 @@ def print_results(spec: RunSpec, directory: RunDir, result: StageResult, lineage
     elif not spec.role:
         reports = (directory.path / name for name in ("before_after.md", "reward_report.md"))
         console.print(f"look next at: {next(p for p in reports if p.exists())}", highlight=False, soft_wrap=True)
+        if cfg.method.name != "reward":
+            console.print(f"talk with it: {chat_command(cfg.output_dir)}", highlight=False, soft_wrap=True)
         console.print(f"compare runs: {store.ui_command(cfg.tracking.uri)}", highlight=False, soft_wrap=True)
+
+
+def chat_command(output_dir: str) -> str:
+    """What chats with the latest run."""
+    if output_dir == "outputs" and Path.cwd() == ROOT:
+        return "make chat"
+    return f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'chat.py'))} output_dir={shlex.quote(output_dir)}"
 
 
 def sweep_overrides(cfg: DictConfig) -> list[str]:
