@@ -37,6 +37,18 @@ def test_each_model_is_an_evaluation_run_below_the_whole(logged):
         assert run.data.tags["mlflow.runType"] == "genai_evaluate"
 
 
+def test_a_run_of_another_experiment_starts_afterwards(logged):
+    """As in a notebook that evaluates first and trains then."""
+    client, *_ = logged
+    other = client.create_run(client.create_experiment("other")).info.run_id
+    mlflow.set_tracking_uri(client.tracking_uri)
+    try:
+        with mlflow.start_run(other) as run:
+            assert run.info.run_id == other
+    finally:
+        mlflow.set_tracking_uri(None)
+
+
 def test_a_trace_has_messages_reply_and_assessments(logged):
     client, experiment, _, run_ids = logged
     found = {

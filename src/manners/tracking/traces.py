@@ -73,9 +73,11 @@ def log_trace(reply: AssessedReply) -> None:
 def fluent_store(uri: str, experiment_id: str) -> Iterator[None]:
     """Point MLflow's fluent functions, which alone write traces, at a store; afterwards all is as it was."""
     import mlflow
+    from mlflow.tracking import fluent
 
     names = ("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID")
     before, tracking_uri = {name: os.environ.get(name) for name in names}, mlflow.get_tracking_uri()
+    experiment = fluent._active_experiment_id  # else a later run of this process in another experiment is refused
     logger = logging.getLogger("mlflow")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -86,6 +88,7 @@ def fluent_store(uri: str, experiment_id: str) -> Iterator[None]:
         yield
     finally:
         mlflow.set_tracking_uri(tracking_uri)
+        fluent._active_experiment_id = experiment
         logger.setLevel(level)
         for name, value in before.items():
             os.environ.pop(name, None)
