@@ -5,11 +5,12 @@ scored from 0 to 1 by language models that read each reply beside a correct one 
 (manner, truth and sense together, as in strictbot's CARD). Printed are the mean scores, and PPO's minus SFT's on the
 same prompts, for each seed and over all, with bootstrap intervals over prompts.
 
-The first table is of the defaults, without the base's own system message ("chatml"). The others are of before, with it:
-the same; variants of PPO at seed 1, which were read beside the SFT policy's replies once more; PPO of one epoch on
-another processor, with SFT policies and readers of its own; and the means of the base's replies of 64 tokens, as it is
-and asked for the manners (``dataset.prompted_baseline``). Last come policies from one light SFT policy at seed 1, read
-together, and its best of 16 sampled replies, for which it and PPO were read again.
+The first table is of the defaults since 3a0f687, with RLOO at seed 1, the second of those before ("chatml"), both
+without the base's own system message. The others are of before, with it: the same; variants of PPO at seed 1, which
+were read beside the SFT policy's replies once more; PPO of one epoch on another processor, with SFT policies and
+readers of its own; and the means of the base's replies of 64 tokens, as it is and asked for the manners
+(``dataset.prompted_baseline``). Last come policies from one light SFT policy at seed 1, read together, and its best
+of 16 sampled replies, for which it and PPO were read again.
 """
 
 import json
@@ -27,6 +28,7 @@ FROM_ONE_START = {  # by their start, which was read beside them
     "sft, start": ("sft, start", "sft, all rows", "dpo, from start", "rloo, from start", "ppo, from start"),
     "sft, start, again": ("sft, start, again", "best of 16", "ppo, from start, again"),
 }
+TODAY = "3a0f687"  # the commit of the settings
 GOOD = 0.5  # right manner and on the subject, with a smaller flaw in sense or truth at most
 
 
@@ -39,6 +41,9 @@ def main() -> None:
         categories[row["prompt"]] = row["category"]
     seeds = sorted({seed for seed, _ in scores})
     kinds = sorted(set(categories.values()))
+    before_and_after(scores, categories, (f"sft, {TODAY}", f"ppo, {TODAY}"), seeds)
+    start, rloo = [scores[1, f"sft, {TODAY}"]], [scores[1, f"rloo, {TODAY}"]]
+    print(f"| 1, rloo | {average(start)} | {average(rloo)} | {plain(change(start, rloo))} | |")
     before_and_after(scores, categories, ("sft, chatml", "ppo, chatml"), seeds)
     before_and_after(scores, categories, ("sft", "ppo"), seeds)
     twice = [[scores[1, name][p] for p in sorted(scores[1, "sft"])] for name in ("sft", AGAIN)]
@@ -79,6 +84,7 @@ def before_and_after(
 ) -> None:
     """Print a table of two models, by seed, over all seeds, and of each category over all seeds."""
     print(f"\n| seed | {names[0]} | {names[1]} | change, paired | good replies |\n| --- | --- | --- | --- | --- |")
+    seeds = [seed for seed in seeds if (seed, names[1]) in scores]
     for seed in seeds:
         old, new = scores[seed, names[0]], scores[seed, names[1]]
         counts = " → ".join(str(sum(s >= GOOD for s in model.values())) for model in (old, new))
