@@ -178,11 +178,9 @@ def find_or_train(spec: RunSpec, train: Callable[[RunSpec], RunArtifact], consol
 
     Raises MannersError where an explicit source is no run, or does not fit.
     """
-    if spec.explicit_source:
-        return resolve_explicit(spec)
-    fingerprint = dependency_fingerprint(spec)
-    if found := find_finished(spec.cfg, fingerprint):
+    if found := find_dependency(spec):
         return found
+    fingerprint = dependency_fingerprint(spec)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise MannersError(f"there is no {spec.role} run yet. Train it first, in one process: {command_of(spec)}")
 
