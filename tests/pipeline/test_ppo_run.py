@@ -40,7 +40,15 @@ ITERATION_METRICS = {
     *(f"objective/{name}" for name in ("kl", "entropy", "non_score_reward", "rlhf_reward", "scores", "length")),
     *("objective/eos_rate", "objective/repeated_bigrams", "policy/stopped_early", "train/learning_rate"),
     *("policy/approxkl_avg", "policy/clipfrac_avg", "policy/entropy_avg", "loss/policy_avg", "loss/value_avg"),
-    *("val/clipfrac_avg", "val/ratio", "val/num_eos_tokens", "reward/model", "episode", "policy/grad_norm"),
+    *(
+        "val/clipfrac_avg",
+        "val/ratio",
+        "val/explained_variance",
+        "val/num_eos_tokens",
+        "reward/model",
+        "episode",
+        "policy/grad_norm",
+    ),
 }
 
 

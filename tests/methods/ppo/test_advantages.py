@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from manners.methods.ppo.advantages import (
     adapt_kl_coef,
+    explained_variance,
     gae,
     kl_estimate,
     kl_penalized_rewards,
@@ -160,6 +161,31 @@ def test_whiten_of_equal_values_is_zero():
     mask = make_mask((2, 1))
     assert not whiten(torch.full(mask.shape, 5.0), mask, one_process).any()
     assert not whiten(torch.full((1, 1), 5.0), make_mask((1,)), one_process).any()
+
+
+# --- Explained variance ---
+
+
+def test_explained_variance_equals_that_of_numpy():
+    mask = make_mask()
+    values, returns = random_values(0, mask, 1e6), 5 + 2 * random_values(1, mask, -1e6)
+    values = values + returns / 3
+    real, errors = (table[mask].double().numpy() for table in (returns, returns - values))
+    expected = 1 - errors.var() / real.var()
+    assert explained_variance(values, returns, mask, one_process) == pytest.approx(expected)
+    halves = [slice(0, 2), slice(2, 4)]
+    in_two = run_in_threads(
+        lambda rank, reduce: explained_variance(*(t[halves[rank]] for t in (values, returns, mask)), reduce)
+    )
+    assert in_two == pytest.approx([expected, expected])
+
+
+def test_explained_variance_of_a_perfect_and_a_constant_critic():
+    mask = make_mask()
+    returns = random_values(0, mask)
+    assert explained_variance(returns + 7, returns, mask, one_process) == pytest.approx(1)  # a shift is no variance
+    assert explained_variance(torch.full_like(returns, 3.0), returns, mask, one_process) == pytest.approx(0, abs=1e-12)
+    assert math.isnan(explained_variance(returns, torch.ones_like(returns), mask, one_process))
 
 
 # --- RLOO, adaptive KL ---

@@ -4,6 +4,7 @@ Tensors are (B, R): B replies of up to R tokens, with a boolean ``mask`` of the 
 one of its tokens: an action like any other, at which the score is placed.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -55,6 +56,20 @@ def whiten(values: torch.Tensor, mask: torch.Tensor, reduce: Reduce, shift_mean:
     squares = reduce((real - mean).square().sum())
     scaled = (values - mean) * torch.rsqrt(squares / (count - 1).clamp(min=1) + 1e-8)
     return ((scaled if shift_mean else scaled + mean) * mask).to(values.dtype)
+
+
+def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, reduce: Reduce) -> float:
+    """1 − Var(returns − values) / Var(returns) over the real tokens of all processes: (B, R), (B, R), (B, R).
+
+    1 for a perfect critic; 0 for one that says no more than a constant would; NaN where all returns are equal.
+    """
+    real = returns[mask].double()
+    errors = real - values[mask]
+    count = real.new_tensor(float(real.numel()))
+    sums = reduce(torch.stack([count, real.sum(), errors.sum(), real.square().sum(), errors.square().sum()]))
+    mean, mean_error, mean_square, mean_square_error = (sums[1:] / sums[0]).tolist()
+    variance = mean_square - mean**2
+    return 1 - (mean_square_error - mean_error**2) / variance if variance > 1e-12 else math.nan
 
 
 def leave_one_out(scores: torch.Tensor, per_prompt: int) -> torch.Tensor:

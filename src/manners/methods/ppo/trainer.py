@@ -41,6 +41,7 @@ from manners.methods.optim import adamw, learning_rate_factor
 from manners.methods.ppo import diagnostics
 from manners.methods.ppo.advantages import (
     adapt_kl_coef,
+    explained_variance,
     gae,
     kl_estimate,
     kl_penalized_rewards,
@@ -219,6 +220,9 @@ def training_step(
         "policy/optimizer_steps": float(update.optimizer_steps),
         "policy/stopped_early": float(update.stopped_early),
     }
+    if isinstance(config, PPOConfig):
+        scored = batch.mask & ~scores.isnan()[:, None]
+        metrics["val/explained_variance"] = explained_variance(batch.values, returns, scored, processes.sum)
     if config.adaptive_kl:
         mean_kl = metrics["objective/kl"]
         state.kl_coef = adapt_kl_coef(state.kl_coef, mean_kl, config.kl_target, config.kl_horizon, config.batch_size)
