@@ -43,6 +43,15 @@ def test_log_lines_come_every_30_seconds_of_a_slow_loop(caplog, clock):
     assert [m.split()[1] for m in caplog.messages] == [f"{step}/10000" for step in (2, 4, 6, 8, 10)]
 
 
+def test_a_long_evaluation_between_two_steps_is_shown(caplog, clock):
+    with caplog.at_level(logging.INFO, "manners"), progress(100, "training", completed=3) as bar:
+        bar.update(5)
+        for batch in range(1, 9):
+            clock[0] += 10.0
+            bar.update_evaluation(batch, 8)
+    assert caplog.messages == [f"training 5/100  evaluating, batch {batch}/8" for batch in (3, 6)]
+
+
 def test_log_lines_go_to_stderr_unless_logging_is_configured(capsys, monkeypatch):
     logger = logging.getLogger("manners")
     monkeypatch.setattr(logger, "handlers", [])

@@ -100,6 +100,12 @@ class ProgressBar(Callback):
                 del self.numbers["tokens_per_second"]
         self.bar.update(trainer.global_step, **self.numbers)
 
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if trainer.state.fn == "fit":
+            self.bar.update_evaluation(batch_idx + 1, int(trainer.num_val_batches[0]))
+
     def on_exception(self, *_: Any) -> None:
         if hasattr(self, "bar"):
             self.bar.__exit__()

@@ -156,6 +156,7 @@ class PreferenceCallback(TrainerCallback):
     def __init__(self, model: Any, folder: Path, log: LogFunction, bar: Any):
         self.model, self.folder, self.log, self.bar = model, folder, log, bar
         self.numbers: dict[str, float] = {}
+        self.evaluated = 0  # batches
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         self.started_at, self.first_step = time.perf_counter(), state.global_step
@@ -189,7 +190,12 @@ class PreferenceCallback(TrainerCallback):
                     "pairs_per_second": rate,
                 }
 
+    def on_prediction_step(self, args: Any, state: TrainerState, control: Any, **objects: Any) -> None:
+        self.evaluated += 1
+        self.bar.update_evaluation(self.evaluated, len(objects["eval_dataloader"]))
+
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        self.evaluated = 0
         losses = eval_losses(state)
         if min(losses, key=losses.__getitem__) == state.global_step:
             save_best_weights(self.folder, self.model)

@@ -35,7 +35,8 @@ class LogLines:
 
     def __init__(self, total: int, description: str, completed: int):
         self.total, self.description, self.first = total, description, completed
-        self.logged, self.logged_at = completed, time.monotonic()
+        self.completed = self.logged = completed
+        self.logged_at = time.monotonic()
         self.started_at = self.logged_at
 
     def __enter__(self) -> "LogLines":
@@ -45,11 +46,18 @@ class LogLines:
 
     def update(self, completed: int, **numbers: float) -> None:
         """Report how many steps are completed, and the latest numbers."""
-        now, steps = time.monotonic(), completed - self.logged
+        self.completed, now, steps = completed, time.monotonic(), completed - self.logged
         last = completed >= self.total
         if steps and (last or steps >= LOG_FRACTION * self.total or now - self.logged_at >= LOG_SECONDS):
             log_info(self.line(completed, now - self.started_at, numbers))
             self.logged, self.logged_at = completed, now
+
+    def update_evaluation(self, completed: int, total: int) -> None:
+        """Report how many of the ``total`` batches of an evaluation between two steps are completed."""
+        now = time.monotonic()
+        if now - self.logged_at >= LOG_SECONDS:
+            log_info(f"{self.description} {self.completed}/{self.total}  evaluating, batch {completed}/{total}")
+            self.logged_at = now
 
     def line(self, completed: int, seconds: float, numbers: dict[str, float]) -> str:
         """The log line: progress, numbers, speed, elapsed and remaining time."""
@@ -92,6 +100,10 @@ class TerminalBar:
         """Report how many steps are completed, and the latest numbers."""
         fields: dict[str, Any] = {"numbers": "  ".join(format_numbers(numbers))} if numbers else {}
         self.bar.update(self.task, completed=completed, **fields)
+
+    def update_evaluation(self, completed: int, total: int) -> None:
+        """Report how many of the ``total`` batches of an evaluation between two steps are completed."""
+        self.bar.update(self.task, numbers=f"evaluating, batch {completed}/{total}")
 
 
 def progress(total: int, description: str, completed: int = 0, enabled: bool = True) -> LogLines | TerminalBar:
