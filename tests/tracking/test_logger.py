@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.tracking import fluent
 from mlflow.utils.validation import _validate_metric_name
 
 from manners.config import validate
@@ -224,6 +225,27 @@ def test_run_that_the_store_lost_is_sent_anew(tmp_path, capsys, lose):
     assert losses(cfg, new) == [(1, 0.1), (2, 0.2)]
     assert mlflow.MlflowClient(cfg.tracking.uri).get_run(new).data.params["seed"] == "1"
     assert start_run(cfg, step=3)[0] == new  # and is found from then on
+
+
+def test_experiment_and_run_that_a_notebook_has_active_stay(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")  # as it is afterwards, whatever set_experiment does
+    cfg, uri = config(tmp_path), stores.absolute_uri(f"sqlite:///{tmp_path}/notebook.db")
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_experiment("notebook")
+    try:
+        with mlflow.start_run() as outer:
+            run_id, _ = start_run(cfg)
+            assert mlflow.active_run().info.run_id == outer.info.run_id
+            mlflow.log_metric("later", 1.0)
+        assert mlflow.MlflowClient(uri).get_run(outer.info.run_id).info.status == "FINISHED"
+        own = mlflow.MlflowClient(store.absolute_uri(cfg.tracking.uri)).get_run(run_id)
+        assert own.info.status == "FINISHED" and "mlflow.parentRunId" not in own.data.tags
+        assert mlflow.MlflowClient(uri).get_run(outer.info.run_id).data.metrics == {"later": 1.0}
+        assert mlflow.start_run().info.experiment_id == outer.info.experiment_id
+    finally:
+        mlflow.end_run()
+        mlflow.set_tracking_uri(None)
+        fluent._active_experiment_id = None
 
 
 def test_run_id_of_the_environment_is_left_alone(tmp_path, monkeypatch, capsys):

@@ -126,12 +126,13 @@ def open_run(
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # logs the traceback of what it raises
     if ignored := [name for name in IGNORED if os.environ.get(name)]:
         print(f"{', '.join(ignored)} in the environment: ignored. The experiment is tracking.experiment=NAME.")
+    tracking_uri = mlflow.get_tracking_uri()
     set_tracking_uri(store.absolute_uri(cfg.tracking.uri))
     with report_refusals(cfg.tracking.uri):
         client, experiment = store.open_experiment(cfg)
         run_id = find_or_create_run(client, experiment, directory)
         known = store.logged_steps(client, run_id)
-        mlflow.start_run(run_id, log_system_metrics=bool(cfg.tracking.system_metrics))
+        activate_run(run_id, system_metrics=bool(cfg.tracking.system_metrics))
     mirrors = Mirrors(cfg, directory.path) if len(cfg.report_to) > 1 else None
     logger = MLflowLogger(client, run_id, directory.path, known, on_metrics, mirrors)
     status = "FAILED"
@@ -160,6 +161,8 @@ def open_run(
     finally:
         logger.close(status)
         end_active_run(status)
+        if mlflow.active_run():  # a notebook's own
+            set_tracking_uri(tracking_uri)
 
 
 def set_tracking_uri(uri: str) -> None:
@@ -199,6 +202,19 @@ def report_refusals(uri: str) -> Iterator[None]:
         raise MannersError(
             f"tracking.uri={uri} refuses: {reason}. Without a server: tracking.uri=sqlite:///outputs/mlflow.db"
         ) from error
+
+
+def activate_run(run_id: str, system_metrics: bool) -> None:
+    """Make a run the active one, whatever experiment or run of its own a notebook has active."""
+    import mlflow
+    from mlflow.tracking import fluent
+
+    before = fluent._active_experiment_id
+    fluent._active_experiment_id = None  # else MLflow refuses a run of another experiment
+    try:
+        mlflow.start_run(run_id, nested=True, log_system_metrics=system_metrics)
+    finally:
+        fluent._active_experiment_id = before
 
 
 def end_active_run(status: str) -> None:

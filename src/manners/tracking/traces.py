@@ -49,7 +49,7 @@ def log_traces(
         for model, replies in models.items():
             tags = {"mlflow.runName": model, "mlflow.parentRunId": parent_run_id, **EVALUATION_RUN}
             run_ids[model] = client.create_run(experiment_id, tags=tags).info.run_id
-            with mlflow.start_run(run_ids[model]):
+            with mlflow.start_run(run_ids[model], nested=True):  # below one that a notebook has active
                 for reply in replies[:MAX_TRACES]:
                     log_trace(reply)
     return run_ids
