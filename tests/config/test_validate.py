@@ -74,6 +74,22 @@ def test_impossible_combination_is_refused_with_a_remedy(values, message):
 
 
 @pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["dataset.min_score_quantile=0.5", "method=reward"], "is about what SFT trains on"),
+        (
+            ["dataset.include_alternatives=true", "method=ppo"],
+            "For the SFT run alone: policy_run_overrides=['dataset.include_alternatives=True']",
+        ),
+        (["dataset.conversation_eos=eos", "dataset.loss_roles=all", "method=dpo"], "is about what SFT trains on"),
+        (["dataset.loss_roles=user", "method=kto"], "method=kto answers as the assistant"),
+    ],
+)
+def test_what_only_sft_reads_is_refused_elsewhere(overrides, message):
+    assert message in error_of(compose(*overrides))
+
+
+@pytest.mark.parametrize(
     "values, message",
     [
         (["method.batch_size=10", "method.num_generations=4"], "must be a multiple of num_generations=4"),

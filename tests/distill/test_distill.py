@@ -1,6 +1,7 @@
 """Prompt distillation: which replies are kept, what a row is, and that a killed command goes on to the same file."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -70,7 +71,10 @@ def test_the_reward_model_chooses_among_them():
 
 def test_test_rows_are_not_asked_and_equal_prompts_once():
     row = conversation("Why?", "So.")
-    splits = Splits(train=[row, conversation("Why?", "No.")], validation=[conversation("How?", "Thus.")], test=[row])
+    unanswered = replace(row, messages=[*row.messages, {"role": "user", "content": "And then?"}])
+    splits = Splits(
+        train=[unanswered, row, conversation("Why?", "No.")], validation=[conversation("How?", "Thus.")], test=[row]
+    )
     assert [(a.split, a.prompt.messages[-1]["content"]) for a in distill.asked_prompts(splits)] == [
         ("train", "Why?"),
         ("validation", "How?"),
@@ -166,6 +170,7 @@ def test_a_killed_command_goes_on_to_the_same_file(command, stubbed, tmp_path, m
         ("system=null", "has no system message of its own: system="),
         ("reward_from=none", "nothing chooses among the replies"),
         ("out=rows.csv", "written to a .jsonl file"),
+        ("max_new_tokens=600", "max_new_tokens=600 leaves no room for prompts in the 512 tokens"),
     ],
 )
 def test_what_cannot_work_is_said_before_a_model_is_loaded(command, override, says):

@@ -1,5 +1,7 @@
 """Conversations of several turns, and the trend of a metric over them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -36,3 +38,7 @@ def test_run_conversations_adds_each_reply_to_the_history(monkeypatch):
     monkeypatch.setattr(multi_turn, "generate_replies", echo)
     _, (prompts, _) = multi_turn.run_conversations(None, None, [[prompt("a"), prompt("b")]], False)
     assert [m["content"] for m in prompts[0].messages] == ["a", "re: a", "b"]
+    first = replace(prompt("a"), messages=[{"role": "system", "content": "Be brief."}, *prompt("a").messages])
+    asked = multi_turn.run_conversations(None, None, [[first, prompt("b")]], False)
+    contents = [[m["content"] for m in prompts[0].messages] for prompts, _ in asked]
+    assert contents == [["Be brief.", "a"], ["Be brief.", "a", "re: a", "b"]]

@@ -4,11 +4,18 @@ import json
 import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from manners.pipeline.run import unused_adapter_options
+from manners.data.batching import ResumableBatches
+from manners.pipeline.run import as_it_began, unused_options
+from manners.pipeline.stages.context import total_steps
+from manners.runtime import run_dir
+from manners.runtime.device import Device
+from manners.runtime.run_dir import RunDir
 from tests import commands
 from tests.commands import find_run, mlflow_runs, read_records
 from tests.configs import compose
@@ -224,13 +231,52 @@ def test_no_checkpoint_is_chosen_on_the_rows_that_are_reported(tmp_path, shares,
 
 
 @pytest.mark.parametrize(
+    ("rows", "method", "steps"),
+    [
+        (9, "sft", 20),  # ten epochs of two batches of eight and one
+        (16, "sft", 20),
+        (3, "sft", 10),
+        (33, "sft method.gradient_accumulation_steps=4", 13),  # fifty batches, a step may span two epochs
+        (33, "dpo method.gradient_accumulation_steps=4", 20),  # the Trainer begins an epoch with a new step
+    ],
+)
+def test_an_epoch_reads_every_row(rows, method, steps):
+    command = (f"method={method} method.num_train_epochs=10 method.per_device_train_batch_size=8").split()
+    cfg = compose(*command)
+    assert total_steps(cfg, rows) == steps
+    if method == "sft":  # without accumulation
+        items = [SimpleNamespace(length=1, num_targets=1) for _ in range(rows)]
+        batches = ResumableBatches(items, 8, list, steps, 1, seed=0, group_by_length=False)
+        assert Counter(i for batch in batches.batches for i in batch) == dict.fromkeys(range(rows), 10)
+
+
+def test_a_resumed_run_counts_on_in_its_number_format(tmp_path, capsys):
+    directory = RunDir(tmp_path)
+    assert as_it_began(directory, Device("cpu", "bf16")) == Device("cpu", "bf16")
+    resumed = RunDir(tmp_path, run_dir.load_state(tmp_path))
+    assert as_it_began(resumed, Device("cpu", "32")) == Device("cpu", "bf16")
+    assert as_it_began(resumed, Device("cuda", "32")) == Device("cuda", "32")
+    assert "began on cpu in bf16 and goes on on cuda in 32" in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
     ("overrides", "line"),
     [
         (["adapter=none", "adapter.r=8", "adapter.use_dora=true"], "adapter=none: adapter.r=8, adapter.use_dora=true"),
         (["adapter=none", "adapter.kind=none"], ""),
-        (["adapter=lora", "adapter.r=8"], ""),
+        (["adapter=lora", "adapter.r=8", "adapter.lora_dropout=0.1"], ""),
+        (["method=dpo", "adapter=lora", "adapter.lora_dropout=0.1"], "method=dpo: adapter.lora_dropout=0.1"),
+        (["method=rloo", "method.vf_coef=0.1"], "method=rloo: method.vf_coef=0.1"),
+        (["method=ppo", "method.vf_coef=0.1"], ""),
+        (
+            ["method=reward", "method.loss=pairwise", "method.ranking_coef=0.1"],
+            "method.loss=pairwise: method.ranking_coef=0.1",
+        ),
+        (
+            ["dataset=jsonl", "dataset.path=README.md", "dataset.splits=[train]"],
+            "a file of one's own: dataset.splits=[train]",
+        ),
     ],
 )
-def test_options_of_lora_are_named_where_it_is_not_used(overrides, line):
-    said = unused_adapter_options(compose(*overrides), overrides)
-    assert said == (f"not used with {line}" if line else "")
+def test_options_that_nothing_reads_are_named(overrides, line):
+    assert unused_options(compose(*overrides), overrides) == ([f"not used with {line}"] if line else [])

@@ -1,6 +1,7 @@
 """Reward components: how they are built, called and summed, and what is reported of a broken one."""
 
 import asyncio
+import json
 import math
 import os
 import sys
@@ -351,6 +352,21 @@ def test_functions_see_the_progress_and_log_as_in_trl():
     assert sums == [0.75, 0.75]
     assert (dict(log.metrics), log.columns) == ({"accuracy": [0.5, 1.5]}, {"words": [2, 4]})
     assert combine(**components)[0] == [1.0, 1.0]  # an evaluation scores as at the end of training
+
+
+def test_logged_columns_hold_what_json_does():
+    given = [np.float32(0.5), torch.tensor([1, 2]), math.nan, {"a": [None]}, b"x"]
+
+    def shaped(completions, log_extra, **_):
+        for i, value in enumerate(given):
+            log_extra(f"c{i}", [value] * len(completions))
+        return [0.0] * len(completions)
+
+    log = RewardLog()
+    combine_rewards({"mine": RewardComponent(1.0, shaped)}, PROMPTS, REPLIES, COMPLETION_IDS, HAS_EOS, None, log)
+    first = [values[0] for values in log.columns.values()]
+    assert first == [0.5, "tensor([1, 2])", "nan", {"a": [None]}, "b'x'"]
+    assert json.loads(json.dumps(log.columns)) == log.columns
 
 
 @pytest.mark.parametrize(

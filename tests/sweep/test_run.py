@@ -216,6 +216,14 @@ def test_killed_search_proposes_what_it_would_have_proposed(sweep):
     assert choices(resumed) == choices(complete)[2:]  # the first of them was running when it was killed
 
 
+def test_search_begins_anew_where_the_data_are_others(sweep, tmp_path):
+    assert len(sweep(*SEARCH, result=bowl).commands) == 4
+    assert sweep(*SEARCH, result=bowl).commands == []
+    [file] = tmp_path.glob("*.jsonl")
+    file.write_text(file.read_text().replace("?", "??"))
+    assert len(sweep(*SEARCH, result=bowl).commands) == 4
+
+
 def test_search_keeps_conditions_and_ranges(sweep):
     for command in sweep(*SEARCH, result=bowl).commands:
         values = dict(o.split("=", 1) for o in command)

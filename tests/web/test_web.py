@@ -1,7 +1,9 @@
 """The page's server on the packaged model: what each address answers, and what votes leave on disk."""
 
 import json
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +21,7 @@ from manners.pipeline.model_ref import ModelRef
 from manners.runtime.device import Device
 from manners.tracking import store
 from manners.web import ballots as ballots_module
-from manners.web import results
+from manners.web import results, vote_file
 from manners.web.app import make_app
 from manners.web.ballots import Ballots
 from manners.web.models import Models
@@ -158,6 +160,12 @@ def test_labels_of_one_reply_are_votes_too(page):
         ("/api/ballot", {"pair": ["one", "three"]}, 422),
         (
             "/api/label",
+            {"verdict": "good", "messages": PROMPTS[0].messages, "reply": {"model": "one"}},
+            422,
+        ),
+        ("/api/label", {"verdict": "good", "messages": [{}], "reply": {"model": "one", "text": "a"}}, 422),
+        (
+            "/api/label",
             {"verdict": "tie", "messages": [{"role": "user", "content": "a"}], "reply": {"model": "one"}},
             422,
         ),
@@ -175,6 +183,22 @@ def test_a_verdict_that_is_none_and_an_empty_edit_are_refused(page):
     assert cast(page, dealt, "edit", edited="  ").status_code == 422
     assert cast(page, dealt, "first").status_code == 200  # the comparison still stands
     assert len(rows(page)) == 1
+
+
+def test_a_comparison_counts_once(page):
+    dealt = ballot(page)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: cast(page, dealt, "first").status_code, range(4)))
+    assert sorted(answers) == [200, 409, 409, 409] and len(rows(page)) == 1
+
+
+def test_a_vote_that_a_full_disk_takes_half_of_is_no_vote(page, monkeypatch):
+    dealt, write = ballot(page), os.write
+    monkeypatch.setattr(vote_file.os, "write", lambda descriptor, line: write(descriptor, line[:9]))
+    assert cast(page, dealt, "first").status_code == 507
+    assert page.votes.path.read_text() == ""
+    monkeypatch.undo()
+    assert cast(page, dealt, "first").status_code == 200  # the comparison still stands
 
 
 def test_results_count_what_was_cast(page):

@@ -72,7 +72,7 @@ class DatasetConfig:
     loss_roles: str = option("assistant", "whose turns carry loss", ("assistant", "user", "system", "all"))
     languages: list[str] = option([], "OpenAssistant: languages of the messages, such as en; all by default")
     keep_flagged: list[str] = option([], "OpenAssistant: flagged messages to keep: deleted, synthetic, unreviewed")
-    conversation_eos: str | None = option(None, "token that the user says after the last reply, to learn when to stop")
+    conversation_eos: str | None = option(None, "SFT: what the user says after the last reply, one token: when to stop")
     min_score_quantile: float | None = option(
         None, "SFT trains on rows at or above this quantile of the training scores", ge=0, lt=1
     )

@@ -30,6 +30,7 @@ MIN_PROMPT_SHARE = 1 / 8  # of the context, which new tokens must leave to promp
 INITS = ("true", "gaussian", "orthogonal", "pissa", "olora")  # of PEFT's, those that need neither data nor files
 MAX_NAME = 120  # characters; file systems take 255 bytes, and the folder of a run says more than its name
 REPORT_TO = ("mlflow", "tensorboard", "wandb")
+SFT_OPTIONS = ("conversation_eos", "min_score_quantile", "include_alternatives")  # of a dataset
 TABLE_COLUMNS = ("prompt", "reply", "kl", "tokens", "has_eos")  # of PPO's tables of replies, beside the rewards
 
 
@@ -160,11 +161,12 @@ def check_method(cfg: DictConfig) -> None:
             f"{cfg.model.name} is an encoder and cannot write replies: method={cfg.method.name} needs a decoder, "
             "such as model=tiny or model=gpt2."
         )
-    if cfg.method.sample_type == "prompt" and cfg.dataset.loss_roles == "user":
+    if cfg.method.sample_type not in ("conversation", "scored") and cfg.dataset.loss_roles == "user":
         raise MannersError(
             f"method={cfg.method.name} answers as the assistant: dataset.loss_roles=user is for SFT.",
             "dataset.loss_roles",
         )
+    check_sft_options(cfg)
     if "" in cfg.model.added_tokens:
         raise MannersError("model.added_tokens has an empty text: a token is at least one character.")
     if cfg.model.added_tokens and cfg.method.name != "sft":
@@ -177,6 +179,23 @@ def check_method(cfg: DictConfig) -> None:
         raise MannersError(
             "packed rows are all of one length: with method.packing=true set method.group_by_length=false."
         )
+
+
+def check_sft_options(cfg: DictConfig) -> None:
+    """What decides which rows and turns SFT trains on is set for SFT alone. Raises MannersError."""
+    if cfg.method.name == "sft":
+        return
+    datasets = [own for _, own in dataset_configs(cfg.dataset).values()] if cfg.dataset.get("mix") else [cfg.dataset]
+    for name in SFT_OPTIONS:
+        if value := next((own[name] for own in datasets if own[name]), None):
+            option = f"dataset.{name}={value}"
+            own = cfg.policy_from == "auto" and "policy" in STARTS_FROM.get(cfg.method.sample_type, ())
+            hint = f" For the SFT run alone: policy_run_overrides=['{option}']." * own
+            raise MannersError(
+                f"{option} is about what SFT trains on, and method={cfg.method.name} would take other rows or replies "
+                f"for it, too: leave it out.{hint}",
+                f"dataset.{name}",
+            )
 
 
 def needed_sample_type(cfg: DictConfig) -> str:
@@ -484,9 +503,14 @@ def check_local_context(cfg: DictConfig) -> None:
 
 def check_room_for_prompts(cfg: DictConfig, context: int, model: str) -> None:
     """Raises MannersError where ``evaluation.max_new_tokens`` leaves prompts less than an eighth of the context."""
-    most, asked = context - math.ceil(context * MIN_PROMPT_SHARE), cfg.evaluation.max_new_tokens
-    if asked > most and not ("method" in cfg and cfg.method.name == "reward"):
-        key = "evaluation.max_new_tokens"
+    if not ("method" in cfg and cfg.method.name == "reward"):
+        check_new_tokens("evaluation.max_new_tokens", cfg.evaluation.max_new_tokens, context, model)
+
+
+def check_new_tokens(key: str, asked: int, context: int, model: str) -> None:
+    """Raises MannersError where the option ``key`` leaves prompts less than an eighth of the context."""
+    most = context - math.ceil(context * MIN_PROMPT_SHARE)
+    if asked > most:
         raise MannersError(
             f"{key}={asked} leaves no room for prompts in the {context} tokens that {model} can read: {key}={most} or "
             "less.",

@@ -265,7 +265,7 @@ def shorten(
         if len(prompt_ids(kept, tokenizer, role)) <= max_length:
             return kept
     system, texts = range(first), range(first, len(kept))
-    for i, floor in [*((i, max_length // 4) for i in texts), *((i, 0) for i in (*system, *texts))]:
+    for i, floor in [*((i, max(max_length, 0) // 4) for i in texts), *((i, 0) for i in (*system, *texts))]:
         while (excess := len(prompt_ids(kept, tokenizer, role)) - max_length) > 0:
             content = kept[i]["content"]
             [(_, offsets)] = encode([hide_special_tokens([kept[i]], tokenizer)[0]["content"]], tokenizer)

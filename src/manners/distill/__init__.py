@@ -16,11 +16,16 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from manners.config.overrides import quoted_override
+from manners.config.validate import check_new_tokens
 from manners.data.loading import Splits, load_splits
 from manners.data.types import REWARD_FIELDS, Conversation
 from manners.distill.samples import Asked, SampleFile, fingerprint_of, sample_batches
 from manners.errors import MannersError
+from manners.evaluation.generate import cut_prompts_line
+from manners.models.loading import context_length
 from manners.pipeline import model_ref
+from manners.pipeline.evaluate import with_system
+from manners.pipeline.model_ref import ModelRef
 from manners.pipeline.style_judge import check_style_judge
 from manners.runtime.atomic_io import atomic_write
 
@@ -37,6 +42,7 @@ def write_distilled(cfg: DictConfig) -> Path:
     ref = model_ref.resolve_model(cfg.run, cfg)
     splits = load_splits(cfg.dataset)
     asked = asked_prompts(splits)
+    check_room(cfg, ref, asked, system)
     samples = SampleFile(Path(f"{cfg.out}.samples"), fingerprint_of(cfg, ref, [a.row for a in asked]))
     if samples.batches:
         console.print(f"resuming: {len(samples.batches)} batches are in {samples.path}", soft_wrap=True)
@@ -76,12 +82,22 @@ def check_options(cfg: DictConfig, system: str | None) -> None:
     check_style_judge(cfg)
 
 
+def check_room(cfg: DictConfig, ref: ModelRef, asked: list[Asked], system: str) -> None:
+    """Print how many prompts are cut, with the system message. Raises MannersError where there is no room for them."""
+    context = context_length(*model_ref.base_of(ref))
+    check_new_tokens("max_new_tokens", cfg.max_new_tokens, context, ref.name)
+    prompts = [p.messages for p in with_system([a.prompt for a in asked], system)]
+    tokenizer, room = model_ref.tokenizer_of(ref), context - cfg.max_new_tokens
+    if line := cut_prompts_line(prompts, tokenizer, "assistant", room, "max_new_tokens"):
+        console.print(f"{ref.name}: {line}", style="yellow", highlight=False)
+
+
 def asked_prompts(splits: Splits) -> list[Asked]:
     """Each different training and validation prompt, with the first row that asks it."""
     found: dict[str, Asked] = {}
     for split in ("train", "validation"):
         for row in getattr(splits, split):
-            if row.messages[0]["role"] != "text" and len(row.messages) > 1:
+            if row.messages[-1]["role"] == "assistant" and len(row.messages) > 1:
                 found.setdefault(json.dumps(row.messages[:-1]), Asked(split, row))
     return list(found.values())
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from manners.data.types import Message, Prompt
+from manners.data.types import Prompt
 from manners.evaluation.evaluate import Generation, generate_replies
 from manners.evaluation.judges import Judge
 from manners.evaluation.stats import Estimate, bootstrap_ratio
@@ -32,7 +32,7 @@ def run_conversations(
     model: Any, tokenizer: Any, questions: list[list[Prompt]], style_judge: Judge | None, **generation: Any
 ) -> list[tuple[list[Prompt], list[Generation]]]:
     """For each turn, the conversations so far and the replies to them, which become part of the next prompts."""
-    histories: list[list[Message]] = [[] for _ in questions]
+    histories = [[m for m in question[0].messages if m["role"] == "system"] for question in questions]
     by_turn = []
     for turn in range(len(questions[0])):
         prompts = [

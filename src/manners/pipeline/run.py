@@ -6,6 +6,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from manners.pipeline.stages.context import RunContext, StageResult, configured_
 from manners.runtime import launcher, run_dir
 from manners.runtime.device import Device
 from manners.runtime.model_files import source_line
-from manners.runtime.paths import CONF, ROOT
+from manners.runtime.paths import CONF, ROOT, existing_path
 from manners.runtime.run_dir import RunArtifact, RunDir, RunState
 from manners.tracking import cost, registry, store
 from manners.tracking.logger import MLflowLogger, NullLogger, open_run
@@ -45,6 +46,12 @@ STAGES = {
     "kto": preference.train_preference,
     "ppo": ppo.train_online,
     "rloo": ppo.train_online,
+}
+
+NO_DROPOUT = {"adapter.lora_dropout"}  # random masks would make the policy differ from itself
+UNUSED_BY_METHOD = {
+    **dict.fromkeys(("ppo", "dpo", "kto"), NO_DROPOUT),
+    "rloo": NO_DROPOUT | {"method.vf_coef", "method.cliprange_value"},  # it has no critic
 }
 
 
@@ -86,8 +93,9 @@ def train(spec: RunSpec) -> RunArtifact:
         digest, on_metrics = contents["data"], pruning_callback(cfg)
         with open_run(cfg, directory, splits, digest, inputs, spec.overrides, on_metrics) as logger:
             cost.start_clock(directory)
-            command = [o for o in spec.overrides if not o.startswith("tracking.uri=")]  # it may hold a password
+            command = [o for o in spec.overrides if override_key(o) != "tracking.uri"]  # it may hold a password
             directory.update_state(command=shlex.join(command))
+            device = as_it_began(directory, device)
             print_run_header(spec, directory, device, inputs)
             print_rows(spec)
             if directory.state.microbatch_size is None:
@@ -109,6 +117,20 @@ def train(spec: RunSpec) -> RunArtifact:
     return run_dir.artifact_of(directory.path, directory.state)
 
 
+def as_it_began(directory: RunDir, device: Device) -> Device:
+    """The device, with the number format that the run began with: "auto" may mean another on another machine."""
+    began = directory.state.device
+    if began is None:
+        directory.update_state(device=f"{device.kind} {device.precision}")
+        return device
+    kind, precision = began.split()
+    if kind == device.kind:
+        return replace(device, precision=precision)
+    change = f"{kind} in {precision} and goes on on {device.kind} in {device.precision}"
+    console.print(f"this run began on {change}: its weights may differ from those of one device", style="yellow")
+    return device
+
+
 def launch(spec: RunSpec) -> RunArtifact:
     """Run the command in a process for each device, which this one only waits for."""
     launcher.launch_processes([*spec.overrides, *sweep_overrides(spec.cfg)], spec.cfg.hardware.devices)
@@ -124,6 +146,7 @@ def follow(
     console.quiet = True
     path = Path(processes.receive())
     directory = RunDir(path, run_dir.load_state(path) or RunState())
+    device = as_it_began(directory, device)
     L.seed_everything(cfg.seed, verbose=False)  # as the first process does: adapters begin at random
     STAGES[cfg.method.name](RunContext(cfg, splits, device, directory, NullLogger(), inputs, processes))
     return run_dir.artifact_of(directory.path, directory.state)
@@ -174,7 +197,7 @@ def print_run_header(spec: RunSpec, directory: RunDir, device: Device, inputs: d
     about = f"  {cfg.method.name}, {cfg.model.name}, {cfg.adapter.kind}, on {device.kind}, {device.number_format}"
     console.print(Text.assemble((directory.path.name, "bold"), about))
     console.print(settings_line(cfg, spec.overrides), highlight=False, soft_wrap=True)
-    if line := unused_adapter_options(cfg, spec.overrides):
+    for line in unused_options(cfg, spec.overrides):
         console.print(line, highlight=False, soft_wrap=True)
     if source := source_line(cfg.model.name, cfg.model.revision):
         console.print(source, highlight=False, soft_wrap=True)
@@ -212,12 +235,18 @@ def settings_line(cfg: DictConfig, overrides: Sequence[str]) -> str:
     return ", ".join(f"{name} {m[name]:g} ({source(name)})" for name in names if name in m)
 
 
-def unused_adapter_options(cfg: DictConfig, overrides: Sequence[str]) -> str:
-    """A line on the options of LoRA that a command sets where nothing is trained by LoRA; empty where it sets none."""
+def unused_options(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """A line on the options that a command sets and nothing reads, for each choice that makes them so."""
+    m, local = cfg.method, not cfg.dataset.mix and existing_path(cfg.dataset.path) is not None
     of_lora = {f"adapter.{name}" for name in cfg.adapter} - {"adapter.kind", "adapter.quantization"}
-    given = [o for o in overrides if override_key(o) in of_lora]
-    unused = given and cfg.adapter.kind in ("none", "frozen")
-    return f"not used with adapter={cfg.adapter.kind}: {', '.join(given)}" if unused else ""
+    unused = {
+        f"adapter={cfg.adapter.kind}": of_lora if cfg.adapter.kind in ("none", "frozen") else set(),
+        f"method={m.name}": UNUSED_BY_METHOD.get(m.name, set()),
+        "method.loss=pairwise": {"method.ranking_coef"} if m.get("loss") == "pairwise" else set(),
+        "a file of one's own": {"dataset.name", "dataset.splits"} if local else set(),
+    }
+    given = {why: [o for o in overrides if override_key(o) in keys] for why, keys in unused.items()}
+    return [f"not used with {why}: {', '.join(options)}" for why, options in given.items() if options]
 
 
 def print_rows(spec: RunSpec) -> None:

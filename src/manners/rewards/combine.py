@@ -11,6 +11,7 @@ of the update.
 
 import asyncio
 import inspect
+import json
 import math
 import os
 import sys
@@ -226,9 +227,20 @@ def log_functions(log: RewardLog, taken: Sequence[str], count: int) -> dict[str,
             raise MannersError(f"log_extra({column!r}, …): the table of replies has this column: choose another name.")
         if len(values) != count:
             raise MannersError(f"log_extra({column!r}, …) got {len(values)} values for {count} replies.")
-        log.columns[column] = list(values)
+        log.columns[column] = [table_value(value) for value in values]
 
     return {"log_metric": log_metric, "log_extra": log_extra}
+
+
+def table_value(value: Any) -> Any:
+    """A value as a table takes it: a number of numpy or torch as Python's own, what JSON does not have as text."""
+    with suppress(AttributeError, ValueError, RuntimeError):  # an array of several numbers has no item
+        value = value.item()
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return str(value)
+    return value
 
 
 def call(name: str, function: RewardFunc, columns: dict[str, Any]) -> Any:

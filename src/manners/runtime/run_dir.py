@@ -84,6 +84,7 @@ class RunState:
     mlflow_run_id: str = ""
     command: str | None = None  # that made it, less `python train.py` and the tracking server
     described: bool = False  # whether MLflow has its config, code and data
+    device: str | None = None  # and number format, such as "cpu bf16"; a resumed run counts on as it began
     microbatch_size: int | None = None  # rows; a resumed run counts on in the microbatches that it began with
     before: dict[str, Any] | None = None  # evaluation before training
     tokens: int | None = None  # read or sampled in training

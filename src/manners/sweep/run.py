@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from rich.console import Console
 from manners.config.compose import expand_home
 from manners.config.overrides import override_key, quoted_override
 from manners.errors import MannersError
+from manners.pipeline import dependencies
 from manners.runtime import run_dir
 from manners.sweep import jobs, report, space
 from manners.sweep.jobs import SweepJob
@@ -177,6 +178,9 @@ def format_eta(seconds: float, trained: int, left: int) -> str:
 def acquire_sweep_dir(cfg: DictConfig, fixed: list[str], dimensions: list[space.Dimension]) -> Iterator[Path]:
     """The directory of the sweep: the same command finds the same one. Raises MannersError where it is running."""
     plan = {"sweep": OmegaConf.to_container(cfg.sweep), "varied": [str(d) for d in dimensions], "fixed": sorted(fixed)}
+    if cfg.sweep.sampler != "grid":  # its journal has metrics of trials, which are of this data, base and rewards
+        with suppress(MannersError):  # what is varied may be what is missing
+            plan["contents"] = dependencies.contents_of(cfg)
     name = re.sub(r"[^\w.-]+", "-", f"{cfg.experiment_name}-{cfg.method.name}")
     path = Path(cfg.output_dir) / "sweeps" / f"{name}-{run_dir.hash_config(cfg, run_dir.RUN_KEYS, plan)[:8]}"
     path.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from pydantic import BaseModel, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from manners.data.formats.fields import InvalidRow
 from manners.data.formats.votes import LABELS, VERDICTS
 from manners.data.types import Message, Prompt
 from manners.errors import MannersError
@@ -139,16 +140,20 @@ def make_app(cfg: DictConfig, models: Models, ballots: Ballots, votes: VoteFile)
 
     @app.post("/api/vote")
     def vote(r: VoteRequest) -> dict[str, Any]:
-        dealt = ballots.dealt.get(r.ballot)
-        if dealt is None:
-            raise HTTPException(409, "this comparison is not known here any more: ask for the next one.")
         if r.verdict not in VERDICTS or r.verdict in LABELS:
             raise HTTPException(422, f"a comparison has no verdict {r.verdict!r}")
-        row = dealt.row
-        if r.verdict == "edit":
-            row |= {"replies": [row["replies"][r.side], row["replies"][1 - r.side]]} | edited_field(r.edited)
-        append(votes, r.verdict, r.annotator, row)
-        ballots.dealt.pop(r.ballot, None)
+        edited = edited_field(r.edited) if r.verdict == "edit" else {}
+        dealt = ballots.dealt.pop(r.ballot, None)  # at once, so that it counts once
+        if dealt is None:
+            raise HTTPException(409, "this comparison is not known here any more: ask for the next one.")
+        row = dealt.row | edited
+        if edited:
+            row |= {"replies": [row["replies"][r.side], row["replies"][1 - r.side]]}
+        try:
+            append(votes, r.verdict, r.annotator, row)
+        except HTTPException:
+            ballots.dealt[r.ballot] = dealt
+            raise
         return {**counts(votes, r.annotator), "models": [reply["model"] for reply in dealt.replies]}
 
     @app.post("/api/label")
@@ -199,9 +204,11 @@ def edited_field(text: str) -> dict[str, str]:
 
 
 def append(votes: VoteFile, verdict: str, annotator: str, row: dict[str, Any]) -> None:
-    """Raises HTTPException where the vote could not be written."""
+    """Raises HTTPException for what is no vote, and where it could not be written."""
     try:
         votes.append(verdict, annotator, **row)
+    except InvalidRow as error:
+        raise HTTPException(422, f"this is no vote: {error}") from None
     except OSError as error:
         raise HTTPException(
             507, f"{votes.path} cannot be written ({error.strerror}): the vote is not counted."

@@ -1,5 +1,6 @@
 """The file of votes: rows are appended, each on disk before the page hears of it, and none is ever rewritten."""
 
+import errno
 import json
 import os
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from manners.data.files import file_rows
-from manners.data.formats.votes import UNDO, Vote, Votes, read_votes
+from manners.data.formats.votes import UNDO, Vote, Votes, parse_vote, read_votes
 from manners.errors import MannersError
 
 
@@ -40,15 +41,23 @@ class VoteFile:
         return read_votes(file_rows(self.path, self.path.name, "auto", "none") if self.path.stat().st_size else ())
 
     def append(self, verdict: str, annotator: str, **fields: Any) -> str:
-        """Write one vote, and return its id. It is on disk when this returns. Raises OSError."""
+        """Write one vote, and return its id. It is on disk when this returns.
+
+        Raises InvalidRow for what would be no vote, and OSError where it could not be written.
+        """
         vote_id = uuid.uuid4().hex[:12]
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         row = {"vote": verdict, "id": vote_id, "annotator": annotator, "time": stamp} | fields
+        if verdict != UNDO:
+            parse_vote(row, str(self.path))
         line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
         with self.lock:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                os.write(descriptor, line)  # at once, so that a killed server leaves no half of a row
+                size = os.fstat(descriptor).st_size
+                if os.write(descriptor, line) < len(line):  # at once: a killed server leaves no half of a row
+                    os.ftruncate(descriptor, size)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)

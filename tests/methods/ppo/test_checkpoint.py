@@ -3,6 +3,7 @@
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -75,6 +76,13 @@ def test_load_checkpoint_refuses_another_model(small_qwen2, tmp_path):
 )
 def test_significantly_better_compares_prompt_by_prompt(scores, others, better):
     assert significantly_better(scores, others) == better
+
+
+def test_prompts_of_one_cluster_count_once():
+    scores, zeros = [1.0, 1.1, 0.9, 1.0, -0.5, 0.2], [0.0] * 6
+    assert significantly_better(scores, zeros)
+    assert not significantly_better(scores, zeros, 1, np.array([3, 3, 3, 3, 5, 7]))  # three clusters: 1, -0.5, 0.2
+    assert significantly_better([*scores, math.nan], [0.0] * 7, 1, np.arange(7))
 
 
 def test_best_of_equal_candidates_is_seldom_better():

@@ -48,9 +48,11 @@ def test_killed_run_resumes_bit_equal(small_qwen2, tokenizer, tmp_path, make_con
     assert not equal_weights(full.eval_weights[0], full.eval_weights[7])  # training did change the weights
 
 
-@pytest.mark.parametrize("when, saved_iteration", [("while scoring", 4), ("while evaluating", 3)])
+@pytest.mark.parametrize(
+    "when, saved_iteration", [("while scoring first", 0), ("while scoring", 4), ("while evaluating", 3)]
+)
 def test_sigterm_saves_and_the_run_resumes_bit_equal(small_qwen2, tokenizer, tmp_path, when, saved_iteration):
-    """While the fifth iteration is scored, before it has changed anything; and in the evaluation after the third."""
+    """While the first or fifth iteration is scored, before it changed anything; in the evaluation after the third."""
     config = seven_iterations(ppo_config, save_steps=100)
     full = RecordedRun(small_qwen2, tokenizer, config, tmp_path / "full").train()
     (component,) = token_share_reward(rewarded_tokens(small_qwen2)).values()
@@ -58,7 +60,7 @@ def test_sigterm_saves_and_the_run_resumes_bit_equal(small_qwen2, tokenizer, tmp
 
     def score(*args, **columns):
         calls.append(1)  # evaluations are scored too: before the first iteration and after the third
-        if (when, len(calls)) in (("while scoring", 7), ("while evaluating", 5)):
+        if (when, len(calls)) in (("while scoring first", 2), ("while scoring", 7), ("while evaluating", 5)):
             os.kill(os.getpid(), signal.SIGTERM)
         return component.function(*args, **columns)
 
@@ -70,6 +72,7 @@ def test_sigterm_saves_and_the_run_resumes_bit_equal(small_qwen2, tokenizer, tmp
     assert resumed.result.resumed_from == saved_iteration
     assert equal_weights(resumed.weights(), full.weights())
     assert (stopped.metrics | resumed.metrics).keys() == full.metrics.keys()
+    assert len(stopped.eval_weights) + len(resumed.eval_weights) == len(full.eval_weights)  # none is done twice
 
 
 def test_finished_run_started_again_trains_nothing(small_qwen2, tokenizer, tmp_path):

@@ -77,14 +77,20 @@ def load_best_policy(folder: Path, policy: Policy) -> None:
         copy_weights(policy, load_file(folder / BEST))
 
 
-def significantly_better(scores: list[float], others: list[float], num_candidates: int = 1) -> bool:
-    """Whether ``scores`` are higher than ``others`` of the same prompts, beyond chance.
+def significantly_better(
+    scores: list[float], others: list[float], num_candidates: int = 1, clusters: np.ndarray | None = None
+) -> bool:
+    """Whether ``scores`` are higher than ``others`` of the same N prompts, beyond chance.
 
-    A paired t-test over the prompts, one-sided at 5 %; where ``scores`` are the best of several candidates, the level
-    is divided among these (Bonferroni).
+    A paired t-test over the prompts, or over the means of their ``clusters`` (N,), one-sided at 5 %; where ``scores``
+    are the best of several candidates, the level is divided among these (Bonferroni).
     """
     differences = np.array(scores) - np.array(others)
-    differences = differences[~np.isnan(differences)]
+    scored = ~np.isnan(differences)
+    differences = differences[scored]
+    if clusters is not None and len(differences):
+        _, of = np.unique(clusters[scored], return_inverse=True)
+        differences = np.bincount(of, differences) / np.bincount(of)
     if len(differences) < 2 or np.ptp(differences) == 0:  # no variance to test with
         return bool(len(differences) > 1 and differences[0] > 0)
     return bool(stats.ttest_1samp(differences, 0.0, alternative="greater").pvalue < 0.05 / num_candidates)

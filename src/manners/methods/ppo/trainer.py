@@ -29,11 +29,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
 from manners.config.schema import OnlineRLConfig, PPOConfig, RLOOConfig
+from manners.data.clusters import cluster_ids
 from manners.data.types import Prompt
 from manners.errors import MannersError
 from manners.methods.distributed import ProcessGroup
@@ -132,7 +134,7 @@ def train_ppo(
     state = load_checkpoint(folder, trainer.policy, optimizer) or TrainerState(kl_coef=config.kl_coef)
     resumed_from, warned = state.iteration, False
     with signals.defer_signals(), progress(iterations, "PPO iterations", resumed_from, enabled=is_main) as bar:
-        if state.iteration == 0:
+        if state.num_evaluations == 0 and state.iteration == 0:  # a kill may have come in the first iteration
             log(without_nan(evaluate_policy(trainer, eval_prompts, folder, state)), 0)
         while state.iteration < iterations:
             factor = learning_rate_factor(config.lr_scheduler_type, state.iteration, warmup=0, total=iterations)
@@ -156,15 +158,23 @@ def train_ppo(
             if state.iteration % config.save_steps == 0 and is_main:
                 save_checkpoint(folder, state, trainer.policy, optimizer)
             stop_if_requested(folder, state, trainer.policy, optimizer, trainer.process_group)
-    return keep_last_or_best(trainer, folder, state, resumed_from, choose_best)
+    return keep_last_or_best(trainer, folder, state, resumed_from, choose_best, cluster_ids(eval_prompts))
 
 
 def keep_last_or_best(
-    trainer: PPOTrainer, folder: Path, state: TrainerState, resumed_from: int, choose_best: bool
+    trainer: PPOTrainer,
+    folder: Path,
+    state: TrainerState,
+    resumed_from: int,
+    choose_best: bool,
+    clusters: np.ndarray | None = None,
 ) -> PPOResult:
-    """Leave the policy with the last weights, or with those of the best evaluation if it was better beyond chance."""
+    """Leave the policy with the last weights, or with those of the best evaluation if it was better beyond chance.
+
+    ``clusters`` (N,) are those of the eval prompts.
+    """
     processes, candidates = trainer.process_group, max(state.num_evaluations - 1, 1)
-    better = float(choose_best and significantly_better(state.best_scores, state.last_scores, candidates))
+    better = float(choose_best and significantly_better(state.best_scores, state.last_scores, candidates, clusters))
     if use_best := bool(processes.sum(torch.tensor(better)) > 0):  # only the first process has scores
         load_best_policy(folder, trainer.policy)
     kept = state.best_scores if use_best else state.last_scores
@@ -173,7 +183,9 @@ def keep_last_or_best(
         kept_iteration=state.best_iteration if use_best else state.iteration,
         kept_reward=mean_of_scored(kept),
         start_reward=mean_of_scored(state.start_scores),
-        improved=significantly_better(kept, state.start_scores, candidates if use_best else 1) if kept else None,
+        improved=significantly_better(kept, state.start_scores, candidates if use_best else 1, clusters)
+        if kept
+        else None,
         resumed_from=resumed_from,
     )
 

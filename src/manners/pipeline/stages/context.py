@@ -76,9 +76,15 @@ class StageResult:
 
 
 def total_steps(cfg: DictConfig, examples: int) -> int:
-    """Optimizer steps of a supervised run; warns where the warm-up is longer than the run."""
+    """Optimizer steps of a supervised run, in which each epoch reads all rows, the last batch being a smaller one.
+
+    Warns where the warm-up is longer than the run.
+    """
     m = cfg.method
-    per_epoch = examples / (m.per_device_train_batch_size * m.gradient_accumulation_steps * cfg.hardware.devices)
+    batches = math.ceil(examples / (m.per_device_train_batch_size * cfg.hardware.devices))
+    per_epoch = batches / m.gradient_accumulation_steps  # an optimizer step of ours may span two epochs
+    if m.name in ("dpo", "kto"):  # one of the Trainer's does not
+        per_epoch = math.ceil(per_epoch)
     steps = m.max_steps if m.max_steps > 0 else max(1, math.ceil(m.num_train_epochs * per_epoch))
     if 1 <= steps <= m.warmup_steps:
         console.print(

@@ -15,6 +15,7 @@ from manners.data.clusters import cluster_ids
 from manners.data.loading import build_prompts, eval_prompts
 from manners.data.mixture import DATASET
 from manners.data.tokenize import tokenize
+from manners.data.types import distinct_prompts
 from manners.evaluation.evaluate import (
     KL_NAME,
     MAX_LOSS_LENGTH,
@@ -68,7 +69,9 @@ def train_online(run: RunContext) -> StageResult:
     result = train_ppo(
         trainer,
         prompts=build_prompts(run.cfg.dataset, run.splits.train),
-        eval_prompts=stratified_sample(build_prompts(run.cfg.dataset, run.eval_rows), config.num_eval_prompts),
+        eval_prompts=stratified_sample(
+            distinct_prompts(build_prompts(run.cfg.dataset, run.eval_rows)), config.num_eval_prompts
+        ),
         folder=run.path,
         log=run.logger.log,
         log_table=run.logger.table,

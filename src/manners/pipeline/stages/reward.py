@@ -22,6 +22,7 @@ from manners.data.types import (
     preference_pairs,
     scored_replies,
 )
+from manners.errors import MannersError
 from manners.evaluation.evaluate import metric_key
 from manners.evaluation.metrics.reward_quality import (
     PairwiseQuality,
@@ -69,6 +70,13 @@ def train_reward_model(run: RunContext) -> StageResult:
     tokenizer = configured_tokenizer(cfg)
     make_network = partial(load_reward_network, run, tokenizer)
     network = make_network()
+    if m.loss != "pairwise" and m.ranking_coef and not supports_shared_prompts(network):
+        raise MannersError(
+            f"method.ranking_coef={m.ranking_coef} compares the replies to a prompt in one row, and {cfg.model.name} "
+            "cannot read them so: it takes a decoder with full attention in every layer, and "
+            "model.attn_implementation=sdpa. Without it: method.ranking_coef=0.",
+            "method.ranking_coef",
+        )
     good_replies(*sanity_replies(run), cfg.seed)  # raises now where the sanity check could not be done later
     pairwise = m.loss == "pairwise"
     if pairwise:
