@@ -20,6 +20,8 @@ def expand_prompt_flag(arguments: list[str]) -> list[str]:
     if "-p" not in arguments:
         return arguments
     i = arguments.index("-p")
+    if "-p" in arguments[i + 2 :]:
+        sys.exit('error: one -p at a time. Several questions, one a line: printf "…\\n…\\n" | python chat.py')
     if i + 1 == len(arguments):
         sys.exit('error: -p needs a prompt: -p "What would you feed to a hare?"')
     text = re.sub(r"(\\*)\$\{", r"\1\1\\${", arguments[i + 1])  # an unescaped ${...} is an interpolation

@@ -67,6 +67,8 @@ def test_prompt_flag_survives_hydra_and_omegaconf(compose):
 
 def test_prompt_flag_requires_a_prompt():
     assert chat.expand_prompt_flag(["run=latest"]) == ["run=latest"]
+    with pytest.raises(SystemExit, match="one -p at a time"):
+        chat.expand_prompt_flag(["-p", "a", "-p", "b"])
     with pytest.raises(SystemExit, match=r"-p needs a prompt: -p \""):
         chat.expand_prompt_flag(["run=latest", "-p"])
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 
 import pytest
 from hypothesis import given
@@ -271,6 +271,14 @@ def test_max_rows_counts_as_the_size_of_the_data():
 def test_rows_to_train_on_and_to_hold_out_are_required():
     row = Conversation([{"role": "user", "content": "?"}])
     for splits, message in ((Splits(test=[row]), "it has no training rows"), (Splits([row] * 9), "no rows are held")):
+        with pytest.raises(MannersError, match=message):
+            validate.check_rows(changed(), splits)
+
+
+def test_rows_that_are_all_held_out_or_all_alike_say_what_helps():
+    row = Conversation([{"role": "user", "content": "?"}])
+    named = replace(row, metadata={"split": "test"})
+    for splits, message in ((Splits(test=[named]), "give some 'split': 'train'"), (Splits([row] * 9), "other prompts")):
         with pytest.raises(MannersError, match=message):
             validate.check_rows(changed(), splits)
 

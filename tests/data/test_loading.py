@@ -25,6 +25,14 @@ def test_load_splits_reads_each_format_given_or_detected(tmp_path, name, given):
     assert [chat.source for chat in splits.train] == [f"data.jsonl:{i + 1}" for i in range(len(FORMATS[name]))]
 
 
+def test_a_prompt_in_several_splits_of_a_file_is_warned_of(tmp_path):
+    rows = [EXCHANGE | {"split": split} for split in ("train", "test", "test")]
+    other = {"messages": [user("And this?"), assistant("No.")], "split": "test"}
+    [warning] = read(write(tmp_path, *rows, other)).warnings
+    assert warning.startswith("2 of 3 test rows have the prompt of a training row")
+    assert read(write(tmp_path, rows[0], other)).warnings == []
+
+
 def test_dolly_and_guanaco_are_detected_by_their_fields(tmp_path):
     dolly = {"instruction": "Say it.", "context": "", "response": "It.", "category": "open_qa"}
     with_context = dolly | {"context": "A text."}

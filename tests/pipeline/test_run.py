@@ -5,13 +5,16 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from manners.data.batching import ResumableBatches
-from manners.pipeline.run import as_it_began, unused_options
+from manners.data.loading import Splits
+from manners.data.types import Conversation
+from manners.pipeline.run import as_it_began, rows_without_samples, unused_options
 from manners.pipeline.stages.context import total_steps
 from manners.runtime import run_dir
 from manners.runtime.device import Device
@@ -241,13 +244,24 @@ def test_no_checkpoint_is_chosen_on_the_rows_that_are_reported(tmp_path, shares,
     ],
 )
 def test_an_epoch_reads_every_row(rows, method, steps):
-    command = (f"method={method} method.num_train_epochs=10 method.per_device_train_batch_size=8").split()
+    command = (
+        f"method={method} method.max_steps=-1 method.num_train_epochs=10 method.per_device_train_batch_size=8".split()
+    )
     cfg = compose(*command)
     assert total_steps(cfg, rows) == steps
     if method == "sft":  # without accumulation
         items = [SimpleNamespace(length=1, num_targets=1) for _ in range(rows)]
         batches = ResumableBatches(items, 8, list, steps, 1, seed=0, group_by_length=False)
         assert Counter(i for batch in batches.batches for i in batch) == dict.fromkeys(range(rows), 10)
+
+
+def test_rows_that_a_reward_model_does_not_read_are_counted():
+    row = Conversation([{"role": "user", "content": "?"}, {"role": "assistant", "content": "No."}])
+    pair = replace(row, metadata={"rejected": [{"content": "Yes."}], "score": 1.0})
+    splits = Splits(train=[row, row, pair])
+    assert rows_without_samples(compose("method=reward"), splits) == ["left out: 2 of 3 training rows: no score"]
+    assert rows_without_samples(compose("method=sft"), splits) == []
+    assert rows_without_samples(compose("method=reward"), Splits(train=[pair])) == []
 
 
 def test_a_resumed_run_counts_on_in_its_number_format(tmp_path, capsys):

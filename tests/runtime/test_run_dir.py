@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -270,6 +271,13 @@ def test_model_that_was_changed_later_is_refused(cfg, tmp_path, digest):
     ):
         with pytest.raises(MannersError, match="was changed after its run had finished"):
             find()
+
+
+def test_run_that_has_saved_nothing_yet_has_not_finished(cfg, tmp_path):
+    path = make_run(cfg, status="running")
+    shutil.rmtree(path / "model")
+    with pytest.raises(MannersError, match="has not finished: repeat its command"):
+        find_by_name(path.name, str(tmp_path))
 
 
 @pytest.mark.parametrize("change", [lambda file: file.write_text("seed: 2"), lambda file: file.unlink()])

@@ -169,6 +169,13 @@ def test_methods_with_different_metrics_have_no_best(sweep, capsys):
     assert "no job is the best" in capsys.readouterr().out  # each has a loss of its own
 
 
+def test_an_option_that_rescales_the_metric_is_named(sweep, capsys):
+    sweep("dataset.max_rows=8,12", result=lambda *_: 1.0)
+    assert "dataset.max_rows: eval/loss is not on one scale over these" in capsys.readouterr().out
+    sweep("seed=1,2", result=lambda *_: 1.0)
+    assert "not on one scale" not in capsys.readouterr().out
+
+
 def test_values_that_do_not_go_together_are_one_failed_job(sweep, capsys):
     """A batch of 64 is more than the data; each of its two values is valid with the first of the other."""
     commands = []

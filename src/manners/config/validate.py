@@ -427,14 +427,18 @@ def check_rows(cfg: DictConfig, splits: Splits) -> None:
     check_sample_types(splits, [needed_sample_type(cfg)], cfg.dataset)
     rows, name = len(splits.train), Path(cfg.dataset.path).name
     if not rows:
-        held_out = len(splits.validation) + len(splits.test)
+        held_out = [*splits.validation, *splits.test]
         why = " Rows that begin alike are held out together: give rows a field 'split', or set " if held_out else ""
         why += "dataset.validation_share=0 dataset.test_share=0." if held_out else ""
+        if held_out and all(row.metadata.get("split") for row in held_out):
+            why = " The field 'split' of its rows holds all of them out: give some 'split': 'train'."
         raise MannersError(f"dataset.path={cfg.dataset.path}: it has no training rows.{why}", "dataset.path")
     if cfg.preview:
         return
     if not splits.validation and not splits.test:
-        raise MannersError("no rows are held out: set dataset.validation_share above 0, or add rows.")
+        shares = cfg.dataset.validation_share + cfg.dataset.test_share
+        add = "add rows with other prompts" if shares else "set dataset.validation_share above 0"
+        raise MannersError(f"no rows are held out, to measure on: {add}, or give some 'split': 'test'.")
     if cfg.method.name == "kto":
         check_labels(cfg, splits)
     if "per_device_train_batch_size" not in cfg.method or cfg.adapter.kind == "frozen":  # a head's batch is of replies

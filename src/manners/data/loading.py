@@ -73,12 +73,27 @@ def load_splits(cfg: DictConfig, sample_type: str = "") -> Splits:
     splits.warnings += misread_texts(row for _, row in rows)
     for name, conversations in assign_splits(rows, cfg).items():
         setattr(splits, name, conversations[: cfg.max_rows] if cfg.max_rows else conversations)
+    splits.warnings += shared_prompts(splits)
     check_sample_types(splits, cfg.sample_types, cfg)
     if cfg.min_score_quantile is not None:
         apply_min_score_quantile(splits, cfg)
     if cfg.include_alternatives:
         splits.train, splits.validation = expand_alternatives(splits.train), expand_alternatives(splits.validation)
     return splits
+
+
+def shared_prompts(splits: Splits) -> list[str]:
+    """A warning for each held-out split that asks what the training rows ask: a file's own ``split`` may say so."""
+    asked = {mixture.prompt_key(row) for row in splits.train}
+    warnings = []
+    for name in ("validation", "test"):
+        rows = getattr(splits, name)
+        if shared := sum(mixture.prompt_key(row) in asked for row in rows):
+            warnings.append(
+                f"{shared} of {len(rows)} {name} rows have the prompt of a training row: what is measured on them says "
+                "little of new prompts. The file's field 'split' puts them there"
+            )
+    return warnings
 
 
 def load_mixture(cfg: DictConfig, sample_type: str) -> Splits:

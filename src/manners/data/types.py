@@ -160,6 +160,8 @@ def labeled_replies(conversations: Iterable[Conversation]) -> list[LabeledReply]
     samples = []
     for conversation in conversations:
         label, source = conversation.metadata.get("label"), conversation.source
+        if not isinstance(label, bool):  # a field of that name may be something else
+            label = None
         if label is not None:
             samples.append(LabeledReply(*split_last_reply(conversation), label, source))
         for pair in preference_pairs([conversation]):

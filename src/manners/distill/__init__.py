@@ -18,7 +18,7 @@ from rich.console import Console
 from manners.config.overrides import quoted_override
 from manners.config.validate import check_new_tokens
 from manners.data.loading import Splits, load_splits
-from manners.data.types import REWARD_FIELDS, Conversation
+from manners.data.types import REWARD_FIELDS, Conversation, has_category
 from manners.distill.samples import Asked, SampleFile, fingerprint_of, sample_batches
 from manners.errors import MannersError
 from manners.evaluation.generate import cut_prompts_line
@@ -42,6 +42,12 @@ def write_distilled(cfg: DictConfig) -> Path:
     ref = model_ref.resolve_model(cfg.run, cfg)
     splits = load_splits(cfg.dataset)
     asked = asked_prompts(splits)
+    if asked and cfg.reward_from == "none" and not any(has_category(a.prompt) for a in asked):
+        raise MannersError(
+            f"dataset.style_judge={cfg.dataset.style_judge} judges a reply by the 'category' of its row, and no row of "
+            f"{cfg.dataset.path} has one: choose by a reward model, reward_from=RUN.",
+            "reward_from",
+        )
     check_room(cfg, ref, asked, system)
     samples = SampleFile(Path(f"{cfg.out}.samples"), fingerprint_of(cfg, ref, [a.row for a in asked]))
     if samples.batches:

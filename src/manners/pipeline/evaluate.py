@@ -5,7 +5,7 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from rich.console import Console
 from manners.config import schema, validate
 from manners.data import loading
 from manners.data.clusters import cluster_ids
-from manners.data.mixture import DATASET
+from manners.data.mixture import DATASET, prompt_key
 from manners.data.rendering import TemplateRefusal
 from manners.data.template_check import renderable_rows
 from manners.data.tokenize import prompt_ids, tokenize
@@ -76,7 +76,7 @@ def evaluate_models(cfg: DictConfig, tasks: Benchmarks | None = None) -> Path:
     warnings.filterwarnings("ignore", message="Already unmerged")
     device = inference_device(cfg.hardware)
     names = [cfg.run] if isinstance(cfg.run, str) else list(cfg.run)
-    refs = [model_ref.resolve_model(name, cfg) for name in names]
+    refs = with_own_names([model_ref.resolve_model(name, cfg) for name in names])
     model_ref.use_experiment_of(refs, cfg)
     dataset = dataset_of(cfg, refs)
     columns = len(names) * (2 if cfg.best_of > 1 else 1)
@@ -101,6 +101,18 @@ def evaluate_models(cfg: DictConfig, tasks: Benchmarks | None = None) -> Path:
             if cfg.best_of > 1:
                 results.append(evaluator.evaluate_best_of(loaded))
     return write_report(cfg, results, evaluator)
+
+
+def with_own_names(refs: Sequence[ModelRef]) -> list[ModelRef]:
+    """The models, a number added to a name that another has: results are kept by name."""
+    taken: set[str] = set()
+    named = []
+    for ref in refs:
+        numbered = (f"{ref.name}{f' #{i}' if i > 1 else ''}" for i in range(1, len(refs) + 1))
+        name = next(name for name in numbered if name not in taken)
+        taken.add(name)
+        named.append(replace(ref, name=name))
+    return named
 
 
 def dataset_of(cfg: DictConfig, refs: Sequence[ModelRef]) -> DictConfig:
@@ -144,6 +156,7 @@ class Evaluator:
         self.rows: list[Conversation] = splits.test or splits.validation
         check_categories(dataset.style_judge, self.rows)
         self.check_rows(refs)
+        self.warn_of_training_rows(refs)
         prompts = prompts_of(self.rows, self.role, dataset.prefix_words)
         if not cfg.evaluation.do_sample:  # equal prompts have equal replies, and count once
             prompts = distinct_prompts(prompts)
@@ -187,6 +200,23 @@ class Evaluator:
                 console.print(f"{ref.name}: {line}", style="yellow", highlight=False)
         if refused:
             console.print(f"left out (dataset.on_invalid_row=skip): {len(refused)} rows, the first: {refused[0]}")
+
+    def warn_of_training_rows(self, refs: Sequence[ModelRef]) -> None:
+        """Say how many of the held-out rows have a prompt that a model was trained on, as far as its data are here."""
+        own = OmegaConf.to_container(self.dataset)
+        for ref in refs:
+            if ref.config is None or OmegaConf.to_container(ref.config.dataset) == own:
+                continue
+            with suppress(MannersError, OSError):  # its data are gone
+                merged = OmegaConf.merge(OmegaConf.structured(schema.DatasetConfig), ref.config.dataset)
+                trained = {prompt_key(row) for row in loading.load_splits(merged).train}  # type: ignore[arg-type]
+                if seen := sum(prompt_key(row) in trained for row in self.rows):
+                    console.print(
+                        f"{ref.name} was trained on the prompts of {seen} of the {len(self.rows)} held-out rows: its "
+                        "figures are not of new prompts",
+                        style="yellow",
+                        highlight=False,
+                    )
 
     @property
     def role(self) -> str:

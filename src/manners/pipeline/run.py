@@ -22,6 +22,7 @@ from manners.config.overrides import override_key, quoted_override
 from manners.config.validate import needed_sample_type
 from manners.data.loading import Splits
 from manners.data.tokenize import tokenize
+from manners.data.types import preference_pairs, scored_replies
 from manners.errors import MannersError
 from manners.methods.callbacks import discard_checkpoints
 from manners.methods.distributed import ProcessGroup, init_distributed
@@ -188,7 +189,7 @@ def show_preview(spec: RunSpec) -> None:
         examples = tokenize(splits.train, tokenizer, cfg.dataset.loss_roles, length)
         option = f"{' + '.join(f'method.{name}' for name in names)}={length}"
         preview.show_examples(console, splits, examples, tokenizer, option)
-    for line in unrendered_fields(cfg, splits):
+    for line in (*rows_without_samples(cfg, splits), *unrendered_fields(cfg, splits)):
         console.print(line, highlight=False)
 
 
@@ -255,13 +256,25 @@ def print_rows(spec: RunSpec) -> None:
     console.print(preview.row_counts(splits), highlight=False)
     for warning in splits.warnings:
         console.print(warning, style="yellow", highlight=False)
-    for line in (*splits.left_out, *unrendered_fields(spec.cfg, splits)):
+    for line in (*splits.left_out, *rows_without_samples(spec.cfg, splits), *unrendered_fields(spec.cfg, splits)):
         console.print(line, highlight=False, soft_wrap=True)
     for name in ("validation", "test"):
         if not getattr(splits, name):
             console.print(f"the last step is kept, without rows to choose a better one by: dataset.{name}_share=0.1")
             if spec.cfg.method.get("early_stopping_patience"):
                 console.print("not used: method.early_stopping_patience, since the last step alone is evaluated")
+
+
+def rows_without_samples(cfg: DictConfig, splits: Splits) -> list[str]:
+    """A line on the training rows that have nothing of what a reward model or DPO learns from; KTO has its own."""
+    needed = needed_sample_type(cfg)
+    if needed == "scored":
+        count, what = sum(not scored_replies([row]) for row in splits.train), "score"
+    elif needed == "preference":
+        count, what = sum(not preference_pairs([row]) for row in splits.train), "better and worse reply"
+    else:
+        return []
+    return [f"left out: {count} of {len(splits.train)} training rows: no {what}"] if count else []
 
 
 def unrendered_fields(cfg: DictConfig, splits: Splits) -> list[str]:

@@ -198,6 +198,8 @@ def find_by_name(name: str, output_dir: str) -> RunArtifact | None:
             if state is None:  # no run of ours: it has the name of its folder
                 return RunArtifact(model_dir, folder_digest(model_dir), path.name)
             return finished_artifact(model_dir.parent, state)
+        if state := load_state(path):  # it has saved no model yet
+            return finished_artifact(path, state)
     for path, state in all_runs(output_dir):
         if state.mlflow_run_id == name and (path / MODEL_DIR).exists():
             return finished_artifact(path, state)

@@ -31,6 +31,7 @@ def plot_sweep(jobs: Sequence[SweepJob], metric: str, direction: str, path: Path
     varying = {key: axis_values(v) for key, v in values.items() if key != "seed" and len(set(v)) > 1}
     if not varying:
         return []
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it says that it made a study
     study = optuna.create_study(direction=direction)  # type: ignore[arg-type]
     for i, job in enumerate(finished):
         params = {key: column[i] for key, (column, _) in varying.items() if column[i] is not None}

@@ -17,6 +17,10 @@ from manners.sweep.parent import SweepRun
 from manners.sweep.space import choice_overrides
 from manners.tracking import registry
 
+RESCALING = (  # options that change what the metric itself is, or the rows that it is of
+    *("dataset", "method.beta", "method.loss", "method.rewards", "method.reward_clip", "method.missing_eos_penalty"),
+    *("method.desirable_weight", "method.undesirable_weight", "method.corruption_ratio", "method.ranking_coef"),
+)
 console = Console(soft_wrap=True, highlight=False)
 
 
@@ -49,6 +53,13 @@ def write_sweep_report(cfg: DictConfig, jobs: list[SweepJob], folder: Path, comm
         console.print(f"best: {best_job.run}\nrun it again: {escape(rerun)}")
         if cfg.register_model:
             registry.register_and_report(cfg, parent.client, best_job.run_id, best_job.metric)
+    varied = {key for job in jobs for key in job.choice}
+    if best_job and (rescaling := sorted(key for key in varied if key.startswith(RESCALING))):
+        console.print(
+            f"{', '.join(rescaling)}: {metric} is not on one scale over these, and the best job may be so for that "
+            "alone. Compare them by evaluate.py",
+            style="yellow",
+        )
     if not comparable:
         console.print("no job is the best: their methods have different metrics, which do not compare")
     console.print(f"table and figure: {folder}")

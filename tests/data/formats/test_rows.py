@@ -15,6 +15,7 @@ from manners.config.schema import DatasetConfig
 from manners.data.formats.fields import InvalidRow
 from manners.data.formats.rows import COLUMNS, LABEL_FIELDS, parse_row
 from manners.data.loading import load_splits
+from manners.data.types import labeled_replies
 from manners.errors import MannersError
 from tests.data.files import EXCHANGE, FORMATS, SYSTEM, assistant, config, read, user, write
 
@@ -98,7 +99,7 @@ def loading_for(path, sample_type):
     return load_splits(config(path, validation_share=0.0, test_share=0.0), sample_type).train
 
 
-@pytest.mark.parametrize("value", [0, 1, "0", 1.0])
+@pytest.mark.parametrize("value", [0, 1, "0", 1.0, -1])
 def test_label_of_0_or_1_needs_its_meaning(tmp_path, value):
     """OpenRLHF's are verdicts on the reply, FalseQA's are on the question."""
     path = write(tmp_path, {"prompt": "a", "completion": "b", "label": value}, {"prompt": "c", "completion": "d"})
@@ -107,6 +108,17 @@ def test_label_of_0_or_1_needs_its_meaning(tmp_path, value):
     kept = [c.messages[0]["content"] for c in read(path, columns={"kto_tag": "label"}).train]
     assert kept == (["a", "c"] if float(value) else ["c"])
     assert len(read(path, columns={"label": None}).train) == 2
+
+
+def test_a_tag_of_minus_one_is_undesirable(tmp_path):
+    path = write(tmp_path, *[{"prompt": f"{tag}?", "completion": "b", "kto_tag": tag} for tag in (1, -1)])
+    assert [reply.label for reply in labeled_replies(loading_for(path, "unpaired_preference"))] == [True, False]
+
+
+@pytest.mark.parametrize("value", [0.5, 2, "yes", ["a"], {"a": 1}])
+def test_a_label_that_is_no_verdict_labels_no_reply(tmp_path, value):
+    path = write(tmp_path, {"prompt": "a", "completion": "b", "label": value}, {"prompt": "c", "completion": "d"})
+    assert labeled_replies(loading_for(path, "unpaired_preference")) == []
 
 
 def test_label_of_another_meaning_is_named_as_not_used(tmp_path):

@@ -14,7 +14,7 @@ from manners.data.types import REWARD_FIELDS, Conversation, Message
 from manners.errors import did_you_mean
 
 LABEL_FIELDS = ("kto_tag", "label")  # LLaMA-Factory's and TRL's
-TRUE, FALSE = ("true", "1", "1.0"), ("false", "0", "0.0")
+TRUE, FALSE = ("true", "1", "1.0"), ("false", "0", "0.0", "-1", "-1.0")
 SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
 CONVERSATION_FIELDS = {  # these hold the conversation; all other fields of a row are its metadata
     *("messages", "conversations", "prompt", "instruction", "output", "text", "chosen", "Request"),
@@ -88,7 +88,7 @@ def with_system_message(row: Row, messages: list[Message]) -> list[Message]:
 def desirable(row: Row, messages: list[Message]) -> bool | None:
     """The label of a reply in unpaired preference data (KTO); None where the field is missing or something else.
 
-    Raises InvalidRow for a ``label`` of 0 or 1: OpenRLHF's are verdicts on the reply, FalseQA's are on the question.
+    Raises InvalidRow for a ``label`` of 0, 1 or -1: OpenRLHF's are of the reply, FalseQA's of the question.
     """
     name = next((name for name in LABEL_FIELDS if name in row), "label")
     label = str(dict.get(row, name)).strip().lower()

@@ -133,7 +133,8 @@ def train_ppo(
     iterations = num_iterations(config)
     state = load_checkpoint(folder, trainer.policy, optimizer) or TrainerState(kl_coef=config.kl_coef)
     resumed_from, warned = state.iteration, False
-    with signals.defer_signals(), progress(iterations, "PPO iterations", resumed_from, enabled=is_main) as bar:
+    title = f"{config.name.upper()} iterations"
+    with signals.defer_signals(), progress(iterations, title, resumed_from, enabled=is_main) as bar:
         if state.num_evaluations == 0 and state.iteration == 0:  # a kill may have come in the first iteration
             log(without_nan(evaluate_policy(trainer, eval_prompts, folder, state)), 0)
         while state.iteration < iterations:

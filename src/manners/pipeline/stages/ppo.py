@@ -99,7 +99,7 @@ def improvement(result: PPOResult) -> str:
     kept = f", with the weights of iteration {result.kept_iteration}" * (result.kept_iteration < result.iterations)
     if result.improved is False:
         change = f"{result.start_reward:.2f} → {result.kept_reward:.2f}"
-        return f"no improvement of the reward on held-out prompts beyond chance ({change}{kept}): "
+        return f"no improvement of the reward on validation prompts beyond chance ({change}{kept}): "
     return f"{kept.removeprefix(', ')}: " if kept else ""
 
 
