@@ -4,12 +4,14 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from manners.config.compose import compose, register
+from manners.data.loading import load_splits
 from manners.data.tokenize import IGNORE_INDEX, tokenize
 from manners.data.types import Conversation
 from manners.evaluation.generate import generate_texts
@@ -17,6 +19,27 @@ from manners.models.loading import load_model
 from manners.models.tokenizer import load_tokenizer
 from manners.pipeline import evaluate, model_ref
 from tests.commands import ROOT, SMALL_RL, artifact_paths, find_run, mlflow_runs, small_strictbot, train_in_process
+from tests.data.files import config, write
+
+
+def test_models_of_one_name_are_numbered():
+    refs = [model_ref.ModelRef(name, path) for name, path in (("m", "a/m"), ("m", "b/m"), ("n", "n"))]
+    assert [ref.name for ref in evaluate.with_own_names(refs)] == ["m", "m #2", "n"]
+
+
+def test_rows_that_a_model_was_trained_on_are_named(tmp_path, capsys):
+    """As where a run held out other rows of the same file than the run whose data are measured."""
+    path = write(tmp_path, *[{"prompt": f"{i}?", "completion": "x"} for i in range(40)])
+    few, many = (config(path, test_share=share, validation_share=0.0) for share in (0.05, 0.5))
+    evaluator = SimpleNamespace(dataset=many, rows=load_splits(many).test)
+    own, other = (SimpleNamespace(name=n, config=SimpleNamespace(dataset=d)) for n, d in (("own", many), ("few", few)))
+    evaluate.Evaluator.warn_of_training_rows(evaluator, [own, other, SimpleNamespace(name="base", config=None)])
+    trained = {row.messages[0]["content"] for row in load_splits(few).train}
+    count = sum(row.messages[0]["content"] in trained for row in evaluator.rows)
+    said = " ".join(capsys.readouterr().out.split())
+    assert count > 9 and said.startswith(
+        f"few was trained on the prompts of {count} of the {len(evaluator.rows)} held-"
+    )
 
 
 @pytest.fixture(scope="module")
