@@ -5,12 +5,13 @@ scored from 0 to 1 by language models that read each reply beside a correct one 
 (manner, truth and sense together, as in strictbot's CARD). Printed are the mean scores, and PPO's minus SFT's on the
 same prompts, for each seed and over all, with bootstrap intervals over prompts.
 
-The first table is of the defaults since 3a0f687, with RLOO at seed 1, the second of those before ("chatml"), both
-without the base's own system message. The others are of before, with it: the same; variants of PPO at seed 1, which
-were read beside the SFT policy's replies once more; PPO of one epoch on another processor, with SFT policies and
-readers of its own; and the means of the base's replies of 64 tokens, as it is and asked for the manners
-(``dataset.prompted_baseline``). Last come policies from one light SFT policy at seed 1, read together, and its best
-of 16 sampled replies, for which it and PPO were read again.
+The first three tables are of the defaults since 3a0f687, read together: PPO, RLOO, and PPO of 1152 replies in place of
+384, from one SFT policy for each seed. The fourth is PPO at the same settings, read before with RLOO at seed 1, the
+fifth of the settings before ("chatml"), all without the base's own system message. The others are of before, with it:
+the same; variants of PPO at seed 1, which were read beside the SFT policy's replies once more; PPO of one epoch on
+another processor, with SFT policies and readers of its own; and the means of the base's replies of 64 tokens, as it is
+and asked for the manners (``dataset.prompted_baseline``). Last come policies from one light SFT policy at seed 1, read
+together, and its best of 16 sampled replies, for which it and PPO were read again.
 """
 
 import json
@@ -28,7 +29,7 @@ FROM_ONE_START = {  # by their start, which was read beside them
     "sft, start": ("sft, start", "sft, all rows", "dpo, from start", "rloo, from start", "ppo, from start"),
     "sft, start, again": ("sft, start, again", "best of 16", "ppo, from start, again"),
 }
-TODAY = "3a0f687"  # the commit of the settings
+TODAY, TOGETHER = "3a0f687", "5d4ca9f"  # the commits of the settings, and of their policies read together
 GOOD = 0.5  # right manner and on the subject, with a smaller flaw in sense or truth at most
 
 
@@ -41,6 +42,8 @@ def main() -> None:
         categories[row["prompt"]] = row["category"]
     seeds = sorted({seed for seed, _ in scores})
     kinds = sorted(set(categories.values()))
+    for name in ("ppo", "rloo", "ppo of 1152 replies"):
+        before_and_after(scores, categories, (f"sft, {TOGETHER}", f"{name}, {TOGETHER}"), seeds)
     before_and_after(scores, categories, (f"sft, {TODAY}", f"ppo, {TODAY}"), seeds)
     start, rloo = [scores[1, f"sft, {TODAY}"]], [scores[1, f"rloo, {TODAY}"]]
     print(f"| 1, rloo | {average(start)} | {average(rloo)} | {plain(change(start, rloo))} | |")
