@@ -26,7 +26,7 @@ def test_load_splits_reads_each_format_given_or_detected(tmp_path, name, given):
 
 
 def test_a_prompt_in_several_splits_of_a_file_is_warned_of(tmp_path):
-    rows = [EXCHANGE | {"split": split} for split in ("train", "test", "test")]
+    rows = [{"messages": EXCHANGE, "split": split} for split in ("train", "test", "test")]
     other = {"messages": [user("And this?"), assistant("No.")], "split": "test"}
     [warning] = read(write(tmp_path, *rows, other)).warnings
     assert warning.startswith("2 of 3 test rows have the prompt of a training row")

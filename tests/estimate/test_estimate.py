@@ -78,7 +78,7 @@ def test_report_says_memory_by_parts_time_and_that_it_fits(ask):
     assert "sft" in text and "peak memory in GB, reached in training" in text
     assert all(part in text for part in ("runtime", "weights", "activations", "logits", "optimizer states"))
     assert "measured in two steps on the longest rows  2.00" in text
-    assert "8 steps of 0.50 s" in text  # 3 epochs of 40 rows in batches of 16
+    assert "9 steps of 0.50 s" in text  # 3 epochs of 40 rows in batches of 16
     assert text.rstrip().endswith("it fits")
 
 

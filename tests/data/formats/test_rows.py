@@ -106,7 +106,7 @@ def test_label_of_0_or_1_needs_its_meaning(tmp_path, value):
     with pytest.raises(MannersError, match=r"data.jsonl:1: field 'label' is .*{kto_tag: label}'.*{label: null}'"):
         read(path)
     kept = [c.messages[0]["content"] for c in read(path, columns={"kto_tag": "label"}).train]
-    assert kept == (["a", "c"] if float(value) else ["c"])
+    assert kept == (["a", "c"] if float(value) > 0 else ["c"])
     assert len(read(path, columns={"label": None}).train) == 2
 
 
