@@ -1,8 +1,8 @@
-"""Does another measure follow the reward model? python experiments/strictbot/overoptimization.py BEST_OF PPO OUT.png
+"""Does another measure follow the reward model? python experiments/strictbot/overoptimization.py OUT.png BEST_OF PPO …
 
-BEST_OF is the folder of an evaluation of the SFT run with ``best_of``, PPO that of PPO runs at several prices of KL,
-sampled at PPO's temperature, both with ``reward_from``. Prints a table, and draws both measures against the KL to the
-SFT policy (Gao et al. 2023, arXiv 2210.10760, figure 1); its axis is scaled by the square root, as there.
+BEST_OF is the folder of an evaluation of the SFT run with ``best_of``, each PPO one of PPO runs, at several prices of
+KL, sampled at PPO's temperature; all with ``reward_from``. Prints a table, and draws both measures against the KL to
+the SFT policy (Gao et al. 2023, arXiv 2210.10760, figure 1); its axis is scaled by the square root, as there.
 """
 
 import json
@@ -20,8 +20,9 @@ Point = tuple[str, float, dict[str, float], dict[str, float]]  # label, KL in na
 MEASURES = ("reward model", "style accuracy, by rules")
 
 
-def main(best_of: Path, ppo: Path, out: Path) -> None:
-    curves = {"best of n": best_of_points(best_of), "PPO": ppo_points(ppo)}
+def main(out: Path, best_of: Path, *ppo: Path) -> None:
+    points = [point for folder in ppo for point in ppo_points(folder)]
+    curves = {"best of n": best_of_points(best_of), "PPO": sorted(points, key=lambda point: point[1])}
     for name, points in curves.items():
         for label, kl, *measures in points:
             values = (f"{m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]" for m in measures)
@@ -36,15 +37,15 @@ def best_of_points(folder: Path) -> list[Point]:
 
 
 def ppo_points(folder: Path) -> list[Point]:
-    """The PPO runs of an evaluation, by what they reached; their KL is of their own report."""
+    """The PPO runs of an evaluation; their KL is of their own report."""
     points = []
     for name, numbers in numbers_of(folder).items():
         run = folder.parent.parent / "runs" / name
-        kl_coef = yaml.safe_load((run / "config.yaml").read_text())["method"]["kl_coef"]
+        method = yaml.safe_load((run / "config.yaml").read_text())["method"]
         kl = json.loads((run / "after.json").read_text())["extra_metrics"][KL_NAME]["value"]
         reward, style = (numbers["metrics"][measure] for measure in ("reward model", "style accuracy"))
-        points.append((f"β = {kl_coef:g}", kl, reward, style))
-    return sorted(points, key=lambda point: point[1])
+        points.append((f"β = {method['kl_coef']:g}, {method['total_episodes']} replies", kl, reward, style))
+    return points
 
 
 def numbers_of(folder: Path) -> dict[str, Any]:
@@ -69,4 +70,4 @@ def draw(curves: dict[str, list[Point]], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]))
+    main(*map(Path, sys.argv[1:]))
