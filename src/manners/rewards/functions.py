@@ -51,7 +51,8 @@ def variety(prompts: Sequence[Any], completions: Sequence[Any], n: int = 4, **_c
 
     In [−1, 0]. It keeps a policy from answering all prompts by one sentence, which no reward model of single replies
     can see. Other replies of the batch to the same prompt, as RLOO samples them, may be alike. A larger batch has more
-    in common: values of batches of different sizes do not compare. Exploited by replies of fewer than ``n`` words, and
+    in common: values of batches of different sizes do not compare, and each of several processes has a batch of its
+    own. Exploited by replies of fewer than ``n`` words, and
     by nonsense that differs each time.
     """
     ngrams = [word_ngrams(completion[0]["content"], n) for completion in completions]

@@ -18,7 +18,8 @@ It evaluates the policy as it is trained: by sampled replies, always from the sa
 kept, unless those of an earlier evaluation score better beyond chance (``significantly_better``).
 
 Everything random derives from (seed, iteration): the prompts, the uniforms that sampling draws from, the minibatches.
-So a killed run resumes to the same weights, and two processes do what one would.
+So a killed run resumes to the same weights, and two processes do what one would, unless a reward compares the replies
+that it is given: each process scores its own.
 """
 
 import math
