@@ -44,12 +44,15 @@ def main() -> None:
     kinds = sorted(set(categories.values()))
     for name in ("ppo", "rloo", "ppo of 1152 replies"):
         before_and_after(scores, categories, (f"sft, {TOGETHER}", f"{name}, {TOGETHER}"), seeds)
+    together = [f"{name}, {TOGETHER}" for name in ("sft", "ppo", "rloo", "ppo of 1152 replies")]
+    twice = [(scores[2, name][p], score) for name in together for p, score in scores[2, f"{name}, again"].items()]
+    print(f"\n{len(twice)} of these read twice: Spearman {spearmanr(*zip(*twice, strict=True)).statistic:.2f}")
     before_and_after(scores, categories, (f"sft, {TODAY}", f"ppo, {TODAY}"), seeds)
     start, rloo = [scores[1, f"sft, {TODAY}"]], [scores[1, f"rloo, {TODAY}"]]
     print(f"| 1, rloo | {average(start)} | {average(rloo)} | {plain(change(start, rloo))} | |")
     before_and_after(scores, categories, ("sft, chatml", "ppo, chatml"), seeds)
     before_and_after(scores, categories, ("sft", "ppo"), seeds)
-    twice = [[scores[1, name][p] for p in sorted(scores[1, "sft"])] for name in ("sft", AGAIN)]
+    twice_before = [[scores[1, name][p] for p in sorted(scores[1, "sft"])] for name in ("sft", AGAIN)]
     for name in VARIANTS:  # of PPO, at seed 1
         again, variant = [scores[1, AGAIN]], [scores[1, name]]
         print(f"| 1, {name} | {average(again)} | {average(variant)} | {plain(change(again, variant))} | |")
@@ -76,7 +79,8 @@ def main() -> None:
         for p, score in scores[1, f"{name}, again"].items()
     ]
     print(f"\n{len(again)} of these read twice: Spearman {spearmanr(*zip(*again, strict=True)).statistic:.2f}")
-    print(f"{len(twice[0])} of the first table read twice: Spearman {spearmanr(*twice).statistic:.2f}")
+    print(f"{len(twice_before[0])} with the system message read twice: ", end="")
+    print(f"Spearman {spearmanr(*twice_before).statistic:.2f}")
 
 
 def before_and_after(
