@@ -26,7 +26,7 @@ def main(out: Path, best_of: Path, *ppo: Path) -> None:
     for name, points in curves.items():
         for label, kl, *measures in points:
             values = (f"{m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]" for m in measures)
-            print(" | ".join([f"{name}, {label}", f"KL {kl:.2f}", *values]))
+            print(" | ".join([f"{name}, {label}".replace("\n", ", "), f"KL {kl:.2f}", *values]))
     draw(curves, out)
 
 
@@ -44,7 +44,7 @@ def ppo_points(folder: Path) -> list[Point]:
         method = yaml.safe_load((run / "config.yaml").read_text())["method"]
         kl = json.loads((run / "after.json").read_text())["extra_metrics"][KL_NAME]["value"]
         reward, style = (numbers["metrics"][measure] for measure in ("reward model", "style accuracy"))
-        points.append((f"β = {method['kl_coef']:g}, {method['total_episodes']} replies", kl, reward, style))
+        points.append((f"β = {method['kl_coef']:g}\n{method['total_episodes']} replies", kl, reward, style))
     return points
 
 
@@ -54,17 +54,22 @@ def numbers_of(folder: Path) -> dict[str, Any]:
 
 
 def draw(curves: dict[str, list[Point]], out: Path) -> None:
+    widest = 1.6 * max(point[1] for points in curves.values() for point in points)  # with room for the labels
     figure, panels = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
     for i, (axes, title) in enumerate(zip(panels, MEASURES, strict=True)):
         for (name, points), marker in zip(curves.items(), "os", strict=True):
             kl, estimates = [point[1] for point in points], [point[2 + i] for point in points]
             values = np.array([[e["low"], e["value"], e["high"]] for e in estimates])
             spread = np.abs(values[:, [0, 2]] - values[:, [1]]).T
-            axes.errorbar(kl, values[:, 1], spread, marker=marker, capsize=2, label=name, alpha=0.8)
+            axes.errorbar(kl, values[:, 1], spread, fmt=marker, capsize=2, label=name, alpha=0.8)
             for point, value in zip(points, values[:, 1], strict=True):
-                axes.annotate(point[0], (point[1], value), (3, 4), textcoords="offset points", fontsize=7)
+                axes.annotate(point[0], (point[1], value), (4, 3), textcoords="offset points", fontsize=7)
         axes.set_xscale("function", functions=(np.sqrt, np.square))
-        axes.set(xlabel="KL to the SFT policy, nats a reply", title=title, xlim=(0, None))
+        axes.set(
+            xlabel="KL to the SFT policy, nats a reply",
+            title=title,
+            xlim=(0, 1.6 * max(point[1] for point in curves["PPO"])),
+        )
     panels[0].legend()
     figure.savefig(out, dpi=120)
 
