@@ -65,11 +65,7 @@ def draw(curves: dict[str, list[Point]], out: Path) -> None:
             for point, value in zip(points, values[:, 1], strict=True):
                 axes.annotate(point[0], (point[1], value), (4, 3), textcoords="offset points", fontsize=7)
         axes.set_xscale("function", functions=(np.sqrt, np.square))
-        axes.set(
-            xlabel="KL to the SFT policy, nats a reply",
-            title=title,
-            xlim=(0, 1.6 * max(point[1] for point in curves["PPO"])),
-        )
+        axes.set(xlabel="KL to the SFT policy, nats a reply", title=title, xlim=(0, widest))
     panels[0].legend()
     figure.savefig(out, dpi=120)
 
