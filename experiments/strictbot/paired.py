@@ -40,7 +40,9 @@ def generations_of(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, A
         replies = [json.loads(line) for line in (folder / "replies.jsonl").read_text().splitlines()]
         models = dict.fromkeys(reply["model"] for reply in replies)
         compared = [name for name in models if not name.endswith("(prompted)")][-2:]
-        first, last = [[r for r in replies if r["model"] == name] for name in (compared[0], compared[-1])]
+        if len(compared) < 2:
+            sys.exit(f"{folder} has one model alone: evaluate.py run=[BEFORE,AFTER].")
+        first, last = ([r for r in replies if r["model"] == name] for name in compared)
     elif (folder / "after.json").exists():
         first = json.loads((folder / "run.json").read_text())["before"]["generations"]
         last = json.loads((folder / "after.json").read_text())["generations"]

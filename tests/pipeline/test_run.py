@@ -288,7 +288,7 @@ def test_a_resumed_run_counts_on_in_its_number_format(tmp_path, capsys):
         ),
         (
             ["dataset=jsonl", "dataset.path=README.md", "dataset.splits=[train]"],
-            "a file of one's own: dataset.splits=[train]",
+            "a local file: dataset.splits=[train]",
         ),
     ],
 )

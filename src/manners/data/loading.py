@@ -73,7 +73,8 @@ def load_splits(cfg: DictConfig, sample_type: str = "") -> Splits:
     splits.warnings += misread_texts(row for _, row in rows)
     for name, conversations in assign_splits(rows, cfg).items():
         setattr(splits, name, conversations[: cfg.max_rows] if cfg.max_rows else conversations)
-    splits.warnings += shared_prompts(splits)
+    if any(split for split, _ in rows):  # else equal prompts are in one split
+        splits.warnings += shared_prompts(splits)
     check_sample_types(splits, cfg.sample_types, cfg)
     if cfg.min_score_quantile is not None:
         apply_min_score_quantile(splits, cfg)
@@ -83,7 +84,7 @@ def load_splits(cfg: DictConfig, sample_type: str = "") -> Splits:
 
 
 def shared_prompts(splits: Splits) -> list[str]:
-    """A warning for each held-out split that asks what the training rows ask: a file's own ``split`` may say so."""
+    """A warning for each held-out split that asks what the training rows ask: the splits of the data may be so."""
     asked = {mixture.prompt_key(row) for row in splits.train}
     warnings = []
     for name in ("validation", "test"):
@@ -91,7 +92,7 @@ def shared_prompts(splits: Splits) -> list[str]:
         if shared := sum(mixture.prompt_key(row) in asked for row in rows):
             warnings.append(
                 f"{shared} of {len(rows)} {name} rows have the prompt of a training row: what is measured on them says "
-                "little of new prompts. The file's field 'split' puts them there"
+                "little of new prompts. The data's own splits have them so"
             )
     return warnings
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from manners.config import schema, validate
@@ -207,7 +208,7 @@ class Evaluator:
         for ref in refs:
             if ref.config is None or OmegaConf.to_container(ref.config.dataset) == own:
                 continue
-            with suppress(MannersError, OSError):  # its data are gone
+            with suppress(MannersError, OSError, OmegaConfBaseException):  # its data are gone, or older than an option
                 merged = OmegaConf.merge(OmegaConf.structured(schema.DatasetConfig), ref.config.dataset)
                 trained = {prompt_key(row) for row in loading.load_splits(merged).train}  # type: ignore[arg-type]
                 if seen := sum(prompt_key(row) in trained for row in self.rows):

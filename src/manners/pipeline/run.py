@@ -244,7 +244,7 @@ def unused_options(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
         f"adapter={cfg.adapter.kind}": of_lora if cfg.adapter.kind in ("none", "frozen") else set(),
         f"method={m.name}": UNUSED_BY_METHOD.get(m.name, set()),
         "method.loss=pairwise": {"method.ranking_coef"} if m.get("loss") == "pairwise" else set(),
-        "a file of one's own": {"dataset.name", "dataset.splits"} if local else set(),
+        "a local file": {"dataset.name", "dataset.splits"} if local else set(),
     }
     given = {why: [o for o in overrides if override_key(o) in keys] for why, keys in unused.items()}
     return [f"not used with {why}: {', '.join(options)}" for why, options in given.items() if options]
