@@ -8,6 +8,7 @@ from collections import defaultdict
 from dataclasses import fields, is_dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -282,7 +283,8 @@ def test_every_option_has_help_and_a_default_among_its_choices():
                 continue  # a group: its own fields have help
             assert field.metadata["help"].strip(), f"{schema.__name__}.{field.name}"
             choices = field.metadata["choices"]
-            assert not choices or field.default in (*choices, config.MISSING), f"{schema.__name__}.{field.name}"
+            allowed = (*choices, config.MISSING, *([None] if type(None) in get_args(field.type) else []))
+            assert not choices or field.default in allowed, f"{schema.__name__}.{field.name}"
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("conf/*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")

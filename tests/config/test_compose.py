@@ -40,7 +40,6 @@ RENAMED = {
     "dataset.views": "dataset.sample_types",
     "dataset.eval_prompts": "dataset.eval_prompts_file",
     "method.view": "method.sample_type",
-    "method.corrupted": "method.corruption_ratio",
     "method.ranking": "method.ranking_coef",
     "method.sanity_floor": "method.min_sanity_accuracy",
     "method.adap_kl_ctrl": "method.adaptive_kl",
@@ -71,7 +70,7 @@ def test_renamed_option_is_suggested_by_its_present_name(former, present):
         with hydra_context():
             cfg = compose_module.compose(SCRIPTS[former], [])
     else:
-        cfg = compose("method=reward" if former in ("method.corrupted", "method.ranking") else "method=ppo")
+        cfg = compose("method=reward" if former == "method.ranking" else "method=ppo")
     assert OmegaConf.select(cfg, former) is None
     with hydra_context():
         assert no_such_option("x", former, cfg) == f"x: there is no option '{former}'. Did you mean '{present}'?"

@@ -10,6 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manners.config.schema import CORRUPTION_KINDS
+from manners.config.validate import validate_config
+from manners.data.corruptions import CORRUPTIONS
 from manners.data.types import Conversation, PreferencePair, ScoredReply, scored_replies
 from manners.errors import MannersError
 from manners.pipeline.dependencies import check_reward_sanity
@@ -123,3 +126,17 @@ def test_half_of_the_corrupted_replies_answer_other_prompts():
     assert len(examples) == 40 and sum(example.reply in good for example in examples) == 20
     assert {example.score for example in examples} == {0.0}
     assert corrupted_examples(rows, ratio=0.5, seed=1) == examples
+    alone = corrupted_examples(rows, 0.5, 1, ["misplaced"])
+    assert len(alone) == 40 and {example.reply for example in alone} <= good
+    words = {word for row in rows for word in row.reply.split()}
+    garbled = corrupted_examples(rows, 0.5, 1, ["garbled_word"])
+    assert 30 <= len(garbled) <= 40 and max(len({*e.reply.split()} - words) for e in garbled) == 1
+
+
+def test_the_kinds_of_corruption_are_the_options():
+    assert tuple(CORRUPTIONS) == CORRUPTION_KINDS
+
+
+def test_a_kind_that_does_not_exist_is_refused():
+    with pytest.raises(MannersError, match=r"is not a choice. Did you mean 'misplaced'\?"):
+        validate_config(compose("method=reward", "method.corruption_kinds=[garbled,misplace]"))

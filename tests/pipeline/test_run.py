@@ -287,6 +287,10 @@ def test_a_resumed_run_counts_on_in_its_number_format(tmp_path, capsys):
             "method.loss=pairwise: method.ranking_coef=0.1",
         ),
         (
+            ["method=reward", "method.corruption_ratio=0", "method.corruption_kinds=[misplaced]"],
+            "method.corruption_ratio=0: method.corruption_kinds=[misplaced]",
+        ),
+        (
             ["dataset=jsonl", "dataset.path=README.md", "dataset.splits=[train]"],
             "a local file: dataset.splits=[train]",
         ),

@@ -10,6 +10,10 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+CORRUPTION_KINDS = (  # data/corruptions.py
+    *("shuffled", "empty", "truncated", "stuffed", "repeated", "overlong", "garbled", "garbled_word", "misplaced"),
+)
+
 
 def option(
     default: Any,
@@ -288,6 +292,7 @@ class RewardConfig(SupervisedConfig):
         True, "train without the model's own dropout, as TRL does; on a CPU it takes a fifth of a step"
     )
     corruption_ratio: float = option(0.0, "corrupted replies, trained at the lowest score, per real reply", ge=0)
+    corruption_kinds: list[str] | None = option(None, "what they are made by; null takes all kinds", CORRUPTION_KINDS)
 
 
 @dataclass

@@ -66,8 +66,9 @@ def check_values(node: DictConfig, path: str = "") -> None:
         if isinstance(value, DictConfig) and is_schema(OmegaConf.get_type(value)):
             check_values(value, f"{key}.")
         choices = field.metadata.get("choices", ())
-        if choices and value not in choices:
-            raise MannersError(f"{key}={value} is not a choice. {did_you_mean(str(value), choices)}", key)
+        for choice in value if isinstance(value, ListConfig) else [value]:
+            if choices and choice not in choices and (choice is not None or type(None) not in get_args(field.type)):
+                raise MannersError(f"{key}={value} is not a choice. {did_you_mean(str(choice), choices)}", key)
         if isinstance(value, int | float) and (limits := range_of(field)) and not in_range(value, field):
             limits = limits if math.isfinite(value) else "a finite number"
             raise MannersError(f"{key}={value} must be {limits}. The option: {field.metadata['help']}.", key)

@@ -34,7 +34,7 @@ NOT_HASHED = {  # how the same batch is computed, what is logged, and how often 
 # Options that came later are hashed only where they are set: runs from before keep their fingerprint.
 ADDED: dict[str, dict[str, Any]] = {
     "adapter": {"use_rslora": False, "use_dora": False, "init_lora_weights": True},
-    "method": {"neftune_noise_alpha": None},
+    "method": {"neftune_noise_alpha": None, "corruption_kinds": None},
     "dataset": {"mix": None},
 }
 REPORT_KEYS = {"dataset": {"style_judge", "judge_labels", "prompted_baseline", "text_stats"}}  # shape no weights

@@ -157,7 +157,7 @@ def build_examples(
     else:
         scored = rescaled_replies(rows)
         if rows is run.splits.train and m.corruption_ratio:
-            scored = scored + corrupted_examples(scored, m.corruption_ratio, run.cfg.seed)
+            scored = scored + corrupted_examples(scored, m.corruption_ratio, run.cfg.seed, m.corruption_kinds)
         examples = scored_examples(scored, tokenizer, m.max_length, decoder, normalizer.to_target)
     return [PromptGroup([examples[i] for i in group], share) for group in group_by_prompt(examples, share)]
 
@@ -183,20 +183,22 @@ def margin_scale(pairs: list[PreferencePair]) -> float:
     return largest * math.hypot(*(m / largest for m in margins)) / math.sqrt(len(margins)) if margins else 1.0
 
 
-def corrupted_examples(rows: list[ScoredReply], ratio: float, seed: int) -> list[ScoredReply]:
-    """``ratio`` corrupted replies for each real one, made of replies above the mean score.
+def corrupted_examples(
+    rows: list[ScoredReply], ratio: float, seed: int, kinds: Sequence[str] | None = None
+) -> list[ScoredReply]:
+    """``ratio`` corrupted replies for each real one, made of replies above the mean score; of all kinds, or of some.
 
     A half of them are good replies to other prompts, which are the hardest to tell; the other kinds share the rest.
     """
     mean = sum(r.score for r in rows) / len(rows)
     good, count, rng = [r for r in rows if r.score >= mean], round(ratio * len(rows)), random.Random(f"{seed}/spoilt")
-    corrupted = corrupted_replies(good, rows, f"train/{seed}")
+    corrupted = [c for c in corrupted_replies(good, rows, f"train/{seed}") if not kinds or c[0] in kinds]
     misplaced, others = (
         [bad for kind, _, bad in corrupted if (kind == MISPLACED) == wanted] for wanted in (True, False)
     )
     rng.shuffle(misplaced)
     rng.shuffle(others)
-    misplaced = misplaced[: count // 2]
+    misplaced = misplaced[: count // 2 if others else count]
     return [*misplaced, *others[: count - len(misplaced)]]
 
 
