@@ -275,6 +275,7 @@ def test_impossible_sweep_is_refused(args, message):
         ("dataset.path=x[1].jsonl", """Write 'dataset.path="x[1].jsonl"'"""),
         ("dataset.path=a,b.jsonl", """add -m to run one job for each; as one text, write 'dataset.path="a,b.jsonl"'"""),
         ("policy_run_overrides=[a=1,b=2]", """Write 'policy_run_overrides=['"'"'a=1'"'"', '"'"'b=2'"'"']'"""),
+        ("policy_run_overrides=[a=1,b=[2,3]]", """Write 'policy_run_overrides=['"'"'a=1'"'"', '"'"'b=[2,3]'"'"']'"""),
         ("policy_from=None", "policy_from=None would be the text 'None': write policy_from=none."),
         ("run_name=None", "run_name=None would be the text 'None': write run_name=null."),
         ("dataset.max_rows=None", "For no value write null, not None."),

@@ -72,7 +72,8 @@ def explain_unreadable(override: str, following: str) -> str:
         form = f": {key}={following}" if following and "=" not in following else ""
         return f"'{override}' is no option: options are written KEY=VALUE{form}."
     if value.startswith("["):
-        inner = ", ".join(f"'{item.strip()}'" for item in value.strip("[]").split(","))
+        items = re.split(r",(?![^\[]*\])", value[1:].removesuffix("]"))  # not at the commas of a list inside
+        inner = ", ".join(f"'{item.strip()}'" for item in items)
         quoted = f"{key}=[{inner}]"
         return f"{override} cannot be read: what is inside the list needs quotes of its own. Write {shell(quoted)}"
     return f"{override} cannot be read: the value needs quotes of its own. Write {shell(with_quotes(override))}"
