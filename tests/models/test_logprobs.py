@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from manners.models import logprobs
-from manners.models.logprobs import TokenLogprobs, masked_logits, token_nll
+from manners.models.logprobs import TokenLogprobs, logits_at, predictors, token_nll
 from manners.models.lora import prepare_for_training
 from manners.models.policy import Policy
 from tests.families import VOCAB
@@ -48,7 +48,7 @@ def test_sft_measurement_and_ppo_use_the_models_own_logits(family, adapted):
     mask = torch.rand(3, 8, generator=torch.Generator().manual_seed(2)) < 0.5
     with torch.no_grad():
         expected = model(ids).logits[:, :-1][mask]
-        logits, hidden = masked_logits(model, ids, mask)
+        logits, hidden = logits_at(model, ids, predictors(mask))
         nll, correct = token_nll(model, ids, mask)
         policy = Policy(model)
         logprobs = policy(ids, mask, temperature=0.7).logprobs
@@ -64,12 +64,12 @@ def test_sft_measurement_and_ppo_use_the_models_own_logits(family, adapted):
     assert torch.allclose(reference, tempered, atol=1e-4)
 
 
-def test_masked_logits_leaves_the_model_as_it_was():
+def test_logits_at_leaves_the_model_as_it_was():
     model = scaled_model("gemma2")
     ids = torch.randint(5, VOCAB, (2, 6))
     before = model(ids).logits
     with pytest.raises(IndexError):
-        masked_logits(model, ids, torch.ones(2, 9, dtype=torch.bool))
+        logits_at(model, ids, torch.tensor([12]))
     assert torch.equal(model(ids).logits, before)
 
 

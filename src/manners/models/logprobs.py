@@ -4,16 +4,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 CHUNK = 2**20  # logits that are worked on at once on a CPU: 4 MB in 32 bits stay in its cache
 CHUNK_ON_GPU = 2**24
 
 
-def masked_logits(
-    model: Any, input_ids: torch.Tensor, mask: torch.Tensor, **extra: torch.Tensor
+def logits_at(
+    model: Any, input_ids: torch.Tensor, positions: torch.Tensor, **extra: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits (N, V) at the N positions in ``mask`` (B, T-1), and the hidden states (N, H) that give them.
+    """Return the logits (N, V) at N ``positions`` of the flattened (B, T) ids, and the hidden states (N, H) there.
 
     The model's own forward pass computes them, so that whatever it does to logits is done (Gemma 2 caps them, Granite
     and Cohere scale them). Its language-model head runs on those positions alone, which saves most of its time and
@@ -22,7 +23,7 @@ def masked_logits(
     selected: list[torch.Tensor] = []
 
     def select(_head: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        selected.append(inputs[0][:, :-1][mask])
+        selected.append(inputs[0].flatten(0, 1)[positions])
         return (selected[0],)
 
     hook = model.get_output_embeddings().register_forward_pre_hook(select)
@@ -41,9 +42,14 @@ def token_nll(
     ``loss_mask[:, t]`` selects token t + 1 of ``input_ids`` (B, T), which position t predicts.
     """
     extra = {} if position_ids is None else {"position_ids": position_ids}
-    logits = masked_logits(model, input_ids, loss_mask, **extra)[0]
+    logits = logits_at(model, input_ids, predictors(loss_mask), **extra)[0]
     targets = input_ids[:, 1:][loss_mask]
     return -TokenLogprobs.apply(logits, targets, 1.0, False)[0], logits.argmax(-1) == targets
+
+
+def predictors(mask: torch.Tensor) -> torch.Tensor:
+    """The N positions in ``mask`` (B, T-1), by their index in the flattened (B, T)."""
+    return F.pad(mask, (0, 1)).flatten().nonzero()[:, 0]
 
 
 class TokenLogprobs(torch.autograd.Function):

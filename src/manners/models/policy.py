@@ -14,7 +14,8 @@ import torch
 from peft import LoraConfig, PeftModel
 
 from manners.models import lora
-from manners.models.logprobs import TokenLogprobs, masked_logits
+from manners.models.logprobs import TokenLogprobs, logits_at
+from manners.models.shared_prefixes import Reading, plain_reading, shared_reading, supports_shared_prefixes
 
 CRITIC = "critic"
 
@@ -42,7 +43,7 @@ class Policy(torch.nn.Module):
         disable_dropout(model)
         adapted = isinstance(model, PeftModel)
         self.reference = None if adapted else copy.deepcopy(model).requires_grad_(False).eval()
-        self.model, self.critic = model, critic
+        self.model, self.critic, self.shares_prefixes = model, critic, supports_shared_prefixes(model)
         self.value_head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1)
         torch.nn.init.zeros_(self.value_head.weight)  # values begin at 0, the mean of a standardized reward
         torch.nn.init.zeros_(self.value_head.bias)
@@ -51,23 +52,26 @@ class Policy(torch.nn.Module):
     def forward(self, ids: torch.Tensor, response_mask: torch.Tensor, temperature: float) -> PolicyOutput:
         """Log-probabilities, entropies and values of the response tokens: (B, T), (B, T-1) → (N,) each.
 
-        ``response_mask[:, t]`` is true where position t predicts a response token, t + 1. Rows are right-padded.
+        ``response_mask[:, t]`` is true where position t predicts a response token, t + 1. Rows are right-padded. What
+        several rows begin with is read once, where the model allows it.
         """
-        logprobs, entropy, hidden = self.token_logprobs(self.model, ids, response_mask, temperature)
+        reading, tokens = self.reading(ids, response_mask), ids[:, 1:][response_mask]
+        logprobs, entropy, hidden = self.token_logprobs(self.model, reading, tokens, temperature)
         if self.critic == "none":
             return PolicyOutput(logprobs, entropy, torch.zeros_like(logprobs))
         if self.critic == "adapter":
             with self.active_adapter(CRITIC):
-                hidden = self.hidden_states(self.model, ids, response_mask)
+                hidden = self.hidden_states(self.model, reading)
         return PolicyOutput(logprobs, entropy, self.value_head(hidden.float())[:, 0])
 
     @torch.no_grad()
     def reference_logprobs(self, ids: torch.Tensor, response_mask: torch.Tensor, temperature: float) -> torch.Tensor:
         """Log-probabilities (N,) of the same tokens under the reference."""
+        reading, tokens = self.reading(ids, response_mask), ids[:, 1:][response_mask]
         if self.reference is not None:
-            return self.token_logprobs(self.reference, ids, response_mask, temperature, with_entropy=False)[0]
+            return self.token_logprobs(self.reference, reading, tokens, temperature, with_entropy=False)[0]
         with self.model.disable_adapter():
-            logprobs = self.token_logprobs(self.model, ids, response_mask, temperature, with_entropy=False)[0]
+            logprobs = self.token_logprobs(self.model, reading, tokens, temperature, with_entropy=False)[0]
         unfreeze_adapters(self.model)
         return logprobs
 
@@ -80,24 +84,28 @@ class Policy(torch.nn.Module):
         with lora.frozen_weights_in_bf16(self.model, self.bf16):
             yield
 
-    def hidden_states(self, model: Any, ids: torch.Tensor, response_mask: torch.Tensor) -> torch.Tensor:
-        """Last hidden states (N, H) at the masked positions. Right padding needs no attention mask here."""
+    def reading(self, ids: torch.Tensor, response_mask: torch.Tensor) -> Reading:
+        """How the rows (B, T) are read. Right padding needs no attention mask."""
+        return (shared_reading if self.shares_prefixes else plain_reading)(ids, response_mask)
+
+    def hidden_states(self, model: Any, reading: Reading) -> torch.Tensor:
+        """Last hidden states (N, H) at the positions that are asked for."""
         with self.autocast():
-            out = model.get_decoder()(ids, use_cache=False)
-        return out.last_hidden_state[:, :-1][response_mask]
+            out = model.get_decoder()(reading.ids, use_cache=False, **reading.extra)
+        return out.last_hidden_state.flatten(0, 1)[reading.positions]
 
     def token_logprobs(
         self,
         model: Any,
-        ids: torch.Tensor,
-        response_mask: torch.Tensor,
+        reading: Reading,
+        tokens: torch.Tensor,
         temperature: float,
         with_entropy: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Log-probability and entropy of each response token, (N,), and the hidden states (N, H) that predict them."""
+        """Log-probability and entropy of the tokens (N,), and the hidden states (N, H) that predict them."""
         with self.autocast():
-            logits, hidden = masked_logits(model, ids, response_mask)
-        logprobs, entropy = TokenLogprobs.apply(logits, ids[:, 1:][response_mask], temperature, with_entropy)
+            logits, hidden = logits_at(model, reading.ids, reading.positions, **reading.extra)
+        logprobs, entropy = TokenLogprobs.apply(logits, tokens, temperature, with_entropy)
         return logprobs, entropy, hidden
 
     @contextmanager

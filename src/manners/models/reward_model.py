@@ -4,7 +4,6 @@ The model is an ordinary ``AutoModelForSequenceClassification`` with one label, 
 transformers (and peft). Its outputs are standardized; ``ScoreNormalizer`` converts them to the dataset's own scores.
 """
 
-import inspect
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from manners.errors import MannersError
 from manners.models import loading, lora
 from manners.models.adapter_config import CONFIG
 from manners.models.frozen_reward import HEAD_FILE, FrozenRewardModel, load_frozen_reward_model
+from manners.models.shared_prefixes import supports_shared_prefixes
 
 NORMALIZER_FILE = "normalizer.json"
 
@@ -191,16 +191,8 @@ def normalized_scores(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tenso
 
 
 def supports_shared_prompts(model: Any) -> bool:
-    """Return whether several replies to a prompt may be packed into one row (``manners.data.prompt_groups``).
-
-    Only where every layer sees all tokens that the mask allows: in a sliding window the other replies would take the
-    place of the prompt, and a recurrent layer would read them.
-    """
-    config, forward = model.config.get_text_config(), unwrapped(model).base_model.forward
-    one_kind = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
-    takes_positions = "position_ids" in inspect.signature(forward).parameters  # ALiBi counts tokens by itself
-    sees_all = set(getattr(config, "layer_types", None) or [one_kind]) == {"full_attention"} and takes_positions
-    return not is_encoder(model) and model.config._attn_implementation == "sdpa" and sees_all
+    """Return whether several replies to a prompt may be packed into one row (``manners.data.prompt_groups``)."""
+    return not is_encoder(model) and supports_shared_prefixes(model)
 
 
 def is_encoder(model: Any) -> bool:

@@ -1,0 +1,146 @@
+"""Rows that begin alike are read once: the numbers and the gradients of separate rows, for fewer tokens."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, BloomConfig, MistralConfig
+
+from manners.models.policy import Policy
+from manners.models.shared_prefixes import (
+    lay_out,
+    plain_reading,
+    row_paths,
+    shared_reading,
+    sorted_rows,
+    supports_shared_prefixes,
+)
+from tests.families import DECODERS, VOCAB, language_model
+from tests.models.test_policy import TEMPERATURE, lora, make_batch, perturb
+
+SYSTEM, PROMPTS = [7, 8, 9, 10, 11, 12], [[20, 21, 22, 23], [20, 24], [30, 31, 32, 33, 34, 35]]
+
+
+def replies_to_prompts(copies=3):
+    """Rows of a system message, a prompt and a reply, in an order that has nothing to do with the prompts."""
+    generator = torch.Generator().manual_seed(3)
+    rows, starts = [], []
+    for copy_number in range(copies):
+        for prompt in PROMPTS:
+            reply = torch.randint(40, VOCAB, (2 + copy_number,), generator=generator).tolist()
+            rows.append([*SYSTEM, *prompt, *reply])
+            starts.append(len(SYSTEM) + len(prompt))
+    return make_batch(rows, starts)
+
+
+@pytest.mark.parametrize("critic", ["head", "adapter"])
+@pytest.mark.parametrize("family", DECODERS)
+def test_numbers_and_gradients_are_those_of_separate_rows(family, critic):
+    policy = Policy(lora(language_model(family)), critic)
+    perturb(policy.model, std=0.05)
+    perturb(policy.value_head)
+    ids, mask = replies_to_prompts()
+    weights = torch.randn(3, int(mask.sum()), generator=torch.Generator().manual_seed(5))
+    results = []
+    for shares in (True, False):
+        policy.shares_prefixes = shares
+        policy.zero_grad()
+        output = policy(ids, mask, TEMPERATURE)
+        numbers = torch.stack([output.logprobs, output.entropy, output.values])
+        (weights * numbers).sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+        results.append((numbers.detach(), policy.reference_logprobs(ids, mask, TEMPERATURE), gradient))
+    for shared, separate in zip(*results, strict=True):
+        assert separate.abs().max() > 0.1
+        assert torch.allclose(shared, separate, atol=1e-4 * float(separate.abs().max()))
+
+
+def test_a_whole_network_trains_as_by_separate_rows():
+    policy = Policy(copy.deepcopy(language_model("qwen2")), "none")
+    ids, mask = replies_to_prompts()
+    gradients = []
+    for shares in (True, False):
+        policy.shares_prefixes = shares
+        policy.zero_grad()
+        policy(ids, mask, TEMPERATURE).logprobs.sum().backward()
+        gradients.append(policy.model.get_input_embeddings().weight.grad.clone())
+    assert torch.allclose(*gradients, atol=1e-4 * float(gradients[1].abs().max()))
+
+
+def test_each_distinct_prefix_is_read_once():
+    """In one sequence there are as many tokens as the rows have distinct prefixes."""
+    ids, mask = replies_to_prompts(copies=8)
+    reading = shared_reading(ids, mask)
+    assert reading.ids.numel() < 0.5 * ids.numel()
+    lengths = mask.int().mul(torch.arange(1, mask.shape[1] + 1)).amax(1)
+    order, common = sorted_rows(ids, lengths)
+    layout = lay_out(lengths[order].tolist(), common, room=10**6)
+    assert layout.sizes == [
+        len({tuple(r[:k]) for r, n in zip(ids.tolist(), lengths, strict=True) for k in range(1, n + 1)})
+    ]
+
+
+def test_rows_with_little_in_common_stay_as_they_are():
+    ids, mask = make_batch([[1, *range(start, start + 24)] for start in (2, 30, 60)], [3, 3, 3])
+    reading = shared_reading(ids, mask)
+    assert torch.equal(reading.ids, ids) and not reading.extra
+    assert torch.equal(reading.positions, plain_reading(ids, mask).positions)
+
+
+ROWS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=9)
+
+
+@given(ROWS, st.integers(0, 20))
+@settings(deadline=None)
+def test_every_row_is_spelled_by_its_path(rows, more):
+    ids, _ = make_batch(rows, [1] * len(rows))
+    lengths, room = torch.tensor([len(row) for row in rows]), max(map(len, rows)) + more
+    order, common = sorted_rows(ids, lengths)
+    layout = lay_out(lengths[order].tolist(), common, room)
+    assert sorted(order) == list(range(len(rows))) and max(layout.sizes) <= room
+    spelled = {}
+    for row, sequence, path in zip(
+        order, layout.sequences, row_paths(lengths[order].tolist(), common, layout), strict=True
+    ):
+        assert path.tolist() == sorted(path.tolist())  # causal: a token comes after all that it attends to
+        assert len(path) == len(rows[row]) and int(path.max()) < layout.sizes[sequence]
+        for node, token in zip(path.tolist(), rows[row], strict=True):
+            assert spelled.setdefault((sequence, node), token) == token
+    assert len(spelled) == sum(layout.sizes)
+
+
+@given(ROWS, st.data())
+@settings(deadline=None)
+def test_a_token_sees_its_own_row_alone(rows, data):
+    starts = [data.draw(st.integers(1, len(row))) for row in rows]
+    ids, mask = make_batch([[*row, 1] for row in rows], starts)
+    reading = shared_reading(ids, mask)
+    visible, position_ids = reading.extra.get("attention_mask"), reading.extra.get("position_ids")
+    wanted = [row[: t + 1] for row, m in zip(ids.tolist(), mask.tolist(), strict=True) for t in range(len(m)) if m[t]]
+    width = reading.ids.shape[1]
+    assert len(reading.positions) == len(wanted)
+    for position, prefix in zip(reading.positions.tolist(), wanted, strict=True):
+        i, t = divmod(position, width)
+        seen = torch.arange(t + 1) if visible is None else visible[i, 0, t].nonzero()[:, 0]
+        assert reading.ids[i, seen].tolist() == prefix
+        if position_ids is not None:
+            assert position_ids[i, seen].tolist() == list(range(len(prefix)))
+
+
+@pytest.mark.parametrize("family", [*DECODERS, "window", "alibi", "flash"])
+def test_where_a_prefix_can_be_shared(family):
+    """Not with a sliding window, positions that the model counts by itself, or attention that takes no mask."""
+    if family == "window":
+        size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        config = MistralConfig(vocab_size=VOCAB, sliding_window=3, num_key_value_heads=2, **size)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    elif family == "alibi":
+        model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=1, n_head=4))
+        model.config._attn_implementation = "sdpa"
+    else:
+        model = language_model("qwen2" if family == "flash" else family)
+        if family == "flash":
+            model.config._attn_implementation = "flash_attention_2"
+    assert supports_shared_prefixes(model) == Policy(model).shares_prefixes == (family in DECODERS)
