@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, BloomConfig, MistralConfig
@@ -11,7 +12,6 @@ from transformers import AutoModelForCausalLM, BloomConfig, MistralConfig
 from manners.models.policy import Policy
 from manners.models.shared_prefixes import (
     lay_out,
-    plain_reading,
     row_paths,
     shared_reading,
     sorted_rows,
@@ -72,7 +72,7 @@ def test_a_whole_network_trains_as_by_separate_rows():
 def test_each_distinct_prefix_is_read_once():
     """In one sequence there are as many tokens as the rows have distinct prefixes."""
     ids, mask = replies_to_prompts(copies=8)
-    reading = shared_reading(ids, mask)
+    reading, _ = shared_reading(ids, F.pad(mask, (0, 1)))
     assert reading.ids.numel() < 0.5 * ids.numel()
     lengths = mask.int().mul(torch.arange(1, mask.shape[1] + 1)).amax(1)
     order, common = sorted_rows(ids, lengths)
@@ -84,9 +84,8 @@ def test_each_distinct_prefix_is_read_once():
 
 def test_rows_with_little_in_common_stay_as_they_are():
     ids, mask = make_batch([[1, *range(start, start + 24)] for start in (2, 30, 60)], [3, 3, 3])
-    reading = shared_reading(ids, mask)
-    assert torch.equal(reading.ids, ids) and not reading.extra
-    assert torch.equal(reading.positions, plain_reading(ids, mask).positions)
+    assert shared_reading(ids, F.pad(mask, (0, 1))) is None
+    assert torch.equal(Policy(language_model("qwen2")).reading(ids, mask).ids, ids)
 
 
 ROWS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=9)
@@ -116,17 +115,21 @@ def test_every_row_is_spelled_by_its_path(rows, more):
 def test_a_token_sees_its_own_row_alone(rows, data):
     starts = [data.draw(st.integers(1, len(row))) for row in rows]
     ids, mask = make_batch([[*row, 1] for row in rows], starts)
-    reading = shared_reading(ids, mask)
-    visible, position_ids = reading.extra.get("attention_mask"), reading.extra.get("position_ids")
+    found = shared_reading(ids, F.pad(mask, (0, 1)))
+    if found is None:
+        return
+    reading, paths = found
+    visible, position_ids = reading.extra["attention_mask"], reading.extra["position_ids"]
     wanted = [row[: t + 1] for row, m in zip(ids.tolist(), mask.tolist(), strict=True) for t in range(len(m)) if m[t]]
     width = reading.ids.shape[1]
     assert len(reading.positions) == len(wanted)
     for position, prefix in zip(reading.positions.tolist(), wanted, strict=True):
         i, t = divmod(position, width)
-        seen = torch.arange(t + 1) if visible is None else visible[i, 0, t].nonzero()[:, 0]
+        seen = visible[i, 0, t].nonzero()[:, 0]
         assert reading.ids[i, seen].tolist() == prefix
-        if position_ids is not None:
-            assert position_ids[i, seen].tolist() == list(range(len(prefix)))
+        assert position_ids[i, seen].tolist() == list(range(len(prefix)))
+    for row, path in zip(ids.tolist(), paths, strict=True):
+        assert reading.ids.flatten()[path].tolist() == row[: len(path)]
 
 
 @pytest.mark.parametrize("family", [*DECODERS, "window", "alibi", "flash"])

@@ -14,6 +14,8 @@ from transformers import GenerationConfig
 from transformers.cache_utils import Cache
 
 from manners.models.kv_cache import TokenIds, left_padded, prefill
+from manners.models.logprobs import logits_at
+from manners.models.shared_prefixes import Reading, supports_shared_prefixes
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,9 @@ def decode_steps(
 
     ``uniforms`` are (B, max_new_tokens). Finished rows are dropped, so the batch shrinks as replies end.
     """
-    forward = partial(next_logits, model)
     device, max_new_tokens = model.device, sampling.max_new_tokens
-    cache, logits, mask = prefill(prompts, sampling.pad_token_id, max_new_tokens, device, forward)
+    read, shares = partial(prompt_logits, model), supports_shared_prefixes(model)
+    cache, logits, mask = prefill(prompts, sampling.pad_token_id, max_new_tokens, device, read, shares)
     positions = mask.sum(1, keepdim=True) - 1
     stop_token_ids = torch.tensor(sampling.stop_token_ids, device=device)
     active_rows = torch.arange(len(prompts), device=device)
@@ -110,7 +112,12 @@ def decode_steps(
             cache.batch_select_indices(kept)
             active_rows, tokens, mask, positions = active_rows[kept], tokens[kept], mask[kept], positions[kept]
         positions, mask = positions + 1, torch.cat([mask, mask.new_ones(len(active_rows), 1)], 1)
-        logits = forward(tokens[:, None], mask, positions, cache)
+        logits = next_logits(model, tokens[:, None], mask, positions, cache)
+
+
+def prompt_logits(model: Any, reading: Reading, cache: Cache) -> torch.Tensor:
+    """Read prompts into an empty cache and return the logits (B, V) after each of them."""
+    return logits_at(model, reading.ids, reading.positions, past_key_values=cache, use_cache=True, **reading.extra)[0]
 
 
 def next_logits(

@@ -8,11 +8,11 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from manners.data.batching import length_batches
+from manners.models.shared_prefixes import Reading, plain_reading, shared_reading
 
 TokenIds = list[list[int]]
-# One decoding step: new token ids (B, t), attention mask (B, T), positions of the new tokens (B, t), cache → the last
-# position's logits (B, V).
-Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Cache], torch.Tensor]
+Moves = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # (K,): from which of S·T tokens, to which row and place
+ReadPrompts = Callable[[Reading, Cache], torch.Tensor]  # fills the cache; the logits (N, V) that are asked for
 PREFILL_TOKENS = 1024  # padded tokens in one prefill batch: larger batches only hold more padding
 
 
@@ -55,56 +55,73 @@ class PreallocatedLayer(DynamicLayer):
 
 
 def prefill(
-    prompts: TokenIds, pad_token_id: int, max_new_tokens: int, device: Any, forward: Forward
+    prompts: TokenIds, pad_token_id: int, max_new_tokens: int, device: Any, read: ReadPrompts, share_prefixes: bool
 ) -> tuple[Cache, torch.Tensor, torch.Tensor]:
     """Run the prompts; return their cache, the last logits (B, V) and the left-padded attention mask (B, T).
 
-    The cache has capacity for ``max_new_tokens`` more. A prompt that stands in several rows is run once. Prompts of
-    similar length are batched together, so that one long prompt does not pad all the others. The caches of the batches
-    are then merged into one, left-padded: decoding the batches separately would take one forward pass per batch for
-    every token.
+    The cache has capacity for ``max_new_tokens`` more. A prompt that stands in several rows is run once, and with
+    ``share_prefixes`` what prompts begin with, such as a system message. Prompts of similar length are batched
+    together, so that one long prompt does not pad all the others. The caches of the batches are then merged into one,
+    left-padded: decoding the batches separately would take one forward pass per batch for every token.
     """
     rows_of: dict[tuple[int, ...], list[int]] = {}
     for row, prompt in enumerate(prompts):
         rows_of.setdefault(tuple(prompt), []).append(row)
-    distinct = list(rows_of)
-    prefilled = []
+    distinct, width = list(rows_of), max(map(len, prompts))
+    caches: list[DynamicCache] = []
+    moves: list[Moves] = []
+    last_logits = [torch.empty(0)] * len(prompts)
     for numbers in length_batches([len(p) for p in distinct], PREFILL_TOKENS):
         batch = [distinct[n] for n in numbers]
-        ids, mask = left_padded(batch, pad_token_id, device)
-        cache = DynamicCache()  # full attention in every layer: a model with sliding windows masks by itself
-        logits = forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
-        rows = torch.tensor([row for p in batch for row in rows_of[p]], device=device)
-        sources = torch.tensor([i for i, p in enumerate(batch) for _ in rows_of[p]], device=device)
-        prefilled.append((rows, sources, cache, logits[sources]))
-    width = max(map(len, prompts))
+        reading, paths = prompt_reading(batch, pad_token_id, device, share_prefixes)
+        caches.append(DynamicCache())  # full attention in every layer: a model with sliding windows masks by itself
+        logits = read(reading, caches[-1])
+        copies = [(row, path) for prompt, path in zip(batch, paths, strict=True) for row in rows_of[prompt]]
+        moves.append(
+            (
+                torch.cat([path for _, path in copies]),
+                torch.cat([torch.full_like(path, row) for row, path in copies]),
+                torch.cat([torch.arange(width - len(path), width, device=device) for _, path in copies]),
+            )
+        )
+        for number, of_prompt in zip(numbers, logits, strict=True):
+            for row in rows_of[distinct[number]]:
+                last_logits[row] = of_prompt
     layers: list[Any] = []
-    for i in range(len(prefilled[0][2].layers)):
-        parts = [(rows, sources, cache.layers[i]) for rows, sources, cache, _ in prefilled]
+    for i in range(len(caches[0].layers)):
+        states = [cache.layers[i] for cache in caches]
         key_buffer, value_buffer = (
-            merge_batches([(r, s, getattr(layer, name)) for r, s, layer in parts], width, max_new_tokens)
+            merge_batches([getattr(s, name) for s in states], moves, (len(prompts), width + max_new_tokens))
             for name in ("keys", "values")
         )
         layers.append(PreallocatedLayer(key_buffer, value_buffer, width))
-        for *_, layer in parts:
+        for layer in states:
             layer.reset()  # so that at most one layer is in memory twice
-    prompt_order = torch.cat([rows for rows, *_ in prefilled]).argsort()
-    logits = torch.cat([logits for *_, logits in prefilled])[prompt_order]
-    return Cache(layers), logits, left_padded(prompts, pad_token_id, device)[1]
+    return Cache(layers), torch.stack(last_logits), left_padded(prompts, pad_token_id, device)[1]
 
 
-def merge_batches(
-    parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], width: int, max_new_tokens: int
-) -> torch.Tensor:
-    """Merge the states (b, heads, t, d) of batches into one buffer (B, heads, width + max_new_tokens, d).
+def prompt_reading(
+    prompts: Sequence[Sequence[int]], pad_token_id: int, device: Any, share_prefixes: bool
+) -> tuple[Reading, list[torch.Tensor]]:
+    """How the prompts are read, asked for what follows them, and the indices of each prompt's tokens in (S·T)."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[*p, *[pad_token_id] * (width - len(p))] for p in prompts], device=device)
+    ends = torch.tensor([[t + 1 == len(p) for t in range(width)] for p in prompts])
+    if share_prefixes and (shared := shared_reading(ids, ends)):
+        return shared
+    paths = [torch.arange(i * width, i * width + len(p), device=device) for i, p in enumerate(prompts)]
+    return plain_reading(ids, ends.to(device)), paths
 
-    Each part has the rows of the buffer that it fills, and for each of them the row of its states. Prompts end at
-    ``width``.
+
+def merge_batches(states: list[torch.Tensor], moves: list[Moves], size: tuple[int, int]) -> torch.Tensor:
+    """Merge the states (S, heads, T, d) of batches into one buffer (rows, heads, tokens, d) of ``size``.
+
+    Each batch has its moves.
     """
-    _, heads, _, size = parts[0][2].shape
-    buffer = parts[0][2].new_zeros(sum(len(rows) for rows, *_ in parts), heads, width + max_new_tokens, size)
-    for rows, sources, states in parts:
-        buffer[rows, :, width - states.shape[2] : width] = states[sources]
+    rows, tokens = size
+    buffer = states[0].new_zeros(rows, states[0].shape[1], tokens, states[0].shape[3])
+    for batch, (source, row, place) in zip(states, moves, strict=True):
+        buffer[row, :, place] = batch.transpose(1, 2).flatten(0, 1)[source]
     return buffer
 
 

@@ -12,7 +12,7 @@ CHUNK_ON_GPU = 2**24
 
 
 def logits_at(
-    model: Any, input_ids: torch.Tensor, positions: torch.Tensor, **extra: torch.Tensor
+    model: Any, input_ids: torch.Tensor, positions: torch.Tensor, **extra: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the logits (N, V) at N ``positions`` of the flattened (B, T) ids, and the hidden states (N, H) there.
 
@@ -28,7 +28,7 @@ def logits_at(
 
     hook = model.get_output_embeddings().register_forward_pre_hook(select)
     try:
-        logits = model(input_ids=input_ids, use_cache=False, **extra).logits
+        logits = model(input_ids=input_ids, **{"use_cache": False, **extra}).logits
     finally:
         hook.remove()
     return logits, selected[0]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, PeftModel
 
 from manners.models import lora
@@ -86,7 +87,9 @@ class Policy(torch.nn.Module):
 
     def reading(self, ids: torch.Tensor, response_mask: torch.Tensor) -> Reading:
         """How the rows (B, T) are read. Right padding needs no attention mask."""
-        return (shared_reading if self.shares_prefixes else plain_reading)(ids, response_mask)
+        asked = F.pad(response_mask, (0, 1))
+        shared = shared_reading(ids, asked) if self.shares_prefixes else None
+        return shared[0] if shared else plain_reading(ids, asked)
 
     def hidden_states(self, model: Any, reading: Reading) -> torch.Tensor:
         """Last hidden states (N, H) at the positions that are asked for."""

@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from manners.models.logprobs import predictors
-
 MAX_ROWS = 8  # as long as the longest, that one sequence may have room for
 # Of the time that a token takes elsewhere, for each token of its sequence: SmolLM2-135M, forward and backward, on a CPU
 # (1/2500 in 32 bits, 1/1300 in bf16).
@@ -31,35 +29,38 @@ class Reading:
     extra: dict[str, torch.Tensor] = field(default_factory=dict)  # mask and position ids, where rows share a prefix
 
 
-def plain_reading(ids: torch.Tensor, mask: torch.Tensor) -> Reading:
-    """The right-padded rows ``ids`` (B, T) as they are, and the positions in ``mask`` (B, T-1)."""
-    return Reading(ids, predictors(mask))
+def plain_reading(ids: torch.Tensor, asked: torch.Tensor) -> Reading:
+    """The right-padded rows ``ids`` (B, T) as they are, and the positions in ``asked`` (B, T)."""
+    return Reading(ids, asked.flatten().nonzero()[:, 0])
 
 
-def shared_reading(ids: torch.Tensor, mask: torch.Tensor) -> Reading:
-    """The same positions, in the same order, with common prefixes read once; the rows as they are if that saves little.
+def shared_reading(ids: torch.Tensor, asked: torch.Tensor) -> tuple[Reading, list[torch.Tensor]] | None:
+    """The same positions, in the same order, with common prefixes read once; None where that would save little.
 
-    A row is read up to its last position in ``mask``: what follows is not asked for.
+    With it, for each row the indices of its tokens in the flattened (S·T). A row is read up to its last position in
+    ``asked``: what follows has no effect on it.
     """
-    tokens, asked = ids.cpu(), mask.cpu()
-    lengths = (asked * torch.arange(1, asked.shape[1] + 1)).amax(1)
+    tokens, wanted = ids.cpu(), asked.cpu()
+    lengths = (wanted * torch.arange(1, wanted.shape[1] + 1)).amax(1)
     order, common = sorted_rows(tokens, lengths)
     in_order = lengths[order].tolist()
     rooms = [max(in_order) * halves // 2 for halves in range(2, 2 * MAX_ROWS + 1)]
     layout = min((lay_out(in_order, common, room) for room in rooms), key=lambda found: estimated_time(*found.shape))
     shape = (_, width) = layout.shape
     if estimated_time(*shape) > WORTHWHILE * estimated_time(*ids.shape):
-        return plain_reading(ids, mask)
+        return None
     packed, position_ids = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     visible = torch.eye(width, dtype=torch.bool).repeat(shape[0], 1, 1)  # the padding sees itself
-    positions: list[torch.Tensor] = [torch.empty(0)] * len(ids)
+    paths: list[torch.Tensor] = [torch.empty(0)] * len(ids)
     for row, sequence, path in zip(order, layout.sequences, row_paths(in_order, common, layout), strict=True):
         packed[sequence, path] = tokens[row, : len(path)]
         position_ids[sequence, path] = torch.arange(len(path))
         visible[sequence, path[:, None], path] = torch.ones(len(path), len(path), dtype=torch.bool).tril()
-        positions[row] = sequence * width + path[asked[row, : len(path)]]
+        paths[row] = sequence * width + path
+    positions = torch.cat([path[row[: len(path)]] for path, row in zip(paths, wanted, strict=True)])
     extra = {"attention_mask": visible[:, None].to(ids.device), "position_ids": position_ids.to(ids.device)}
-    return Reading(packed.to(ids.device), torch.cat(positions).to(ids.device), extra)
+    reading = Reading(packed.to(ids.device), positions.to(ids.device), extra)
+    return reading, [path.to(ids.device) for path in paths]
 
 
 def sorted_rows(tokens: torch.Tensor, lengths: torch.Tensor) -> tuple[list[int], list[int]]:
