@@ -1,5 +1,7 @@
 """Logits of selected positions are the model's own, also where it caps or scales them after the head."""
 
+import threading
+
 import pytest
 import torch
 from transformers import (
@@ -62,6 +64,26 @@ def test_sft_measurement_and_ppo_use_the_models_own_logits(family, adapted):
     tempered = torch.log_softmax(expected / 0.7, -1).gather(1, targets)[:, 0]
     assert torch.allclose(logprobs, tempered, atol=1e-4)
     assert torch.allclose(reference, tempered, atol=1e-4)
+
+
+def test_logits_at_leaves_other_threads_alone():
+    """The web page answers several requests by one model: another thread's pass runs in the middle of ours."""
+    model = scaled_model("gemma2")
+    ids, others = torch.randint(5, VOCAB, (2, 6)), []
+
+    def meanwhile(*_):
+        if threading.current_thread() is threading.main_thread():
+            thread = threading.Thread(target=lambda: others.append(model(ids[:1, :3]).logits))
+            thread.start()
+            thread.join()
+
+    with torch.no_grad():
+        wanted, alone = model(ids).logits, model(ids[:1, :3]).logits
+        hook = model.get_decoder().register_forward_pre_hook(meanwhile)
+        logits, _ = logits_at(model, ids, torch.tensor([5, 11]))
+        hook.remove()
+    assert torch.allclose(logits, wanted[:, 5], atol=1e-5)
+    assert len(others) == 1 and torch.allclose(others[0], alone, atol=1e-5)
 
 
 def test_logits_at_leaves_the_model_as_it_was():

@@ -67,11 +67,15 @@ def test_run_fingerprint_ignores_what_does_not_shape_the_result(override):
 
 @pytest.mark.parametrize("fingerprint", [run_fingerprint, weights_fingerprint])
 def test_options_that_came_later_keep_old_fingerprints(fingerprint):
-    before = OmegaConf.create(OmegaConf.to_container(compose()))
-    for group, names in run_dir.ADDED.items():
-        for name, default in names.items():
-            assert before[group].pop(name) == default
-    assert fingerprint(before, DIGEST) == fingerprint(compose(), DIGEST)
+    met = set()
+    for method in ("sft", "reward"):
+        before = OmegaConf.create(OmegaConf.to_container(compose(f"method={method}")))
+        for group, names in run_dir.ADDED.items():
+            for name in names.keys() & before[group].keys():
+                met.add((group, name))
+                assert before[group].pop(name) == names[name]
+        assert fingerprint(before, DIGEST) == fingerprint(compose(f"method={method}"), DIGEST)
+    assert met == {(group, name) for group, names in run_dir.ADDED.items() for name in names}
 
 
 def test_run_fingerprint_depends_on_the_data():

@@ -1,5 +1,6 @@
 """Log-probabilities of selected tokens, without computing the logits of all the others."""
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,8 +22,11 @@ def logits_at(
     memory for long prompts and large vocabularies.
     """
     selected: list[torch.Tensor] = []
+    thread = threading.get_ident()
 
-    def select(_head: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    def select(_head: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
+        if threading.get_ident() != thread:  # the same model is at work for somebody else, as in the web page
+            return None
         selected.append(inputs[0].flatten(0, 1)[positions])
         return (selected[0],)
 
