@@ -126,6 +126,7 @@ def test_half_of_the_corrupted_replies_answer_other_prompts():
     assert len(examples) == 40 and sum(example.reply in good for example in examples) == 20
     assert {example.score for example in examples} == {0.0}
     assert corrupted_examples(rows, ratio=0.5, seed=1) == examples
+    assert corrupted_examples(rows, 0.5, 1, []) == []
     alone = corrupted_examples(rows, 0.5, 1, ["misplaced"])
     assert len(alone) == 40 and {example.reply for example in alone} <= good
     words = {word for row in rows for word in row.reply.split()}

@@ -192,7 +192,7 @@ def corrupted_examples(
     """
     mean = sum(r.score for r in rows) / len(rows)
     good, count, rng = [r for r in rows if r.score >= mean], round(ratio * len(rows)), random.Random(f"{seed}/spoilt")
-    corrupted = [c for c in corrupted_replies(good, rows, f"train/{seed}") if not kinds or c[0] in kinds]
+    corrupted = [c for c in corrupted_replies(good, rows, f"train/{seed}") if kinds is None or c[0] in kinds]
     misplaced, others = (
         [bad for kind, _, bad in corrupted if (kind == MISPLACED) == wanted] for wanted in (True, False)
     )
