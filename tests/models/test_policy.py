@@ -188,7 +188,7 @@ def test_merged_adapter_generates_alike_and_is_restored_exactly():
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     logits = model(ids).logits.detach()
-    with merged_for_generation(model):
+    with torch.no_grad(), merged_for_generation(model):
         assert torch.allclose(model(ids).logits, logits, atol=1e-5)
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
     assert torch.equal(model(ids).logits, logits)

@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from manners.errors import MannersError, did_you_mean
 from manners.models.adapter_config import WEIGHTS, alpha_of_layer, read_adapter_config
+from manners.models.packed_weights import LinearProduct, can_pack, packed_weights
 
 PREFIX = "base_model.model."  # of the names of weights in an adapter's file
 FACTOR = re.compile(r"\.lora_[AB]\.weight$")
@@ -204,12 +205,21 @@ def base_model_name(folder: Path) -> str:
 
 @contextmanager
 def merged_for_generation(model: Any) -> Iterator[None]:
-    """Merge a LoRA into its base inside the context, on a CPU only: the many small decoding steps get far faster.
+    """Inside, a LoRA and its base are one weight, on a CPU only: the many small decoding steps get far faster.
 
-    Under bf16 autocast the weights are cast once, and not at each step.
+    Linear layers multiply by packed copies of their weights, a LoRA by one of the sum, where that is possible; else the
+    LoRA is merged into the weights of the base, which are restored. Under bf16 autocast weights are cast once, and not
+    at each step. The model must not be trained inside.
     """
+    if model.device.type != "cpu" or is_quantized(model):
+        yield
+        return
     adapted = isinstance(model, PeftModel)
-    if not (adapted or torch.is_autocast_enabled("cpu")) or model.device.type != "cpu" or is_quantized(model):
+    if can_pack() and all(is_plain(m) for m in model.modules() if isinstance(m, BaseTunerLayer | Conv1D)):
+        with packed_weights(merged_products(model)):
+            yield
+        return
+    if not (adapted or torch.is_autocast_enabled("cpu")):
         yield
         return
     cast = weights_in_bf16(model) if torch.is_autocast_enabled("cpu") else nullcontext()
@@ -225,6 +235,33 @@ def merged_for_generation(model: Any) -> Iterator[None]:
                 yield
         finally:
             model.unmerge_adapter()  # type: ignore[operator]
+
+
+def is_plain(layer: Any) -> bool:
+    """Whether ``layer`` is a linear layer with a LoRA that only adds a product of two factors to its weight."""
+    return (
+        isinstance(layer, Linear)
+        and type(layer.base_layer) is torch.nn.Linear
+        and layer.active_adapters == ["default"]
+        and "default" in layer.lora_A
+        and not layer.merged
+        and not layer.lora_variant
+        and not layer.lora_bias["default"]
+    )
+
+
+def merged_products(model: Any) -> Iterator[LinearProduct]:
+    """The linear layers of ``model``, one at a time: plain ones, and LoRA with the layer that they adapt."""
+    inside_lora: set[torch.nn.Module] = set()
+    for layer in model.modules():
+        if isinstance(layer, Linear):
+            inside_lora.update(layer.modules())
+            base: Any = layer.base_layer
+            with torch.autocast("cpu", enabled=False):  # the sum is of numbers in 32 bits
+                merged = base.weight if layer.disable_adapters else base.weight + layer.get_delta_weight("default")
+                yield LinearProduct(layer, merged, base.bias)
+        elif type(layer) is torch.nn.Linear and layer not in inside_lora:
+            yield LinearProduct(layer, layer.weight, layer.bias)
 
 
 @contextmanager
