@@ -207,7 +207,9 @@ def ppo() -> Line:
         )
         peer = Side(f"ppo/peer.py{task}", {seconds.name: 1 / 3, memory.name: 0.3}, python=TRL_112)
         ppo_cases[f"135M, LoRA, {count} prompts"] = Case(
-            Side(f"ppo/ours.py{task}", requires=SMOLLM), {"TRL 1.12": peer}, default=count == 16
+            Side(f"ppo/ours.py{task} --microbatch-tokens 1024", requires=SMOLLM),
+            {"TRL 1.12": peer},
+            default=count == 16,
         )
     return Line(
         "PPO on the packaged tiny model and on SmolLM2-135M ([what differs](ppo/README.md))",

@@ -4,13 +4,16 @@ import task
 import torch
 
 from manners.models.generation import Sampling, generate_ids
+from manners.models.lora import merged_for_generation
 
 
 def generate(model: torch.nn.Module, prompts: task.Ids, stop_ids: list[int], seed: int | None) -> task.Ids:
-    if seed is None:
-        return generate_ids(model, prompts, Sampling(task.NEW_TOKENS, tuple(stop_ids), task.PAD))
-    uniforms = torch.rand(len(prompts), task.NEW_TOKENS, generator=torch.Generator().manual_seed(seed))
-    return generate_ids(model, prompts, Sampling(task.NEW_TOKENS, tuple(stop_ids), task.PAD, temperature=1.0), uniforms)
+    uniforms = None
+    if seed is not None:
+        uniforms = torch.rand(len(prompts), task.NEW_TOKENS, generator=torch.Generator().manual_seed(seed))
+    sampling = Sampling(task.NEW_TOKENS, tuple(stop_ids), task.PAD, temperature=0.0 if seed is None else 1.0)
+    with merged_for_generation(model):  # which packs the weights, in evaluation as in PPO
+        return generate_ids(model, prompts, sampling, uniforms)
 
 
 def main() -> None:

@@ -40,6 +40,7 @@ def arguments() -> argparse.Namespace:
     weights.add_argument("--lora", action="store_true", help="LoRA of rank 16 on all linear layers (the default)")
     weights.add_argument("--full", action="store_true", help="train all the policy's weights")
     parser.add_argument("--critic", choices=["head", "adapter"], default="head", help="adapter: only with LoRA")
+    parser.add_argument("--microbatch-tokens", type=int, default=384, help="padded tokens (default: the fastest, tiny)")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--kl-coef", type=float, default=0.05)
     parser.add_argument("--lr", type=float, default=3e-4)
@@ -86,7 +87,7 @@ def make_config() -> PPOConfig:
         lr_scheduler_type="constant",
         num_ppo_epochs=args.epochs,
         num_mini_batches=args.minibatches,
-        microbatch_tokens=384,  # of 128 to 2048 the fastest on one core: less padding, and its caches hold them
+        microbatch_tokens=args.microbatch_tokens,
         critic=args.critic,
         kl_coef=args.kl_coef,
         whiten_rewards=False,

@@ -28,7 +28,7 @@ class LinearProduct(NamedTuple):
 
 def can_pack() -> bool:
     """Return whether this build of torch can pack weights."""
-    return bool(torch.backends.mkldnn.is_available() and torch._C._has_mkldnn)
+    return torch.backends.mkldnn.is_available()
 
 
 @contextmanager
