@@ -5,13 +5,14 @@ scored from 0 to 1 by language models that read each reply beside a correct one 
 (manner, truth and sense together, as in strictbot's CARD). Printed are the mean scores, and PPO's minus SFT's on the
 same prompts, for each seed and over all, with bootstrap intervals over prompts.
 
-The first three tables are of the defaults since 3a0f687, read together: PPO, RLOO, and PPO of 1152 replies in place of
-384, from one SFT policy for each seed. The fourth is PPO at the same settings, read before with RLOO at seed 1, the
-fifth of the settings before ("chatml"), all without the base's own system message. The others are of before, with it:
-the same; variants of PPO at seed 1, which were read beside the SFT policy's replies once more; PPO of one epoch on
-another processor, with SFT policies and readers of its own; and the means of the base's replies of 64 tokens, as it is
-and asked for the manners (``dataset.prompted_baseline``). Last come policies from one light SFT policy at seed 1, read
-together, and its best of 16 sampled replies, for which it and PPO were read again.
+The first three tables are of RLOO and PPO of 1152 replies, read together with the SFT policy that they began with, and
+the next three of PPO, RLOO, and PPO of 1152 replies from the same, read by others before: the defaults since 3a0f687.
+The seventh is PPO at the same settings, read before with RLOO at seed 1, the eighth of the settings before ("chatml"),
+all without the base's own system message. The others are of before, with it: the same; variants of PPO at seed 1, which
+were read beside the SFT policy's replies once more; PPO of one epoch on another processor, with SFT policies and
+readers of its own; and the means of the base's replies of 64 tokens, as it is and asked for the manners
+(``dataset.prompted_baseline``). Last come policies from one light SFT policy at seed 1, read together, and its best of
+16 sampled replies, for which it and PPO were read again.
 """
 
 import json
@@ -29,7 +30,8 @@ FROM_ONE_START = {  # by their start, which was read beside them
     "sft, start": ("sft, start", "sft, all rows", "dpo, from start", "rloo, from start", "ppo, from start"),
     "sft, start, again": ("sft, start, again", "best of 16", "ppo, from start, again"),
 }
-TODAY, TOGETHER = "3a0f687", "5d4ca9f"  # the commits of the settings, and of their policies read together
+# The commits of the settings, of their policies read together, and of RLOO of 1152 replies, read with two of these
+TODAY, TOGETHER, LAST = "3a0f687", "5d4ca9f", "1ac33b5"
 GOOD = 0.5  # right manner and on the subject, with a smaller flaw in sense or truth at most
 
 
@@ -42,11 +44,17 @@ def main() -> None:
         categories[row["prompt"]] = row["category"]
     seeds = sorted({seed for seed, _ in scores})
     kinds = sorted(set(categories.values()))
+    sft, ppo, rloo = (f"{name}, {LAST}" for name in ("sft", "ppo of 1152 replies", "rloo of 1152 replies"))
+    for names in ((sft, rloo), (sft, ppo), (ppo, rloo)):
+        before_and_after(scores, categories, names, seeds)
     for name in ("ppo", "rloo", "ppo of 1152 replies"):
         before_and_after(scores, categories, (f"sft, {TOGETHER}", f"{name}, {TOGETHER}"), seeds)
     together = [f"{name}, {TOGETHER}" for name in ("sft", "ppo", "rloo", "ppo of 1152 replies")]
     twice = [(scores[2, name][p], score) for name in together for p, score in scores[2, f"{name}, again"].items()]
     print(f"\n{len(twice)} of these read twice: Spearman {spearmanr(*zip(*twice, strict=True)).statistic:.2f}")
+    names = {name: f"{name.partition(', ')[0]}, {TOGETHER}" for name in (sft, ppo)}
+    others = [(scores[s, names[n]][p], score) for n in names for s in seeds for p, score in scores[s, n].items()]
+    print(f"{len(others)} read by others before: Spearman {spearmanr(*zip(*others, strict=True)).statistic:.2f}")
     before_and_after(scores, categories, (f"sft, {TODAY}", f"ppo, {TODAY}"), seeds)
     start, rloo = [scores[1, f"sft, {TODAY}"]], [scores[1, f"rloo, {TODAY}"]]
     print(f"| 1, rloo | {average(start)} | {average(rloo)} | {plain(change(start, rloo))} | |")
