@@ -215,7 +215,8 @@ def merged_for_generation(model: Any) -> Iterator[None]:
         yield
         return
     adapted = isinstance(model, PeftModel)
-    if can_pack() and all(is_plain(m) for m in model.modules() if isinstance(m, BaseTunerLayer | Conv1D)):
+    plain = all(is_plain(m) for m in model.modules() if isinstance(m, BaseTunerLayer | Conv1D))
+    if plain and can_pack([m.weight for m in model.modules() if type(m) is torch.nn.Linear]):
         with packed_weights(merged_products(model)):
             yield
         return
@@ -256,12 +257,16 @@ def merged_products(model: Any) -> Iterator[LinearProduct]:
     for layer in model.modules():
         if isinstance(layer, Linear):
             inside_lora.update(layer.modules())
-            base: Any = layer.base_layer
-            with torch.autocast("cpu", enabled=False):  # the sum is of numbers in 32 bits
-                merged = base.weight if layer.disable_adapters else base.weight + layer.get_delta_weight("default")
-                yield LinearProduct(layer, merged, base.bias)
+            yield LinearProduct(layer, merged_weight(layer), layer.base_layer.bias)  # type: ignore[arg-type]
         elif type(layer) is torch.nn.Linear and layer not in inside_lora:
             yield LinearProduct(layer, layer.weight, layer.bias)
+
+
+def merged_weight(layer: Linear) -> torch.Tensor:
+    """The weight (out, in) of a plain LoRA and the layer that it adapts, in the number format of that layer."""
+    weight: Any = layer.base_layer.weight
+    with torch.autocast("cpu", enabled=False):  # the sum is of numbers in 32 bits
+        return weight if layer.disable_adapters else (weight + layer.get_delta_weight("default")).to(weight.dtype)
 
 
 @contextmanager

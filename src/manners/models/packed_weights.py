@@ -7,14 +7,14 @@ and 760 → 680 (torch 2.13). Making the copies takes as long as some ten steps 
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 
 ROWS = 32  # that the order is chosen for; it serves 4 to 512 equally well
-DTYPES = (torch.float32, torch.bfloat16)
+MIN_BYTES, MAX_BYTES = 1e8, 4e9  # of the copies: products with fewer take no time, and for more memory is short
 LOCK = threading.Lock()  # of who replaces a layer's forward
 
 
@@ -26,9 +26,13 @@ class LinearProduct(NamedTuple):
     bias: torch.Tensor | None
 
 
-def can_pack() -> bool:
-    """Return whether this build of torch can pack weights."""
-    return torch.backends.mkldnn.is_available()
+def can_pack(weights: Sequence[torch.Tensor]) -> bool:
+    """Return whether ``weights`` are worth packing, and this CPU and this build of torch can do it."""
+    dtypes = {product_dtype(weight) for weight in weights}
+    if not dtypes <= {torch.float32, torch.bfloat16} or not torch.backends.mkldnn.is_available():
+        return False
+    supported = torch.bfloat16 not in dtypes or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return supported and MIN_BYTES <= sum(w.numel() * product_dtype(w).itemsize for w in weights) <= MAX_BYTES
 
 
 @contextmanager
@@ -42,7 +46,7 @@ def packed_weights(products: Iterable[LinearProduct]) -> Iterator[None]:
     try:
         with LOCK, torch.no_grad():
             for product in products:
-                if product_dtype(product.weight) in DTYPES and "forward" not in vars(product.layer):
+                if "forward" not in vars(product.layer):
                     product.layer.forward = packed_forward(product)
                     packed.append(product.layer)
         yield
@@ -52,19 +56,30 @@ def packed_weights(products: Iterable[LinearProduct]) -> Iterator[None]:
 
 
 def product_dtype(x: torch.Tensor) -> torch.dtype:
-    """In which a product with ``x`` is computed: its own, unless autocast says another."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    """In which a product with ``x`` is computed: its own, or that of autocast, which leaves doubles alone."""
+    autocast = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
+    return torch.get_autocast_dtype("cpu") if autocast else x.dtype
 
 
 def packed_forward(product: LinearProduct) -> Callable[..., Any]:
-    """The forward of a layer by a packed copy of its weight: (..., in) → (..., out)."""
-    layer, dtype = product.layer, product_dtype(product.weight)
+    """The forward of a layer by a packed copy of its weight: (..., in) → (..., out).
+
+    The layer's own forward answers where the copy would be wrong: with gradients, in another number format, and after a
+    switch of adapters.
+    """
+    layer, dtype, adapters = product.layer, product_dtype(product.weight), active_adapters(product.layer)
     weight = torch.ops.mkldnn._reorder_linear_weight(product.weight.detach().to(dtype).contiguous(), ROWS)
     bias = None if product.bias is None else product.bias.detach().to(dtype)
 
-    def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled() or product_dtype(x) != dtype:  # in another thread
-            return type(layer).forward(layer, x, *args, **kwargs)
-        return torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight, bias, "none", [], "")
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        as_packed = len(args) == 1 and not kwargs and not torch.is_grad_enabled()
+        if not as_packed or product_dtype(args[0]) != dtype or active_adapters(layer) != adapters:
+            return type(layer).forward(layer, *args, **kwargs)
+        return torch.ops.mkldnn._linear_pointwise(args[0].to(dtype), weight, bias, "none", [], "")
 
     return forward
+
+
+def active_adapters(layer: Any) -> Any:
+    """What of peft's adapters a layer uses; nothing where it has none."""
+    return [] if getattr(layer, "disable_adapters", True) else layer.active_adapters
