@@ -129,7 +129,7 @@ def names_of(benchmarks):
 
 
 def test_run_lm_eval_values_and_intervals(fake_lm_eval):
-    model, tokenizer = SimpleNamespace(), SimpleNamespace(chat_template=None)
+    model, tokenizer = SimpleNamespace(device=torch.device("meta")), SimpleNamespace(chat_template=None)
     result = lm_eval.run_lm_eval(model, tokenizer, load_benchmarks(["arc_easy"]), 8, 40)
     assert result == {
         "arc_easy/acc": Estimate(0.5, pytest.approx(0.304), pytest.approx(0.696)),
