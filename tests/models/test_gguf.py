@@ -4,12 +4,13 @@ import shutil
 from copy import deepcopy
 from types import SimpleNamespace
 
+import gguf
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaTokenizer
 
 from manners.errors import MannersError
-from manners.models.gguf import LLAMA3, QWEN2, add_runs_of_spaces, convert, pre_tokenizer
+from manners.models.gguf import LLAMA3, QWEN2, add_runs_of_spaces, convert, parsed_once, pre_tokenizer
 from manners.models.loading import load_model
 from manners.models.tokenizer import load_tokenizer
 from manners.runtime import model_files
@@ -37,6 +38,20 @@ def test_converted_model_gives_the_logits_of_the_one_written(file, tmp_path, tok
     loaded = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert loaded.chat_template == TEMPLATE and loaded.eos_token == tokenizer.eos_token
     assert loaded.get_vocab() == {k: v for k, v in tokenizer.get_vocab().items() if v < len(tokenizer)}
+
+
+def test_header_is_parsed_once_and_gguf_left_as_it_was(file, tmp_path, monkeypatch):
+    opened, reader, names = [], gguf.GGUFReader, gguf.get_tensor_name_map
+    monkeypatch.setattr(gguf, "GGUFReader", counting := lambda path: opened.append(path) or reader(path))
+    convert(file, tmp_path / "out")
+    assert opened == [file]
+    other = shutil.copy(file, tmp_path / "other.gguf")
+    with parsed_once(file) as parsed:
+        assert gguf.GGUFReader(str(file)) is parsed and gguf.GGUFReader(other) is not parsed
+    (tmp_path / "broken.gguf").write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(MannersError, match="is it complete"):
+        convert(tmp_path / "broken.gguf", tmp_path / "out")
+    assert gguf.GGUFReader is counting and gguf.get_tensor_name_map is names
 
 
 def test_file_is_a_base_by_name_and_converted_once(file, capsys):
