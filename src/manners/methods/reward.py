@@ -17,7 +17,9 @@ from manners.models.frozen_reward import FrozenRewardModel
 from manners.models.reward_model import ScoreNormalizer, is_encoder, normalized_scores, supports_shared_prompts
 from manners.runtime.progress import progress
 
-MAX_TOKENS = 8192  # padded tokens scored at once: little memory, since no gradients are kept
+# Padded tokens read at once. No gradients are kept, so a GPU has room for many; on a CPU what a layer hands to the next
+# should stay in its cache (SmolLM2-135M: a sixth less time than with 8192).
+MAX_TOKENS, MAX_TOKENS_ON_CPU = 8192, 2048
 
 
 class RewardModule(TrainingModule):
@@ -96,7 +98,7 @@ def read_features(
 ) -> list[FeatureExample]:
     """Read every group once by the frozen base: the items that its head is trained on, in order."""
     features: dict[int, torch.Tensor] = {}  # by id of the example
-    batches = length_batches([group.length for group in groups], MAX_TOKENS)
+    batches = read_at_once(groups, model.device)
     with progress(len(batches), "reading") as bar:
         for done, rows in enumerate(batches, 1):
             batch = collate_groups([groups[r] for r in rows], pad, share)
@@ -106,6 +108,11 @@ def read_features(
                 features[id(example)] = means[i :: len(examples)]  # a rejected reply follows all the chosen ones
             bar.update(done)
     return [FeatureExample(features[id(e)], e) for group in groups for e in group.examples]
+
+
+def read_at_once(groups: Sequence[PromptGroup], device: torch.device) -> list[list[int]]:
+    """Batches of the numbers of ``groups`` of similar length, for a pass without gradients."""
+    return length_batches([g.length for g in groups], MAX_TOKENS_ON_CPU if device.type == "cpu" else MAX_TOKENS)
 
 
 def collate_features(items: list[FeatureExample]) -> Batch:
@@ -133,7 +140,7 @@ def predict_scores(
     indices = group_by_prompt(examples, share)
     groups = [PromptGroup([examples[i] for i in group]) for group in indices]
     scores = [0.0] * len(examples)
-    batches = length_batches([group.length for group in groups], MAX_TOKENS)
+    batches = read_at_once(groups, model.device)
     with progress(len(batches), show, enabled=bool(show) and len(batches) > 1) as bar:
         for done, rows in enumerate(batches, 1):
             batch = collate_groups([groups[r] for r in rows], tokenizer.pad_token_id, share)

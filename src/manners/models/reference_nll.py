@@ -11,7 +11,7 @@ from manners.models.logprobs import token_nll
 
 @torch.no_grad()
 def reference_nll(
-    model: Any, prompt_ids: list[list[int]], reply_ids: list[list[int]], max_tokens: int = 4096
+    model: Any, prompt_ids: list[list[int]], reply_ids: list[list[int]], max_tokens: int = 2048
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the summed NLL (N,) of each reply in nats, given its prompt, and its number of tokens (N,).
 
