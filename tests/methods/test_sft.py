@@ -83,6 +83,37 @@ def test_sft_loss_ignores_padding(small_qwen2):
     assert padded.item() == pytest.approx(separate.item(), rel=1e-5)
 
 
+def rows_with_a_system_message():
+    rows = [list(range(5, 30)) + e.input_ids for e in examples(6)]
+    return [TokenizedExample(ids, [IGNORE_INDEX] * 28 + ids[28:]) for ids in rows]
+
+
+def tokens_read(model, batch, **settings):
+    """How many tokens the embeddings look up for one training loss, and its gradient."""
+    model.zero_grad()
+    trained, counts = module(model, **settings).train(), []
+    hook = model.get_input_embeddings().register_forward_hook(lambda _m, ids, _out: counts.append(ids[0].numel()))
+    torch.manual_seed(0)
+    trained.compute_loss(batch)[0].backward()
+    hook.remove()
+    return sum(counts), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_system_message_is_read_once_unless_noise_is_drawn(small_qwen2):
+    batch = collate(rows_with_a_system_message(), pad=0)
+    size, prefix = batch["input_ids"].numel(), 25
+    model = prepare_for_training(small_qwen2, "lora", 4, 8, 0.0, "all-linear")
+    shared, gradient = tokens_read(model, batch)
+    assert shared <= size - 5 * prefix  # five of six rows do not repeat it
+    model.config._attn_implementation = "eager"  # which takes no shared reading
+    alone, separate = tokens_read(model, batch)
+    assert alone == size and torch.allclose(gradient, separate, atol=1e-4 * float(separate.abs().max()))
+    model.config._attn_implementation = "sdpa"
+    assert tokens_read(model, batch, neftune_noise_alpha=5.0)[0] == size
+    dropped = prepare_for_training(small_qwen2, "lora", 4, 8, 0.1, "all-linear")
+    assert tokens_read(dropped, batch)[0] == size
+
+
 @pytest.mark.parametrize(
     ("batch_size", "accumulate", "microbatch_size"),
     [(6, 1, None), (3, 2, None), (2, 3, None), (1, 6, None), (6, 1, 2), (6, 1, 4), (3, 2, 2)],

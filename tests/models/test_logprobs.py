@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import (
     Cohere2Config,
     Cohere2ForCausalLM,
@@ -16,9 +17,10 @@ from transformers import (
 )
 
 from manners.models import logprobs
-from manners.models.logprobs import TokenLogprobs, logits_at, predictors, token_nll
+from manners.models.logprobs import TokenLogprobs, logits_at, token_nll
 from manners.models.lora import prepare_for_training
 from manners.models.policy import Policy
+from manners.models.shared_prefixes import Reading, plain_reading
 from tests.families import VOCAB
 
 SIZE = {
@@ -50,7 +52,7 @@ def test_sft_measurement_and_ppo_use_the_models_own_logits(family, adapted):
     mask = torch.rand(3, 8, generator=torch.Generator().manual_seed(2)) < 0.5
     with torch.no_grad():
         expected = model(ids).logits[:, :-1][mask]
-        logits, hidden = logits_at(model, ids, predictors(mask))
+        logits, hidden = logits_at(model, plain_reading(ids, F.pad(mask, (0, 1))))
         nll, correct = token_nll(model, ids, mask)
         policy = Policy(model)
         logprobs = policy(ids, mask, temperature=0.7).logprobs
@@ -80,7 +82,7 @@ def test_logits_at_leaves_other_threads_alone():
     with torch.no_grad():
         wanted, alone = model(ids).logits, model(ids[:1, :3]).logits
         hook = model.get_decoder().register_forward_pre_hook(meanwhile)
-        logits, _ = logits_at(model, ids, torch.tensor([5, 11]))
+        logits, _ = logits_at(model, Reading(ids, torch.tensor([5, 11])))
         hook.remove()
     assert torch.allclose(logits, wanted[:, 5], atol=1e-5)
     assert len(others) == 1 and torch.allclose(others[0], alone, atol=1e-5)
@@ -91,7 +93,7 @@ def test_logits_at_leaves_the_model_as_it_was():
     ids = torch.randint(5, VOCAB, (2, 6))
     before = model(ids).logits
     with pytest.raises(IndexError):
-        logits_at(model, ids, torch.tensor([12]))
+        logits_at(model, Reading(ids, torch.tensor([12])))
     assert torch.equal(model(ids).logits, before)
 
 

@@ -35,13 +35,31 @@ def replies_to_prompts(copies=3):
     return make_batch(rows, starts)
 
 
+def prompts_of_their_own():
+    """Rows that have nothing but a system message in common."""
+    rows = [[*SYSTEM, *range(20 + 5 * i, 25 + 5 * i)] for i in range(4)]
+    return make_batch(rows, [len(SYSTEM) + 1] * 4)
+
+
+ROWS_THAT_SHARE = {"prompts": replies_to_prompts, "system": prompts_of_their_own}
+
+
+def test_rows_share_a_prefix_and_need_no_mask_for_it():
+    for name, rows in ROWS_THAT_SHARE.items():
+        ids, mask = rows()
+        reading, _ = shared_reading(ids, F.pad(mask, (0, 1)))
+        assert reading.prefix.tolist() == SYSTEM
+        assert ("attention_mask" in reading.extra) == (name == "prompts")
+
+
+@pytest.mark.parametrize("rows", ROWS_THAT_SHARE)
 @pytest.mark.parametrize("critic", ["head", "adapter"])
 @pytest.mark.parametrize("family", DECODERS)
-def test_numbers_and_gradients_are_those_of_separate_rows(family, critic):
+def test_numbers_and_gradients_are_those_of_separate_rows(family, critic, rows):
     policy = Policy(lora(language_model(family)), critic)
     perturb(policy.model, std=0.05)
     perturb(policy.value_head)
-    ids, mask = replies_to_prompts()
+    ids, mask = ROWS_THAT_SHARE[rows]()
     weights = torch.randn(3, int(mask.sum()), generator=torch.Generator().manual_seed(5))
     results = []
     for shares in (True, False):
@@ -57,9 +75,14 @@ def test_numbers_and_gradients_are_those_of_separate_rows(family, critic):
         assert torch.allclose(shared, separate, atol=1e-4 * float(separate.abs().max()))
 
 
-def test_a_whole_network_trains_as_by_separate_rows():
-    policy = Policy(copy.deepcopy(language_model("qwen2")), "none")
-    ids, mask = replies_to_prompts()
+@pytest.mark.parametrize("rows", ROWS_THAT_SHARE)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_whole_network_trains_as_by_separate_rows(rows, checkpointing):
+    policy = Policy(copy.deepcopy(language_model("qwen2")), "none").train()
+    ids, mask = ROWS_THAT_SHARE[rows]()
+    if checkpointing:  # whose layers would forget what they were given of the prefix
+        policy.model.gradient_checkpointing_enable()
+    assert (policy.reading(ids, mask).prefix is None) == checkpointing
     gradients = []
     for shares in (True, False):
         policy.shares_prefixes = shares
@@ -72,8 +95,11 @@ def test_a_whole_network_trains_as_by_separate_rows():
 def test_each_distinct_prefix_is_read_once():
     """In one sequence there are as many tokens as the rows have distinct prefixes."""
     ids, mask = replies_to_prompts(copies=8)
-    reading, _ = shared_reading(ids, F.pad(mask, (0, 1)))
-    assert reading.ids.numel() < 0.5 * ids.numel()
+    for with_prefix in (True, False):
+        reading, _ = shared_reading(ids, F.pad(mask, (0, 1)), with_prefix)
+        assert reading.ids.numel() < 0.5 * ids.numel()
+        assert with_prefix == (reading.prefix is not None)
+    assert shared_reading(ids, F.pad(mask, (0, 1)))[0].prefix.tolist() == SYSTEM
     lengths = mask.int().mul(torch.arange(1, mask.shape[1] + 1)).amax(1)
     order, common = sorted_rows(ids, lengths)
     layout = lay_out(lengths[order].tolist(), common, room=10**6)
@@ -119,17 +145,22 @@ def test_a_token_sees_its_own_row_alone(rows, data):
     if found is None:
         return
     reading, paths = found
-    visible, position_ids = reading.extra["attention_mask"], reading.extra["position_ids"]
+    prefix = [] if reading.prefix is None else reading.prefix.tolist()
+    (count, width), behind = reading.ids.shape, len(prefix)
+    causal = torch.ones(width, behind + width, dtype=torch.bool).tril(behind).expand(count, 1, -1, -1)
+    visible = reading.extra.get("attention_mask", causal)
+    sequences = [prefix + row for row in reading.ids.tolist()]
+    places = [list(range(behind)) + row for row in reading.extra["position_ids"].tolist()]
     wanted = [row[: t + 1] for row, m in zip(ids.tolist(), mask.tolist(), strict=True) for t in range(len(m)) if m[t]]
-    width = reading.ids.shape[1]
     assert len(reading.positions) == len(wanted)
-    for position, prefix in zip(reading.positions.tolist(), wanted, strict=True):
+    for position, tokens in zip(reading.positions.tolist(), wanted, strict=True):
         i, t = divmod(position, width)
-        seen = visible[i, 0, t].nonzero()[:, 0]
-        assert reading.ids[i, seen].tolist() == prefix
-        assert position_ids[i, seen].tolist() == list(range(len(prefix)))
+        seen = visible[i, 0, t].nonzero()[:, 0].tolist()
+        assert [sequences[i][s] for s in seen] == tokens
+        assert [places[i][s] for s in seen] == list(range(len(tokens)))
+    laid = [token for sequence in sequences for token in sequence]
     for row, path in zip(ids.tolist(), paths, strict=True):
-        assert reading.ids.flatten()[path].tolist() == row[: len(path)]
+        assert [laid[i] for i in path.tolist()] == row[: len(path)]
 
 
 @pytest.mark.parametrize("family", [*DECODERS, "window", "alibi", "flash"])

@@ -432,7 +432,7 @@ def per_example_nll(
             ids, labels = batch["input_ids"].to(model.device), batch["labels"].to(model.device)
             loss_mask = labels[:, 1:] != IGNORE_INDEX  # (B, T-1)
             nll = torch.zeros(loss_mask.shape, device=model.device)
-            nll[loss_mask] = token_nll(model, ids, loss_mask)[0]
+            nll[loss_mask] = token_nll(model, ids, loss_mask, share_prefixes=True)[0]
             sums.append(nll.sum(1).cpu().double().numpy())
             counts.append(loss_mask.sum(1).cpu().numpy())
     model.train(was_training)

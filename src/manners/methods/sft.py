@@ -11,6 +11,7 @@ from manners.data.batching import Batch
 from manners.data.tokenize import IGNORE_INDEX
 from manners.methods.lightning import MetricAccumulator, TrainingModule
 from manners.models.logprobs import token_nll
+from manners.models.policy import has_dropout
 
 
 class SFTModule(TrainingModule):
@@ -18,12 +19,15 @@ class SFTModule(TrainingModule):
 
     def __init__(self, model: Any, *settings: Any, neftune_noise_alpha: float | None = None, **named_settings: Any):
         super().__init__(model, *settings, **named_settings)
-        self.neftune_noise_alpha = neftune_noise_alpha
+        self.neftune_noise_alpha, self.has_dropout = neftune_noise_alpha, has_dropout(model)
 
     def compute_loss(self, batch: Batch) -> tuple[torch.Tensor, int, int]:
-        """Cross-entropy, summed over the targets: (). Without noise in the validation."""
+        """Cross-entropy, summed over the targets: (). Without noise in the validation.
+
+        Where training draws random numbers, each row draws its own: then no row is read in part with another.
+        """
         if self.neftune_noise_alpha is None or not self.training:
-            return sft_loss(self.model, batch)
+            return sft_loss(self.model, batch, share_prefixes=not (self.training and self.has_dropout))
         with noisy_embeddings(self.model, self.neftune_noise_alpha, conversation_lengths(batch)):
             return sft_loss(self.model, batch)
 
@@ -35,13 +39,14 @@ class SFTModule(TrainingModule):
         }
 
 
-def sft_loss(model: Any, batch: Batch) -> tuple[torch.Tensor, int, int]:
+def sft_loss(model: Any, batch: Batch, share_prefixes: bool = False) -> tuple[torch.Tensor, int, int]:
     """Summed negative log-likelihood () of the tokens that carry loss, how many are predicted right, and their number.
 
-    ``batch`` has ``input_ids`` and ``labels`` (B, T), and where rows are packed ``position_ids`` (B, T).
+    ``batch`` has ``input_ids`` and ``labels`` (B, T), and where rows are packed ``position_ids`` (B, T). See
+    ``token_nll`` for ``share_prefixes``.
     """
     loss_mask = batch["labels"][:, 1:] != IGNORE_INDEX  # (B, T-1)
-    nll, correct = token_nll(model, batch["input_ids"], loss_mask, batch.get("position_ids"))
+    nll, correct = token_nll(model, batch["input_ids"], loss_mask, batch.get("position_ids"), share_prefixes)
     return nll.sum(), int(correct.sum()), int(loss_mask.sum())
 
 

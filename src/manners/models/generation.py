@@ -120,7 +120,7 @@ def prompt_logits(model: Any, reading: Reading, cache: Cache) -> torch.Tensor:
     if len(reading.positions) == 1:  # one prompt, without padding
         output = model(input_ids=reading.ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return output.logits[:, -1]  # type: ignore[no-any-return]
-    return logits_at(model, reading.ids, reading.positions, past_key_values=cache, use_cache=True, **reading.extra)[0]
+    return logits_at(model, reading, cache)[0]
 
 
 def next_logits(

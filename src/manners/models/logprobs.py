@@ -7,53 +7,59 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+from transformers.cache_utils import Cache
+
+from manners.models.shared_prefixes import Reading, model_inputs, plain_reading, read_once
 
 CHUNK = 2**20  # logits that are worked on at once on a CPU: 4 MB in 32 bits stay in its cache
 CHUNK_ON_GPU = 2**24
 
 
-def logits_at(
-    model: Any, input_ids: torch.Tensor, positions: torch.Tensor, **extra: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits (N, V) at N ``positions`` of the flattened (B, T) ids, and the hidden states (N, H) there.
+def logits_at(model: Any, reading: Reading, cache: Cache | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits (N, V) at the N positions that ``reading`` asks for, and the hidden states (N, H) there.
 
-    The model's own forward pass computes them, so that whatever it does to logits is done (Gemma 2 caps them, Granite
-    and Cohere scale them). Its language-model head runs on those positions alone, which saves most of its time and
-    memory for long prompts and large vocabularies.
+    What is read stays in ``cache``, where there is one. The model's own forward pass computes the logits, so that
+    whatever it does to them is done (Gemma 2 caps them, Granite and Cohere scale them). Its language-model head runs on
+    those positions alone, which saves most of its time and memory for long prompts and large vocabularies.
     """
+    inputs = model_inputs(model, reading, cache)
     selected: list[torch.Tensor] = []
     thread = threading.get_ident()
 
     def select(_head: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
         if threading.get_ident() != thread:  # the same model is at work for somebody else, as in the web page
             return None
-        selected.append(inputs[0].flatten(0, 1)[positions])
+        selected.append(inputs[0].flatten(0, 1)[reading.positions])
         return (selected[0],)
 
     hook = model.get_output_embeddings().register_forward_pre_hook(select)
     try:
-        logits = model(input_ids=input_ids, **{"use_cache": False, **extra}).logits
+        logits = model(**inputs).logits
     finally:
         hook.remove()
     return logits, selected[0]
 
 
 def token_nll(
-    model: Any, input_ids: torch.Tensor, loss_mask: torch.Tensor, position_ids: torch.Tensor | None = None
+    model: Any,
+    input_ids: torch.Tensor,
+    loss_mask: torch.Tensor,
+    position_ids: torch.Tensor | None = None,
+    share_prefixes: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the NLL (N,) in nats of the N tokens in ``loss_mask`` (B, T-1), and whether each was the argmax (N,).
 
-    ``loss_mask[:, t]`` selects token t + 1 of ``input_ids`` (B, T), which position t predicts.
+    ``loss_mask[:, t]`` selects token t + 1 of ``input_ids`` (B, T), which position t predicts. With ``share_prefixes``
+    what rows begin with is read once, where the model allows it.
     """
-    extra = {} if position_ids is None else {"position_ids": position_ids}
-    logits = logits_at(model, input_ids, predictors(loss_mask), **extra)[0]
+    asked = F.pad(loss_mask, (0, 1))
+    if position_ids is not None:  # of packed rows
+        reading = Reading(input_ids, asked.flatten().nonzero()[:, 0], extra={"position_ids": position_ids})
+    else:
+        reading = read_once(model, input_ids, asked) if share_prefixes else plain_reading(input_ids, asked)
+    logits = logits_at(model, reading)[0]
     targets = input_ids[:, 1:][loss_mask]
     return -TokenLogprobs.apply(logits, targets, 1.0, False)[0], logits.argmax(-1) == targets
-
-
-def predictors(mask: torch.Tensor) -> torch.Tensor:
-    """The N positions in ``mask`` (B, T-1), by their index in the flattened (B, T)."""
-    return F.pad(mask, (0, 1)).flatten().nonzero()[:, 0]
 
 
 class TokenLogprobs(torch.autograd.Function):

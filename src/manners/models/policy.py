@@ -16,7 +16,13 @@ from peft import LoraConfig, PeftModel
 
 from manners.models import lora
 from manners.models.logprobs import TokenLogprobs, logits_at
-from manners.models.shared_prefixes import Reading, plain_reading, shared_reading, supports_shared_prefixes
+from manners.models.shared_prefixes import (
+    Reading,
+    model_inputs,
+    plain_reading,
+    read_once,
+    supports_shared_prefixes,
+)
 
 CRITIC = "critic"
 
@@ -88,13 +94,12 @@ class Policy(torch.nn.Module):
     def reading(self, ids: torch.Tensor, response_mask: torch.Tensor) -> Reading:
         """How the rows (B, T) are read. Right padding needs no attention mask."""
         asked = F.pad(response_mask, (0, 1))
-        shared = shared_reading(ids, asked) if self.shares_prefixes else None
-        return shared[0] if shared else plain_reading(ids, asked)
+        return read_once(self.model, ids, asked) if self.shares_prefixes else plain_reading(ids, asked)
 
     def hidden_states(self, model: Any, reading: Reading) -> torch.Tensor:
         """Last hidden states (N, H) at the positions that are asked for."""
         with self.autocast():
-            out = model.get_decoder()(reading.ids, use_cache=False, **reading.extra)
+            out = model.get_decoder()(**model_inputs(model, reading))
         return out.last_hidden_state.flatten(0, 1)[reading.positions]
 
     def token_logprobs(
@@ -107,7 +112,7 @@ class Policy(torch.nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log-probability and entropy of the tokens (N,), and the hidden states (N, H) that predict them."""
         with self.autocast():
-            logits, hidden = logits_at(model, reading.ids, reading.positions, **reading.extra)
+            logits, hidden = logits_at(model, reading)
         logprobs, entropy = TokenLogprobs.apply(logits, tokens, temperature, with_entropy)
         return logprobs, entropy, hidden
 
@@ -140,6 +145,13 @@ def disable_dropout(model: torch.nn.Module) -> None:
         for name, value in list(vars(module).items()):
             if "dropout" in name and isinstance(value, float):  # what Llama, Qwen2 and GPT-NeoX hand to attention
                 setattr(module, name, 0.0)
+
+
+def has_dropout(model: torch.nn.Module) -> bool:
+    """Return whether training draws random masks, which ``disable_dropout`` would end."""
+    layers = any(isinstance(m, torch.nn.Dropout) and m.p for m in model.modules())
+    attributes = ((name, value) for m in model.modules() for name, value in vars(m).items())
+    return layers or any("dropout" in name and isinstance(value, float) and value for name, value in attributes)
 
 
 def unfreeze_adapters(model: PeftModel) -> None:

@@ -1,9 +1,10 @@
-"""What several rows begin with is read once: the rows of a batch as branches of one tree.
+"""What several rows begin with is read once.
 
-Replies to the same prompt (RLOO samples several) repeat the prompt, and with a chat template all rows repeat its system
-message. Rows that begin alike are laid into one sequence, each without the part that it has in common with the row
-before it. Every token attends to what precedes it in its own row, by a mask, and has the position that it has there. So
-log-probabilities and gradients are those of separate rows, up to rounding, for fewer tokens.
+A chat template puts the same system message before every conversation: it is the *prefix* of all rows of a batch, whose
+keys and values are computed once for all of them. Replies to the same prompt (RLOO samples several) repeat the prompt,
+too: such rows are laid into one sequence as branches of a tree, each without the part that it has in common with the
+row before it. Every token attends to what precedes it in its own row, by a mask, and has the position that it has
+there. So log-probabilities and gradients are those of separate rows, up to rounding, for fewer tokens.
 """
 
 import inspect
@@ -12,6 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 MAX_ROWS = 8  # as long as the longest, that one sequence may have room for
 # Of the time that a token takes elsewhere, for each token of its sequence: SmolLM2-135M, forward and backward, on a CPU
@@ -22,11 +26,15 @@ WORTHWHILE = 0.9  # of the time that separate rows take; the estimate is no bett
 
 @dataclass(frozen=True)
 class Reading:
-    """What a model reads (S, T), and the N positions that are asked for, by their index in the flattened (S·T)."""
+    """What a model reads: S sequences ``ids`` (S, T), behind one ``prefix`` (P,) where there is one.
+
+    ``positions`` are the N that are asked for, by their index in the flattened (S·T).
+    """
 
     ids: torch.Tensor
     positions: torch.Tensor
-    extra: dict[str, torch.Tensor] = field(default_factory=dict)  # mask and position ids, where rows share a prefix
+    prefix: torch.Tensor | None = None
+    extra: dict[str, torch.Tensor] = field(default_factory=dict)  # position ids; a mask where rows share a sequence
 
 
 def plain_reading(ids: torch.Tensor, asked: torch.Tensor) -> Reading:
@@ -34,33 +42,70 @@ def plain_reading(ids: torch.Tensor, asked: torch.Tensor) -> Reading:
     return Reading(ids, asked.flatten().nonzero()[:, 0])
 
 
-def shared_reading(ids: torch.Tensor, asked: torch.Tensor) -> tuple[Reading, list[torch.Tensor]] | None:
-    """The same positions, in the same order, with common prefixes read once; None where that would save little.
+def read_once(model: Any, ids: torch.Tensor, asked: torch.Tensor) -> Reading:
+    """The rows (B, T) and positions of ``plain_reading``, with common beginnings read once where ``model`` allows it.
 
-    With it, for each row the indices of its tokens in the flattened (S·T). A row is read up to its last position in
-    ``asked``: what follows has no effect on it.
+    The prefix draws dropout once for all rows.
+    """
+    shared = shared_reading(ids, asked, supports_prefix(model)) if supports_shared_prefixes(model) else None
+    return shared[0] if shared else plain_reading(ids, asked)
+
+
+def model_inputs(model: Any, reading: Reading, cache: Cache | None = None) -> dict[str, Any]:
+    """Keyword arguments of the pass of ``model``, or of its decoder, over ``reading``. The prefix is read here.
+
+    An empty ``cache`` is given back with the prefix in it; after the pass it holds all (S, heads, P + T, d).
+    """
+    if reading.prefix is None and cache is None:
+        return {"input_ids": reading.ids, "use_cache": False, **reading.extra}
+    cache = DynamicCache() if cache is None else cache  # full attention in every layer
+    if reading.prefix is not None:
+        model.get_decoder()(input_ids=reading.prefix[None], past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(len(reading.ids))
+    return {"input_ids": reading.ids, "past_key_values": cache, "use_cache": True, **reading.extra}
+
+
+def shared_reading(
+    ids: torch.Tensor, asked: torch.Tensor, with_prefix: bool = True
+) -> tuple[Reading, list[torch.Tensor]] | None:
+    """The same positions, in the same order, with common beginnings read once; None where that would save little.
+
+    With it, for each row the indices of its tokens in the flattened (S·(P + T)). A row is read up to its last position
+    in ``asked``: what follows has no effect on it. ``with_prefix`` says whether there may be a prefix.
     """
     tokens, wanted = ids.cpu(), asked.cpu()
-    lengths = (wanted * torch.arange(1, wanted.shape[1] + 1)).amax(1)
-    order, common = sorted_rows(tokens, lengths)
-    in_order = lengths[order].tolist()
-    rooms = [max(in_order) * halves // 2 for halves in range(2, 2 * MAX_ROWS + 1)]
-    layout = min((lay_out(in_order, common, room) for room in rooms), key=lambda found: estimated_time(*found.shape))
-    shape = (_, width) = layout.shape
-    if estimated_time(*shape) > WORTHWHILE * estimated_time(*ids.shape):
+    if not wanted.any():
         return None
-    packed, position_ids = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    visible = torch.eye(width, dtype=torch.bool).repeat(shape[0], 1, 1)  # the padding sees itself
+    lengths = (wanted * torch.arange(1, wanted.shape[1] + 1)).amax(1)
+    prefixes = {0, common_prefix(tokens, wanted) if with_prefix else 0}
+    plan = min((fastest_plan(tokens, lengths, prefix) for prefix in prefixes), key=lambda plan: plan.time)
+    if plan.time > WORTHWHILE * estimated_time(*ids.shape):
+        return None
+    prefix, (count, width) = plan.prefix, plan.layout.shape
+    packed, position_ids = torch.zeros(count, width, dtype=torch.long), torch.zeros(count, width, dtype=torch.long)
+    visible = torch.eye(width, dtype=torch.bool).repeat(count, 1, 1)  # the padding sees itself
     paths: list[torch.Tensor] = [torch.empty(0)] * len(ids)
-    for row, sequence, path in zip(order, layout.sequences, row_paths(in_order, common, layout), strict=True):
-        packed[sequence, path] = tokens[row, : len(path)]
-        position_ids[sequence, path] = torch.arange(len(path))
+    positions = list(paths)
+    for row, sequence, path in zip(plan.order, plan.layout.sequences, row_paths(*plan[2:]), strict=True):
+        end = prefix + len(path)
+        packed[sequence, path] = tokens[row, prefix:end]
+        position_ids[sequence, path] = torch.arange(prefix, end)
         visible[sequence, path[:, None], path] = torch.ones(len(path), len(path), dtype=torch.bool).tril()
-        paths[row] = sequence * width + path
-    positions = torch.cat([path[row[: len(path)]] for path, row in zip(paths, wanted, strict=True)])
-    extra = {"attention_mask": visible[:, None].to(ids.device), "position_ids": position_ids.to(ids.device)}
-    reading = Reading(packed.to(ids.device), positions.to(ids.device), extra)
+        positions[row] = sequence * width + path[wanted[row, prefix:end]]
+        paths[row] = sequence * (prefix + width) + torch.cat([torch.arange(prefix), prefix + path])
+    extra = {"position_ids": position_ids.to(ids.device)}
+    if count < len(ids):
+        seen = torch.cat([torch.ones(count, width, prefix, dtype=torch.bool), visible], 2)  # (S, T, P + T)
+        extra["attention_mask"] = seen[:, None].to(ids.device)
+    shared = ids[0, :prefix] if prefix else None
+    reading = Reading(packed.to(ids.device), torch.cat(positions).to(ids.device), shared, extra)
     return reading, [path.to(ids.device) for path in paths]
+
+
+def common_prefix(tokens: torch.Tensor, wanted: torch.Tensor) -> int:
+    """How many tokens all of the rows (B, T) begin with, before the first position that any of them is asked for."""
+    equal = (tokens == tokens[:1]).all(0) & ~wanted.any(0)
+    return int(equal.int().cumprod(0).sum()) if len(tokens) > 1 else 0
 
 
 def sorted_rows(tokens: torch.Tensor, lengths: torch.Tensor) -> tuple[list[int], list[int]]:
@@ -99,6 +144,31 @@ def lay_out(lengths: list[int], common: list[int], room: int) -> Layout:
     return layout
 
 
+class Plan(NamedTuple):
+    """Rows behind a prefix, in an order and with lengths and common beginnings as ``sorted_rows`` has them."""
+
+    prefix: int
+    order: list[int]
+    lengths: list[int]
+    common: list[int]
+    layout: Layout
+
+    @property
+    def time(self) -> float:
+        """By ``estimated_time``."""
+        return estimated_time(*self.layout.shape, self.prefix)
+
+
+def fastest_plan(tokens: torch.Tensor, lengths: torch.Tensor, prefix: int) -> Plan:
+    """The layout of the rows (B, T), of which the first ``lengths`` (B,) tokens are read, that takes the least time."""
+    behind = (lengths - prefix).clamp(min=0)  # nothing of a row that is not asked for anything
+    order, common = sorted_rows(tokens[:, prefix:], behind)
+    in_order = behind[order].tolist()
+    rooms = [max(in_order) * halves // 2 for halves in range(2, 2 * MAX_ROWS + 1)]
+    layouts = [Layout(list(range(len(order))), in_order), *(lay_out(in_order, common, room) for room in rooms)]
+    return min((Plan(prefix, order, in_order, common, layout) for layout in layouts), key=lambda plan: plan.time)
+
+
 def row_paths(lengths: list[int], common: list[int], layout: Layout) -> Iterator[torch.Tensor]:
     """Where in its sequence the tokens of each sorted row are, in order: (length,) each."""
     path, last, used = torch.empty(0, dtype=torch.long), -1, 0
@@ -109,9 +179,9 @@ def row_paths(lengths: list[int], common: list[int], layout: Layout) -> Iterator
         yield path
 
 
-def estimated_time(rows: int, width: int) -> float:
-    """Of a pass over ``rows`` x ``width`` tokens, in the time that one token takes without attention."""
-    return rows * width * (1 + width * ATTENTION)
+def estimated_time(rows: int, width: int, prefix: int = 0) -> float:
+    """Of a pass over a prefix and ``rows`` x ``width`` tokens, in the time that one token takes without attention."""
+    return rows * width * (1 + (prefix + width) * ATTENTION) + prefix * (1 + prefix * ATTENTION)
 
 
 def supports_shared_prefixes(model: Any) -> bool:
@@ -126,3 +196,13 @@ def supports_shared_prefixes(model: Any) -> bool:
     takes_positions = "position_ids" in inspect.signature(forward).parameters  # ALiBi counts tokens by itself
     sees_all = set(getattr(config, "layer_types", None) or [one_kind]) == {"full_attention"} and takes_positions
     return bool(model.config._attn_implementation == "sdpa" and sees_all)
+
+
+def supports_prefix(model: Any) -> bool:
+    """Return whether a forward pass of such a model may have a prefix: not through layers that forget their cache.
+
+    Those are layers that the backward pass computes again (gradient checkpointing), and compiled ones.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    forgetful = (m._compiled_call_impl is not None or (m.training and m.gradient_checkpointing) for m in layers)
+    return not any(forgetful)
