@@ -1,6 +1,9 @@
 """Attention in bf16 on a CPU is computed in 32 bits, in a forward pass as in training."""
 
+import pytest
 import torch
+import torch.nn.functional as F
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from manners.models.attention import cpu_attention
@@ -31,6 +34,36 @@ def test_bf16_attention_equals_plain_attention_in_32_bits():
     expected = (scores.softmax(-1) @ v).transpose(1, 2)
     assert output.dtype == torch.bfloat16
     torch.testing.assert_close(output.float(), expected, atol=0, rtol=2**-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_outputs_and_gradients_are_those_of_transformers(dtype, masked):
+    layer, query, key, value = layer_and_inputs(dtype)
+    mask = torch.ones(2, 1, 20, 20, dtype=torch.bool).tril(-3) | torch.eye(20, dtype=torch.bool) if masked else None
+    results = []
+    for attend, as_computed in ((cpu_attention, dtype), (sdpa_attention_forward, torch.float32)):
+        given = [x.to(as_computed).requires_grad_() for x in (query, key, value)]
+        output, _ = attend(layer, *given, mask, scaling=0.3)
+        gradients = torch.autograd.grad((output.float() * torch.arange(8)).sum(), given)
+        results.append([output.float(), *(g.float() for g in gradients)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=1e-5 * float(theirs.abs().max()))
+
+
+def test_backward_pass_gets_a_contiguous_gradient(monkeypatch):
+    """Through the transposition that follows it would get another one, which takes it twice as long."""
+    strides, kernel = [], F.scaled_dot_product_attention
+
+    def watched(*args, **options):
+        output = kernel(*args, **options)
+        output.grad_fn.register_prehook(lambda gradients: strides.append(gradients[0].is_contiguous()))
+        return output
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    layer, query, key, value = layer_and_inputs(torch.float32)
+    cpu_attention(layer, query.requires_grad_(), key, value, None)[0].square().sum().backward()
+    assert strides == [True]
 
 
 def test_padding_mask_of_an_encoder_is_kept():
