@@ -160,13 +160,18 @@ class Plan(NamedTuple):
 
 
 def fastest_plan(tokens: torch.Tensor, lengths: torch.Tensor, prefix: int) -> Plan:
-    """The layout of the rows (B, T), of which the first ``lengths`` (B,) tokens are read, that takes the least time."""
+    """The layout of the rows (B, T), of which the first ``lengths`` (B,) tokens are read, that takes the least time.
+
+    Several rows in a sequence need a mask, and have to save as much as sharing anything.
+    """
     behind = (lengths - prefix).clamp(min=0)  # nothing of a row that is not asked for anything
     order, common = sorted_rows(tokens[:, prefix:], behind)
     in_order = behind[order].tolist()
     rooms = [max(in_order) * halves // 2 for halves in range(2, 2 * MAX_ROWS + 1)]
     layouts = [Layout(list(range(len(order))), in_order), *(lay_out(in_order, common, room) for room in rooms)]
-    return min((Plan(prefix, order, in_order, common, layout) for layout in layouts), key=lambda plan: plan.time)
+    separate, *shared = (Plan(prefix, order, in_order, common, layout) for layout in layouts)
+    fastest = min(shared, key=lambda plan: plan.time)
+    return fastest if fastest.time <= WORTHWHILE * separate.time else separate
 
 
 def row_paths(lengths: list[int], common: list[int], layout: Layout) -> Iterator[torch.Tensor]:
