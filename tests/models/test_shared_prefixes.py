@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, BloomConfig, MistralConfig
 
 from manners.models.policy import Policy
@@ -15,6 +16,7 @@ from manners.models.shared_prefixes import (
     row_paths,
     shared_reading,
     sorted_rows,
+    supports_prefix,
     supports_shared_prefixes,
 )
 from tests.families import DECODERS, VOCAB, language_model
@@ -150,7 +152,8 @@ def test_a_token_sees_its_own_row_alone(rows, data):
     causal = torch.ones(width, behind + width, dtype=torch.bool).tril(behind).expand(count, 1, -1, -1)
     visible = reading.extra.get("attention_mask", causal)
     sequences = [prefix + row for row in reading.ids.tolist()]
-    places = [list(range(behind)) + row for row in reading.extra["position_ids"].tolist()]
+    position_ids = reading.extra.get("position_ids", torch.arange(width).expand(count, -1))
+    places = [list(range(behind)) + row for row in position_ids.tolist()]
     wanted = [row[: t + 1] for row, m in zip(ids.tolist(), mask.tolist(), strict=True) for t in range(len(m)) if m[t]]
     assert len(reading.positions) == len(wanted)
     for position, tokens in zip(reading.positions.tolist(), wanted, strict=True):
@@ -161,6 +164,28 @@ def test_a_token_sees_its_own_row_alone(rows, data):
     laid = [token for sequence in sequences for token in sequence]
     for row, path in zip(ids.tolist(), paths, strict=True):
         assert [laid[i] for i in path.tolist()] == row[: len(path)]
+
+
+@pytest.mark.parametrize("rope", ["dynamic", "longrope", "default"])
+def test_no_sharing_where_rotations_depend_on_the_length(rope):
+    model = copy.deepcopy(language_model("llama"))
+    model.config.rope_parameters = {"rope_type": rope, "rope_theta": 1e4}
+    assert supports_shared_prefixes(model) == (rope == "default")
+
+
+def test_a_sharded_model_reads_no_prefix():
+    model = copy.deepcopy(language_model("llama"))
+    assert supports_prefix(model)
+    model.model.layers[0].__class__ = type("Sharded", (FSDPModule, type(model.model.layers[0])), {})  # as fully_shard
+    assert not supports_prefix(model)
+
+
+def test_rows_that_are_only_cut_are_read_as_they_are():
+    """Without a mask or positions of their own, which would take attention to its slower kernel."""
+    ids, mask = make_batch([[start, *range(10, 40)] for start in (2, 3)], [1, 1])
+    mask[:, 5:] = False
+    reading, _ = shared_reading(ids, F.pad(mask, (0, 1)))
+    assert reading.extra == {} and reading.prefix is None and reading.ids.shape == (2, 5)
 
 
 @pytest.mark.parametrize("family", [*DECODERS, "window", "alibi", "flash"])

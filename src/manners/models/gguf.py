@@ -5,6 +5,7 @@ the rule by which text is split before byte-pair encoding, which a GGUF names (`
 spelling it out, and tokens of several spaces.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -20,6 +21,7 @@ QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 LLAMA3 = QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+PARSING = threading.Lock()
 WHOLE_WORDS_FIRST = {"llama-bpe"}  # rules by which a word that is a token is not made of merges
 
 
@@ -82,13 +84,14 @@ def parsed_once(file: Path) -> Iterator[Any]:
     """
     import gguf
 
-    reader, open_reader, tensor_names = gguf.GGUFReader(file), gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader = lambda path: reader if Path(path) == file else open_reader(path)  # type: ignore[misc,assignment]
-    gguf.get_tensor_name_map = cache(tensor_names)
-    try:
-        yield reader
-    finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = open_reader, tensor_names  # type: ignore[misc]
+    with PARSING:  # a second thread would keep the first one's reader for ever
+        reader, open_reader, tensor_names = gguf.GGUFReader(file), gguf.GGUFReader, gguf.get_tensor_name_map
+        gguf.GGUFReader = lambda path, *mode: reader if Path(path) == file else open_reader(path, *mode)  # type: ignore[misc,assignment]
+        gguf.get_tensor_name_map = cache(tensor_names)
+        try:
+            yield reader
+        finally:
+            gguf.GGUFReader, gguf.get_tensor_name_map = open_reader, tensor_names  # type: ignore[misc]
 
 
 def add_runs_of_spaces(tokenizer: Any, reader: Any) -> None:

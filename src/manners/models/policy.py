@@ -151,7 +151,7 @@ def has_dropout(model: torch.nn.Module) -> bool:
     """Return whether training draws random masks, which ``disable_dropout`` would end."""
     layers = any(isinstance(m, torch.nn.Dropout) and m.p for m in model.modules())
     attributes = ((name, value) for m in model.modules() for name, value in vars(m).items())
-    return layers or any("dropout" in name and isinstance(value, float) and value for name, value in attributes)
+    return layers or any("drop" in name and isinstance(value, float) and value for name, value in attributes)
 
 
 def unfreeze_adapters(model: PeftModel) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -93,7 +94,7 @@ def shared_reading(
         visible[sequence, path[:, None], path] = torch.ones(len(path), len(path), dtype=torch.bool).tril()
         positions[row] = sequence * width + path[wanted[row, prefix:end]]
         paths[row] = sequence * (prefix + width) + torch.cat([torch.arange(prefix), prefix + path])
-    extra = {"position_ids": position_ids.to(ids.device)}
+    extra = {"position_ids": position_ids.to(ids.device)} if prefix or count < len(ids) else {}
     if count < len(ids):
         seen = torch.cat([torch.ones(count, width, prefix, dtype=torch.bool), visible], 2)  # (S, T, P + T)
         extra["attention_mask"] = seen[:, None].to(ids.device)
@@ -193,21 +194,28 @@ def supports_shared_prefixes(model: Any) -> bool:
     """Return whether several rows may be laid into one sequence of a decoder.
 
     Only where every layer sees all tokens that the mask allows: in a sliding window the other rows would take the place
-    of the prefix, and a recurrent layer would read them.
+    of the prefix, and a recurrent layer would read them. And not where the angle of a position depends on how much is
+    read at once (RoPE that scales with the length): a prefix that is read alone would get those of a short text.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     config, forward = model.config.get_text_config(), base.base_model.forward
     one_kind = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
+    scaled = any(kind in str(getattr(config, "rope_parameters", "")) for kind in ("dynamic", "longrope"))
     takes_positions = "position_ids" in inspect.signature(forward).parameters  # ALiBi counts tokens by itself
-    sees_all = set(getattr(config, "layer_types", None) or [one_kind]) == {"full_attention"} and takes_positions
+    sees_all = (
+        set(getattr(config, "layer_types", None) or [one_kind]) == {"full_attention"} and takes_positions and not scaled
+    )
     return bool(model.config._attn_implementation == "sdpa" and sees_all)
 
 
 def supports_prefix(model: Any) -> bool:
     """Return whether a forward pass of such a model may have a prefix: not through layers that forget their cache.
 
-    Those are layers that the backward pass computes again (gradient checkpointing), and compiled ones.
+    Those are layers that the backward pass computes again (gradient checkpointing), and compiled ones. Nor through
+    layers whose weights are sharded: FSDP gathers them for what a layer gives to the next one, not for what is cached.
     """
+    if any(isinstance(m, FSDPModule) for m in model.modules()):
+        return False
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     forgetful = (m._compiled_call_impl is not None or (m.training and m.gradient_checkpointing) for m in layers)
     return not any(forgetful)
