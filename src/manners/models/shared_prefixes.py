@@ -202,10 +202,8 @@ def supports_shared_prefixes(model: Any) -> bool:
     one_kind = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
     scaled = any(kind in str(getattr(config, "rope_parameters", "")) for kind in ("dynamic", "longrope"))
     takes_positions = "position_ids" in inspect.signature(forward).parameters  # ALiBi counts tokens by itself
-    sees_all = (
-        set(getattr(config, "layer_types", None) or [one_kind]) == {"full_attention"} and takes_positions and not scaled
-    )
-    return bool(model.config._attn_implementation == "sdpa" and sees_all)
+    sees_all = set(getattr(config, "layer_types", None) or [one_kind]) == {"full_attention"}
+    return bool(model.config._attn_implementation == "sdpa" and sees_all and takes_positions and not scaled)
 
 
 def supports_prefix(model: Any) -> bool:
