@@ -49,7 +49,7 @@ def cpu_attention(
             enable_gqa=shared_keys,
         )
     if output.requires_grad and not torch.compiler.is_compiling():
-        output.register_hook(torch.Tensor.contiguous)
+        output.register_hook(torch.Tensor.contiguous)  # its gradient, before the kernel's backward pass reads it
     return output.transpose(1, 2).contiguous().to(value.dtype), None
 
 

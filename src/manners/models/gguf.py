@@ -21,7 +21,7 @@ QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 LLAMA3 = QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-PARSING = threading.Lock()
+PARSING = threading.Lock()  # of who replaces the reader of the package gguf
 WHOLE_WORDS_FIRST = {"llama-bpe"}  # rules by which a word that is a token is not made of merges
 
 

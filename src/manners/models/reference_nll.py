@@ -28,8 +28,7 @@ def reference_nll(
             input_ids[b, : len(rows[i])] = torch.tensor(rows[i])
             loss_mask[b, len(prompt_ids[i]) - 1 : len(rows[i]) - 1] = True
         nll = torch.zeros(loss_mask.shape)
-        nll[loss_mask] = token_nll(model, input_ids.to(model.device), loss_mask.to(model.device), share_prefixes=True)[
-            0
-        ].cpu()
+        ids, asked = input_ids.to(model.device), loss_mask.to(model.device)
+        nll[loss_mask] = token_nll(model, ids, asked, share_prefixes=True)[0].cpu()
         sums[batch] = nll.sum(1).double().numpy()
     return sums, np.array([float(len(reply)) for reply in reply_ids])
