@@ -15,9 +15,17 @@ from manners.config.validate import validate_config
 from manners.data.corruptions import CORRUPTIONS
 from manners.data.types import Conversation, PreferencePair, ScoredReply, scored_replies
 from manners.errors import MannersError
+from manners.models.reward_model import ScoreNormalizer
+from manners.models.tokenizer import load_tokenizer
 from manners.pipeline.dependencies import check_reward_sanity
 from manners.pipeline.stages import reward
-from manners.pipeline.stages.reward import corrupted_examples, evaluate_reward_model, margin_scale, rescaled_replies
+from manners.pipeline.stages.reward import (
+    build_examples,
+    corrupted,
+    evaluate_reward_model,
+    margin_scale,
+    rescaled_replies,
+)
 from manners.runtime.run_dir import RunArtifact
 from tests.configs import compose
 
@@ -121,17 +129,48 @@ def test_half_of_the_corrupted_replies_answer_other_prompts():
     prompts = [[{"role": "user", "content": f"Question {i}?"}] for i in range(40)]
     rows = [ScoredReply(p, f"The answer to question {i} is known to us.", 1.0) for i, p in enumerate(prompts)]
     rows += [ScoredReply(p, f"Nobody knows {i}.", 0.0) for i, p in enumerate(prompts)]
-    examples = corrupted_examples(rows, ratio=0.5, seed=1)
+    made = corrupted(rows, ratio=0.5, seed=1)
+    examples = [bad for _, bad in made]
     good = {row.reply for row in rows if row.score == 1.0}
     assert len(examples) == 40 and sum(example.reply in good for example in examples) == 20
     assert {example.score for example in examples} == {0.0}
-    assert corrupted_examples(rows, ratio=0.5, seed=1) == examples
-    assert corrupted_examples(rows, 0.5, 1, []) == []
-    alone = corrupted_examples(rows, 0.5, 1, ["misplaced"])
+    assert all(original.messages == bad.messages and original.score == 1.0 for original, bad in made)
+    assert corrupted(rows, ratio=0.5, seed=1) == made
+    assert corrupted(rows, 0.5, 1, []) == corrupted(rows, 0.0, 1) == []
+    alone = [bad for _, bad in corrupted(rows, 0.5, 1, ["misplaced"])]
     assert len(alone) == 40 and {example.reply for example in alone} <= good
     words = {word for row in rows for word in row.reply.split()}
-    garbled = corrupted_examples(rows, 0.5, 1, ["garbled_word"])
+    garbled = [bad for _, bad in corrupted(rows, 0.5, 1, ["garbled_word"])]
     assert 30 <= len(garbled) <= 40 and max(len({*e.reply.split()} - words) for e in garbled) == 1
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5])
+def test_pairs_for_training_get_corrupted_replies_besides(ratio):
+    """Each is the rejected reply of a pair whose chosen reply it was made of; held-out pairs get none."""
+    rows = [
+        Conversation(
+            [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": f"Answer {i} is known."}],
+            metadata={"rejected": f"Nobody asks {i}, or wants to.", "margin": 2.0},
+        )
+        for i in range(8)
+    ]
+    tokenizer = load_tokenizer("tiny")
+    run = SimpleNamespace(
+        cfg=compose("method=reward", "method.loss=pairwise", f"method.corruption_ratio={ratio}", "model=tiny"),
+        splits=SimpleNamespace(train=rows),
+    )
+
+    def texts(examples):
+        decode = tokenizer.decode
+        return [(decode(e.input_ids), decode(e.rejected.input_ids), e.margin) for g in examples for e in g.examples]
+
+    normalizer = ScoreNormalizer(scale=2.0)
+    train, held_out = (texts(build_examples(run, part, tokenizer, normalizer, False)) for part in (rows, [*rows]))
+    assert len(held_out) == 8 and all("Nobody asks" in worse and margin == 1.0 for _, worse, margin in held_out)
+    more = [row for row in train if row not in held_out]
+    assert len(train) == 8 + len(more) and len(more) == 8 * ratio
+    assert all(better in {chosen for chosen, _, _ in held_out} for better, _, _ in more)
+    assert all(worse != better and margin == 0.0 for better, worse, margin in more)
 
 
 def test_the_kinds_of_corruption_are_the_options():

@@ -291,7 +291,7 @@ class RewardConfig(SupervisedConfig):
     disable_dropout: bool = option(
         True, "train without the model's own dropout, as TRL does; on a CPU it takes a fifth of a step"
     )
-    corruption_ratio: float = option(0.0, "corrupted replies, trained at the lowest score, per real reply", ge=0)
+    corruption_ratio: float = option(0.0, "corrupted replies, as the worst ones, per real reply or pair", ge=0)
     corruption_kinds: list[str] | None = option(None, "what they are made by; null takes all kinds", CORRUPTION_KINDS)
 
 

@@ -239,12 +239,11 @@ def settings_line(cfg: DictConfig, overrides: Sequence[str]) -> str:
 def unused_options(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
     """A line on the options that a command sets and nothing reads, for each choice that makes them so."""
     m, local = cfg.method, not cfg.dataset.mix and existing_path(cfg.dataset.path) is not None
-    of_scores = {"method.ranking_coef", "method.corruption_ratio", "method.corruption_kinds"}
     of_lora = {f"adapter.{name}" for name in cfg.adapter} - {"adapter.kind", "adapter.quantization"}
     unused = {
         f"adapter={cfg.adapter.kind}": of_lora if cfg.adapter.kind in ("none", "frozen") else set(),
         f"method={m.name}": UNUSED_BY_METHOD.get(m.name, set()),
-        "method.loss=pairwise": of_scores if m.get("loss") == "pairwise" else set(),
+        "method.loss=pairwise": {"method.ranking_coef"} if m.get("loss") == "pairwise" else set(),
         "method.corruption_ratio=0": {"method.corruption_kinds"} if not m.get("corruption_ratio") else set(),
         "a local file": {"dataset.name", "dataset.splits"} if local else set(),
     }

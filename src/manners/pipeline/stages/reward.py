@@ -149,15 +149,17 @@ def fit_head(
 def build_examples(
     run: RunContext, rows: list[Conversation], tokenizer: Any, normalizer: ScoreNormalizer, share: bool
 ) -> list[PromptGroup]:
-    """Pairs, or scored replies, by prompt. Training rows get corrupted replies at the lowest score besides."""
+    """Pairs, or scored replies, by prompt. Training rows get corrupted replies besides, as the worst ones."""
     m, decoder = run.cfg.method, run.cfg.model.decoder
+    ratio = m.corruption_ratio if rows is run.splits.train else 0.0
     if m.loss == "pairwise":
         pairs = [replace(pair, margin=pair.margin / normalizer.scale) for pair in preference_pairs(rows)]
+        for good, bad in corrupted(replies_of_pairs(pairs), ratio / 2, run.cfg.seed, m.corruption_kinds):
+            pairs.append(PreferencePair(good.messages, good.reply, bad.reply))
         examples = pair_examples(pairs, tokenizer, m.max_length, decoder)
     else:
         scored = rescaled_replies(rows)
-        if rows is run.splits.train and m.corruption_ratio:
-            scored = scored + corrupted_examples(scored, m.corruption_ratio, run.cfg.seed, m.corruption_kinds)
+        scored = scored + [bad for _, bad in corrupted(scored, ratio, run.cfg.seed, m.corruption_kinds)]
         examples = scored_examples(scored, tokenizer, m.max_length, decoder, normalizer.to_target)
     return [PromptGroup([examples[i] for i in group], share) for group in group_by_prompt(examples, share)]
 
@@ -183,18 +185,21 @@ def margin_scale(pairs: list[PreferencePair]) -> float:
     return largest * math.hypot(*(m / largest for m in margins)) / math.sqrt(len(margins)) if margins else 1.0
 
 
-def corrupted_examples(
+def corrupted(
     rows: list[ScoredReply], ratio: float, seed: int, kinds: Sequence[str] | None = None
-) -> list[ScoredReply]:
-    """``ratio`` corrupted replies for each real one, made of replies above the mean score; of all kinds, or of some.
+) -> list[tuple[ScoredReply, ScoredReply]]:
+    """``ratio`` corrupted replies for each real one, each behind the reply above the mean score that it was made of.
 
-    A half of them are good replies to other prompts, which are the hardest to tell; the other kinds share the rest.
+    They are of all kinds, or of some. A half of them are good replies to other prompts, which are the hardest to tell;
+    the other kinds share the rest.
     """
+    if not ratio:
+        return []
     mean = sum(r.score for r in rows) / len(rows)
     good, count, rng = [r for r in rows if r.score >= mean], round(ratio * len(rows)), random.Random(f"{seed}/spoilt")
-    corrupted = [c for c in corrupted_replies(good, rows, f"train/{seed}") if kinds is None or c[0] in kinds]
+    made = [c for c in corrupted_replies(good, rows, f"train/{seed}") if kinds is None or c[0] in kinds]
     misplaced, others = (
-        [bad for kind, _, bad in corrupted if (kind == MISPLACED) == wanted] for wanted in (True, False)
+        [(original, bad) for kind, original, bad in made if (kind == MISPLACED) == wanted] for wanted in (True, False)
     )
     rng.shuffle(misplaced)
     rng.shuffle(others)
@@ -243,15 +248,16 @@ def evaluate_by_dataset(run: RunContext, score: Score) -> dict[str, RegressionQu
 
 
 def sanity_replies(run: RunContext) -> tuple[list[ScoredReply], list[ScoredReply]]:
-    """Test replies to corrupt, and training replies that lend their words. Of pairs, chosen replies count as good."""
+    """Test replies to corrupt, and training replies that lend their words."""
+    if run.cfg.method.loss != "pairwise":
+        return scored_replies(run.test_rows), scored_replies(run.splits.train)
+    test, train = (replies_of_pairs(preference_pairs(rows)) for rows in (run.test_rows, run.splits.train))
+    return test, train
 
-    def replies(rows: list[Conversation]) -> list[ScoredReply]:
-        if run.cfg.method.loss != "pairwise":
-            return scored_replies(rows)
-        pairs = preference_pairs(rows)
-        return [ScoredReply(p.messages, r, s) for p in pairs for r, s in ((p.chosen, 1.0), (p.rejected, 0.0))]
 
-    return replies(run.test_rows), replies(run.splits.train)
+def replies_of_pairs(pairs: Sequence[PreferencePair]) -> list[ScoredReply]:
+    """The replies of pairs, of which the chosen ones count as good."""
+    return [ScoredReply(p.messages, r, s) for p in pairs for r, s in ((p.chosen, 1.0), (p.rejected, 0.0))]
 
 
 def save_reward_model(
