@@ -252,21 +252,25 @@ def start() -> Line:
     )
     peers = {"TRL": "trl", "lightning-hydra-template": "template"}
     cases = {}
-    for case, what in (("--help", "help"), ("a mistyped key", "typo"), ("to the first loss", "step")):
-        extra = {"TRL, its script alone": "trl-script"} if what == "step" else {}
+    for case, what in (("--help", "help"), ("a mistyped key", "typo")):
         sides = {
             name: Side(
                 f"start/clock.py {side} {what}", {cpu.name: 1 / 3}, requires=TEMPLATE if side == "template" else ""
             )
-            for name, side in (peers | extra).items()
+            for name, side in peers.items()
         }
-        limits = {} if what == "step" else {wall.name: 1.0}
-        cases[case] = Case(Side(f"start/clock.py ours {what}"), sides, limits)
+        cases[case] = Case(Side(f"start/clock.py ours {what}"), sides, {wall.name: 1.0})
+    trl = {"TRL": "trl", "TRL, its script alone": "trl-script"}
+    for model, what, folder in (("tiny", "step", ""), ("135M", "step-135m", SMOLLM)):
+        sides = {name: Side(f"start/clock.py {side} {what}", {cpu.name: 0.8}) for name, side in trl.items()}
+        cases[f"to the first loss, {model}"] = Case(Side(f"start/clock.py ours {what}", requires=folder), sides)
+    sides = cases["to the first loss, tiny"].peers
+    sides["lightning-hydra-template"] = Side("start/clock.py template step", requires=TEMPLATE)
     # A typo takes the peers as long as --help, which the default cases measure already: by default only ours runs.
     typo = cases["a mistyped key"]
     cases["a mistyped key, peers too"] = replace(typo, default=False)
     cases["a mistyped key"] = replace(typo, peers={})
-    return Line("startup", [cpu, wall], cases, prepare=["start/prepare.py"], minutes=6.5, warm=False)
+    return Line("startup", [cpu, wall], cases, prepare=["smollm.py", "start/prepare.py"], minutes=6.5, warm=False)
 
 
 def tracking() -> Line:

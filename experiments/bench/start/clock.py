@@ -1,9 +1,10 @@
 """How long a command takes to exit, or until it reports the first training loss.
 
-    clock.py ours help          clock.py trl step          clock.py template typo
+    clock.py ours help          clock.py trl step          clock.py trl step-135m          clock.py template typo
 
-Each run is a new process, which is killed after its first loss. Wall seconds count from its start; CPU seconds
-are those of the process and its children.
+Each run is a new process, which is killed after its first loss, of the tiny model or of SmolLM2-135M. Wall seconds
+count from its start; CPU seconds are those of the process and its children. Ours answers held-out prompts before it
+trains.
 
 The commands of TRL and the template are those of their documentation. ``trl sft`` goes through ``accelerate launch``,
 which starts Python again; ``trl-script`` is its script without the launcher, the fastest way to run it. The template
@@ -23,11 +24,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from prepare import FOLDER, PYTHON, ROOT, ROWS, TEMPLATE, TINY
+from prepare import FOLDER, PYTHON, ROOT, ROWS, SMOLLM, TEMPLATE, TINY
 
 OURS = [PYTHON, "train.py"]
 TRAIN = [
-    f"output_dir={FOLDER}/ours", "dataset=jsonl", f"dataset.path={ROWS}/train.jsonl", "adapter=lora",
+    "model=tiny", f"output_dir={FOLDER}/ours", "dataset=jsonl", f"dataset.path={ROWS}/train.jsonl", "adapter=lora",
     "method.per_device_train_batch_size=16", "method.logging_steps=1", "resume=false",
 ]  # fmt: skip
 TRL = [
@@ -42,18 +43,33 @@ ONE_STEP = [
     "callbacks=none", "test=false", "extras.print_config=false",
 ]  # fmt: skip
 SCRIPT = [PYTHON, "-m", "trl.scripts.sft"]
+
+
+def with_smollm(arguments: list[str]) -> list[str]:
+    """The same task for SmolLM2-135M."""
+    names = {"model=tiny": f"model.name={ROOT / SMOLLM}", TINY: SMOLLM}
+    return [names.get(argument, argument) for argument in arguments]
+
+
 COMMANDS = {
-    "ours": {"help": [*OURS, "--help"], "typo": [*OURS, "method.learning_rte=3"], "step": [*OURS, *TRAIN]},
+    "ours": {
+        "help": [*OURS, "--help"],
+        "typo": [*OURS, "method.learning_rte=3"],
+        "step": [*OURS, *TRAIN],
+        "step-135m": [*OURS, *with_smollm(TRAIN)],
+    },
     "ours-plain": {"step": [*OURS, f"output_dir={FOLDER}/ours", "method.logging_steps=1", "resume=false"]},
     "trl": {
         "help": [".venv/bin/trl", "sft", "--help"],
         "typo": [".venv/bin/trl", "sft", *TRL, "--learning_rte", "3"],
         "step": [".venv/bin/trl", "sft", *TRL],
+        "step-135m": [".venv/bin/trl", "sft", *with_smollm(TRL)],
     },
     "trl-script": {
         "help": [*SCRIPT, "--help"],
         "typo": [*SCRIPT, *TRL, "--learning_rte", "3"],
         "step": [*SCRIPT, *TRL],
+        "step-135m": [*SCRIPT, *with_smollm(TRL)],
     },
     "template": {
         "help": [PYTHON, "src/train.py", "--help"],
@@ -93,7 +109,7 @@ def measure(side: str, what: str, log: Path) -> dict[str, float]:
     paths = os.pathsep.join(str(ROOT / p) for p in ("outputs/bench/start/packages", "experiments/bench/start"))
     extra = {"PYTHONPATH": paths} if side == "template" else {}
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | extra
-    has_loss = FIRST_LOSS.get(side) if what == "step" else None
+    has_loss = FIRST_LOSS.get(side) if what.startswith("step") else None
     with log.open("w") as out:
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         process = subprocess.Popen(
@@ -119,7 +135,7 @@ def measure(side: str, what: str, log: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("side", choices=list(COMMANDS))
-    parser.add_argument("what", choices=["help", "typo", "step"])
+    parser.add_argument("what", choices=["help", "typo", "step", "step-135m"])
     parser.add_argument("--seed", type=int, default=0, help="ignored: all runs are equal")
     args = parser.parse_args()
     for run_dir in (ROOT / FOLDER / "ours" / "runs").glob("*"):

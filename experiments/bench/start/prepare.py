@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[3]
 FOLDER = "outputs/bench/start"
 ROWS = f"{FOLDER}/rows"
 PYTHON = ".venv/bin/python"
-TINY = "src/manners/models/tiny"
+TINY, SMOLLM = "src/manners/models/tiny", "outputs/bench/smollm2-135m"  # see smollm.py
 # A clone of ashleve/lightning-hydra-template on GitHub. The folder "packages" next to it has what the template needs in
 # addition to our environment: .venv/bin/pip install --no-deps --target outputs/bench/start/packages \
 #     rootutils hydra-colorlog colorlog python-dotenv

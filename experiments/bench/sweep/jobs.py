@@ -24,8 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 JOBS = 4
 SMALL = [
-    "dataset.max_rows=40", "method.max_steps=8", "method.eval_steps=4", "evaluation.test_prompts=8",
-    "evaluation.max_new_tokens=24",
+    "model=tiny", "dataset=strictbot_tiny", "dataset.max_rows=40", "method.max_steps=8", "method.eval_steps=4",
+    "evaluation.test_prompts=8", "evaluation.max_new_tokens=24",
 ]  # fmt: skip
 Seconds = tuple[float, float]  # CPU, wall
 
