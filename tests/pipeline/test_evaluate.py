@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,7 @@ from manners.evaluation.generate import generate_texts
 from manners.models.loading import load_model
 from manners.models.tokenizer import load_tokenizer
 from manners.pipeline import evaluate, model_ref
+from manners.runtime import run_dir
 from tests.commands import ROOT, SMALL_RL, artifact_paths, find_run, mlflow_runs, small_strictbot, train_in_process
 from tests.data.files import config, write
 
@@ -50,6 +52,21 @@ def out(tmp_path_factory):
     overrides += ["dataset.prompted_baseline='Be blunt.'"]
     train_in_process("method=ppo", *SMALL_RL, *small_strictbot(out), *overrides)
     return out
+
+
+def test_data_that_were_changed_since_a_run_are_named(out, capsys):
+    folder = find_run(out, "manners-sft-*")
+    run = run_dir.artifact_of(folder, run_dir.load_state(folder))
+    refs = [model_ref.ModelRef("sft", str(run.model_dir), run), model_ref.ModelRef("base", "tiny")]
+    evaluate.warn_of_changed_data(refs)
+    assert not capsys.readouterr().out
+    file = Path(run.config.dataset.path)
+    rows = file.read_text()
+    file.write_text(rows[: rows[:-1].rindex("\n") + 1])  # without the last row
+    evaluate.warn_of_changed_data(refs)
+    file.write_text(rows)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith(f"sft was trained before dataset.path={run.config.dataset.path} was changed")
 
 
 @pytest.fixture(scope="module")

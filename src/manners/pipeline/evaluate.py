@@ -56,10 +56,11 @@ from manners.evaluation.reports.table import markdown_report
 from manners.evaluation.reports.text_stats_figure import draw_text_stats
 from manners.evaluation.stats import Estimate, bootstrap_ratio, mean, rate
 from manners.models.loading import context_length
-from manners.pipeline import benchmarks, model_ref
+from manners.pipeline import benchmarks, dependencies, model_ref
 from manners.pipeline.model_ref import LoadedModel, ModelRef
 from manners.pipeline.style_judge import check_categories, judge_line, load_errors, load_judge
 from manners.rewards import combine
+from manners.runtime import run_dir
 from manners.runtime.device import inference_device
 from manners.tracking import store
 from manners.tracking.traces import AssessedReply, Assessment
@@ -157,6 +158,7 @@ class Evaluator:
         self.rows: list[Conversation] = splits.test or splits.validation
         check_categories(dataset.style_judge, self.rows)
         self.check_rows(refs)
+        warn_of_changed_data(refs)
         self.warn_of_training_rows(refs)
         prompts = prompts_of(self.rows, self.role, dataset.prefix_words)
         if not cfg.evaluation.do_sample:  # equal prompts have equal replies, and count once
@@ -350,6 +352,22 @@ class Evaluator:
             for name, column in (of_turn | self.reward_scores(prompts, generations)).items():
                 values.setdefault(name, []).append(column)
         return {name: multi_turn.turn_trend(np.array(columns).T) for name, columns in values.items()}
+
+
+def warn_of_changed_data(refs: Sequence[ModelRef]) -> None:
+    """Say which runs were trained on other rows than their data have now: some that are held out may be among them."""
+    for ref in refs:
+        state = run_dir.load_state(ref.run.model_dir.parent) if ref.run else None
+        if ref.config is None or state is None or not state.data_digest:
+            continue
+        with suppress(MannersError, OSError, OmegaConfBaseException):  # its data are gone, or older than an option
+            if dependencies.digest_of(ref.config) != state.data_digest:
+                console.print(
+                    f"{ref.name} was trained before dataset.path={ref.config.dataset.path} was changed: rows that are "
+                    "held out now may have been trained on, and its report is of other ones",
+                    style="yellow",
+                    highlight=False,
+                )
 
 
 def with_system(prompts: Sequence[Prompt], system: str | None) -> list[Prompt]:

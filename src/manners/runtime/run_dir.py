@@ -81,6 +81,7 @@ class RunState:
     status: str = ""  # running, finished, or pruned by a search
     fingerprint: str = ""
     weights_fingerprint: str = ""
+    data_digest: str = ""  # of its rows, so that a file that was changed later is not taken for them
     mlflow_run_id: str = ""
     command: str | None = None  # that made it, less `python train.py` and the tracking server
     described: bool = False  # whether MLflow has its config, code and data
@@ -276,7 +277,12 @@ def acquire(cfg: DictConfig, contents: dict[str, str], dependencies: dict[str, s
                 if state is None or (cfg.resume and state.status != "finished"):
                     run_dir = RunDir(path, state or RunState(), is_rerun=attempt > 1)
                     weights = weights_fingerprint(cfg, contents, dependencies)
-                    run_dir.update_state(fingerprint=fingerprint, weights_fingerprint=weights, status="running")
+                    run_dir.update_state(
+                        fingerprint=fingerprint,
+                        weights_fingerprint=weights,
+                        data_digest=contents.get("data", ""),
+                        status="running",
+                    )
                     yield run_dir
                     return
         finally:
