@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -21,8 +22,8 @@ from manners.pipeline.model_ref import ModelRef
 from manners.runtime.device import Device
 from manners.tracking import store
 from manners.web import ballots as ballots_module
-from manners.web import results, vote_file
-from manners.web.app import make_app
+from manners.web import results, training_commands, vote_file
+from manners.web.app import MAX_BODY, make_app
 from manners.web.ballots import Ballots
 from manners.web.models import Models
 from manners.web.vote_file import VoteFile
@@ -87,13 +88,13 @@ def test_a_reply_that_the_context_cannot_hold_says_so(page):
     assert "shorten it" in last["error"]
 
 
-def test_a_ballot_hides_whose_replies_are_whose_until_the_vote(page):
+def test_a_ballot_and_its_vote_hide_whose_replies_are_whose(page):
     dealt = ballot(page)
     assert dealt.keys() == {"id", "messages", "replies"} and len(set(dealt["replies"])) == 2
     answer = cast(page, dealt, "first").json()
     [row] = rows(page)
     assert [r["text"] for r in row["replies"]] == dealt["replies"]
-    assert answer["models"] == [r["model"] for r in row["replies"]] and sorted(answer["models"]) == ["one", "two"]
+    assert answer == {"votes": 1, "mine": 1} and sorted(r["model"] for r in row["replies"]) == ["one", "two"]
     of_two = next(r for r in row["replies"] if r["model"] == "two")
     assert of_two["run_id"] == "abc" and of_two.keys() >= {"seed", "temperature", "scale", "max_new_tokens"}
     assert row["annotator"] == "ann" and row["time"].endswith("Z")
@@ -103,8 +104,8 @@ def test_both_orders_are_shown(page):
     """Of twenty comparisons by twenty people, each order comes up but for a chance of 2 in a million."""
     orders = set()
     for number in range(20):
-        dealt = ballot(page, f"person {number}")
-        orders.add(cast(page, dealt, "tie", f"person {number}").json()["models"][0])
+        cast(page, ballot(page, f"person {number}"), "tie", f"person {number}")
+        orders.add(rows(page)[-1]["replies"][0]["model"])
     assert orders == {"one", "two"}
 
 
@@ -192,6 +193,92 @@ def test_a_comparison_counts_once(page):
     assert sorted(answers) == [200, 409, 409, 409] and len(rows(page)) == 1
 
 
+def test_a_comparison_on_two_pages_of_one_person_counts_once(page):
+    first, second = ballot(page), ballot(page)
+    assert first["messages"] == second["messages"] and cast(page, first, "first").status_code == 200
+    again = cast(page, second, "second")
+    assert again.status_code == 409 and "already" in again.json()["detail"] and len(rows(page)) == 1
+    assert cast(page, ballot(page, "bob"), "second", "bob").status_code == 200
+    typed = page.client.post(
+        "/api/ballot", json={"annotator": "ann", "pair": ["one", "two"], "typed": first["messages"][0]["content"]}
+    )
+    assert typed.status_code == 422 and "already" in typed.json()["detail"]
+
+
+def test_the_later_label_of_a_reply_counts(page):
+    reply = {"text": "Hay.", "model": "two", "seed": 3}
+    body = {"annotator": "ann", "messages": PROMPTS[0].messages, "reply": reply}
+    for more in ({"verdict": "good"}, {"verdict": "bad"}, {"verdict": "edit", "edited": "Grass."}):
+        assert page.client.post("/api/label", json=body | more).status_code == 200
+    page.client.post("/api/label", json=body | {"verdict": "good", "annotator": "bob"})
+    assert [(v.annotator, v.verdict) for v in page.votes.standing()] == [
+        ("ann", "bad"),
+        ("ann", "edit"),
+        ("bob", "good"),
+    ]
+    unchanged = page.client.post("/api/label", json=body | {"verdict": "edit", "edited": "Hay. "})
+    assert unchanged.status_code == 422 and "as it was" in unchanged.json()["detail"]
+
+
+def test_a_file_whose_last_line_has_no_end_loses_no_vote(page):
+    cast(page, ballot(page), "first")
+    page.votes.path.write_text(page.votes.path.read_text().rstrip("\n"))
+    cast(page, ballot(page), "second")
+    assert [row["vote"] for row in rows(page)] == ["first", "second"]
+
+
+def test_a_row_that_is_no_vote_stops_the_voting(page):
+    """As a start would be refused: what is not read is not passed over in silence."""
+    dealt = ballot(page)
+    with page.votes.path.open("a") as file:
+        file.write("{}\n")
+    for answer in (cast(page, dealt, "first"), page.client.get("/api/results")):
+        assert answer.status_code == 409 and "votes.jsonl:1" in answer.json()["detail"]
+    assert page.votes.path.read_text() == "{}\n"
+
+
+def test_a_file_that_is_gone_is_missed_and_not_begun_anew(page):
+    dealt = ballot(page)
+    page.votes.path.unlink()
+    label = {"verdict": "good", "messages": PROMPTS[0].messages, "reply": {"model": "one", "text": "a"}}
+    for answer in (
+        cast(page, dealt, "first"),
+        page.client.post("/api/label", json=label),
+        page.client.get("/api/results"),
+    ):
+        assert answer.status_code == 507 and "votes.jsonl cannot be" in answer.json()["detail"]
+    assert not page.votes.path.exists()
+
+
+def test_requests_of_other_pages_and_huge_ones_are_refused(page):
+    body = {"pair": ["one", "two"]}
+    assert page.client.post("/api/ballot", json=body, headers={"origin": "http://evil.example"}).status_code == 403
+    assert page.client.post("/api/ballot", json=body, headers={"origin": "http://127.0.0.1"}).status_code == 200
+    assert page.client.post("/api/ballot", json=body | {"typed": "a" * MAX_BODY}).status_code == 413
+    assert page.client.post("/api/ballot", content=iter([b"{}"])).status_code == 413  # it does not say how long it is
+
+
+def test_a_value_out_of_its_range_is_named(page):
+    headers = {"content-type": "application/json"}
+    for number in ("-3", "NaN"):
+        body = '{"model": "one", "messages": [{"role": "user", "content": "a"}], "temperature": ' + number + "}"
+        answer = page.client.post("/api/reply", content=body, headers=headers)
+        assert answer.status_code == 422 and answer.json()["detail"].startswith("temperature: ")
+
+
+def test_commands_on_the_page_are_those_of_its_run(tmp_path):
+    model = {"name": "tiny", "chat_template": "chatml"}
+    run = SimpleNamespace(config=OmegaConf.create({"model": model, "method": {"name": "sft"}}))
+    ref = SimpleNamespace(name="my-run", path="folder", config=run.config)
+    cfg = WebConfig(run="my-run", output_dir="my outputs")
+    dpo, kto, reward = training_commands(cfg, ref, tmp_path / "votes.jsonl")
+    given = ["dataset=jsonl", f"dataset.path={tmp_path}/votes.jsonl", "output_dir='my outputs'", "model=tiny"]
+    assert shlex.split(dpo)[2:] == [*given, "method=dpo", "policy_from=my-run"]
+    assert shlex.split(reward)[2:] == [*given, "method=reward", "method.loss=pairwise"] and "kto" in kto
+    other = SimpleNamespace(name="me/model", path="me/model", config=None)
+    assert "model.name=me/model" in training_commands(WebConfig(run="x"), other, tmp_path)[0]
+
+
 def test_a_vote_that_a_full_disk_takes_half_of_is_no_vote(page, monkeypatch):
     dealt, write = ballot(page), os.write
     monkeypatch.setattr(vote_file.os, "write", lambda descriptor, line: write(descriptor, line[:9]))
@@ -241,7 +328,7 @@ def test_the_page_talks_with_this_machine_alone(page):
 def test_a_file_with_a_row_that_is_no_vote_is_refused(tmp_path):
     path = tmp_path / "votes.jsonl"
     path.write_text('{"vote": "first", "id": "a", "prompt": "q"}\n')
-    with pytest.raises(MannersError, match=r"votes\.jsonl:1: .*Mend or remove that line"):
+    with pytest.raises(MannersError, match=r"votes\.jsonl:1: .*mend or remove that line"):
         VoteFile(path)
     with pytest.raises(MannersError, match=r"rows of a \.jsonl file"):
         VoteFile(tmp_path / "votes.csv")

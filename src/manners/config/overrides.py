@@ -29,6 +29,12 @@ def quoted_override(key: str, value: Any) -> str:
     return f"{key}={text if plain else QuotedString(text, Quote.single).with_quotes()}"
 
 
+def model_group(name: str) -> str:
+    """The choice of the group ``model`` that is the model ``name`` on the hub; "" where there is none."""
+    files = sorted((CONF / "model").glob("*.yaml"))
+    return next((file.stem for file in files if yaml.safe_load(file.read_text()).get("name") == name), "")
+
+
 def config_file(name: str) -> str:
     """The file that Hydra calls 'experiment/strictbot', as the user would open it."""
     file = find_config_file(name) or CONF / f"{name}.yaml"

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from manners.config import validate
 from manners.config.compose import RunSpec
-from manners.config.overrides import override_key, quoted_override
+from manners.config.overrides import model_group, override_key, quoted_override
 from manners.config.validate import needed_sample_type
 from manners.data.loading import Splits
 from manners.data.tokenize import tokenize
@@ -218,8 +218,7 @@ def settings_line(cfg: DictConfig, overrides: Sequence[str]) -> str:
     m = cfg.method
     names = ["learning_rate", "max_steps" if m.get("max_steps", -1) > 0 else "num_train_epochs", "total_episodes"]
     names += ["per_device_train_batch_size", "batch_size"]
-    models: dict[str, Any] = {file.stem: OmegaConf.load(file) for file in (CONF / "model").glob("*.yaml")}
-    group = next((group for group, model in models.items() if model.name == cfg.model.name), "")
+    group = model_group(cfg.model.name)
     choice = next((o.partition("=")[2] for o in overrides if override_key(o) == "tuned"), f"{group}/{m.name}")
     tuned = CONF / "tuned" / f"{choice}.yaml"
     values = OmegaConf.load(tuned).method if tuned.exists() else {}

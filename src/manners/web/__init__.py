@@ -1,16 +1,20 @@
 """Models side by side in a browser, and people's votes on their replies: ``python -m manners.web``."""
 
+import shlex
 import socket
 import warnings
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from manners.config.overrides import model_group, quoted_override
 from manners.errors import MannersError
 from manners.pipeline import model_ref
+from manners.pipeline.model_ref import ModelRef
 
 HOST = "127.0.0.1"  # nothing outside this machine can reach the page
 MAX_RUNS = 3
+SHOWN = ("name", "chat_template")  # of a model that has no config of its own
 
 
 def run_web(cfg: DictConfig) -> None:
@@ -40,13 +44,26 @@ def run_web(cfg: DictConfig) -> None:
     votes = VoteFile(Path(cfg.votes or Path(cfg.output_dir) / "votes.jsonl"))
     dataset = dataset_of(cfg, refs) if cfg.dataset or any(ref.config for ref in refs) else None
     models = load_models(cfg, refs, dataset)
-    app = make_app(cfg, models, Ballots(cfg, dataset, models, votes), votes)
+    commands = training_commands(cfg, refs[-1], votes.path)
+    app = make_app(cfg, models, Ballots(cfg, dataset, models, votes), votes, commands)
     print(f"http://{HOST}:{cfg.port}   votes are appended to {votes.path}   Ctrl-C stops", flush=True)
     try:
         uvicorn.run(app, host=HOST, port=cfg.port, log_level="warning")
     finally:  # Ctrl-C comes as an exception
-        if votes.read().votes:
+        if votes.path.exists() and votes.standing():
             report_votes(cfg, [votes.path])
+
+
+def training_commands(cfg: DictConfig, ref: ModelRef, votes: Path) -> list[str]:
+    """What trains the run ``ref`` on the file of votes, to be typed as it is."""
+    given = [quoted_override("dataset.path", votes)]
+    given += [quoted_override("output_dir", cfg.output_dir)] if cfg.output_dir != "outputs" else []
+    model = ref.config.model if ref.config else {"name": ref.path}
+    group = model_group(model["name"])
+    given += [f"model={group}"] if group else [quoted_override(f"model.{k}", v) for k, v in model.items() if k in SHOWN]
+    policy = [quoted_override("policy_from", ref.name)] if ref.config and ref.config.method.name != "reward" else []
+    methods = [["method=dpo", *policy], ["method=kto", *policy], ["method=reward", "method.loss=pairwise"]]
+    return [shlex.join([".venv/bin/python", "train.py", "dataset=jsonl", *given, *method]) for method in methods]
 
 
 def check_port(port: int) -> None:

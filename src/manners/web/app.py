@@ -2,12 +2,16 @@
 
 import json
 import secrets
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, HTTPException
-from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from omegaconf import DictConfig
 from pydantic import BaseModel, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -16,13 +20,14 @@ from manners.data.formats.fields import InvalidRow
 from manners.data.formats.votes import LABELS, VERDICTS
 from manners.data.types import Message, Prompt
 from manners.errors import MannersError
-from manners.evaluation.metrics.votes import VoteResults, results_markdown, vote_results
-from manners.web.ballots import Ballot, Ballots, with_system
+from manners.evaluation.metrics.votes import results_markdown, vote_results
+from manners.web.ballots import Ballot, Ballots, prompt_key, with_system
 from manners.web.models import Models, ReplyOptions
 from manners.web.vote_file import VoteFile
 
 STATIC = files("manners.web") / "static"
 CONTENT_TYPES = {"app.js": "text/javascript", "style.css": "text/css"}
+MAX_BODY = 2**20  # bytes of a request: more is no conversation
 POLICY = "default-src 'self'; connect-src 'self'; img-src 'self' data:; frame-ancestors 'none'"  # no other address
 
 
@@ -30,7 +35,7 @@ class ReplyRequest(BaseModel):
     model: str
     messages: list[Message] = Field(min_length=1)
     system: str = ""
-    scale: float = Field(1.0, ge=-1, le=2)
+    scale: float = Field(1.0, ge=-1, le=2)  # NaN is in no range
     temperature: float = Field(0.7, ge=0, le=5)
     seed: int | None = Field(None, ge=0)
 
@@ -67,18 +72,37 @@ class LabelRequest(BaseModel):
     edited: str = ""
 
 
-def make_app(cfg: DictConfig, models: Models, ballots: Ballots, votes: VoteFile) -> FastAPI:
-    """The application. Mistakes of a request are answered by 4xx and a sentence in ``detail``."""
+def make_app(
+    cfg: DictConfig, models: Models, ballots: Ballots, votes: VoteFile, commands: Sequence[str] = ()
+) -> FastAPI:
+    """The application, which shows ``commands`` that train on the votes.
+
+    Mistakes of a request are answered by 4xx and a sentence in ``detail``.
+    """
+    casting = threading.Lock()  # of one vote at a time: whether a person has judged a pair already is read first
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     # A page elsewhere could point its own name at this machine's loopback address and talk to us under it.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
 
     @app.middleware("http")
     async def add_policy(request: Any, call_next: Any) -> Response:
-        response: Response = await call_next(request)
+        response: Response = refusal(request) or await call_next(request)
         response.headers["Content-Security-Policy"] = POLICY
         response.headers["Cache-Control"] = "no-store"
         return response
+
+    @app.exception_handler(RequestValidationError)
+    def explain(_request: Any, error: RequestValidationError) -> JSONResponse:
+        mistakes = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
+        return JSONResponse({"detail": "; ".join(mistakes)}, 422)
+
+    @app.exception_handler(MannersError)
+    def explain_rows(_request: Any, error: MannersError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 409)
+
+    @app.exception_handler(OSError)
+    def explain_file(_request: Any, error: OSError) -> JSONResponse:
+        return JSONResponse({"detail": f"{votes.path} cannot be read ({error.strerror})."}, 507)
 
     @app.get("/")
     def index() -> HTMLResponse:
@@ -102,7 +126,7 @@ def make_app(cfg: DictConfig, models: Models, ballots: Ballots, votes: VoteFile)
             "temperature": cfg.temperature if cfg.do_sample else 0.0,
             "has_reward": models.score is not None,
             "categories": sorted(ballots.categories) if models.judge else [],
-            "votes_file": str(votes.path),
+            "commands": list(commands),
         }
 
     @app.get("/api/prompt")
@@ -142,39 +166,44 @@ def make_app(cfg: DictConfig, models: Models, ballots: Ballots, votes: VoteFile)
     def vote(r: VoteRequest) -> dict[str, Any]:
         if r.verdict not in VERDICTS or r.verdict in LABELS:
             raise HTTPException(422, f"a comparison has no verdict {r.verdict!r}")
-        edited = edited_field(r.edited) if r.verdict == "edit" else {}
-        dealt = ballots.dealt.pop(r.ballot, None)  # at once, so that it counts once
-        if dealt is None:
-            raise HTTPException(409, "this comparison is not known here any more: ask for the next one.")
-        row = dealt.row | edited
-        if edited:
-            row |= {"replies": [row["replies"][r.side], row["replies"][1 - r.side]]}
-        try:
-            append(votes, r.verdict, r.annotator, row)
-        except HTTPException:
-            ballots.dealt[r.ballot] = dealt
-            raise
-        return {**counts(votes, r.annotator), "models": [reply["model"] for reply in dealt.replies]}
+        with casting:
+            dealt = ballots.dealt.get(r.ballot)
+            if dealt is None:
+                raise HTTPException(409, "this comparison is not known here any more: ask for the next one.")
+            if prompt_key(dealt.prompt) in ballots.judged(r.annotator, dealt.models):
+                raise HTTPException(409, "you have judged this comparison already, on another page.")
+            row: dict[str, Any] = dealt.row
+            if r.verdict == "edit":
+                replies = [row["replies"][r.side], row["replies"][1 - r.side]]
+                row |= {"replies": replies, "edited": edited_text(r.edited, replies[0])}
+            with refusals(votes):
+                votes.append(r.verdict, r.annotator, **row)
+            del ballots.dealt[r.ballot]
+        return counts(votes, r.annotator)
 
     @app.post("/api/label")
     def label(r: LabelRequest) -> dict[str, Any]:
         if r.verdict not in (*LABELS, "edit"):
             raise HTTPException(422, f"one reply has no verdict {r.verdict!r}")
         check_model(models, str(r.reply.get("model")))
-        row = {"prompt": with_system(r.messages, r.system), "replies": [r.reply]}
-        append(votes, r.verdict, r.annotator, row | (edited_field(r.edited) if r.verdict == "edit" else {}))
+        row: dict[str, Any] = {"prompt": with_system(r.messages, r.system), "replies": [r.reply]}
+        if r.verdict == "edit":
+            row |= {"edited": edited_text(r.edited, r.reply)}
+        with casting, refusals(votes):
+            votes.replace(r.verdict, r.annotator, **row)
         return counts(votes, r.annotator)
 
     @app.post("/api/undo")
     def undo(r: BallotRequest) -> dict[str, Any]:
-        undone = votes.undo(r.annotator)
+        with casting, refusals(votes):
+            undone = votes.undo(r.annotator)
         if undone is None:
             raise HTTPException(409, "there is no vote of yours to take back.")
         return {"undone": undone.verdict, **counts(votes, r.annotator)}
 
     @app.get("/api/results")
     def results() -> dict[str, Any]:
-        found: VoteResults = vote_results(votes.read().votes)
+        found = vote_results(votes.standing())
         return {"markdown": results_markdown(found), "results": found}
 
     return app
@@ -196,17 +225,28 @@ def check_model(models: Models, name: str) -> None:
         raise HTTPException(422, f"there is no model {name!r} here: {', '.join(models.by_name)}")
 
 
-def edited_field(text: str) -> dict[str, str]:
-    """Raises HTTPException for an empty text."""
-    if not text.strip():
-        raise HTTPException(422, "the edited reply is empty")
-    return {"edited": text.strip()}
+def refusal(request: Any) -> Response | None:
+    """The answer to a request that is too large, or that another page sends; None for any other."""
+    length, origin = request.headers.get("content-length", ""), request.headers.get("origin")
+    if request.method == "POST" and not (length.isdecimal() and int(length) <= MAX_BODY):
+        return JSONResponse({"detail": f"a request has at most {MAX_BODY:,} bytes, and says how many."}, 413)
+    if origin and urlsplit(origin).netloc != request.headers.get("host"):
+        return JSONResponse({"detail": f"{origin} is another page."}, 403)
+    return None
 
 
-def append(votes: VoteFile, verdict: str, annotator: str, row: dict[str, Any]) -> None:
+def edited_text(text: str, reply: dict[str, Any]) -> str:
+    """Raises HTTPException for an empty text, and for the one that the reply has."""
+    if text.strip() in ("", str(reply.get("text")).strip()):
+        raise HTTPException(422, "the edited reply is empty, or as it was")
+    return text.strip()
+
+
+@contextmanager
+def refusals(votes: VoteFile) -> Iterator[None]:
     """Raises HTTPException for what is no vote, and where it could not be written."""
     try:
-        votes.append(verdict, annotator, **row)
+        yield
     except InvalidRow as error:
         raise HTTPException(422, f"this is no vote: {error}") from None
     except OSError as error:
@@ -222,5 +262,5 @@ def shown(ballot: Ballot) -> dict[str, Any]:
 
 def counts(votes: VoteFile, annotator: str) -> dict[str, Any]:
     """How many votes stand, and how many of them are this person's."""
-    standing = votes.read().votes
+    standing = [vote for vote in votes.standing() if vote.verdict != "skip"]
     return {"votes": len(standing), "mine": sum(vote.annotator == annotator for vote in standing)}

@@ -37,6 +37,10 @@ class Ballot:
     replies: list[dict[str, Any]]  # text, model, seed, temperature and scale, in the order shown
 
     @property
+    def models(self) -> list[str]:
+        return [reply["model"] for reply in self.replies]
+
+    @property
     def row(self) -> dict[str, Any]:
         """What a vote on it says of the replies."""
         return {"prompt": self.prompt.messages, "replies": self.replies}
@@ -72,11 +76,14 @@ class Ballots:
         """The next ballot for ``annotator``, on their own prompt or the first they have not judged; None at the end.
 
         Prompts to which both replies are the same, and those that the models cannot read, are passed over. Raises
-        MannersError for a typed one that they cannot read.
+        MannersError for a typed one that they cannot read, or that the person has judged.
         """
         if typed.strip():
-            return self.deal(Prompt([{"role": "user", "content": typed.strip()}]), pair)
-        judged = {prompt_key(v) for v in self.votes.read().votes if v.annotator == annotator and same_models(v, pair)}
+            prompt = Prompt([{"role": "user", "content": typed.strip()}])
+            if prompt_key(prompt) in self.judged(annotator, pair):
+                raise MannersError("you have judged this comparison already.")
+            return self.deal(prompt, pair)
+        judged = self.judged(annotator, pair)
         left = [p for p in self.prompts if prompt_key(p) not in judged]
         for number, prompt in enumerate(left):
             ballot = None
@@ -87,6 +94,11 @@ class Ballots:
                     self.replies(following, pair)  # sampled by the worker meanwhile
                 return ballot
         return None
+
+    def judged(self, annotator: str, pair: Sequence[str]) -> set[str]:
+        """Keys of the prompts to which ``annotator`` has judged both replies."""
+        votes = self.votes.standing()
+        return {prompt_key(v) for v in votes if v.annotator == annotator and sorted(v.models) == sorted(pair)}
 
     def deal(self, prompt: Prompt, pair: Sequence[str]) -> Ballot | None:
         """A ballot with both replies in random order; None where they are the same."""
@@ -131,10 +143,6 @@ class Ballots:
 def prompt_key(of: Prompt | Vote) -> str:
     """What makes two prompts the same one."""
     return json.dumps(of.prompt if isinstance(of, Vote) else of.messages)
-
-
-def same_models(vote: Vote, pair: Sequence[str]) -> bool:
-    return sorted(vote.models) == sorted(pair)
 
 
 def held_out_prompts(cfg: DictConfig, dataset: DictConfig | None) -> list[Prompt]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from manners.data.files import file_rows
-from manners.data.formats.votes import PREFERENCES, Vote, read_votes
+from manners.data.formats.votes import PREFERENCES, Vote, check_rows, read_votes
 from manners.errors import MannersError
 from manners.evaluation.metrics.votes import results_markdown, vote_results
 from manners.tracking import store
@@ -78,11 +78,9 @@ def votes_of(file: Path) -> list[Vote]:
     """The votes of a file that stand. Raises MannersError."""
     if not file.is_file():
         raise MannersError(f"{file} is no file of votes: python -m manners.web writes one.")
-    read = read_votes(file_rows(file, file.name, "auto", "none"))
-    if read.invalid:
-        source, why = read.invalid[0]
-        raise MannersError(f"{source}: {why}. Mend or remove that line.")
-    return read.votes
+    found = read_votes(file_rows(file, file.name, "auto", "none"))
+    check_rows(found)
+    return found.votes
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from manners.data.files import file_rows
-from manners.data.formats.votes import UNDO, Vote, Votes, parse_vote, read_votes
+from manners.data.formats.votes import LABELS, UNDO, Vote, Votes, check_rows, parse_vote, read_votes
 from manners.errors import MannersError
 
 
@@ -32,13 +32,17 @@ class VoteFile:
                 pass
         except OSError as error:
             raise MannersError(f"votes={self.path} cannot be written ({error.strerror}).", "votes") from None
-        if invalid := self.read().invalid:
-            source, why = invalid[0]
-            raise MannersError(f"{source}: {why}. Mend or remove that line, or begin a file: votes=OTHER.jsonl.")
+        self.standing()
 
     def read(self) -> Votes:
-        """All votes, as training would read them."""
+        """All votes, as training would read them. Raises OSError where the file is gone."""
         return read_votes(file_rows(self.path, self.path.name, "auto", "none") if self.path.stat().st_size else ())
+
+    def standing(self) -> list[Vote]:
+        """The votes that were not taken back. Raises MannersError for a row that is no vote."""
+        found = self.read()
+        check_rows(found, ", or begin a file: votes=OTHER.jsonl")
+        return found.votes
 
     def append(self, verdict: str, annotator: str, **fields: Any) -> str:
         """Write one vote, and return its id. It is on disk when this returns.
@@ -52,9 +56,11 @@ class VoteFile:
             parse_vote(row, str(self.path))
         line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
         with self.lock:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND)  # a file that is gone is missed, not begun anew
             try:
                 size = os.fstat(descriptor).st_size
+                if size and os.pread(descriptor, 1, size - 1) != b"\n":  # an editor left the last line without its end
+                    line = b"\n" + line
                 if os.write(descriptor, line) < len(line):  # at once: a killed server leaves no half of a row
                     os.ftruncate(descriptor, size)
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -63,9 +69,22 @@ class VoteFile:
                 os.close(descriptor)
         return vote_id
 
+    def replace(self, verdict: str, annotator: str, **fields: Any) -> None:
+        """Write a verdict on one reply, and take back what ``annotator`` said of it before: a label or an edit.
+
+        Raises as ``append``.
+        """
+        new = parse_vote({"vote": verdict, "id": "new"} | fields, str(self.path))
+        kind = LABELS if verdict in LABELS else (verdict,)
+        for vote in self.standing():
+            same_reply = (vote.prompt, vote.replies, vote.models) == (new.prompt, new.replies, new.models)
+            if same_reply and vote.annotator == annotator and vote.verdict in kind:
+                self.append(UNDO, annotator, undone=vote.id)
+        self.append(verdict, annotator, **fields)
+
     def undo(self, annotator: str) -> Vote | None:
         """Take back the last vote of ``annotator`` that stands, and return it; None where there is none."""
-        mine = [vote for vote in self.read().votes if vote.annotator == annotator]
+        mine = [vote for vote in self.standing() if vote.annotator == annotator]
         if not mine:
             return None
         self.append(UNDO, annotator, undone=mine[-1].id)

@@ -51,6 +51,19 @@ def test_results_do_not_depend_on_the_order_shown():
     assert (comparison.models, comparison.wins, comparison.ties, comparison.losses) == (("a", "b"), 3, 2, 0)
 
 
+def test_the_last_vote_of_a_person_on_a_pair_counts():
+    """In either order of the replies; those without a name may be of different people."""
+    twice = [
+        vote("first"),
+        vote("first", models=("b", "a"), replies=("two words", "one")),
+        vote("tie", annotator="bob"),
+    ]
+    [found] = vote_results(twice).comparisons
+    assert (found.wins, found.ties, found.losses) == (1, 1, 0)
+    [unnamed] = vote_results([vote("first", annotator="") for _ in range(3)]).comparisons
+    assert unnamed.losses == 3
+
+
 def test_two_samples_of_one_model_compare_no_models():
     results = vote_results([vote("first", models=("a", "a"))])
     assert results.comparisons == [] and results.annotators == {"ann": 1}

@@ -13,7 +13,7 @@ from typing import Any
 from manners.data.formats.fields import InvalidRow, list_field, text_field
 from manners.data.formats.turns import parse_turns
 from manners.data.types import Conversation, Message
-from manners.errors import did_you_mean
+from manners.errors import MannersError, did_you_mean
 
 PREFERENCES = ("first", "second")  # the better of two replies
 LABELS = ("good", "bad")  # a verdict on one reply alone
@@ -66,6 +66,13 @@ def read_votes(rows: Iterable[tuple[str, Any]]) -> Votes:
         except InvalidRow as error:
             invalid.append((source, error))
     return Votes(list(votes.values()), undone, invalid)
+
+
+def check_rows(found: Votes, otherwise: str = "") -> None:
+    """Raises MannersError for the first row that is no vote."""
+    if found.invalid:
+        source, why = found.invalid[0]
+        raise MannersError(f"{source}: {str(why).rstrip('.?')}: mend or remove that line{otherwise}.")
 
 
 def parse_vote(row: dict[str, Any], source: str) -> Vote:

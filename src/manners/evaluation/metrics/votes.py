@@ -56,8 +56,15 @@ class VoteResults:
 
 
 def vote_results(votes: Iterable[Vote]) -> VoteResults:
-    """All that ``votes`` say of the models whose replies they compare. Two samples of one model are not compared."""
-    votes = list(votes)
+    """All that ``votes`` say of the models whose replies they compare. Two samples of one model are not compared.
+
+    Whoever votes twice on a pair of replies counts by the last vote. Votes without a name may be of several people.
+    """
+    one_each: dict[object, Vote] = {}
+    for number, vote in enumerate(votes):
+        named = vote.annotator and vote.verdict in COMPARED
+        one_each[(vote.annotator, *sorted(vote.models), *pair_key(vote)) if named else number] = vote
+    votes = list(one_each.values())
     pairs: dict[tuple[str, str], list[Vote]] = defaultdict(list)
     for vote in votes:
         if vote.verdict in COMPARED and len(set(vote.models)) == 2:
@@ -171,17 +178,19 @@ def fit_strengths(wins: np.ndarray) -> np.ndarray:
 
 
 def units_of(votes: Iterable[Vote]) -> list[list[str]]:
-    """For each pair of replies to a prompt, what its votes say: the better reply, "tie" or "both_bad".
-
-    Whoever votes twice on a pair counts by the last vote.
-    """
-    units: dict[str, dict[str, str]] = defaultdict(dict)
+    """For each pair of replies to a prompt, what each annotator said of it: the better reply, "tie" or "both_bad"."""
+    units: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for vote in votes:
         replies = sorted(vote.replies)
         preferred = {"first": vote.replies[0], "second": vote.replies[-1]}.get(vote.verdict)
         value = vote.verdict if preferred is None else f"reply {replies.index(preferred)}"
-        units[json.dumps([vote.prompt, replies])][vote.annotator] = value
+        units[pair_key(vote)][vote.annotator] = value
     return [list(values.values()) for values in units.values()]
+
+
+def pair_key(vote: Vote) -> tuple[str, str]:
+    """The prompt, and the replies to it in either order."""
+    return json.dumps(vote.prompt), json.dumps(sorted(vote.replies))
 
 
 def krippendorff_alpha(units: Iterable[Sequence[str]]) -> float | None:
@@ -211,7 +220,7 @@ def results_markdown(results: VoteResults, name: Callable[[str], str] = str) -> 
     lines = []
     if results.comparisons:
         lines += [
-            "| preferred | to | wins | ties | losses | win rate | length-controlled | votes left for ± 5 points |",
+            "| model | against | wins | ties | losses | win rate | length-controlled | votes left for ± 5 points |",
             "| --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
     for c in results.comparisons:

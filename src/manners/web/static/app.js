@@ -1,7 +1,7 @@
 // The page: compare models, vote on their replies, read the results. No library, and no address but this server's.
 
 const $ = (id) => document.getElementById(id);
-const state = { models: [], chats: {}, running: null, ballot: null, editing: null, busy: false };
+const state = { models: [], chats: {}, running: null, ballot: null, busy: false, drawn: "" };
 
 // Elements are made of text, never of markup: replies are shown as they are.
 function element(tag, options = {}, ...children) {
@@ -26,11 +26,13 @@ async function call(path, body) {
   } catch {
     throw new Error("the server does not answer: is it still running?");
   }
-  if (!response.ok) {
-    const { detail } = await response.json().catch(() => ({}));
-    throw new Error(typeof detail === "string" ? detail : `the server refused this (${response.status})`);
-  }
+  if (!response.ok) throw new Error(await refusal(response));
   return response;
+}
+
+async function refusal(response) {
+  const { detail } = await response.json().catch(() => ({}));
+  return typeof detail === "string" ? detail : `the server refused this (${response.status})`;
 }
 
 const post = async (path, body) => (await call(path, body)).json();
@@ -86,9 +88,19 @@ function drawChat(name) {
     parts.push(turn.element = element("div", { className: `turn ${turn.role}` }));
     drawText(turn);
     if (turn.error) parts.push(element("div", { className: "under error" }, turn.error));
-    if (turn.role === "assistant" && turn.done) parts.push(underReply(name, chat.turns.slice(0, i), turn));
+    if (turn.role === "assistant" && turn.done) parts.push(underReply(name, conversation(chat.turns.slice(0, i)), turn));
   });
   chat.card.replaceChildren(...parts);
+}
+
+// What the model and the votes are told of a chat: no exchange to which there was no reply.
+function conversation(turns) {
+  const kept = [];
+  for (const { role, content } of turns) {
+    if (role === "assistant" && !content) kept.pop();
+    else kept.push({ role, content });
+  }
+  return kept;
 }
 
 function drawText(turn) {
@@ -104,25 +116,27 @@ function drawText(turn) {
   turn.element.replaceChildren(...spans);
 }
 
-function underReply(name, before, turn) {
-  const messages = before.map(({ role, content }) => ({ role, content }));
+function underReply(name, messages, turn) {
   const reply = { text: turn.content, model: name, ...turn.options };
   const label = (verdict, edited) => attempt(async () => {
     const body = { annotator: annotator(), verdict, messages, system: turn.system, reply, edited };
     const { mine } = await post("/api/label", body);
+    turn.said = verdict === "edit" ? turn.said : verdict;
+    drawChat(name);
     say(`counted: ${mine} ${mine === 1 ? "vote" : "votes"} of yours`);
   });
-  const button = (text, title, click) => element("button", { type: "button", title, on: { click } }, text);
+  const button = (text, title, click) =>
+    element("button", { type: "button", title, ariaPressed: turn.said && String(turn.said === text), on: { click } }, text);
   const parts = [
     button("copy", "copy the reply", () => attempt(() => navigator.clipboard.writeText(turn.content))),
     button("good", "a good reply", () => label("good")),
     button("bad", "a bad reply", () => label("bad")),
     button("edit", "write what it should have said", () => edit(turn.element, turn.content, (text) => label("edit", text))),
   ];
-  if (state.hasReward || $("category").value) {
+  if (state.hasReward || turn.category) {
     const score = turn.credit ? `reward ${turn.credit.score.toFixed(2)}` : "score";
-    parts.push(button(score, "score it, and color the words that earned or lost it", () => attempt(async () => {
-      const body = { messages, system: turn.system, reply: turn.content, category: $("category").value };
+    parts.push(button(score, "the judge's verdict, and the words that earned or lost reward", () => attempt(async () => {
+      const body = { messages, system: turn.system, reply: turn.content, category: turn.category };
       Object.assign(turn, await post("/api/score", body));
       drawChat(name);
     })));
@@ -177,10 +191,11 @@ function setRunning(running) {
 async function streamReply(name) {
   const { turns } = state.chats[name];
   if (turns.at(-1)?.role !== "user") return;
-  const messages = turns.map(({ role, content }) => ({ role, content }));
+  const messages = conversation(turns);
   const scale = name === state.base ? 0 : Number($("scale").value);
-  const options = { temperature: Number($("temperature").value), scale };
-  const turn = { role: "assistant", content: "", options, system: $("system").value };
+  const temperature = $("temperature").value === "" ? state.temperature : Number($("temperature").value);
+  const options = { temperature, scale };
+  const turn = { role: "assistant", content: "", options, system: $("system").value, category: $("category").value };
   turns.push(turn);
   drawChat(name);
   try {
@@ -189,7 +204,7 @@ async function streamReply(name) {
       method: "POST", headers: { "Content-Type": "application/json" },
       body: JSON.stringify(body), signal: state.running.signal,
     });
-    if (!response.ok) throw new Error(`the server refused this (${response.status})`);
+    if (!response.ok) throw new Error(await refusal(response));
     for await (const line of lines(response.body)) {
       if ("seed" in line) turn.options.seed = line.seed;
       if (line.error) turn.error = line.error;
@@ -197,10 +212,10 @@ async function streamReply(name) {
       turn.element.textContent = turn.content;
     }
   } catch (error) {
-    if (error.name !== "AbortError") turn.error = error.message;
+    turn.error = error.name === "AbortError" ? "(stopped)" : error.message;
   }
-  turn.done = Boolean(turn.content);
-  if (!turn.done && !turn.error) turn.error = "(an empty reply)";
+  if (!turn.content && !turn.error) turn.error = "(an empty reply)";
+  turn.done = !turn.error; // half a reply is not voted on
   drawChat(name);
 }
 
@@ -223,7 +238,7 @@ function dropLast(name, onlyReply) {
 
 function saveChats() {
   const rows = shownModels().map((name) => {
-    const turns = state.chats[name].turns.map(({ role, content }) => ({ role, content }));
+    const turns = conversation(state.chats[name].turns);
     const system = $("system").value.trim();
     return { messages: system ? [{ role: "system", content: system }, ...turns] : turns, model: name };
   }).filter((row) => row.messages.length > 1);
@@ -249,7 +264,14 @@ async function nextBallot(typed = "") {
   if (!typed && !state.prompts) {
     return $("ballot").replaceChildren(element("p", {}, "Type a prompt, and ask."));
   }
-  const found = await post("/api/ballot", { annotator: annotator(), pair: pair(), typed });
+  let found;
+  try {
+    found = await post("/api/ballot", { annotator: annotator(), pair: pair(), typed });
+  } catch (error) {
+    $("ballot").replaceChildren();
+    $("typed").value ||= typed;
+    throw error;
+  }
   showCounts(found);
   if (!found.ballot) {
     const why = typed ? "Both gave the same reply." : `You have judged all ${state.prompts} ${state.source} prompts.`;
@@ -259,7 +281,9 @@ async function nextBallot(typed = "") {
   const turns = found.ballot.messages.map((m) => element("div", { className: `turn ${m.role}` }, m.content));
   const replies = found.ballot.replies.map((text, side) => {
     const place = element("div", { className: "turn", id: `reply-${side}` }, text || "(an empty reply)");
-    return element("section", { className: "card" }, element("h2", {}, side ? "right" : "left"), place);
+    const change = element("button", { type: "button", title: "write what it should have said", on: { click: () => editReply(side) } }, "edit");
+    return element("section", { className: "card" }, element("h2", {}, side ? "right" : "left"), place,
+      element("div", { className: "under" }, change));
   });
   $("ballot").replaceChildren(...turns, element("div", { className: "columns" }, ...replies));
   setVoting(true);
@@ -271,11 +295,10 @@ function setVoting(possible) {
 
 async function castVote(verdict, more = {}) {
   if (!state.ballot || state.busy) return;
+  if ($("ballot").querySelector("textarea")) throw new Error("a reply is being edited: keep it, or cancel");
   state.busy = true;
   try {
-    const found = await post("/api/vote", { ballot: state.ballot.id, verdict, annotator: annotator(), ...more });
-    $("last").textContent = `The last one: left was ${found.models[0]}, right was ${found.models[1]}.`;
-    showCounts(found);
+    showCounts(await post("/api/vote", { ballot: state.ballot.id, verdict, annotator: annotator(), ...more }));
   } finally {
     state.busy = false;
   }
@@ -338,10 +361,7 @@ async function start() {
   $("temperature").value = found.temperature;
   $("system").value = found.system;
   $("pair").append(...found.pairs.map(([a, b]) => element("option", {}, a === b ? `${a}, two samples` : `${a} and ${b}`)));
-  const train = `.venv/bin/python train.py dataset=jsonl dataset.path=${found.votes_file}`;
-  const from = `policy_from=${state.models.at(-1)}`;
-  const methods = [`dpo ${from}`, `kto ${from}`, "reward method.loss=pairwise"];
-  $("command").textContent = methods.map((method) => `${train} method=${method}`).join("\n");
+  $("command").textContent = found.commands.join("\n");
   $("category").append(...["", ...found.categories].map((name) => element("option", { value: name }, name.replaceAll("_", " "))));
   $("category").parentElement.hidden = !found.categories.length;
   $("from-data").hidden = !found.prompts;
@@ -359,8 +379,20 @@ $("prompt-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("prompt").value.trim();
   if (!text || state.running) return;
+  if (!shownModels().length) return say("tick a model under Settings first", true);
   $("prompt").value = "";
   attempt(() => sendAll(text));
+});
+$("prompt").addEventListener("input", () => { // the category is that of the prompt that was drawn
+  if (state.drawn && $("prompt").value !== state.drawn) state.drawn = $("category").value = "";
+});
+$("category").addEventListener("change", () => {
+  state.drawn = "";
+  for (const name of state.models) {
+    const last = state.chats[name].turns.at(-1);
+    if (last?.role === "assistant") Object.assign(last, { category: $("category").value, verdict: null });
+    drawChat(name);
+  }
 });
 $("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
@@ -370,7 +402,7 @@ $("prompt").addEventListener("keydown", (event) => {
 });
 $("from-data").addEventListener("click", () => attempt(async () => {
   const { messages, category } = await (await call("/api/prompt")).json();
-  $("prompt").value = messages.at(-1).content;
+  $("prompt").value = state.drawn = messages.at(-1).content;
   $("category").value = category;
   $("prompt").focus();
 }));
@@ -379,7 +411,11 @@ $("retry").addEventListener("click", () => attempt(() => {
   shownModels().forEach((name) => dropLast(name, true));
   return replyAll();
 }));
-$("undo").addEventListener("click", () => shownModels().forEach((name) => dropLast(name, false)));
+$("undo").addEventListener("click", () => {
+  const asked = shownModels().map((name) => state.chats[name].turns.findLast(({ role }) => role === "user")?.content);
+  shownModels().forEach((name) => dropLast(name, false));
+  $("prompt").value ||= asked.find(Boolean) || "";
+});
 $("clear").addEventListener("click", () => state.models.forEach((name) => { state.chats[name].turns = []; drawChat(name); }));
 $("save").addEventListener("click", saveChats);
 $("pair").addEventListener("change", () => attempt(() => nextBallot()));
