@@ -164,6 +164,28 @@ def test_reference_is_the_model_before_training(family, critic):
     assert all(p.requires_grad for n, p in policy.named_parameters() if "lora_" in n)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("critic", ["head", "adapter"])
+def test_policy_is_its_reference_until_its_adapter_changes(critic, bf16):
+    policy = Policy(lora(language_model("qwen2")), critic, bf16)
+    perturb(policy, "lora_A")
+    perturb(policy, CRITIC)
+    assert policy.is_reference
+    assert torch.equal(forward_no_grad(policy).logprobs, reference_logprobs(policy))
+    last = [p for n, p in policy.named_parameters() if "lora_B.default" in n][-1]
+    with torch.no_grad():
+        last[-1, -1] = 1e-3
+    assert not policy.is_reference
+
+
+def test_policies_that_may_differ_from_the_reference_at_once():
+    """All weights train, an adapter begins elsewhere, or more than an adapter trains."""
+    model = language_model("qwen2")
+    started = lora(copy.deepcopy(model), init_lora_weights=False)
+    dora = lora(copy.deepcopy(model), use_dora=True)
+    assert not any(Policy(m).is_reference for m in (copy.deepcopy(model), started, dora))
+
+
 def test_reference_of_full_fine_tuning_is_a_frozen_copy():
     model = language_model("qwen2")
     perturb(model, std=0.1)  # as after SFT

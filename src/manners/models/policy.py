@@ -71,6 +71,12 @@ class Policy(torch.nn.Module):
                 hidden = self.hidden_states(self.model, reading)
         return PolicyOutput(logprobs, entropy, self.value_head(hidden.float())[:, 0])
 
+    @property
+    def is_reference(self) -> bool:
+        """Whether an adapter adds nothing to the reference, as before its first step: all its B are 0."""
+        trained = ((n, p) for n, p in self.model.named_parameters() if p.requires_grad and f".{CRITIC}." not in n)
+        return self.reference is None and all("lora_A" in n or ("lora_B" in n and not p.any()) for n, p in trained)
+
     @torch.no_grad()
     def reference_logprobs(self, ids: torch.Tensor, response_mask: torch.Tensor, temperature: float) -> torch.Tensor:
         """Log-probabilities (N,) of the same tokens under the reference."""

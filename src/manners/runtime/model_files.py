@@ -116,7 +116,7 @@ def converted_folder(gguf: Path, convert: Convert | None) -> Path | None:
     check_cache(folder.parent)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            print(f"{gguf.name}: converting to safetensors, once (some 30 seconds)", flush=True)
+            print(f"{gguf.name}: converting to safetensors, once (some 15 seconds)", flush=True)
             part = folder.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)  # of a conversion that was killed
             part.mkdir()

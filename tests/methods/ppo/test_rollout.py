@@ -57,6 +57,18 @@ def test_rollout_logprobs_and_values_equal_the_plain_models(small_qwen2, tokeniz
     assert (batch.logprobs - batch.ref_logprobs).abs().max() > 0.1
 
 
+def test_rollout_asks_the_reference_only_where_it_may_differ(small_qwen2, tokenizer, monkeypatch):
+    policy, asked = make_policy(small_qwen2), []
+    reference_logprobs = policy.reference_logprobs
+    monkeypatch.setattr(policy, "reference_logprobs", lambda *args: asked.append(1) or reference_logprobs(*args))
+    batch = sample_rollout(policy, tokenizer)
+    assert torch.equal(batch.ref_logprobs, batch.logprobs) and batch.logprobs.any() and not asked
+    with torch.no_grad():
+        next(p for n, p in policy.named_parameters() if "lora_B" in n).normal_()
+    batch = sample_rollout(policy, tokenizer)
+    assert asked and not torch.equal(batch.ref_logprobs, batch.logprobs)
+
+
 def test_greedy_rollout_has_finite_logprobs(small_qwen2, tokenizer):
     batch = sample_rollout(make_policy(small_qwen2), tokenizer, temperature=0.0)
     assert all(table.isfinite().all() for table in (batch.logprobs, batch.ref_logprobs, batch.entropy))

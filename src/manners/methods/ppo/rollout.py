@@ -86,7 +86,7 @@ def run_networks(policy: Policy, batch: Rollout, temperature: float, microbatch_
     Log-probabilities come from the forward pass that training uses, not from sampling, so that the ratio of the first
     epoch is exactly 1.
     """
-    mask = batch.mask
+    mask, unchanged = batch.mask, policy.is_reference
     with torch.no_grad(), policy.frozen_weights_in_bf16():
         for part in microbatches(batch, list(range(len(batch.prompts))), microbatch_tokens, pad_token_id):
             ids, response_mask = part.ids.to(policy.model.device), part.response_mask.to(policy.model.device)
@@ -94,7 +94,7 @@ def run_networks(policy: Policy, batch: Rollout, temperature: float, microbatch_
             scatter_tokens(batch.logprobs, output.logprobs, part.rows, mask)
             scatter_tokens(batch.values, output.values, part.rows, mask)
             scatter_tokens(batch.entropy, output.entropy, part.rows, mask)
-            reference = policy.reference_logprobs(ids, response_mask, temperature)
+            reference = output.logprobs if unchanged else policy.reference_logprobs(ids, response_mask, temperature)
             scatter_tokens(batch.ref_logprobs, reference, part.rows, mask)
 
 
