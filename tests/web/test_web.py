@@ -270,11 +270,15 @@ def test_commands_on_the_page_are_those_of_its_run(tmp_path):
     model = {"name": "tiny", "chat_template": "chatml"}
     run = SimpleNamespace(config=OmegaConf.create({"model": model, "method": {"name": "sft"}}))
     ref = SimpleNamespace(name="my-run", path="folder", config=run.config)
-    cfg = WebConfig(run="my-run", output_dir="my outputs")
+    out = tmp_path / "my outputs"
+    (out / "runs" / "my-run").mkdir(parents=True)
+    cfg = WebConfig(run="my-run", output_dir=str(out))
     dpo, kto, reward = training_commands(cfg, ref, tmp_path / "votes.jsonl")
-    given = ["dataset=jsonl", f"dataset.path={tmp_path}/votes.jsonl", "output_dir='my outputs'", "model=tiny"]
+    given = ["dataset=jsonl", f"dataset.path={tmp_path}/votes.jsonl", f"output_dir='{out}'", "model=tiny"]
     assert shlex.split(dpo)[2:] == [*given, "method=dpo", "policy_from=my-run"]
     assert shlex.split(reward)[2:] == [*given, "method=reward", "method.loss=pairwise"] and "kto" in kto
+    elsewhere = training_commands(WebConfig(run="x"), ref, tmp_path)[0]
+    assert elsewhere.endswith("policy_from=folder") and "output_dir" not in elsewhere
     other = SimpleNamespace(name="me/model", path="me/model", config=None)
     assert "model.name=me/model" in training_commands(WebConfig(run="x"), other, tmp_path)[0]
 

@@ -60,8 +60,10 @@ def training_commands(cfg: DictConfig, ref: ModelRef, votes: Path) -> list[str]:
     given += [quoted_override("output_dir", cfg.output_dir)] if cfg.output_dir != "outputs" else []
     model = ref.config.model if ref.config else {"name": ref.path}
     group = model_group(model["name"])
-    given += [f"model={group}"] if group else [quoted_override(f"model.{k}", v) for k, v in model.items() if k in SHOWN]
-    policy = [quoted_override("policy_from", ref.name)] if ref.config and ref.config.method.name != "reward" else []
+    own = [quoted_override(f"model.{key}", model[key]) for key in SHOWN if model.get(key)]
+    given += [f"model={group}"] if group else own
+    found_by_name = (Path(cfg.output_dir) / "runs" / ref.name).exists()
+    policy = [quoted_override("policy_from", ref.name if found_by_name else ref.path)] if ref.config else []
     methods = [["method=dpo", *policy], ["method=kto", *policy], ["method=reward", "method.loss=pairwise"]]
     return [shlex.join([".venv/bin/python", "train.py", "dataset=jsonl", *given, *method]) for method in methods]
 
