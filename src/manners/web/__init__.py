@@ -64,7 +64,8 @@ def training_commands(cfg: DictConfig, ref: ModelRef, votes: Path) -> list[str]:
     given += [f"model={group}"] if group else own
     found_by_name = (Path(cfg.output_dir) / "runs" / ref.name).exists()
     policy = [quoted_override("policy_from", ref.name if found_by_name else ref.path)] if ref.config else []
-    methods = [["method=dpo", *policy], ["method=kto", *policy], ["method=reward", "method.loss=pairwise"]]
+    reward = ["method=reward", "method.loss=pairwise", "method.corruption_ratio=0.3"]  # else PPO may refuse it
+    methods = [["method=dpo", *policy], ["method=kto", *policy], reward]
     return [shlex.join([".venv/bin/python", "train.py", "dataset=jsonl", *given, *method]) for method in methods]
 
 
