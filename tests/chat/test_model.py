@@ -61,6 +61,21 @@ def test_scale_0_is_base_and_1_is_peft_bit_for_bit(tmp_path, family):
     assert chat_model.base_name == str(base_folder)
 
 
+def test_plain_loras_share_the_weights_of_their_base(tmp_path):
+    base_folder, bases = checkpoints.base(tmp_path), {}
+    folders = [checkpoints.adapter(base_folder, tmp_path / f"run{seed}", seed) for seed in (1, 2)]
+    tokens = checkpoints.adapter(base_folder, tmp_path / "tokens", 3, trainable_token_indices=[5])
+    dora = checkpoints.adapter(base_folder, tmp_path / "dora", 4, use_dora=True)
+    one, other, with_tokens, with_dora = (
+        load_chat_model(ModelRef(f.name, str(f)), "cpu", bases=bases) for f in (*folders, tokens, dora)
+    )
+    assert one.model is other.model and len({id(m.model) for m in (one, with_tokens, with_dora)}) == 3
+    for used, unused, folder in ((one, other, folders[0]), (other, one, folders[1])):
+        used.set_scale(1)
+        unused.set_scale(0)
+        assert torch.equal(logits(used.model), logits(checkpoints.load(folder).model))
+
+
 @pytest.mark.parametrize("scale", [0.5, -1, 2])
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
 def test_set_scale_multiplies_the_lora_update(tmp_path, family, scale):

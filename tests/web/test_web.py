@@ -5,6 +5,7 @@ import os
 import shlex
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -25,7 +26,7 @@ from manners.web import ballots as ballots_module
 from manners.web import results, training_commands, vote_file
 from manners.web.app import MAX_BODY, make_app
 from manners.web.ballots import Ballots
-from manners.web.models import Models
+from manners.web.models import Models, ReplyOptions
 from manners.web.vote_file import VoteFile
 from tests.data.files import read
 
@@ -80,6 +81,23 @@ def test_a_reply_streams_and_its_seed_repeats_it(page):
     seed, text = lines[0]["seed"], "".join(line["text"] for line in lines[1:])
     again = page.client.post("/api/reply", json=body | {"seed": seed}).text.splitlines()
     assert text and "".join(json.loads(line)["text"] for line in again[1:]) == text
+
+
+def test_runs_on_one_base_do_not_mix(page):
+    """Two adapters on the weights of one base: while one replies, the scale of the other is 0."""
+    scales = {}
+
+    def model(name, scale_of):
+        return replace(page.ballots.models.by_name["one"], name=name, set_scale=lambda s: scales.update({scale_of: s}))
+
+    loras = {"base": model("base", "one"), "one": model("one", "one"), "two": model("two", "two")}
+    models = replace(page.ballots.models, by_name=loras, base="base")
+    options = ReplyOptions(1, 0.0, 2)
+    for name, expected in (("one", {"one": 1.0, "two": 0.0}), ("two", {"one": 0.0, "two": 1.0})):
+        models.reply(name, PROMPTS[0].messages, options)
+        assert scales == expected
+    models.reply("base", PROMPTS[0].messages, options)
+    assert scales == {"one": 0.0, "two": 0.0}
 
 
 def test_a_reply_that_the_context_cannot_hold_says_so(page):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers.utils import logging
 
@@ -34,6 +35,7 @@ MORE_THAN_PLAIN = (
 )
 
 SetScale = Callable[[float], None]
+Bases = dict[tuple[str, str | None, bool], Any]  # models without an adapter, by name, revision, and whether in 4 bits
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,12 @@ class ChatModel:
     set_scale: SetScale  # raises MannersError if there is no base model
 
 
-def load_chat_model(ref: ModelRef, device: str, key: str = "run") -> ChatModel:
+def load_chat_model(ref: ModelRef, device: str, key: str = "run", bases: Bases | None = None) -> ChatModel:
     """The model of ``ref`` on ``device`` at scale 1, in float32, or in 4 bits if it was trained so.
 
-    Raises MannersError, in terms of the option ``key``, if the model cannot be loaded or has no chat template.
+    Plain LoRAs share the weights of one base where they are given the same ``bases``; then the scales of all but the
+    one in use have to be 0. Raises MannersError, in terms of the option ``key``, if the model cannot be loaded or has
+    no chat template.
     """
     logging.set_verbosity_error()  # silences the warning about newly added embeddings
     train_cfg, folder = ref.config, Path(resolve_name(ref.path))
@@ -58,11 +62,13 @@ def load_chat_model(ref: ModelRef, device: str, key: str = "run") -> ChatModel:
     base_name = train_cfg.model.name if train_cfg else adapter_config.get("base_model_name_or_path", "")
     revision = train_cfg.model.revision if train_cfg else adapter_config.get("revision")
     four_bit = train_cfg is not None and train_cfg.adapter.quantization != "none"
+    shares = bases is not None and bool(adapter_config) and adds_nothing_but_updates(folder, adapter_config)
+    loaded, known = (bases if shares and bases is not None else {}), (base_name, revision, four_bit)
 
     def load_base() -> Any:
         ref.check_base()
         try:
-            return load_weights(base_name, revision, four_bit, device)
+            return loaded[known] if known in loaded else load_weights(*known, device)
         except MannersError as error:
             raise MannersError(f"{ref.name} was trained from {base_name}. {error}") from None
 
@@ -77,6 +83,8 @@ def load_chat_model(ref: ModelRef, device: str, key: str = "run") -> ChatModel:
             f"{key}={ref.name} has no chat template, so it cannot chat. Train it on conversations first: "
             f"python train.py model.name={ref.name} model.chat_template=plain"
         )
+    if shares:
+        loaded[known] = model
     if adapter_config.get("use_dora"):
         model = merge_dora(model, folder, adapter_config, tokenizer)
         set_scale = interpolate_weights(model, load_base)
@@ -93,6 +101,12 @@ def load_weights(name: str, revision: str | None, four_bit: bool, device: str) -
     """The model ``name`` on ``device``, in float32 or in 4 bits."""
     model: Any = loading.load_model(name, revision, quantization="nf4" if four_bit else "none")
     return model if four_bit else model.to(device)
+
+
+def adds_nothing_but_updates(folder: Path, adapter_config: dict[str, Any]) -> bool:
+    """Whether an adapter leaves all weights of its base as they are: no DoRA, and no embeddings of its own."""
+    with safe_open(folder / WEIGHTS, "pt") as weights:
+        return not adapter_config.get("use_dora") and all(".lora_" in name for name in weights.keys())  # noqa: SIM118
 
 
 def check_known_weights(folder: Path, adapter_config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:

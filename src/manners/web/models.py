@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from manners.chat.model import ChatModel, load_chat_model
+from manners.chat.model import Bases, ChatModel, load_chat_model
 from manners.chat.session import Session
 from manners.chat.streaming import SamplingState, prompt_ids, stream_reply
 from manners.data.types import Message, Prompt, has_category
@@ -57,6 +57,9 @@ class Models:
         chunks = stream_reply(model, ids, "assistant", state, state.draw_uniforms())
         while True:
             with self.lock, torch.inference_mode(), self.device.autocast():
+                for other in self.by_name.values():
+                    if other is not model and other.model is model.model:  # an adapter on the same base
+                        other.set_scale(0.0)
                 model.set_scale(scale)
                 chunk = next(chunks, None)
             if chunk is None:
@@ -83,7 +86,8 @@ class Models:
 def load_models(cfg: DictConfig, refs: Sequence[ModelRef], dataset: DictConfig | None) -> Models:
     """The runs, their base, and what scores and judges their replies to ``dataset``. Raises MannersError."""
     device = inference_device(cfg.hardware)
-    by_name = {ref.name: load_chat_model(ref, device.kind) for ref in refs}
+    bases: Bases = {}
+    by_name = {ref.name: load_chat_model(ref, device.kind, bases=bases) for ref in refs}
     first = next(iter(by_name.values()))
     base = first.base_name if cfg.base else ""
     if base:
