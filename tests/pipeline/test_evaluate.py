@@ -18,7 +18,7 @@ from manners.data.types import Conversation
 from manners.evaluation.generate import generate_texts
 from manners.models.loading import load_model
 from manners.models.tokenizer import load_tokenizer
-from manners.pipeline import evaluate, model_ref
+from manners.pipeline import evaluate, model_ref, run
 from manners.runtime import run_dir
 from tests.commands import ROOT, SMALL_RL, artifact_paths, find_run, mlflow_runs, small_strictbot, train_in_process
 from tests.data.files import config, write
@@ -39,9 +39,15 @@ def test_rows_that_a_model_was_trained_on_are_named(tmp_path, capsys):
     trained = {row.messages[0]["content"] for row in load_splits(few).train}
     count = sum(row.messages[0]["content"] in trained for row in evaluator.rows)
     said = " ".join(capsys.readouterr().out.split())
-    assert count > 9 and said.startswith(
-        f"few was trained on the prompts of {count} of the {len(evaluator.rows)} held-"
-    )
+    expected = f"few was trained on the prompts of {count} of the {len(evaluator.rows)} held-"
+    assert count > 9 and said.startswith(expected)
+    # A run that starts from such a policy says so, too, where the user named it.
+    for source, is_said in (("few", True), ("", False)):
+        need = SimpleNamespace(role="policy", explicit_source=source)
+        spec = SimpleNamespace(dependencies=[need], cfg=SimpleNamespace(dataset=many))
+        run.warn_of_training_rows(spec, load_splits(many), {"policy": other})
+        said = " ".join(capsys.readouterr().out.split())
+        assert said.startswith(expected) if is_said else not said
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +62,17 @@ def out(tmp_path_factory):
 
 def test_data_that_were_changed_since_a_run_are_named(out, capsys):
     folder = find_run(out, "manners-sft-*")
-    run = run_dir.artifact_of(folder, run_dir.load_state(folder))
-    refs = [model_ref.ModelRef("sft", str(run.model_dir), run), model_ref.ModelRef("base", "tiny")]
+    trained = run_dir.artifact_of(folder, run_dir.load_state(folder))
+    refs = [model_ref.ModelRef("sft", str(trained.model_dir), trained), model_ref.ModelRef("base", "tiny")]
     evaluate.warn_of_changed_data(refs)
     assert not capsys.readouterr().out
-    file = Path(run.config.dataset.path)
+    file = Path(trained.config.dataset.path)
     rows = file.read_text()
     file.write_text(rows[: rows[:-1].rindex("\n") + 1])  # without the last row
     evaluate.warn_of_changed_data(refs)
     file.write_text(rows)
     said = " ".join(capsys.readouterr().out.split())
-    assert said.startswith(f"sft was trained before dataset.path={run.config.dataset.path} was changed")
+    assert said.startswith(f"sft was trained before dataset.path={trained.config.dataset.path} was changed")
 
 
 @pytest.fixture(scope="module")

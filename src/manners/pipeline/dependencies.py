@@ -5,21 +5,23 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from manners.config import validate
 from manners.config.compose import RunSpec, UserConfigDir
 from manners.config.overrides import override_key
+from manners.config.schema import DatasetConfig
 from manners.data import sources
 from manners.data.loading import Splits, build_prompts, eval_prompts, load_splits
-from manners.data.mixture import mixture_paths
+from manners.data.mixture import mixture_paths, prompt_key
 from manners.data.types import Conversation, data_digest
 from manners.errors import MannersError, did_you_mean
 from manners.models import adapter_config
@@ -132,6 +134,22 @@ def read_digest(dataset: str, sample_type: str, written: tuple[int, ...]) -> str
     prompts = [Conversation(p.messages) for p in eval_prompts(OmegaConf.create(json.loads(dataset)))]
     digests = [data_digest(rows) for rows in (splits.train, splits.validation, splits.test, prompts)]
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:16]
+
+
+def training_rows_line(name: str, made_by: DictConfig | None, dataset: DictConfig, rows: Sequence[Conversation]) -> str:
+    """A line on the held-out ``rows`` of ``dataset`` with a prompt that the model of another dataset was trained on.
+
+    "" where there are none, as far as the data of that model are here.
+    """
+    if made_by is None or OmegaConf.to_container(made_by.dataset) == OmegaConf.to_container(dataset):
+        return ""
+    with suppress(MannersError, OSError, OmegaConfBaseException):  # its data are gone, or older than an option
+        own = OmegaConf.merge(OmegaConf.structured(DatasetConfig), made_by.dataset)
+        trained = {prompt_key(row) for row in load_splits(own).train}  # type: ignore[arg-type]
+        if seen := sum(prompt_key(row) in trained for row in rows):
+            of = f"{seen} of the {len(rows)} held-out rows"
+            return f"{name} was trained on the prompts of {of}: its figures are not of new prompts"
+    return ""
 
 
 def contents_of(cfg: DictConfig) -> dict[str, str]:

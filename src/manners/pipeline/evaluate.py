@@ -18,7 +18,7 @@ from rich.console import Console
 from manners.config import schema, validate
 from manners.data import loading
 from manners.data.clusters import cluster_ids
-from manners.data.mixture import DATASET, prompt_key
+from manners.data.mixture import DATASET
 from manners.data.rendering import TemplateRefusal
 from manners.data.template_check import renderable_rows
 from manners.data.tokenize import prompt_ids, tokenize
@@ -206,20 +206,9 @@ class Evaluator:
 
     def warn_of_training_rows(self, refs: Sequence[ModelRef]) -> None:
         """Say how many of the held-out rows have a prompt that a model was trained on, as far as its data are here."""
-        own = OmegaConf.to_container(self.dataset)
         for ref in refs:
-            if ref.config is None or OmegaConf.to_container(ref.config.dataset) == own:
-                continue
-            with suppress(MannersError, OSError, OmegaConfBaseException):  # its data are gone, or older than an option
-                merged = OmegaConf.merge(OmegaConf.structured(schema.DatasetConfig), ref.config.dataset)
-                trained = {prompt_key(row) for row in loading.load_splits(merged).train}  # type: ignore[arg-type]
-                if seen := sum(prompt_key(row) in trained for row in self.rows):
-                    console.print(
-                        f"{ref.name} was trained on the prompts of {seen} of the {len(self.rows)} held-out rows: its "
-                        "figures are not of new prompts",
-                        style="yellow",
-                        highlight=False,
-                    )
+            if line := dependencies.training_rows_line(ref.name, ref.config, self.dataset, self.rows):
+                console.print(line, style="yellow", highlight=False)
 
     @property
     def role(self) -> str:

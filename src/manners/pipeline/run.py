@@ -99,6 +99,7 @@ def train(spec: RunSpec) -> RunArtifact:
             device = as_it_began(directory, device)
             print_run_header(spec, directory, device, inputs)
             print_rows(spec)
+            warn_of_training_rows(spec, splits, inputs)
             if directory.state.microbatch_size is None:
                 directory.update_state(microbatch_size=resolve_microbatch_size(cfg, device, splits))
             processes.broadcast(str(directory.path))
@@ -263,6 +264,14 @@ def print_rows(spec: RunSpec) -> None:
             console.print(f"the last step is kept, without rows to choose a better one by: dataset.{name}_share=0.1")
             if spec.cfg.method.get("early_stopping_patience"):
                 console.print("not used: method.early_stopping_patience, since the last step alone is evaluated")
+
+
+def warn_of_training_rows(spec: RunSpec, splits: Splits, inputs: dict[str, RunArtifact]) -> None:
+    """Say where a policy that the user named was trained on rows that are held out here."""
+    if any(need.role == "policy" and need.explicit_source for need in spec.dependencies):
+        policy, rows = inputs["policy"], splits.test or splits.validation
+        if line := dependencies.training_rows_line(policy.name, policy.config, spec.cfg.dataset, rows):
+            console.print(line, style="yellow", highlight=False, soft_wrap=True)
 
 
 def rows_without_samples(cfg: DictConfig, splits: Splits) -> list[str]:
