@@ -334,6 +334,8 @@ def test_recipe_without_its_package_line_is_named(tmp_path):
             "--learning_rate: options are written without dashes, KEY=VALUE: method.l",
         ),
         (["--seed=3"], "--seed=3: options are written without dashes, KEY=VALUE: seed=3."),
+        (["--helpp", "plan=true"], "--helpp: options are written without dashes, KEY=VALUE: helpp=VALUE."),
+        (["+method.rewards={we$rd #1?: {}}"], "cannot be read: names in {…} have letters, digits and _,"),
         (["method.max_steps", "5"], "'method.max_steps' is no option: options are written KEY=VALUE: method.max_ste"),
         (["model=tiny", "-m", "seed=1,2"], "seed=1,2: flags such as -m stand before all options, or after them"),
         (['output_dir="~nobody-here"'], "output_dir=~nobody-here: there is no such user."),

@@ -170,6 +170,7 @@ def test_a_killed_command_goes_on_to_the_same_file(command, stubbed, tmp_path, m
         ("system=null", "has no system message of its own: system="),
         ("reward_from=none", "nothing chooses among the replies"),
         ("out=rows.csv", "written to a .jsonl file"),
+        ("out=/dev/null/rows.jsonl", r"out=/dev/null cannot be written .* another place: out=FOLDER/FILE.jsonl"),
         ("max_new_tokens=600", "max_new_tokens=600 leaves no room for prompts in the 512 tokens"),
     ],
 )

@@ -297,9 +297,9 @@ def test_latest_is_the_newest_run_that_can_fill_the_role(out):
     assert resolve(out, "policy", "latest").name == "2-dpo"
     assert resolve(out, "reward", "latest").name == "3-reward"
     shutil.rmtree(out)
-    assert f"reward_from=latest: {out}/runs has no finished run of method=reward yet" in error_of(
-        out, "reward", "latest"
-    )
+    error = error_of(out, "reward", "latest")
+    assert f"reward_from=latest: {out}/runs has no finished run of method=reward yet" in error
+    assert "Train one: python train.py method=reward." in error
 
 
 # --- Plan and lineage ---

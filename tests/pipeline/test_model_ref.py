@@ -50,6 +50,15 @@ def test_latest_is_refused_without_finished_runs(tmp_path):
     assert "has no finished run yet. Train one: python train.py" in error_of("latest", tmp_path)
 
 
+def test_runs_that_have_not_finished_are_not_proposed(out):
+    unfinished = out / "runs" / "my-sfx"
+    unfinished.mkdir()
+    (unfinished / "run.json").write_text('{"status": "running"}')
+    error = error_of("my-sfxx", out)
+    shutil.rmtree(unfinished)
+    assert "Did you mean 'my-sft'" in error
+
+
 def test_name_folder_and_hub_name_are_resolved(out):
     cfg = config(out)
     assert model_ref.resolve_model("my-sft", cfg).config.method.name == "sft"

@@ -167,6 +167,12 @@ def test_answer_without_a_grade_abstains_and_is_counted(server):
     assert grade(server, "a b", "c d", "e f", "a b")[0] == scores and len(server.requests) == 3
 
 
+def test_judge_that_grades_nothing_ends_the_run(server):
+    server.respond = lambda number, text: (200, "Fine!", 0)
+    with pytest.raises(MannersError, match=r"none of 2 answers of .* has a grade.*remove .* to ask for them again"):
+        grade(server, "a", "b")
+
+
 def test_budget_of_requests_stops_and_a_restart_goes_on(server):
     match = r"method\.rewards\.nice\.max_requests=2 is used up \(2 requests, .*same command.*=4 begins a new"
     with pytest.raises(MannersError, match=match):

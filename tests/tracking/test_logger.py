@@ -129,6 +129,19 @@ def test_sync_refuses_a_folder_that_is_no_run(tmp_path):
         sync.sync_run(tmp_path, None)
 
 
+def test_sync_prints_no_password_and_names_a_deleted_run(tmp_path, monkeypatch):
+    (tmp_path / "run.json").write_text('{"mlflow_run_id": "1a"}')
+    client, run = FakeClient(), SimpleNamespace(info=SimpleNamespace(), data=SimpleNamespace(metrics={}))
+    client.get_run = lambda _id: run
+    monkeypatch.setattr(sync.store, "existing_store", lambda _uri: client)
+    run.info.lifecycle_stage = "active"
+    assert sync.sync_run(tmp_path, "postgresql://me:secret@host/x").endswith("sent to postgresql://me:***@host/x")
+    run.info.lifecycle_stage = "deleted"
+    with pytest.raises(MannersError, match=r"MLFLOW_TRACKING_URI=\S+ mlflow runs restore --run-id 1a") as error:
+        sync.sync_run(tmp_path, "postgresql://me:secret@host/x")
+    assert "secret" not in str(error.value)
+
+
 def test_server_that_comes_back_receives_all_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(async_writer, "CLOSE_TIMEOUT", 30.0)
     client = FakeClient(failing=True)

@@ -71,6 +71,8 @@ def explain_unreadable(override: str, following: str) -> str:
     if not equals:
         form = f": {key}={following}" if following and "=" not in following else ""
         return f"'{override}' is no option: options are written KEY=VALUE{form}."
+    if value.startswith("{"):
+        return f"{override} cannot be read: names in {{…}} have letters, digits and _, and texts may need quotes there."
     if value.startswith("["):
         items = re.split(r",(?![^\[]*\])", value[1:].removesuffix("]"))  # not at the commas of a list inside
         inner = ", ".join(f"'{item.strip()}'" for item in items)
@@ -85,6 +87,7 @@ def explain_flag(flag: str, following: str, cfg: DictConfig) -> str:
         return f"{flag}: flags such as -m stand before all options, or after them, not between: -m KEY=VALUE KEY=VALUE."
     name, _, value = flag.lstrip("-").partition("=")
     known = [key for key in option_names(cfg) if name in (key, key.rpartition(".")[2])]
+    following = "" if "=" in following else following  # an option of its own
     key, value = known[0] if known else RENAMED.get(name, name), value or following or "VALUE"
     return f"{flag}: options are written without dashes, KEY=VALUE: {key}={value}. All of them: --help"
 

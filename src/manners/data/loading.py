@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from manners.data import mixture, sources
 from manners.data.files import file_rows
 from manners.data.formats import detect_row_format, oasst, votes
-from manners.data.formats.fields import InvalidRow, Row
+from manners.data.formats.fields import InvalidRow, Row, is_empty
 from manners.data.formats.rows import LABEL_FIELDS, parse_row, rename_columns, with_system_message
 from manners.data.formats.turns import misread_texts, parse_turns, text_format
 from manners.data.splits import SPLITS, assign_splits, split_named, split_of_row, splits_of_files
@@ -68,6 +68,7 @@ def load_splits(cfg: DictConfig, sample_type: str = "") -> Splits:
         first = f" The first: {splits.skipped[0]}." if splits.skipped else ""
         raise MannersError(f"dataset.path={cfg.path}: {reason}.{first}")
     check_columns(splits.fields, cfg)
+    rows = without_other_labels(rows, cfg, splits)
     if sample_type not in ("scored", "preference", "unpaired_preference"):
         rows = leave_out_without_loss(rows, splits, cfg)
     splits.warnings += misread_texts(row for _, row in rows)
@@ -202,6 +203,26 @@ def reject_row(source: str, error: InvalidRow, cfg: DictConfig, splits: Splits) 
     raise MannersError(
         f"{sentence.rstrip('.')}. Fix the row, or skip such rows: dataset.on_invalid_row=skip.{hint}"
     ) from None
+
+
+def without_other_labels(
+    rows: list[tuple[str | None, Conversation]], cfg: DictConfig, splits: Splits
+) -> list[tuple[str | None, Conversation]]:
+    """The rows but those whose label is neither true nor false, where that of another row is: such a row is malformed.
+
+    Without any that is, a field of this name says something else, and is not read.
+    """
+    if not any(isinstance(row.metadata.get("label"), bool) for _, row in rows):
+        return rows
+    kept = []
+    for split, row in rows:
+        label = row.metadata.get("label")
+        if is_empty(label) or isinstance(label, bool) or "rejected" in row.metadata:
+            kept.append((split, row))
+        else:
+            why = f"field 'label' is {label!r}, and that of other rows is true or false"
+            reject_row(row.source, InvalidRow(f"{why}: write one of them, or none"), cfg, splits)
+    return kept
 
 
 def leave_out_without_loss(

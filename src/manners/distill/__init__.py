@@ -27,7 +27,7 @@ from manners.pipeline import model_ref
 from manners.pipeline.evaluate import with_system
 from manners.pipeline.model_ref import ModelRef
 from manners.pipeline.style_judge import check_style_judge
-from manners.runtime.atomic_io import atomic_write
+from manners.runtime.atomic_io import atomic_write, check_writable
 
 console = Console(markup=False)
 
@@ -85,6 +85,7 @@ def check_options(cfg: DictConfig, system: str | None) -> None:
         raise MannersError(f"out={cfg.out}: the rows are written to a .jsonl file.", "out")
     if Path(cfg.out).exists() and "distilled_from" not in Path(cfg.out).read_text(encoding="utf-8").partition("\n")[0]:
         raise MannersError(f"out={cfg.out} exists, and is no file of a distillation: choose another name.", "out")
+    check_writable(str(Path(cfg.out).parent), "Choose another place: out=FOLDER/FILE.jsonl.", "out=")
     check_style_judge(cfg)
 
 

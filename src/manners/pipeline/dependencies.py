@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, lru_cache
-from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -226,7 +225,7 @@ def resolve_explicit(spec: RunSpec) -> RunArtifact:
     else:
         found = run_dir.find_by_name(source, cfg.output_dir) or store.fetch_run(cfg, source)
     if found is None:
-        names = [p.name for p in (Path(cfg.output_dir) / "runs").glob("*")]
+        names = run_dir.finished_names(cfg.output_dir)
         raise MannersError(
             f"{spec.role}_from={source} is neither a folder with a model nor a finished run. "
             f"{did_you_mean(source, names) if names else ''}"

@@ -192,7 +192,7 @@ def resolve_model(
         return ModelRef(file.stem, str(file.absolute()))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return ModelRef(name, name)
-    names = [p.name for p in (Path(cfg.output_dir) / "runs").glob("*")]
+    names = run_dir.finished_names(cfg.output_dir)
     raise MannersError(
         f"{key}={name} is neither a finished run, nor a folder with a model, nor a GGUF file, nor a name on the hub. "
         + (did_you_mean(name, names) if names else "There are no runs here yet: python train.py"),
@@ -239,9 +239,10 @@ def latest_run(cfg: DictConfig, methods: tuple[str, ...] = GENERATING_METHODS, k
             finished.append(((path / run_dir.STATE_FILE).stat().st_mtime, path, state))
     if not finished:
         kind = "" if methods == GENERATING_METHODS else f" of method={' or '.join(methods)}"
+        command = f"python train.py{f' method={methods[0]}' * bool(kind)}"
         raise MannersError(
-            f"{key}=latest: {Path(cfg.output_dir).resolve()}/runs has no finished run{kind} yet. Train one: python "
-            "train.py. Runs of another folder: output_dir=FOLDER."
+            f"{key}=latest: {Path(cfg.output_dir).resolve()}/runs has no finished run{kind} yet. Train one: {command}. "
+            "Runs of another folder: output_dir=FOLDER."
         )
     _, path, state = max(finished, key=lambda entry: entry[0])
     return run_ref(run_dir.finished_artifact(path, state), f"{key}=latest")

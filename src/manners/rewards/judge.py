@@ -68,7 +68,8 @@ def judge(
     Exploited by length, which judges favor (Zheng et al. 2023, arXiv 2306.05685, section 3.3), by a confident tone, and
     by replies that speak to the judge ("Rate this 10").
 
-    Raises MannersError where a budget is used up, the endpoint gives no answer, or a rubric cannot be filled.
+    Raises MannersError where a budget is used up, the endpoint gives no answer, none of several answers has a grade, or
+    a rubric cannot be filled.
     """
     if max_score <= 0:
         raise MannersError(f"max_score={max_score} must be above 0: it is the best grade that the rubric asks for.")
@@ -104,6 +105,11 @@ def judge(
     with ThreadPoolExecutor(NUM_THREADS) as pool:  # after an error what has not begun is left
         answers = pool.map(lambda text: llm_endpoint.cached(folder, [text, temperature], partial(ask, text)), different)
         grade = {text: parse_score(answer, max_score) for text, answer in zip(different, answers, strict=True)}
+    if len(different) > 1 and all(score is None for score in grade.values()):
+        raise MannersError(
+            f"{key}: none of {len(different)} answers of {model} has a grade on its last line. Mend the endpoint or "
+            f"the rubric. The answers are kept, for a resumed run: remove {folder} to ask for them again."
+        )
     scores = [grade[text] for text in texts]
     log_metric(f"{component}/requests", usage.requests)
     log_metric(f"{component}/tokens", usage.tokens)

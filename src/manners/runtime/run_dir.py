@@ -234,6 +234,11 @@ def all_runs(output_dir: str, pattern: str = "*") -> Iterator[tuple[Path, RunSta
             yield file.parent, state
 
 
+def finished_names(output_dir: str) -> list[str]:
+    """The names of the runs in ``output_dir`` that can be asked for."""
+    return [path.name for path, state in all_runs(output_dir) if state.status == "finished"]
+
+
 @contextmanager
 def stage_lock(output_dir: str, fingerprint: str, on_wait: Callable[[], None]) -> Iterator[None]:
     """One job at a time trains the stage ``fingerprint``; the others call ``on_wait`` once, and then find it done."""

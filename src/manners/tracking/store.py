@@ -262,6 +262,16 @@ def has_run(client: Any, run_id: str) -> bool:
         return False
 
 
+def check_not_deleted(client: Any, run_id: str, uri: str) -> None:
+    """Raises MannersError for a run that was deleted, and can be restored."""
+    if client.get_run(run_id).info.lifecycle_stage == "deleted":
+        place = shlex.quote(redact_secrets(absolute_uri(uri)))
+        raise MannersError(
+            f"this run was deleted from the store. Restore it first: MLFLOW_TRACKING_URI={place} mlflow runs restore "
+            f"--run-id {run_id}"
+        )
+
+
 def logged_steps(client: Any, run_id: str) -> dict[str, set[int]]:
     """The steps that the store has of each metric."""
     names = [n for n in client.get_run(run_id).data.metrics if not n.startswith("system/")]

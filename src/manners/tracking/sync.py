@@ -11,6 +11,7 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 
 from manners.errors import MannersError
+from manners.redact import redact_secrets
 from manners.runtime import run_dir
 from manners.tracking import store
 from manners.tracking.async_writer import AsyncMLflowWriter
@@ -31,6 +32,7 @@ def sync_run(folder: Path, uri: str | None) -> str:
     if not run_dir.try_lock(lock):
         raise MannersError(f"{folder.name} is running, and sends what it has by itself.")
     try:
+        store.check_not_deleted(client, state.mlflow_run_id, uri)
         known = store.logged_steps(client, state.mlflow_run_id)
         writer = AsyncMLflowWriter(client, state.mlflow_run_id, folder, known, run_ended=True)
         if not writer.close():
@@ -43,7 +45,7 @@ def sync_run(folder: Path, uri: str | None) -> str:
     finally:
         lock.release()
     values, others = writer.backlog
-    return f"{values} values and {others} other records sent to {uri}"
+    return f"{values} values and {others} other records sent to {redact_secrets(uri)}"
 
 
 def sync_from_command_line() -> None:

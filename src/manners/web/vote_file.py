@@ -59,8 +59,10 @@ class VoteFile:
             descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND)  # a file that is gone is missed, not begun anew
             try:
                 size = os.fstat(descriptor).st_size
-                if size and os.pread(descriptor, 1, size - 1) != b"\n":  # an editor left the last line without its end
-                    line = b"\n" + line
+                if size:
+                    os.lseek(descriptor, -1, os.SEEK_END)
+                    if os.read(descriptor, 1) != b"\n":  # an editor left the last line without its end
+                        line = b"\n" + line
                 if os.write(descriptor, line) < len(line):  # at once: a killed server leaves no half of a row
                     os.ftruncate(descriptor, size)
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

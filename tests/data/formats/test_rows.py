@@ -115,6 +115,19 @@ def test_a_tag_of_minus_one_is_undesirable(tmp_path):
     assert [reply.label for reply in labeled_replies(loading_for(path, "unpaired_preference"))] == [True, False]
 
 
+def test_a_label_unlike_the_others_is_refused_with_its_line(tmp_path):
+    """Half of the verdicts would be lost otherwise, and SFT would train on replies that are bad."""
+    labels = [True, "false", "No", None]
+    path = write(tmp_path, *[{"prompt": f"{i}?", "completion": "x", "label": v} for i, v in enumerate(labels)])
+    with pytest.raises(MannersError, match=r"data\.jsonl:3: field 'label' is 'No', and that of other rows is true"):
+        read(path)
+    skipping = read(path, on_invalid_row="skip")
+    assert [c.messages[0]["content"] for c in skipping.train] == ["0?", "3?"] and len(skipping.skipped) == 1
+    assert len(read(path, columns={"label": None}).train) == 4
+    with pytest.raises(MannersError, match=r"data\.jsonl:3: field 'kto_tag' is 'No': it is true or false"):
+        read(path, columns={"kto_tag": "label"})
+
+
 @pytest.mark.parametrize("value", [0.5, 2, "yes", ["a"], {"a": 1}])
 def test_a_label_that_is_no_verdict_labels_no_reply(tmp_path, value):
     path = write(tmp_path, {"prompt": "a", "completion": "b", "label": value}, {"prompt": "c", "completion": "d"})

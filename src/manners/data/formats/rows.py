@@ -88,10 +88,13 @@ def with_system_message(row: Row, messages: list[Message]) -> list[Message]:
 def desirable(row: Row, messages: list[Message]) -> bool | None:
     """The label of a reply in unpaired preference data (KTO); None where the field is missing or something else.
 
-    Raises InvalidRow for a ``label`` of 0, 1 or -1: OpenRLHF's are of the reply, FalseQA's of the question.
+    Raises InvalidRow for a ``label`` of 0, 1 or -1: OpenRLHF's are of the reply, FalseQA's of the question; and for a
+    ``kto_tag`` that is no label.
     """
     name = next((name for name in LABEL_FIELDS if name in row), "label")
     label = str(dict.get(row, name)).strip().lower()
+    if name == "kto_tag" and label not in (*TRUE, *FALSE) and not is_empty(dict.get(row, name)):
+        raise InvalidRow(f"field 'kto_tag' is {dict.get(row, name)!r}: it is true or false, 1 or 0")
     if label not in (*TRUE, *FALSE) or messages[-1]["role"] != "assistant":
         return None
     if name == "label" and label not in (TRUE[0], FALSE[0]) and "rejected" not in row:
