@@ -350,7 +350,8 @@ def warn_of_changed_data(refs: Sequence[ModelRef]) -> None:
         if ref.config is None or state is None or not state.data_digest:
             continue
         with suppress(MannersError, OSError, OmegaConfBaseException):  # its data are gone, or older than an option
-            if dependencies.digest_of(ref.config) != state.data_digest:
+            on_this_machine = dependencies.data_key(ref.config)[2]  # those of the hub take long to read
+            if on_this_machine and dependencies.digest_of(ref.config) != state.data_digest:
                 console.print(
                     f"{ref.name} was trained before dataset.path={ref.config.dataset.path} was changed: rows that are "
                     "held out now may have been trained on, and its report is of other ones",

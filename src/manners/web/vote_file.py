@@ -72,17 +72,19 @@ class VoteFile:
         return vote_id
 
     def replace(self, verdict: str, annotator: str, **fields: Any) -> None:
-        """Write a verdict on one reply, and take back what ``annotator`` said of it before: a label or an edit.
+        """Write a verdict on one reply, then take back what ``annotator`` said of it before: a label or an edit.
 
         Raises as ``append``.
         """
         new = parse_vote({"vote": verdict, "id": "new"} | fields, str(self.path))
         kind = LABELS if verdict in LABELS else (verdict,)
-        for vote in self.standing():
-            same_reply = (vote.prompt, vote.replies, vote.models) == (new.prompt, new.replies, new.models)
-            if same_reply and vote.annotator == annotator and vote.verdict in kind:
-                self.append(UNDO, annotator, undone=vote.id)
+        same = (annotator, new.prompt, new.replies, new.models)
+        earlier = [
+            v for v in self.standing() if (v.annotator, v.prompt, v.replies, v.models) == same and v.verdict in kind
+        ]
         self.append(verdict, annotator, **fields)
+        for vote in earlier:
+            self.append(UNDO, annotator, undone=vote.id)
 
     def undo(self, annotator: str) -> Vote | None:
         """Take back the last vote of ``annotator`` that stands, and return it; None where there is none."""
