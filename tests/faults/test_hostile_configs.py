@@ -85,7 +85,7 @@ def name_case(number, folder):
     if rng.random() < 0.5:
         cfg.model.name = name
     try:
-        with run_dir.acquire(cfg, "digest") as directory:
+        with run_dir.acquire(cfg, {"data": "digest"}) as directory:
             assert directory.path.resolve().parent == (out / "runs").resolve()
     finally:
         assert {p for p in folder.rglob("*") if out not in (p, *p.parents)} == before

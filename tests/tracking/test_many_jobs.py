@@ -32,7 +32,7 @@ mlflow.log_input = log_input_at_once
 
 def run_job(seed):
     cfg = changed(f"output_dir={{sys.argv[1]}}", f"seed={{seed}}", "tracking.system_metrics=false")
-    with run_dir.acquire(cfg, "digest") as directory:
+    with run_dir.acquire(cfg, {{"data": "digest"}}) as directory:
         with logger.open_run(cfg, directory, Splits(), "digest", {{}}, []) as run:
             for step in range({STEPS}):
                 run.log({{name: 100 * seed + step + i / 10 for i, name in enumerate({METRICS})}}, step)
