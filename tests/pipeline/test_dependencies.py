@@ -265,6 +265,17 @@ def test_own_templates_count_by_their_text(inputs, monkeypatch):
     assert dependencies.contents_of(inputs) != before
 
 
+def test_pairs_with_corrupted_replies_are_not_those_without():
+    """Runs of pairs from before such replies were trained on have the same config, and are not reused."""
+    pairs, of_scores = ["method=reward", "method.loss=pairwise"], ["method=reward"]
+    named = [
+        "pairs" in dependencies.contents_of(compose(SMALL, *method, f"method.corruption_ratio={ratio}"))
+        for method in (pairs, of_scores)
+        for ratio in (0.3, 0.0)
+    ]
+    assert named == [True, False, False, False]
+
+
 def test_policy_on_a_base_with_other_weights_is_refused(out, tmp_path):
     base_model(tmp_path / "base")
     model = f"model.name={tmp_path / 'base'}"

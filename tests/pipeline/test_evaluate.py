@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch.nn.functional import cross_entropy
 
 from manners.config.compose import compose, register
@@ -34,7 +35,11 @@ def test_rows_that_a_model_was_trained_on_are_named(tmp_path, capsys):
     path = write(tmp_path, *[{"prompt": f"{i}?", "completion": "x"} for i in range(40)])
     few, many = (config(path, test_share=share, validation_share=0.0) for share in (0.05, 0.5))
     evaluator = SimpleNamespace(dataset=many, rows=load_splits(many).test)
-    own, other = (SimpleNamespace(name=n, config=SimpleNamespace(dataset=d)) for n, d in (("own", many), ("few", few)))
+    method = OmegaConf.create({"sample_type": "conversation"})
+    own, other = (
+        SimpleNamespace(name=n, config=SimpleNamespace(dataset=d, method=method))
+        for n, d in (("own", many), ("few", few))
+    )
     evaluate.Evaluator.warn_of_training_rows(evaluator, [own, other, SimpleNamespace(name="base", config=None)])
     trained = {row.messages[0]["content"] for row in load_splits(few).train}
     count = sum(row.messages[0]["content"] in trained for row in evaluator.rows)

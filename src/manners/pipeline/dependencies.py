@@ -135,14 +135,18 @@ def read_digest(dataset: str, sample_type: str, written: tuple[int, ...]) -> str
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:16]
 
 
-def training_rows_line(name: str, made_by: DictConfig | None, dataset: DictConfig, rows: Sequence[Conversation]) -> str:
+def training_rows_line(
+    name: str, made_by: DictConfig | None, dataset: DictConfig, rows: Sequence[Conversation], local: bool = False
+) -> str:
     """A line on the held-out ``rows`` of ``dataset`` with a prompt that the model of another dataset was trained on.
 
-    "" where there are none, as far as the data of that model are here.
+    "" where there are none, as far as the data of that model are here; with ``local`` those of the hub are not read.
     """
     if made_by is None or OmegaConf.to_container(made_by.dataset) == OmegaConf.to_container(dataset):
         return ""
     with suppress(MannersError, OSError, OmegaConfBaseException):  # its data are gone, or older than an option
+        if local and not data_key(made_by)[2]:
+            return ""
         own = OmegaConf.merge(OmegaConf.structured(DatasetConfig), made_by.dataset)
         trained = {prompt_key(row) for row in load_splits(own).train}  # type: ignore[arg-type]
         if seen := sum(prompt_key(row) in trained for row in rows):
@@ -153,8 +157,10 @@ def training_rows_line(name: str, made_by: DictConfig | None, dataset: DictConfi
 
 def contents_of(cfg: DictConfig) -> dict[str, str]:
     """What shapes a run beside its config, by content: an edit of any of it makes another run."""
-    model = cfg.model
-    return {
+    model, m = cfg.model, cfg.method
+    # Before 1841eee pairs were trained on without them, under the same config.
+    corrupted_pairs = {"pairs": "corrupted"} if m.get("loss") == "pairwise" and m.corruption_ratio else {}
+    return corrupted_pairs | {
         "data": digest_of(cfg),
         "base": model_digest(model.name, model.revision, download=not cfg.plan),
         "template": TEMPLATES.get(model.chat_template, ""),

@@ -270,7 +270,8 @@ def warn_of_training_rows(spec: RunSpec, splits: Splits, inputs: dict[str, RunAr
     """Say where a policy that the user named was trained on rows that are held out here."""
     if any(need.role == "policy" and need.explicit_source for need in spec.dependencies):
         policy, rows = inputs["policy"], splits.test or splits.validation
-        if line := dependencies.training_rows_line(policy.name, policy.config, spec.cfg.dataset, rows):
+        # Data of the hub may take minutes to read, and this only informs.
+        if line := dependencies.training_rows_line(policy.name, policy.config, spec.cfg.dataset, rows, local=True):
             console.print(line, style="yellow", highlight=False, soft_wrap=True)
 
 
